@@ -1,0 +1,314 @@
+"""From a dataset and episode indices to arrays: read, decode, resize and crop in parallel, ahead of the device.
+
+Grain reads one episode (or one video) per element, in order, in threads of this process (JPEG decoding releases the
+interpreter lock) or, with config.data.num_workers, in worker processes. Neither changes a byte of what comes out.
+`config.data.prefetch` batches are kept ready; at paper size (16 episodes of 45 videos at 224 px) a batch is 0.9 GB.
+
+Everything is uint8. A training clip's view (frame jitter, then crop x, crop y, then flip, each only where the config
+has it; support before query) comes from the VIEWS stream of its episode and is shared by the frames of the clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import ctypes
+import os
+import threading
+import time
+
+from absl import flags
+import grain
+import numpy as np
+
+from fsar_jax.data import episodes as episode_lists
+from fsar_jax.data import frames as frame_tools
+from fsar_jax.data.frame_sampling import frame_indices
+
+ENDLESS = 1 << 40                                 # elements of the training stream: the caller decides when it ends
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1           # parameters of glibc's mallopt
+
+
+class UsableVideos:
+    """The videos of a dataset that episodes may use, with the attributes of the dataset; positions count only these.
+
+    `dropped`: dataset labels of the videos left out as too short, int32 [videos], empty when there are none.
+    """
+
+    def __init__(self, dataset, keep: np.ndarray):
+        self.dataset, self.kept = dataset, np.flatnonzero(keep)
+        self.name, self.split, self.class_names = dataset.name, dataset.split, dataset.class_names
+        labels = np.asarray(dataset.labels, np.int32)
+        self.labels, self.dropped = labels[keep], labels[~keep]
+        self.num_frames = np.asarray(dataset.num_frames, np.int32)[keep]
+        self.video_ids = [dataset.video_ids[position] for position in self.kept]
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def read(self, position: int) -> dict:
+        """The record of video `position`, frames as JPEG bytes."""
+        return self.dataset.read(int(self.kept[position]))
+
+
+def usable(dataset, config) -> UsableVideos:
+    """The videos that config.data.short_videos allows: with 'drop', those of at least config.episode.frames frames.
+
+    Applying it again changes nothing. ValueError when no video is left.
+    """
+    rule, length = config.data.short_videos, config.episode.frames
+    if rule not in ('drop', 'repeat'):
+        raise ValueError(f"config.data.short_videos={rule!r} is not one of 'drop', 'repeat'")
+    keep = np.asarray(dataset.num_frames) >= (length if rule == 'drop' else 1)
+    if not keep.any():
+        raise ValueError(f'none of the {len(keep)} videos of {dataset.name} {dataset.split} has config.episode.frames='
+                         f"{length} frames: lower it, or set config.data.short_videos='repeat'")
+    return dataset if isinstance(dataset, UsableVideos) and keep.all() else UsableVideos(dataset, keep)
+
+
+def training_batches(dataset, config, start_step: int, process_index: int = 0, process_count: int = 1) -> Iterator[dict]:
+    """Batches of step start_step, start_step + 1, … without end; `close()` stops the reading.
+
+    Step s holds the episodes s·episodes_per_step … of (config.seed, dataset.split), cut into A = accumulation_steps parts;
+    of each part, a process takes its contiguous share of M episodes.
+
+    Returns:
+      An iterator of dicts: support uint8 [A, M, way, shot, L, S, S, 3], query uint8 [A, M, Q, L, S, S, 3] (S: image_size),
+      labels int32 [A, M, Q], support_flip bool [A, M, way, shot], query_flip bool [A, M, Q]: clips that the device still has
+      to flip horizontally, episode int64 [A, M].
+    """
+    total, parts = config.train.episodes_per_step, config.train.accumulation_steps
+    if total % (parts * process_count):
+        raise ValueError(f'config.train.episodes_per_step={total} must be a multiple of '
+                         f'config.train.accumulation_steps={parts} x {process_count} processes')
+    dataset = usable(dataset, config)
+    episode_lists.check_dataset(dataset, config.episode.way, config.episode.shot, config.episode.query)
+    share = total // parts // process_count
+    source = TrainingEpisodes(dataset, config, start_step, process_index, share)
+    return _batches(source, config, parts * share, lambda batch: {
+        key: value.reshape(parts, share, *value.shape[1:]) for key, value in batch.items()})
+
+
+def video_batches(dataset, config, positions, batch_size: int) -> Iterator[np.ndarray]:
+    """The test view of `positions`, in their order: uint8 [<= batch_size, L, S, S, 3], deterministic per video."""
+    source = TestVideos(dataset, config, _checked(dataset, config, positions))
+    return _batches(source, config, batch_size, lambda batch: batch['frames'])
+
+
+def episode_batches(dataset, config, episodes: episode_lists.Episodes, batch_size: int) -> Iterator[dict]:
+    """The test view of every clip of every episode: what evaluation without a cache reads.
+
+    Returns:
+      An iterator of dicts with up to B = batch_size episodes each, in order: support uint8 [B, way, shot, L, S, S, 3], query
+      uint8 [B, Q, L, S, S, 3], labels int32 [B, Q].
+    """
+    for positions in (episodes.support, episodes.query):
+        _checked(dataset, config, positions)
+    return _batches(TestEpisodes(dataset, config, episodes), config, batch_size)
+
+
+class Clips:
+    """Reads single clips of a dataset as config.data and config.episode say; decodes the sampled frames only."""
+
+    def __init__(self, dataset, config):
+        data, episode = config.data, config.episode
+        if episode.image_size > data.resize:
+            raise ValueError(f'config.episode.image_size={episode.image_size} is larger than the short side of the frames, '
+                             f'config.data.resize={data.resize}: lower the one or raise the other')
+        if data.crop not in ('random', 'centre'):
+            raise ValueError(f"config.data.crop={data.crop!r} is not one of 'random', 'centre'")
+        frame_indices(1, 1, data.sampling)        # a wrong rule is an error now, not in a loader thread
+        self.dataset = dataset
+        self.length, self.size, self.short_side = episode.frames, episode.image_size, data.resize
+        self.rule, self.random_crop, self.flip = data.sampling, data.crop == 'random', data.flip
+
+    def empty(self, *leading: int) -> np.ndarray:
+        """Room for clips: uint8 [*leading, L, S, S, 3]."""
+        return np.empty((*leading, self.length, self.size, self.size, 3), np.uint8)
+
+    def read(self, position: int, out: np.ndarray, rng: np.random.Generator | None = None) -> bool:
+        """Writes the clip into `out`, uint8 [L, S, S, 3]; `rng` None is the test view. True: it still has to be flipped."""
+        dataset = self.dataset
+        record = dataset.read(int(position))
+        try:
+            return self._view(record['frames'], int(dataset.num_frames[position]), out, rng)
+        except ValueError as error:
+            name = dataset.video_ids[position]
+            raise ValueError(f"video '{name}' of {dataset.name} {dataset.split}: {error}") from error
+
+    def _view(self, stored, num_frames, out, rng):
+        if len(stored) != num_frames:
+            raise ValueError(f'its record holds {len(stored)} frames, the metadata says {num_frames}: build the dataset again')
+        indices = frame_indices(num_frames, self.length, self.rule, rng)
+        for t, index in enumerate(indices):
+            if t and index == indices[t - 1]:
+                out[t] = out[t - 1]
+                continue
+            frame = frame_tools.resize_short_side(frame_tools.decode_jpeg(stored[index]), self.short_side)
+            if t == 0:
+                shape = frame.shape
+                x, y, flip = self._draw(shape[1], shape[0], rng)
+            elif frame.shape != shape:
+                raise ValueError(f'frame {index} is {frame.shape[1]}x{frame.shape[0]}, the others are {shape[1]}x{shape[0]}')
+            out[t] = frame[y:y + self.size, x:x + self.size]
+        return flip
+
+    def _draw(self, width, height, rng):
+        """Crop offset and flip of one clip. The published order is flip, then crop: the host takes the mirrored crop."""
+        if rng is None or not self.random_crop:
+            x, y = frame_tools.centre_crop_offset(width, height, self.size)
+        else:
+            x, y = (int(rng.integers(0, limit, endpoint=True))
+                    for limit in frame_tools.random_crop_limits(width, height, self.size))
+        flip = rng is not None and self.flip and bool(rng.random() < 0.5)
+        return frame_tools.mirrored_crop_x(x, width, self.size) if flip else x, y, flip
+
+
+# The three sources are what Grain indexes, in threads or, pickled, in worker processes.
+
+class TrainingEpisodes:
+    """Element k is the k-th episode that this process trains on, counted from start_step."""
+
+    def __init__(self, dataset, config, start_step, process_index, share):
+        episode, train = config.episode, config.train
+        self.clips, self.by_class = Clips(dataset, config), episode_lists.clips_by_class(dataset)
+        self.shape, self.seed = (episode.way, episode.shot, episode.query), config.seed
+        self.per_step, self.parts = train.episodes_per_step, train.accumulation_steps
+        self.start_step, self.process_index, self.share = start_step, process_index, share
+
+    def __len__(self):
+        return ENDLESS
+
+    def __repr__(self):
+        return 'TrainingEpisodes()'               # Grain names its stages with this, at every step
+
+    def episode_index(self, element: int) -> int:
+        step, place = divmod(element, self.parts * self.share)
+        part, place = divmod(place, self.share)
+        return ((self.start_step + step) * self.per_step + part * (self.per_step // self.parts)
+                + self.process_index * self.share + place)
+
+    def __getitem__(self, element):
+        index = self.episode_index(int(element))
+        dataset = self.clips.dataset
+        drawn = episode_lists.draw_episode(dataset, *self.shape, self.seed, index, self.by_class)
+        rng = episode_lists.episode_generator(self.seed, dataset.split, index, episode_lists.VIEWS)
+        support, support_flip = _read_all(self.clips, drawn.support[0], rng)
+        query, query_flip = _read_all(self.clips, drawn.query[0], rng)
+        return dict(support=support, query=query, labels=drawn.labels[0],
+                    support_flip=support_flip, query_flip=query_flip, episode=np.int64(index))
+
+
+class TestVideos:
+    """Element k is the test view of video positions[k]."""
+    __test__ = False                              # the name is not for pytest
+
+    def __init__(self, dataset, config, positions):
+        self.clips, self.positions = Clips(dataset, config), positions
+
+    def __len__(self):
+        return len(self.positions)
+
+    def __repr__(self):
+        return 'TestVideos()'
+
+    def __getitem__(self, element):
+        frames = self.clips.empty()
+        self.clips.read(self.positions[element], frames)
+        return dict(frames=frames)
+
+
+class TestEpisodes:
+    """Element k is the test view of the clips of episode k of a list."""
+    __test__ = False
+
+    def __init__(self, dataset, config, episodes):
+        self.clips, self.episodes = Clips(dataset, config), episodes
+
+    def __len__(self):
+        return len(self.episodes.support)
+
+    def __repr__(self):
+        return 'TestEpisodes()'
+
+    def __getitem__(self, element):
+        support, _ = _read_all(self.clips, self.episodes.support[element])
+        query, _ = _read_all(self.clips, self.episodes.query[element])
+        return dict(support=support, query=query, labels=np.asarray(self.episodes.labels[element], np.int32))
+
+
+def _read_all(clips, positions, rng=None):
+    """Clips at positions [...] -> uint8 [..., L, S, S, 3] and flips bool [...]."""
+    frames, flips = clips.empty(*positions.shape), np.zeros(positions.shape, bool)
+    for place in np.ndindex(positions.shape):
+        flips[place] = clips.read(positions[place], frames[place], rng)
+    return frames, flips
+
+
+def _checked(dataset, config, positions):
+    positions = np.asarray(positions)
+    if positions.size and not 0 <= positions.min() <= positions.max() < len(dataset):
+        raise ValueError(f'positions {positions.min()}..{positions.max()} are outside the {len(dataset)} videos of '
+                         f'{dataset.name} {dataset.split}')
+    length = config.episode.frames
+    if config.data.short_videos == 'drop' and (short := np.asarray(dataset.num_frames)[positions] < length).any():
+        first = int(positions[short][0])
+        raise ValueError(f"video '{dataset.video_ids[first]}' of {dataset.name} {dataset.split} has "
+                         f'{dataset.num_frames[first]} frames, fewer than config.episode.frames={length}: take the dataset '
+                         f"through usable(), or set config.data.short_videos='repeat'")
+    return positions
+
+
+def _batches(source, config, size, finish=lambda batch: batch):
+    """Generator of `finish({key: array [size, ...]})`, new arrays each time; the last batch of a source may be smaller."""
+    with contextlib.closing(_elements(source, config, size)) as elements:
+        for start in range(0, len(source), size):
+            count, batch = min(size, len(source) - start), {}
+            for place in range(count):
+                for key, value in next(elements).items():
+                    if place == 0:
+                        batch[key] = np.empty((count, *value.shape), value.dtype)
+                    batch[key][place] = value
+            yield finish(batch)
+
+
+def _elements(source, config, batch_size):
+    """Generator of the source's elements, read in parallel, config.data.prefetch batches ahead."""
+    threads, workers, ahead = config.data.num_threads, config.data.num_workers, max(1, config.data.prefetch) * batch_size
+    elements = grain.MapDataset.source(source)
+    if workers:
+        if not flags.FLAGS.is_parsed():           # Grain reads absl flags when it starts a process, even outside an absl app
+            flags.FLAGS.mark_as_parsed()
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=-(-ahead // workers))
+        elements = elements.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+        elements = elements.mp_prefetch(options, worker_init_fn=_start_worker)
+    else:
+        keep_freed_memory()
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, ahead))
+        elements = elements.to_iter_dataset(options)
+    iterator = iter(elements)
+    try:
+        for element in iterator:
+            yield element
+    finally:
+        iterator.close()
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep what is freed: reading records and frames otherwise spends most of its time on page faults."""
+    with contextlib.suppress(OSError, AttributeError):                       # another C library: slower, not wrong
+        libc = ctypes.CDLL('libc.so.6')
+        libc.mallopt(MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(TRIM_THRESHOLD, 1 << 30)
+
+
+def _start_worker(worker, workers):
+    del worker, workers
+    keep_freed_memory()
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:             # a worker outlives a killed parent and would keep its shared memory
+            time.sleep(1)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()

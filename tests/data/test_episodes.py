@@ -1,0 +1,212 @@
+"""Episode draws and episode lists: pure, independent of record order, exchangeable."""
+
+import hashlib
+import json
+
+from memory_videos import MemoryVideos, small_config
+import numpy as np
+import pytest
+
+from fsar_jax.data import episodes as lists
+from fsar_jax.data import loader
+
+FIELDS = ('support', 'query', 'labels', 'classes')
+WAY, SHOT, QUERY = 5, 2, 3
+PINNED_DRAWS = [0.5241564633826448, 0.5762627820551913, 0.4182748910420203]
+PINNED_HASH = '724f4cb819f66c54df5a9a79ab45549666f5adee76fb9062a2e5699cfd78030e'
+
+
+@pytest.fixture(scope='module')
+def dataset():
+    return MemoryVideos([6, 5, 9, 5, 7, 30, 6], split='test')
+
+
+def ids(dataset, episodes):
+    """Episodes by name: what must not depend on the order of records or labels."""
+    video_ids = np.array(dataset.video_ids)
+    class_names = np.array(dataset.class_names)
+    return video_ids[episodes.support].tolist(), video_ids[episodes.query].tolist(), class_names[episodes.classes].tolist()
+
+
+def assert_same(a, b):
+    for field in FIELDS:
+        np.testing.assert_array_equal(getattr(a, field), getattr(b, field), err_msg=field)
+
+
+def test_shapes_and_meaning(dataset):
+    drawn = lists.draw_episodes(dataset, WAY, SHOT, QUERY, seed=0, count=50)
+    assert len(drawn) == 50
+    assert drawn.support.shape == (50, WAY, SHOT) and drawn.query.shape == (50, WAY * QUERY)
+    assert all(getattr(drawn, field).dtype == np.int32 for field in FIELDS)
+    for support, query, labels, classes in zip(drawn.support, drawn.query, drawn.labels, drawn.classes):
+        assert labels.tolist() == [row for row in range(WAY) for _ in range(QUERY)], 'labels are class-major'
+        assert len(set(classes.tolist())) == WAY
+        assert (dataset.labels[support] == classes[:, None]).all()
+        assert (dataset.labels[query] == classes[labels]).all()
+        used = [*support.ravel().tolist(), *query.tolist()]
+        assert len(set(used)) == len(used), 'a clip is used twice in one episode'
+
+
+def test_an_episode_depends_on_its_index_alone(dataset):
+    whole = lists.draw_episodes(dataset, WAY, SHOT, QUERY, seed=7, count=30)
+    later = lists.draw_episodes(dataset, WAY, SHOT, QUERY, seed=7, count=4, start=11)
+    for field in FIELDS:
+        np.testing.assert_array_equal(getattr(later, field), getattr(whole, field)[11:15])
+    for index in (29, 3, 17):
+        alone = lists.draw_episode(dataset, WAY, SHOT, QUERY, 7, index)
+        for field in FIELDS:
+            np.testing.assert_array_equal(getattr(alone, field)[0], getattr(whole, field)[index])
+
+
+def test_seed_split_and_index_each_change_the_draw(dataset):
+    first = lists.draw_episodes(dataset, WAY, SHOT, QUERY, seed=0, count=20)
+    other_seed = lists.draw_episodes(dataset, WAY, SHOT, QUERY, seed=1, count=20)
+    other_split = lists.draw_episodes(MemoryVideos([6, 5, 9, 5, 7, 30, 6], split='val'), WAY, SHOT, QUERY, seed=0, count=20)
+    for other in (other_seed, other_split):
+        assert (first.support != other.support).any((1, 2)).all(), 'some episode is the same under another key'
+    assert len({episode.tobytes() for episode in first.support}) == 20
+
+
+def test_streams_of_an_episode_are_apart():
+    draws = [lists.episode_generator(0, 'train', index, stream).random(200) for index in (0, 1) for stream in (0, 1)]
+    assert len(np.unique(draws)) == 800
+
+
+def test_the_draw_is_the_same_on_every_machine():
+    # What this version draws; a change of it silently changes every published episode list.
+    drawn = lists.episode_generator(0, 'test', 12, lists.CLIPS).random(3)
+    np.testing.assert_allclose(drawn, PINNED_DRAWS, rtol=0, atol=1e-15)
+    dataset = MemoryVideos([6, 5, 9, 5, 7], split='test')
+    assert lists.episodes_hash(dataset, lists.draw_episodes(dataset, 5, 1, 1, seed=0, count=100)) == PINNED_HASH
+
+
+def test_more_queries_leave_classes_and_support_alone(dataset):
+    few = lists.draw_episodes(dataset, WAY, SHOT, 1, seed=0, count=20)
+    many = lists.draw_episodes(dataset, WAY, SHOT, 3, seed=0, count=20)
+    np.testing.assert_array_equal(few.support, many.support)
+    np.testing.assert_array_equal(few.query, many.query.reshape(20, WAY, 3)[:, :, 0])
+
+
+def test_order_of_records_and_labels_is_irrelevant(dataset):
+    counts = [6, 5, 9, 5, 7, 30, 6]
+    shuffled = MemoryVideos(counts, split='test', order=np.random.default_rng(0).permutation(sum(counts)))
+    relabelled = MemoryVideos(counts, split='test')
+    permutation = np.random.default_rng(1).permutation(7)
+    relabelled.labels = permutation[relabelled.labels].astype(np.int32)
+    relabelled.class_names = [relabelled.class_names[label] for label in np.argsort(permutation)]
+    first = lists.draw_episodes(dataset, WAY, SHOT, QUERY, seed=0, count=20)
+    for other in (shuffled, relabelled):
+        drawn = lists.draw_episodes(other, WAY, SHOT, QUERY, seed=0, count=20)
+        assert ids(other, drawn) == ids(dataset, first)
+        assert lists.episodes_hash(other, drawn) == lists.episodes_hash(dataset, first)
+
+
+def test_classes_and_clips_are_drawn_uniformly():
+    dataset = MemoryVideos([4] * 10)
+    count = 4000
+    drawn = lists.draw_episodes(dataset, 5, 1, 1, seed=0, count=count)
+    classes = np.bincount(drawn.classes.ravel(), minlength=10)
+    clips = np.bincount(np.concatenate([drawn.support.ravel(), drawn.query.ravel()]), minlength=40)
+    # Five standard deviations of a binomial with the share of episodes that use a class, or a clip.
+    for found, share in ((classes, 0.5), (clips, 0.25)):
+        assert np.abs(found - count * share).max() < 5 * np.sqrt(count * share * (1 - share))
+    first_row = np.bincount(drawn.classes[:, 0], minlength=10)
+    assert np.abs(first_row - count / 10).max() < 5 * np.sqrt(count * 0.09), 'the row of a class in an episode is not random'
+
+
+def test_too_few_classes_or_clips_is_named():
+    with pytest.raises(ValueError, match='memory train has 3 classes, 5-way episodes need 5'):
+        lists.check_dataset(MemoryVideos([9, 9, 9]), 5, 1, 1)
+    with pytest.raises(ValueError, match=r"class 'class 01' of memory train has 4 clips, 3 support \+ 2 query per class need 5, "
+                                         'and so for 1 more classes: lower config.episode.shot'):
+        lists.check_dataset(MemoryVideos([9, 4, 2]), 3, 3, 2)
+    with pytest.raises(ValueError, match='at least 2 classes .* got way=1'):
+        lists.check_dataset(MemoryVideos([9, 9]), 1, 1, 1)
+    with pytest.raises(ValueError, match="class 'class 01'"):
+        lists.draw_episodes(MemoryVideos([9, 4]), 2, 3, 2, seed=0, count=1)
+
+
+def test_dropped_clips_are_part_of_the_message():
+    dataset = MemoryVideos([5, 5, 5], num_frames=lambda c, k: 3 if c == 1 and k else 12)
+    view = loader.usable(dataset, small_config())
+    with pytest.raises(ValueError, match=r"class 'class 01' of memory train has 1 clips \(4 dropped: fewer than config.episode.frames"):
+        lists.check_dataset(view, 3, 1, 1)
+    gone = loader.usable(MemoryVideos([5, 5, 5], num_frames=lambda c, k: 3 if c == 1 else 12), small_config())
+    with pytest.raises(ValueError, match=r"class 'class 01' of memory train has 0 clips \(5 dropped"):
+        lists.check_dataset(gone, 3, 1, 1)
+
+
+def test_no_episodes_is_an_error(dataset):
+    with pytest.raises(ValueError, match='asked for 0 episodes'):
+        lists.draw_episodes(dataset, WAY, SHOT, QUERY, seed=0, count=0)
+
+
+def test_a_list_goes_to_another_build_and_back(dataset, tmp_path):
+    path = tmp_path / 'episodes.jsonl'
+    first = lists.draw_episodes(dataset, WAY, SHOT, QUERY, seed=0, count=20)
+    lists.write_episodes(path, dataset, first)
+    assert_same(lists.read_episodes(path, dataset), first)
+    # Another order, and clips that the first build did not have.
+    other = MemoryVideos([8, 7, 9, 5, 7, 31, 6], split='test', order=np.random.default_rng(3).permutation(73))
+    again = lists.read_episodes(path, other)
+    assert ids(other, again) == ids(dataset, first)
+    assert lists.episodes_hash(other, again) == lists.episodes_hash(dataset, first)
+    assert lists.episodes_hash(dataset, first) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_hash_sees_every_clip_and_label(dataset):
+    first = lists.draw_episodes(dataset, WAY, SHOT, QUERY, seed=0, count=5)
+    np.testing.assert_array_equal(first.labels[:, -1], WAY - 1)
+    hashes = {lists.episodes_hash(dataset, first)}
+    for field in ('support', 'query', 'labels'):
+        changed = lists.Episodes(**{name: getattr(first, name).copy() for name in FIELDS})
+        array = getattr(changed, field)
+        array.flat[-1] = array.flat[-1] - 1
+        hashes.add(lists.episodes_hash(dataset, changed))
+    assert len(hashes) == 4
+
+
+def lines(dataset, **changes):
+    drawn = lists.draw_episodes(dataset, 2, 1, 1, seed=0, count=2)
+    video_ids = np.array(dataset.video_ids)
+    rows = [{'support': video_ids[s].tolist(), 'query': video_ids[q].tolist(), 'labels': [0, 1]}
+            for s, q in zip(drawn.support, drawn.query)]
+    rows[1].update(changes)
+    return '\n'.join(map(json.dumps, rows))
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(support=[['nobody/1'], ['nobody/0']]), 'names 2 clips that memory test does not have .*: nobody/0, nobody/1$'),
+    (dict(query=['class 00/0', 'class 00/0']), "line 2 uses clip 'class 00/0' twice"),
+    (dict(support=[['class 00/0'], ['class 01/0']], query=['class 01/1', 'class 00/1']), 'line 2: clips of one class there are of'),
+    (dict(labels=[0, 2]), r'line 2 has a label outside 0\.\.1'),
+    (dict(labels=[0]), 'line 2 is not an episode .*query and labels are not'),
+    (dict(support=['class 00/0', 'class 01/0']), r'line 2 is not an episode .*support is not \[way\]\[shot\]'),
+    (dict(support=[[1], [2]]), 'line 2 is not an episode .*video ids must be strings'),
+    (dict(query=['class 00/0'], labels=[0]), 'line 2 is 2-way 1-shot with 1 queries, line 1 is 2-way 1-shot with 2'),
+])
+def test_a_wrong_list_says_what_is_wrong(dataset, tmp_path, changes, message):
+    path = tmp_path / 'episodes.jsonl'
+    path.write_text(lines(dataset, **changes))
+    with pytest.raises(ValueError, match=message) as caught:
+        lists.read_episodes(path, dataset)
+    assert '\n' not in str(caught.value)
+
+
+def test_absent_empty_and_malformed_lists(dataset, tmp_path):
+    path = tmp_path / 'episodes.jsonl'
+    with pytest.raises(FileNotFoundError, match='no episode list at .*: check config.eval.episodes_file'):
+        lists.read_episodes(path, dataset)
+    path.write_text('')
+    with pytest.raises(ValueError, match='holds no episodes'):
+        lists.read_episodes(path, dataset)
+    path.write_text('{"support": 3')
+    with pytest.raises(ValueError, match='line 1 is not an episode'):
+        lists.read_episodes(path, dataset)
+
+
+def test_video_ids_must_be_unique(dataset, tmp_path):
+    twice = MemoryVideos([6, 6], split='test')
+    twice.video_ids[4] = twice.video_ids[2]
+    with pytest.raises(ValueError, match="video id 'class 00/2' occurs twice in memory test"):
+        lists.episodes_hash(twice, lists.draw_episodes(twice, 2, 1, 1, seed=0, count=1))
