@@ -1,0 +1,313 @@
+"""Names and shapes of the published state dicts, and where each entry goes in ours.
+
+Every expected entry has one row: published name → (our path, named transform, published shape). The rows of a
+backbone come from its own parameter tree, those of the heads from the tables below. What is neither expected nor
+known to be unused is an error, and so is anything missing or of another shape; one error lists all of them.
+"""
+
+import collections
+import re
+from typing import Any, NamedTuple
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fsar_jax import backbones
+
+TRANSFORMS = {
+    'copy': lambda x: x,
+    'linear': lambda x: x.T,                        # [out, in] → [in, out]
+    'conv': lambda x: x.transpose(2, 3, 1, 0),      # [out, in, h, w] → [h, w, in, out]
+}
+
+# Our leaf → (published leaf, transform), for convolutions and batch norms.
+BACKBONE_LEAVES = {
+    ('params', 'kernel'): ('weight', 'conv'),
+    ('params', 'scale'): ('weight', 'copy'),
+    ('params', 'bias'): ('bias', 'copy'),
+    ('batch_stats', 'mean'): ('running_mean', 'copy'),
+    ('batch_stats', 'var'): ('running_var', 'copy'),
+}
+BACKBONE_MODULES = {'downsample_conv': 'downsample.0', 'downsample_bn': 'downsample.1'}
+
+# TRX and STRM keep the backbone as a sequence: conv1, bn1, relu, max pool, layer1, ….
+SEQUENCE = {'conv1': 'resnet.0', 'bn1': 'resnet.1',
+            'layer1': 'resnet.4', 'layer2': 'resnet.5', 'layer3': 'resnet.6', 'layer4': 'resnet.7'}
+
+# Linear maps of an enrichment: published name, our name, output and input size.
+# D: features; D/2: half of them; N: tokens, which are the patches of a frame or the frames of a video.
+ENRICHMENT_MAPS = {
+    'self_attention': (
+        ('key_proj', 'key', 'D', 'D'),
+        ('query_proj', 'query', 'D', 'D'),
+        ('value_conv', 'value', 'D', 'D'),
+        ('Bot_MLP.inp_fc', 'mlp_in', 'D/2', 'D'),
+        ('Bot_MLP.hid_fc', 'mlp_hidden', 'D/2', 'D/2'),
+        ('Bot_MLP.out_fc', 'mlp_out', 'D', 'D/2'),
+    ),
+    'mlp_mixer': (
+        ('Tok_MLP.inp_fc', 'token_in', 'N', 'N'),
+        ('Tok_MLP.out_fc', 'token_out', 'N', 'N'),
+        ('Bot_MLP.inp_fc', 'channel_in', 'D', 'D'),
+        ('Bot_MLP.out_fc', 'channel_out', 'D', 'D'),
+    ),
+    'none': (),
+}
+ENRICHMENTS = {'patch': ('attn_pat', 'patch_enrichment'), 'frame': ('fr_enrich', 'frame_enrichment')}
+PROJECTION = 'new_dist_loss_post_pat'
+
+# In the files, without a use here: counters; position codes, which are computed; a LayerNorm that TRX never calls.
+COUNTER = r'.*\.num_batches_tracked'
+UNUSED = COUNTER + r'|(attn_pat|fr_enrich|transformers\.\d+)\.pe\.pe|transformers\.\d+\.norm_v\.(weight|bias)'
+CLASSIFIER = r'fc\.(weight|bias)'
+
+PROJECTION_SEED = 0
+
+
+class Entry(NamedTuple):
+    """One row: where a published array goes.
+
+    Attributes:
+      path: ours, from the collection on: 'params/backbone/conv1/kernel'.
+      transform: key of TRANSFORMS.
+      shape: of the published array; None for a size that cannot be known.
+    """
+    path: str
+    transform: str
+    shape: tuple[int | None, ...]
+
+
+def from_torch(state_dict: dict[str, Any], model) -> dict[str, Any]:
+    """Variables of the learner of `model` from a state dict of the published STRM, TRX or Baseline TRM.
+
+    The names may carry the `module.` of multi-GPU training (row S22 of docs/paper_vs_code.md). STRM's released
+    dicts lack the query-class projection, because its code never saves it (S11): where
+    `model.query_similarity.weight` is not 0 it is drawn from a fixed seed in torch's range, and a warning says so.
+
+    Args:
+      state_dict: {published name: array}.
+      model: config.model. With backbone 'features' there are no backbone entries. The feature dimension (there)
+        and the number of frames follow from the arrays; all other sizes from the config.
+
+    Returns:
+      {'params': …, 'batch_stats': …}, float32, for `learner.apply`; no 'batch_stats' where there are none.
+
+    Raises:
+      ValueError: unknown, missing or mis-shaped entries, all in one line; or variant='paper', whose enrichments
+        have no place for the published gate and biases.
+    """
+    if model.matcher.name not in ('cross_transformer', 'prototypes'):
+        raise ValueError('no published state dict is known for '
+                         f"config.model.matcher.name='{model.matcher.name}'")
+    enriched = model.enrichment.patch != 'none' or model.enrichment.frame != 'none'
+    if model.variant != 'code' and (enriched or model.query_similarity.weight):
+        raise ValueError("published STRM weights belong to config.model.variant='code': the 'paper' equations "
+                         'have no place for its gate and biases')
+    arrays, notes = _without_module(state_dict)
+
+    table, dim = {}, None
+    if model.backbone.name != 'features':
+        rows, dim = backbone_table(model.backbone)
+        for name, entry in rows.items():
+            stem, _, rest = name.partition('.')
+            collection, _, path = entry.path.partition('/')
+            table[f'{SEQUENCE[stem]}.{rest}'] = entry._replace(path=f'{collection}/backbone/{path}')
+    cardinalities = sorted(model.matcher.cardinalities)
+    dim = dim or _feature_dimension(arrays, cardinalities)
+    table.update(_enrichment_table(model, dim, _frames(arrays)))
+    if model.matcher.name == 'cross_transformer':
+        table.update(_matcher_table(cardinalities, dim, model.matcher.dim or _half(dim)))
+
+    unused = UNUSED
+    projection = _projection_table(cardinalities, dim, model.query_similarity.dim or _half(dim))
+    if not model.query_similarity.weight:
+        unused += '|' + PROJECTION + r'\.\d+\.clsW\.(weight|bias)'
+    elif not any(name.startswith(PROJECTION) for name in arrays) and dim:
+        arrays.update(_draw_projection(projection))
+        table.update(projection)
+        notes.append((logging.WARNING, (
+            'the state dict has no query-class projection, which the published STRM neither trains nor saves: drawn '
+            f'from the fixed seed {PROJECTION_SEED} as torch starts a linear map, so that evaluation is deterministic')))
+    else:
+        table.update(projection)
+    return _convert(arrays, table, unused, notes)
+
+
+def backbone_from_torch(state_dict: dict[str, Any], config) -> dict[str, Any]:
+    """Variables of the backbone alone, from a state dict with torchvision's names, which timm's ResNets share.
+
+    Args:
+      state_dict: {'conv1.weight': array, …}. The ImageNet classifier `fc` is left out, and the log says so.
+      config: config.model.backbone.
+
+    Returns:
+      {'params': …, 'batch_stats': …}, float32, for `backbones.create(config).apply`; in the learner's variables
+      they belong under 'backbone' of each collection.
+
+    Raises:
+      ValueError: unknown, missing or mis-shaped entries, all in one line.
+    """
+    if config.name == 'features':
+        raise ValueError("config.model.backbone.name='features' has no weights to load")
+    arrays, notes = _without_module(state_dict)
+    classifier = [name for name in arrays if re.fullmatch(CLASSIFIER, name)]
+    if classifier:
+        notes.append((logging.INFO, f'left out the classifier of the backbone: {", ".join(classifier)}'))
+    return _convert(arrays, backbone_table(config)[0], f'{COUNTER}|{CLASSIFIER}', notes)
+
+
+def backbone_table(config) -> tuple[dict[str, Entry], int]:
+    """Rows of a backbone under torchvision's names, read off its parameter tree; and its output channels."""
+    module = backbones.create(config)
+    start = lambda: module.init_with_output(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), False)
+    maps, variables = jax.eval_shape(start)
+    table = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        collection, *modules, last = (key.key for key in path)
+        published, transform = BACKBONE_LEAVES[collection, last]
+        modules = [BACKBONE_MODULES.get(name, name.replace('_', '.')) for name in modules]
+        shape = leaf.shape if transform == 'copy' else tuple(leaf.shape[i] for i in (3, 2, 0, 1))
+        table['.'.join([*modules, published])] = Entry('/'.join(key.key for key in path), transform, shape)
+    return table, maps.shape[-1]
+
+
+def _enrichment_table(model, dim, frames):
+    table = {}
+    for level, tokens in (('patch', model.enrichment.patches ** 2), ('frame', frames)):
+        theirs, ours = ENRICHMENTS[level]
+        sizes = {'D': dim, 'D/2': _half(dim), 'N': tokens}
+        kind = model.enrichment[level]
+        for published, name, outputs, inputs in ENRICHMENT_MAPS[kind]:
+            table.update(_linear(f'{theirs}.{published}', f'{ours}/{name}', sizes[outputs], sizes[inputs]))
+        if kind == 'self_attention':
+            table[f'{theirs}.gamma'] = Entry(f'params/{ours}/gamma', 'copy', (1,))
+    return table
+
+
+def _matcher_table(cardinalities, dim, outputs):
+    table = {}
+    for i, cardinality in enumerate(cardinalities):
+        theirs, ours = f'transformers.{i}', f'matcher/cardinality_{cardinality}'
+        for published, name in (('k_linear', 'key'), ('v_linear', 'value')):
+            inputs = _times(cardinality, dim)
+            table.update(_linear(f'{theirs}.{published}', f'{ours}/{name}', outputs, inputs))
+        table[f'{theirs}.norm_k.weight'] = Entry(f'params/{ours}/key_norm/scale', 'copy', (outputs,))
+        table[f'{theirs}.norm_k.bias'] = Entry(f'params/{ours}/key_norm/bias', 'copy', (outputs,))
+    return table
+
+
+def _projection_table(cardinalities, dim, outputs):
+    table = {}
+    for i, cardinality in enumerate(cardinalities):
+        ours = f'query_similarity/cardinality_{cardinality}/projection'
+        table.update(_linear(f'{PROJECTION}.{i}.clsW', ours, outputs, _times(cardinality, dim)))
+    return table
+
+
+def _linear(published, ours, outputs, inputs):
+    return {f'{published}.weight': Entry(f'params/{ours}/kernel', 'linear', (outputs, inputs)),
+            f'{published}.bias': Entry(f'params/{ours}/bias', 'copy', (outputs,))}
+
+
+def _draw_projection(table):
+    """Weights and biases uniform in ±1/√inputs, as torch.nn.Linear starts them."""
+    generator = np.random.Generator(np.random.Philox(PROJECTION_SEED))
+    arrays = {}
+    for name, entry in table.items():
+        inputs = table[name.rpartition('.')[0] + '.weight'].shape[1]
+        arrays[name] = ((2 * generator.random(entry.shape) - 1) / np.sqrt(inputs)).astype(np.float32)
+    return arrays
+
+
+def _without_module(state_dict):
+    """Names without the `module.` of DataParallel, before or after the first component; and what to log about it."""
+    arrays, wrapped = {}, 0
+    for name, value in state_dict.items():
+        plain = re.sub(r'^(?:module\.)?([^.]+\.)(?:module\.)?', r'\1', str(name))
+        if plain in arrays:
+            raise ValueError(f"the state dict has '{plain}' twice, with and without 'module.'")
+        arrays[plain] = value
+        wrapped += plain != name
+    note = f"removed 'module.' of multi-GPU training from {wrapped} of {len(arrays)} names"
+    return arrays, [(logging.INFO, note)] if wrapped else []
+
+
+def _feature_dimension(arrays, cardinalities):
+    """D from the arrays that depend on it; None without any."""
+    places = [(f'{root}.{name}', 1) for root, _ in ENRICHMENTS.values()
+              for name in ('Bot_MLP.inp_fc.weight', 'Bot_MLP.out_fc.bias')]
+    for i, cardinality in enumerate(cardinalities):
+        names = f'transformers.{i}.k_linear', f'transformers.{i}.v_linear', f'{PROJECTION}.{i}.clsW'
+        places += [(f'{name}.weight', cardinality) for name in names]
+    return _most_common(arrays, places)
+
+
+def _frames(arrays):
+    """L from the arrays of the frame mixer; None without any."""
+    leaves = 'inp_fc.weight', 'inp_fc.bias', 'out_fc.weight', 'out_fc.bias'
+    return _most_common(arrays, [(f'fr_enrich.Tok_MLP.{leaf}', 1) for leaf in leaves])
+
+
+def _most_common(arrays, places):
+    """The size that most of the places agree on (last axis / factor), so that one mis-shaped array is found out."""
+    shapes = ((arrays[name].shape, factor) for name, factor in places if _is_array(arrays.get(name)))
+    sizes = collections.Counter(shape[-1] // factor for shape, factor in shapes if shape)
+    return sizes.most_common(1)[0][0] if sizes else None
+
+
+def _half(size):
+    return None if size is None else size // 2
+
+
+def _times(factor, size):
+    return None if size is None else factor * size
+
+
+def _convert(arrays, table, unused, notes):
+    _check(arrays, table, unused)
+    for level, note in notes:
+        logging.log(level, 'fsar_jax.weights: %s', note)
+    variables = {}
+    for name, entry in table.items():
+        *parents, leaf = entry.path.split('/')
+        node = variables
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = jnp.asarray(TRANSFORMS[entry.transform](np.asarray(arrays[name]).astype(np.float32)))
+    variables.setdefault('params', {})
+    return variables
+
+
+def _check(arrays, table, unused):
+    unknown = [name for name in arrays if name not in table and not re.fullmatch(unused, name)]
+    missing = [name for name in table if name not in arrays]
+    wrong = [name for name, entry in table.items() if name in arrays and not _fits(arrays[name], entry.shape)]
+    expected = lambda name: _written(table[name].shape)
+    found = lambda name: _found(arrays[name])
+    problems = {
+        'missing': [f'{name} {expected(name)}' for name in missing],
+        'unknown': [f'{name} {found(name)}' for name in unknown],
+        'mis-shaped': [f'{name} expected {expected(name)} found {found(name)}' for name in wrong],
+    }
+    listed = [f'{len(lines)} {kind}: ' + ', '.join(lines) for kind, lines in problems.items() if lines]
+    if listed:
+        raise ValueError('the state dict is not one of the model that config.model describes: ' + '; '.join(listed))
+
+
+def _is_array(value):
+    return isinstance(value, (np.ndarray, np.generic, jax.Array)) and value.dtype.kind not in 'OSUMm'
+
+
+def _fits(value, shape):
+    return (_is_array(value) and value.ndim == len(shape)
+            and all(size in (None, found) for size, found in zip(shape, value.shape)))
+
+
+def _written(shape):
+    return '[' + ', '.join('?' if size is None else str(size) for size in shape) + ']'
+
+
+def _found(value):
+    return _written(value.shape) if _is_array(value) else type(value).__name__

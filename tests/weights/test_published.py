@@ -1,0 +1,309 @@
+"""Published state dicts of STRM, TRX and torchvision: places, transforms, and errors that list everything."""
+
+import logging
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from torch_files import Tensor, write_legacy, write_zip
+
+import fsar_jax
+from fsar_jax import backbones
+from fsar_jax.weights import backbone_from_torch, from_torch, load, load_backbone
+
+FIXTURES = pathlib.Path(__file__).parents[1] / 'fixtures'
+
+
+def model_config(method, backbone='features', **changes):
+    config = fsar_jax.default_config()
+    model = config.model
+    model.backbone.name = backbone
+    model.matcher.update(name='cross_transformer', dim=24, cardinalities=(2,))
+    if method == 'strm':
+        model.enrichment.update(patch='self_attention', frame='mlp_mixer')
+        model.query_similarity.weight = 0.1
+    elif method == 'trx':
+        model.matcher.cardinalities = (2, 3)
+    elif method == 'protonet':
+        model.matcher.name = 'prototypes'
+    model.update(changes)
+    return model
+
+
+def fixture_weights(name):
+    with np.load(FIXTURES / f'{name}.npz') as z:
+        return {key[2:]: z[key] for key in z.files if key.startswith('w/')}
+
+
+def batch_norm_shapes(name, channels):
+    return {**{f'{name}.{leaf}': (channels,) for leaf in ('weight', 'bias', 'running_mean', 'running_var')},
+            f'{name}.num_batches_tracked': ()}
+
+
+def torchvision_shapes(blocks, bottleneck, width=64):
+    """Names and shapes of torchvision's ResNets without fc, written down here apart from the code under test."""
+    shapes, inputs = {'conv1.weight': (width, 3, 7, 7), **batch_norm_shapes('bn1', width)}, width
+    for stage, count in enumerate(blocks):
+        inner = width * 2 ** stage
+        outputs = inner * (4 if bottleneck else 1)
+        for b in range(count):
+            convs = [(inner, inputs, 3), (inner, inner, 3)]
+            if bottleneck:
+                convs = [(inner, inputs, 1), (inner, inner, 3), (outputs, inner, 1)]
+            for i, (out, into, size) in enumerate(convs):
+                shapes[f'layer{stage + 1}.{b}.conv{i + 1}.weight'] = (out, into, size, size)
+                shapes.update(batch_norm_shapes(f'layer{stage + 1}.{b}.bn{i + 1}', out))
+            if b == 0 and (stage > 0 or bottleneck):
+                shapes[f'layer{stage + 1}.{b}.downsample.0.weight'] = (outputs, inputs, 1, 1)
+                shapes.update(batch_norm_shapes(f'layer{stage + 1}.{b}.downsample.1', outputs))
+            inputs = outputs
+    return shapes
+
+
+ARCHITECTURES = {'resnet18': ((2, 2, 2, 2), False), 'resnet34': ((3, 4, 6, 3), False), 'resnet50': ((3, 4, 6, 3), True)}
+
+
+def drawn(shapes, seed=0):
+    rng = np.random.default_rng(seed)
+    draw = lambda name, shape: np.array(7, np.int64) if name.endswith('tracked') else rng.random(shape, np.float32)
+    return {name: draw(name, shape) for name, shape in shapes.items()}
+
+
+def sequential(weights):
+    """As TRX and STRM name the backbone: children of a sequence conv1, bn1, relu, max pool, layer1, …."""
+    places = {'conv1': '0', 'bn1': '1', 'layer1': '4', 'layer2': '5', 'layer3': '6', 'layer4': '7'}
+    return {f'resnet.{places[name.split(".")[0]]}.{name.split(".", 1)[1]}': value for name, value in weights.items()}
+
+
+def head_shapes(method, dim, out, frames=8):
+    """Names and shapes of the heads of STRM and TRX at any size, apart from the code under test."""
+    shapes = {}
+    def linear(name, outputs, inputs):
+        shapes.update({f'{name}.weight': (outputs, inputs), f'{name}.bias': (outputs,)})
+
+    for i, cardinality in enumerate((2,) if method == 'strm' else (2, 3)):
+        linear(f'transformers.{i}.k_linear', out, cardinality * dim)
+        linear(f'transformers.{i}.v_linear', out, cardinality * dim)
+        for name in ('norm_k', 'norm_v'):
+            shapes.update({f'transformers.{i}.{name}.weight': (out,), f'transformers.{i}.{name}.bias': (out,)})
+        shapes[f'transformers.{i}.pe.pe'] = (1, 12, dim)
+    if method == 'strm':
+        for name in ('key_proj', 'query_proj', 'value_conv'):
+            linear(f'attn_pat.{name}', dim, dim)
+        linear('attn_pat.Bot_MLP.inp_fc', dim // 2, dim)
+        linear('attn_pat.Bot_MLP.hid_fc', dim // 2, dim // 2)
+        linear('attn_pat.Bot_MLP.out_fc', dim, dim // 2)
+        shapes.update({'attn_pat.gamma': (1,), 'attn_pat.pe.pe': (1, 24, dim), 'fr_enrich.pe.pe': (1, 12, dim)})
+        for name, size in (('Tok_MLP', frames), ('Bot_MLP', dim)):
+            linear(f'fr_enrich.{name}.inp_fc', size, size)
+            linear(f'fr_enrich.{name}.out_fc', size, size)
+    return shapes
+
+
+def learner_shapes(model, frames=8, dim=16):
+    clip = (frames, 64, 64, 3) if model.backbone.name != 'features' else (frames, 4, 4, dim)
+    learner = fsar_jax.create_learner(model)
+    support, query = jnp.zeros((2, 1, *clip)), jnp.zeros((1, *clip))
+    return jax.eval_shape(lambda: learner.init(jax.random.key(0), support, query, train=False))
+
+
+def assert_same_tree(variables, expected):
+    shape = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
+    assert shape(variables) == shape(expected)
+
+
+def assert_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize('method, fixture', [('strm', 'strm_head_a'), ('trx', 'trx_head_23_a')])
+def test_head_files_fill_the_learner(method, fixture):
+    model = model_config(method)
+    variables = from_torch(fixture_weights(fixture), model)
+    assert_same_tree(variables, learner_shapes(model))
+
+
+@pytest.mark.parametrize('method, backbone', [
+    ('strm', 'resnet18'), ('trx', 'resnet18'), ('protonet', 'resnet18'), ('strm', 'resnet50')])
+def test_full_dicts_fill_the_learner(method, backbone):
+    model = model_config(method, backbone)
+    shapes = {} if method == 'protonet' else head_shapes(method, 2048 if backbone == 'resnet50' else 512, 24)
+    weights = sequential(drawn(torchvision_shapes(*ARCHITECTURES[backbone]))) | drawn(shapes)
+    variables = from_torch(weights, model)
+    assert_same_tree(variables, learner_shapes(model))
+
+
+def test_protonet_on_features_has_nothing_to_load():
+    assert from_torch({}, model_config('protonet')) == {'params': {}}
+
+
+def test_each_kind_of_entry_lands_in_its_place():
+    weights = fixture_weights('strm_head_a')
+    params = from_torch(weights, model_config('strm'))['params']
+    equal = np.testing.assert_array_equal
+    equal(params['patch_enrichment']['key']['kernel'], weights['attn_pat.key_proj.weight'].T)
+    equal(params['patch_enrichment']['query']['kernel'], weights['attn_pat.query_proj.weight'].T)
+    equal(params['patch_enrichment']['value']['bias'], weights['attn_pat.value_conv.bias'])
+    equal(params['patch_enrichment']['mlp_hidden']['kernel'], weights['attn_pat.Bot_MLP.hid_fc.weight'].T)
+    equal(params['patch_enrichment']['gamma'], weights['attn_pat.gamma'])
+    equal(params['frame_enrichment']['token_in']['kernel'], weights['fr_enrich.Tok_MLP.inp_fc.weight'].T)
+    equal(params['frame_enrichment']['channel_out']['bias'], weights['fr_enrich.Bot_MLP.out_fc.bias'])
+    equal(params['matcher']['cardinality_2']['value']['kernel'], weights['transformers.0.v_linear.weight'].T)
+    equal(params['matcher']['cardinality_2']['key_norm']['scale'], weights['transformers.0.norm_k.weight'])
+    projection = params['query_similarity']['cardinality_2']['projection']
+    equal(projection['kernel'], weights['new_dist_loss_post_pat.0.clsW.weight'].T)
+
+
+def test_transformers_follow_the_sorted_cardinalities():
+    weights, model = fixture_weights('trx_head_23_a'), model_config('trx')
+    model.matcher.cardinalities = (3, 2)
+    params = from_torch(weights, model)['params']['matcher']
+    assert params['cardinality_2']['key']['kernel'].shape == (32, 24)
+    np.testing.assert_array_equal(params['cardinality_3']['key']['kernel'], weights['transformers.1.k_linear.weight'].T)
+
+
+@pytest.mark.parametrize('name', ARCHITECTURES)
+def test_torchvision_dict_fills_the_backbone(name, caplog):
+    config = model_config('protonet', name).backbone
+    weights = drawn(torchvision_shapes(*ARCHITECTURES[name]))
+    weights |= drawn({'fc.weight': (1000, 8), 'fc.bias': (1000,)})
+    with caplog.at_level(logging.INFO):
+        variables = backbone_from_torch(weights, config)
+    assert 'left out the classifier of the backbone: fc.weight, fc.bias' in caplog.text
+    module = backbones.create(config)
+    assert_same_tree(variables, jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))))
+    np.testing.assert_array_equal(variables['params']['conv1']['kernel'][1, 2, 0], weights['conv1.weight'][:, 0, 1, 2])
+    stats, last = variables['batch_stats']['layer2_0'], 'bn3' if name == 'resnet50' else 'bn2'
+    np.testing.assert_array_equal(stats['downsample_bn']['var'], weights['layer2.0.downsample.1.running_var'])
+    np.testing.assert_array_equal(stats[last]['mean'], weights[f'layer2.0.{last}.running_mean'])
+    wrapped = backbone_from_torch({f'module.{key}': value for key, value in weights.items()}, config)
+    assert_equal(wrapped, variables)
+
+
+def test_names_of_multi_gpu_training_are_the_same_weights(caplog):
+    model = model_config('strm', 'resnet18')
+    weights = sequential(drawn(torchvision_shapes(*ARCHITECTURES['resnet18']))) | drawn(head_shapes('strm', 512, 24))
+    wrapped = {key.replace('.', '.module.', 1) if key.startswith(('resnet', 'attn_pat', 'fr_enrich')) else key: value
+               for key, value in weights.items()}
+    with caplog.at_level(logging.INFO):
+        assert_equal(from_torch(wrapped, model), from_torch(weights, model))
+    changed = sum(a != b for a, b in zip(wrapped, weights))
+    assert f"removed 'module.' of multi-GPU training from {changed} of {len(weights)} names" in caplog.text
+    with pytest.raises(ValueError, match="'attn_pat.gamma' twice, with and without 'module.'"):
+        from_torch(weights | {'attn_pat.module.gamma': weights['attn_pat.gamma']}, model)
+
+
+def test_missing_query_class_projection_is_drawn_once_and_for_all(caplog):
+    model, weights = model_config('strm'), drawn(head_shapes('strm', 64, 24))
+    with caplog.at_level(logging.WARNING):
+        first, second = from_torch(weights, model), from_torch(weights, model)
+    assert caplog.text.count('no query-class projection') == 2
+    assert 'drawn from the fixed seed 0' in caplog.records[0].getMessage()
+    assert '\n' not in caplog.records[0].getMessage()
+    assert_equal(first, second)
+    assert_same_tree(first, learner_shapes(model, dim=64))
+    projection = first['params']['query_similarity']['cardinality_2']['projection']
+    bound = 1 / np.sqrt(128)      # torch.nn.Linear: uniform in ±1/√inputs, weight and bias
+    for leaf in projection.values():
+        assert np.abs(leaf).max() <= bound
+    kernel = np.asarray(projection['kernel'])
+    assert abs(kernel).max() > 0.99 * bound
+    assert abs(kernel.std() * np.sqrt(3) / bound - 1) < 0.05
+    # Pinned, so that accuracies of released checkpoints stay comparable between versions.
+    np.testing.assert_allclose(kernel[0, :3] / bound, [-0.971866, -0.079385, -0.789357], atol=1e-6)
+
+
+def test_without_query_similarity_nothing_is_drawn(caplog):
+    model, weights = model_config('strm'), fixture_weights('strm_head_a')
+    model.query_similarity.weight = 0.0
+    with caplog.at_level(logging.WARNING):
+        variables = from_torch(weights, model)
+    assert 'query_similarity' not in variables['params']
+    assert not caplog.records
+    assert_same_tree(variables, learner_shapes(model))
+
+
+def test_all_that_does_not_fit_is_in_one_error():
+    model, weights = model_config('strm', 'resnet18'), drawn(head_shapes('strm', 512, 24))
+    weights |= sequential(drawn(torchvision_shapes(*ARCHITECTURES['resnet18'])))
+    del weights['resnet.5.0.bn1.running_var'], weights['attn_pat.gamma']
+    weights['transformers.1.k_linear.weight'] = np.zeros((24, 3 * 512))
+    weights['discriminator.weight'] = np.zeros((2, 2))
+    weights['resnet.0.weight'] = np.zeros((64, 3, 3, 3))
+    weights['transformers.0.k_linear.bias'] = 'no array'
+    weights['attn_pat.key_proj.weight'] = np.zeros((512, 256))
+    with pytest.raises(ValueError) as error:
+        from_torch(weights, model)
+    assert str(error.value) == (
+        'the state dict is not one of the model that config.model describes: '
+        '2 missing: resnet.5.0.bn1.running_var [128], attn_pat.gamma [1]; '
+        '2 unknown: transformers.1.k_linear.weight [24, 1536], discriminator.weight [2, 2]; '
+        '3 mis-shaped: resnet.0.weight expected [64, 3, 7, 7] found [64, 3, 3, 3], '
+        'attn_pat.key_proj.weight expected [512, 512] found [512, 256], '
+        'transformers.0.k_linear.bias expected [24] found str')
+
+
+@pytest.mark.parametrize('name, found', [
+    ('transformers.0.k_linear.weight', (24, 30)), ('attn_pat.Bot_MLP.inp_fc.weight', (8, 15)),
+    ('fr_enrich.Bot_MLP.out_fc.bias', (12,)), ('fr_enrich.Tok_MLP.inp_fc.weight', (6, 6)), ('fr_enrich.Tok_MLP.out_fc.bias', (9,)), ('attn_pat.gamma', ()),
+    ('new_dist_loss_post_pat.0.clsW.weight', (8, 48)),
+])
+def test_one_mis_shaped_array_does_not_spoil_the_inferred_sizes(name, found):
+    weights = fixture_weights('strm_head_a')
+    expected = list(weights[name].shape)
+    weights[name] = np.zeros(found, np.float32)
+    with pytest.raises(ValueError) as error:
+        from_torch(weights, model_config('strm'))
+    assert str(error.value).endswith(f': 1 mis-shaped: {name} expected {expected} found {list(found)}')
+
+
+def test_empty_dict_lists_every_entry_with_unknown_sizes():
+    with pytest.raises(ValueError) as error:
+        from_torch({}, model_config('trx'))
+    assert '12 missing: transformers.0.k_linear.weight [24, ?], transformers.0.k_linear.bias [24]' in str(error.value)
+
+
+def test_half_a_projection_is_an_error_not_a_draw():
+    weights = fixture_weights('strm_head_a')
+    del weights['new_dist_loss_post_pat.0.clsW.bias']
+    with pytest.raises(ValueError, match=r'1 missing: new_dist_loss_post_pat.0.clsW.bias \[8\]$'):
+        from_torch(weights, model_config('strm'))
+
+
+@pytest.mark.parametrize('method, change, message', [
+    ('strm', dict(variant='paper'), "belong to config.model.variant='code'"),
+    ('trx', dict(matcher=dict(name='otam')), "no published state dict is known for config.model.matcher.name='otam'"),
+])
+def test_models_without_published_weights_are_one_line_errors(method, change, message):
+    with pytest.raises(ValueError, match=message):
+        from_torch({}, model_config(method, **change))
+
+
+def test_features_backbone_has_nothing_to_load():
+    with pytest.raises(ValueError, match="config.model.backbone.name='features' has no weights to load"):
+        backbone_from_torch({}, model_config('trx').backbone)
+
+
+def test_from_a_file_to_variables(tmp_path):
+    model, weights = model_config('trx'), fixture_weights('trx_head_23_a')
+    path = tmp_path / 'checkpoint.pt'
+    write_zip(path, {'iteration': 10, 'model_state_dict': {name: Tensor(value) for name, value in weights.items()}})
+    assert_equal(load(path, model), from_torch(weights, model))
+    with pytest.raises(ValueError, match=rf'^{path}: the state dict is not one of the model .* 12 unknown: '):
+        load(path, model_config('protonet'))
+
+
+def test_backbone_from_a_file_in_half_precision(tmp_path):
+    with np.load(FIXTURES / 'resnet18_a.npz') as z:
+        weights = {key[2:]: z[key] for key in z.files if key.startswith('w/')}
+    config = model_config('protonet', 'resnet18').backbone.copy_and_resolve_references().unlock()
+    config.width = 8
+    half = {name: value.astype(np.float16) if value.dtype == np.float32 else value for name, value in weights.items()}
+    path = tmp_path / 'resnet18.pth'
+    counters = {name: value.astype(np.int64) for name, value in half.items() if name.endswith('tracked')}
+    write_legacy(path, {name: Tensor(value) for name, value in (half | counters).items()})
+    assert_equal(load_backbone(path, config), backbone_from_torch(half, config))
+    assert {leaf.dtype for leaf in jax.tree.leaves(load_backbone(path, config))} == {jnp.dtype('float32')}
