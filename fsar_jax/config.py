@@ -1,0 +1,194 @@
+"""Every setting of a run, in one place: defaults, the published recipes, validation, and the plan printed at start.
+
+The files in configs/ start from `default_config()` and change a few values. Nothing that influences a number is hidden
+in code: what the papers leave out and their codes decide silently (input scaling, loss reduction, batch statistics,
+frame sampling, short videos, flips, resize and crop, cardinalities, test queries, seeds, model selection) is a value
+below, marked with the letter under which docs/paper_vs_code.md discusses it.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+VARIANTS = ('code', 'paper')
+DATASETS = ('ssv2', 'kinetics', 'hmdb51', 'ucf101')
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """The embedded default: 5-way 1-shot on synthetic_actions/misaligned, small enough for two CPU cores."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0                               # Z: episodes, augmentation, initialisation, dropout
+
+    model = config.model = ml_collections.ConfigDict()
+    model.variant = 'code'                        # 'code': what produced the published numbers; 'paper': the equations
+    model.dtype = 'float32'                       # compute dtype of the network; parameters stay float32
+    model.sampler = _section(name='uniform')
+    model.backbone = _section(
+        name='resnet_small',                      # 'features' takes maps [..., L, h, w, C] instead of frames
+        weights=_optional(str),                   # torchvision .pth or .safetensors to start from
+        batch_norm='split',                       # B: statistics of support and query apart, 'joint', or 'frozen'
+        batch_norm_groups=1,                      # B: 4 emulates the statistics of DataParallel on four GPUs
+        normalize='unit',                         # N: pixels / 255 only; 'imagenet' subtracts mean, divides by std
+        remat=False,                              # recompute blocks in the backward pass: less memory, ~1/3 more time
+    )
+    model.enrichment = _section(
+        patch='none', frame='none',               # 'self_attention', 'mlp_mixer' or 'none'
+        temporal_transform=False,
+        patches=4,                                # P: a map is max-pooled to P x P patches
+        dropout=0.1,
+    )
+    model.matcher = _section(
+        name='cross_transformer',
+        cardinalities=(2,),
+        dim=128,                                  # D'; None: half of the feature dimension; published: 1152 of 2048
+        cardinality_reduction=_optional(str),     # C: 'mean' or 'sum'; None: as the variant says (code mean, paper sum)
+        dropout=0.1,
+    )
+    model.query_similarity = _section(weight=0.0, dim=_optional(int))
+
+    config.episode = _section(way=5, shot=1, query=5, frames=8, image_size=64)   # query: per class, in training
+    config.data = _section(
+        dataset='synthetic_actions/misaligned',
+        dir='data',
+        resize=64,                                # R: short side; frames stored at that size are left as they are
+        crop='random',                            # R: in training, one offset per clip; evaluation crops the centre
+        flip=False,                               # F: horizontal, with probability 0.5, in training
+        sampling='trx',                           # S: 'trx' (jittered ends), 'uniform' or 'segment'
+        short_videos='drop',                      # D: clips with fewer than L frames: 'drop' or 'repeat' frames
+        num_threads=2, num_workers=0, prefetch=4,
+    )
+    config.train = _section(
+        num_steps=1000,
+        episodes_per_step=4,
+        accumulation_steps=1,                     # split a step's episodes in this many sequential parts
+        loss_reduction='sum',                     # L: over the queries of an episode; episodes are averaged
+        optimizer='adam',                         # 'adam' or 'sgd'
+        learning_rate=1e-3,
+        momentum=0.0, weight_decay=0.0,
+        schedule='cosine',                        # 'constant', 'cosine' (to 0 at num_steps) or 'steps'
+        warmup_steps=0,
+        schedule_steps=(), schedule_factor=0.1,   # for 'steps': multiply by the factor at these steps
+        clip_norm=0.0,                            # global gradient norm; 0: off
+        checkpoint_steps=250, keep_checkpoints=2, # val is evaluated at every checkpoint
+        log_steps=50,
+    )
+    config.eval = _section(
+        split='test',
+        num_episodes=10_000,
+        val_episodes=1000,                        # T: val selects the checkpoint; 0: the last step is kept
+        query=1,                                  # E: per class
+        cache=True,                               # embed each video once; False: everything again per episode
+        episodes_file=_optional(str),             # exchange an episode list: read it instead of drawing
+        episodes_per_chunk=250,
+        videos_per_batch=32,
+    )
+    return config.lock()
+
+
+def published_recipe(config: ml_collections.ConfigDict, dataset: str) -> ml_collections.ConfigDict:
+    """The setting that TRX, STRM and the baselines they report share: ResNet-50, 224, SGD, 5-way 5-shot.
+
+    Args:
+      config: from `default_config`; changed in place.
+      dataset: 'ssv2', 'kinetics', 'hmdb51' or 'ucf101'.
+
+    Returns:
+      `config`. Sources: STRM Sec. 4 and supplement A4, and the released scripts where the paper is silent
+      (docs/paper_vs_code.md, rows S13 to S21).
+    """
+    if dataset not in DATASETS:
+        raise ValueError(f"unknown preset '{dataset}': choose one of {', '.join(DATASETS)}, or none for the embedded default")
+    builder = {'ssv2': 'ssv2_small_cmn', 'kinetics': 'kinetics100_cmn', 'hmdb51': 'hmdb51_arn', 'ucf101': 'ucf101_arn'}
+    episodes = 75_000 if dataset == 'ssv2' else 20_010
+    with config.unlocked():
+        config.model.backbone.update(name='resnet50', batch_norm='split', batch_norm_groups=4, normalize='unit', remat=True)
+        config.model.matcher.dim = 1152
+        config.episode.update(way=5, shot=5, query=5 if dataset == 'kinetics' else 4, frames=8, image_size=224)
+        config.data.update(dataset=builder[dataset], resize=256, crop='random', flip=True, sampling='trx', short_videos='drop')
+        config.train.update(
+            episodes_per_step=16, accumulation_steps=16, num_steps=-(-episodes // 16), loss_reduction='sum',
+            optimizer='sgd', momentum=0.0, weight_decay=0.0, schedule='constant', clip_norm=0.0,
+            learning_rate=1e-3 if dataset == 'ssv2' else 1e-4, checkpoint_steps=250, log_steps=25)
+        config.eval.update(num_episodes=10_000, val_episodes=1000, query=1, videos_per_batch=8)
+    return config
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError with one line that names the key, what is wrong with it and what it may be."""
+    choices = {
+        'model.variant': VARIANTS, 'model.dtype': ('float32', 'bfloat16'),
+        'model.backbone.batch_norm': ('split', 'joint', 'frozen'), 'model.backbone.normalize': ('unit', 'imagenet'),
+        'model.enrichment.patch': ('self_attention', 'mlp_mixer', 'none'),
+        'model.enrichment.frame': ('self_attention', 'mlp_mixer', 'none'),
+        'model.matcher.cardinality_reduction': (None, 'mean', 'sum'),
+        'data.crop': ('random', 'centre'), 'data.sampling': ('trx', 'uniform', 'segment'),
+        'data.short_videos': ('drop', 'repeat'), 'train.loss_reduction': ('sum', 'mean'),
+        'train.optimizer': ('adam', 'sgd'), 'train.schedule': ('constant', 'cosine', 'steps'),
+        'eval.split': ('train', 'val', 'test'),
+    }
+    smallest = {
+        'episode.way': 2, 'episode.shot': 1, 'episode.query': 1, 'episode.frames': 1, 'episode.image_size': 1, 'eval.query': 1,
+        'train.num_steps': 1, 'train.episodes_per_step': 1, 'train.accumulation_steps': 1, 'train.checkpoint_steps': 1,
+        'train.log_steps': 1, 'train.keep_checkpoints': 1, 'eval.num_episodes': 1, 'eval.val_episodes': 0,
+        'eval.episodes_per_chunk': 1, 'eval.videos_per_batch': 1, 'data.num_threads': 1, 'data.num_workers': 0,
+        'model.enrichment.patches': 1, 'model.backbone.batch_norm_groups': 1, 'seed': 0, 'train.warmup_steps': 0,
+    }
+    for key, allowed in choices.items():
+        if _get(config, key) not in allowed:
+            raise ValueError(f'config.{key}={_get(config, key)!r} is not one of {", ".join(map(repr, allowed))}')
+    for key, least in smallest.items():
+        if _get(config, key) < least:
+            why = ': an episode needs at least two classes to choose between' if key == 'episode.way' else ''
+            raise ValueError(f'config.{key}={_get(config, key)} is too small, it must be at least {least}{why}')
+    matcher, frames = config.model.matcher, config.episode.frames
+    if matcher.name == 'cross_transformer' and not all(1 <= w <= frames for w in matcher.cardinalities):
+        raise ValueError(f'config.model.matcher.cardinalities={tuple(matcher.cardinalities)} must lie between 1 and '
+                         f'config.episode.frames={frames}')
+    if config.train.episodes_per_step % config.train.accumulation_steps:
+        raise ValueError(f'config.train.episodes_per_step={config.train.episodes_per_step} must be a multiple of '
+                         f'config.train.accumulation_steps={config.train.accumulation_steps}')
+    if config.train.schedule != 'steps' and config.train.warmup_steps >= config.train.num_steps:
+        raise ValueError(f'config.train.warmup_steps={config.train.warmup_steps} must be smaller than '
+                         f'config.train.num_steps={config.train.num_steps}: the learning rate would never be reached')
+
+
+def resolved_plan(config: ml_collections.ConfigDict, facts: dict[str, str]) -> str:
+    """The text printed at start: what will run, with each hidden factor by name, and `facts` learned from data and device."""
+    m, e, d, t, v = config.model, config.episode, config.data, config.train, config.eval
+    rows = {
+        'method': f'{m.backbone.name} -> enrichment {m.enrichment.patch}/{m.enrichment.frame} -> {m.matcher.name}, variant {m.variant}',
+        'episode': f'{e.way}-way {e.shot}-shot, {e.query} queries per class in training, {e.frames} frames of {e.image_size} px',
+        'optimisation': f'{t.num_steps} steps of {t.episodes_per_step} episodes (in {t.accumulation_steps} parts), {t.optimizer}, '
+                        f'rate {t.learning_rate:g} {t.schedule}',
+        'N  input scaling': m.backbone.normalize,
+        'L  loss over queries': t.loss_reduction + ', then the mean over the episodes of a step',
+        'B  batch norm': f'{m.backbone.batch_norm}, {m.backbone.batch_norm_groups} group(s)',
+        'S  frame sampling': d.sampling,
+        'D  short videos': d.short_videos,
+        'F  flip': str(d.flip),
+        'R  resize and crop': f'short side {d.resize}, {d.crop} crop {e.image_size} in training, centre crop in evaluation',
+        'C  cardinalities': f'{tuple(m.matcher.cardinalities)}, {m.matcher.cardinality_reduction or "as variant " + m.variant}'
+                            if m.matcher.name == 'cross_transformer' else 'none',
+        'E  queries at test': f'{v.query} per class, {v.num_episodes} episodes',
+        'Z  seed': str(config.seed),
+        'T  selection': f'val, {v.val_episodes} episodes at every {t.checkpoint_steps} steps; test is touched once, at the end'
+                        if v.val_episodes else 'the last step; test is touched once, at the end',
+    }
+    rows.update(facts)
+    width = max(map(len, rows))
+    return '\n'.join(f'  {key:<{width}}  {value}' for key, value in rows.items())
+
+
+def _section(**values) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(values)
+
+
+def _optional(kind: type):
+    """None for now, but a flag of this type may set it."""
+    return ml_collections.config_dict.placeholder(kind)
+
+
+def _get(config, key):
+    for part in key.split('.'):
+        config = config[part]
+    return config

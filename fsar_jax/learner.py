@@ -1,0 +1,113 @@
+"""The flow of every method, readable top to bottom: sampler → backbone → enrichment → matcher."""
+
+import chex
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from fsar_jax import backbones, enrichment, matchers, samplers
+from fsar_jax.enrichment import VideoFeatures, adaptive_max_pool
+
+
+@flax.struct.dataclass
+class Prediction:
+    """What a learner says about the queries of one episode.
+
+    Attributes:
+      logits: float32 [Q, way], the scores that decide the class.
+      auxiliary: each branch by name: 'temporal_matching' [Q, way], and 'query_similarity' [Q, way] where it is on.
+    """
+    logits: jax.Array
+    auxiliary: dict[str, jax.Array]
+
+
+class FewShotLearner(nn.Module):
+    """Four stages, each a Linen module chosen by the config; `create_learner` puts them together.
+
+    `embed` is per video and its output can be kept; `match` is for one episode, and vmapped for many. Training calls both
+    through `__call__`; evaluation embeds each video once and matches thousands of episodes (fsar_jax.training.evaluation).
+
+    Attributes:
+      joint_batch: embed support and query in one pass, so that batch norm sees them together; else apart, as published.
+      patches: P, a map is pooled to P × P patches before patch enrichment.
+      query_similarity_weight: λ of STRM Eq. 10, in the decision as in the loss.
+    """
+    sampler: nn.Module
+    backbone: nn.Module
+    matcher: nn.Module
+    patch_enrichment: nn.Module | None = None
+    frame_enrichment: nn.Module | None = None
+    query_similarity: nn.Module | None = None
+    query_similarity_weight: float = 0.0
+    joint_batch: bool = False
+    patches: int = 4
+
+    def __call__(self, support, query, train: bool = False) -> Prediction:
+        """One episode, from pixels to logits.
+
+        Args:
+          support: [way, shot, L, H, W, 3], class-major: uint8, or float in [0, 1]. With backbone 'features': maps [way, shot, L, h, w, C].
+          query: [Q, L, H, W, 3] likewise.
+          train: dropout and batch statistics on; needs rngs={'dropout': key} and mutable=['batch_stats'].
+        """
+        chex.assert_rank([support, query], [6, 5])
+        chex.assert_equal_shape_suffix([support, query], 4)
+        way, shot = support.shape[:2]
+        support = support.reshape(way * shot, *support.shape[2:])
+        if self.joint_batch:
+            both = self.embed(jnp.concatenate([support, query]), train)
+            support, query = (jax.tree.map(lambda x: x[part], both) for part in (slice(way * shot), slice(way * shot, None)))
+        else:
+            support, query = self.embed(support, train), self.embed(query, train)
+        return self.match(jax.tree.map(lambda x: x.reshape(way, shot, *x.shape[1:]), support), query, train)
+
+    def embed(self, videos, train: bool = False):
+        """Videos [B, L, H, W, 3] (or maps [B, L, h, w, C]) → a pytree with leading axis B: all that `match` needs of each video."""
+        features = self.enrich(self.feature_maps(videos, train), train)
+        embeddings = {'temporal_matching': self.matcher.project(features, train)}
+        if self.query_similarity is not None:
+            embeddings['query_similarity'] = self.query_similarity.project(features, train)
+        return embeddings
+
+    def match(self, support, query, train: bool = False) -> Prediction:
+        """Embeddings of one episode, support leaves [way, shot, …] and query leaves [Q, …], → Prediction."""
+        logits = self.matcher(support['temporal_matching'], query['temporal_matching'], train)
+        auxiliary = {'temporal_matching': logits}
+        if self.query_similarity is not None:
+            similarity = self.query_similarity(support['query_similarity'], query['query_similarity'], train)
+            auxiliary['query_similarity'] = similarity
+            logits = logits + self.query_similarity_weight * similarity
+        return Prediction(logits=logits, auxiliary=auxiliary)
+
+    def feature_maps(self, videos, train: bool = False):
+        """Sampler and backbone: videos [B, L, H, W, 3] → maps [B, L, h, w, C]."""
+        videos = self.sampler(videos, train)
+        if videos.dtype == jnp.uint8:
+            videos = videos.astype(jnp.float32) / 255.0
+        maps = self.backbone(videos.reshape(-1, *videos.shape[2:]), train)
+        return maps.reshape(*videos.shape[:2], *maps.shape[1:])
+
+    def enrich(self, maps, train: bool = False) -> VideoFeatures:
+        """Maps [B, L, h, w, C] → frame features after patch-level and after frame-level enrichment, [B, L, C] each."""
+        if self.patch_enrichment is None:
+            patch_level = maps.mean((-3, -2))
+        else:
+            patch_level = self.patch_enrichment(adaptive_max_pool(maps, self.patches), train).mean(-2)
+        frames = patch_level if self.frame_enrichment is None else self.frame_enrichment(patch_level, train)
+        return VideoFeatures(maps=maps, patch_level=patch_level, frames=frames)
+
+
+def create_learner(model) -> FewShotLearner:
+    """The learner that `config.model` describes; unknown names are one-line ValueErrors that list the known ones."""
+    return FewShotLearner(
+        sampler=samplers.create(model),
+        backbone=backbones.create(model.backbone, jnp.dtype(model.dtype)),
+        patch_enrichment=enrichment.create(model, 'patch'),
+        frame_enrichment=enrichment.create(model, 'frame'),
+        matcher=matchers.create(model),
+        query_similarity=matchers.create_query_similarity(model),
+        query_similarity_weight=model.query_similarity.weight,
+        joint_batch=model.backbone.batch_norm == 'joint',
+        patches=model.enrichment.patches,
+    )

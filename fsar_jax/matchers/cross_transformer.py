@@ -1,0 +1,77 @@
+"""Tuple cross-transformer: TRX, and with Ω = {2} the TRM of STRM."""
+
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fsar_jax.enrichment import VideoFeatures
+from fsar_jax.layers import POSITION_AMPLITUDE, TupleLinear, norm, sinusoidal_positions
+
+
+class TupleProjection(nn.Module):
+    """Keys (with LayerNorm) and values of all frame tuples of one cardinality; the same maps for query and support (TRX, Sec. 3)."""
+    cardinality: int
+    dim: int
+    dtype: Any
+
+    def setup(self):
+        self.key = TupleLinear(self.dim, self.cardinality, dtype=self.dtype)
+        self.value = TupleLinear(self.dim, self.cardinality, dtype=self.dtype)
+        self.key_norm = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)
+
+    def __call__(self, frames):
+        return {'keys': self.key_norm(self.key(frames)), 'values': self.value(frames)}
+
+
+class CrossTransformer(nn.Module):
+    """Distance of a query to a query-specific prototype of each class, over tuples of frames (TRX; STRM Eq. 1).
+
+    For a query tuple t and class c, a = softmax over the class's K·T support tuples of k_t·k_s/√D′ and p = Σ a v_s.
+    variant='code': −(1/T) Σ_t ‖v_t − p‖², mean over Ω. variant='paper': −(1/T) Σ_t ‖v_t − p‖, sum over Ω
+    (rows S7 to S9, T1, T2 of docs/paper_vs_code.md).
+
+    Args:
+      cardinalities: Ω, the tuple lengths.
+      dim: D′; None for half of the feature dimension (the published setting is 1152 for D = 2048).
+      variant: 'code' or 'paper'.
+      reduction: 'mean' or 'sum' over Ω; None as the variant says.
+      dropout: rate on the frames (after the position code) while training.
+      dtype: compute dtype of the projections; scores, softmax and distances are float32.
+    """
+    cardinalities: tuple[int, ...] = (2,)
+    dim: int | None = 1152
+    variant: str = 'code'
+    reduction: str | None = None
+    dropout: float = 0.1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def project(self, features: VideoFeatures, train: bool = False):
+        """Per video: frames [B, L, D] → {cardinality_ω: {'keys', 'values'}}, each [B, T, D′]."""
+        frames = features.frames.astype(self.dtype)
+        length, width = frames.shape[-2:]
+        frames = frames + POSITION_AMPLITUDE * jnp.asarray(sinusoidal_positions(length, width), self.dtype)
+        frames = nn.Dropout(self.dropout)(frames, deterministic=not train)
+        return {f'cardinality_{w}': TupleProjection(w, self.dim or width // 2, self.dtype, name=f'cardinality_{w}')(frames)
+                for w in self.cardinalities}
+
+    def __call__(self, support, query, train: bool = False):
+        """Per episode: support leaves [way, shot, T, D′], query leaves [Q, T, D′] → logits float32 [Q, way]."""
+        code = self.variant == 'code'
+        logits = []
+        for name in support:
+            q, s = query[name], jax.tree.map(lambda x: x.reshape(x.shape[0], -1, x.shape[-1]), support[name])
+            scores = jnp.einsum('qtd,wsd->qwts', q['keys'], s['keys'], preferred_element_type=jnp.float32)
+            attention = jax.nn.softmax(scores / jnp.sqrt(q['keys'].shape[-1]), axis=-1)
+            self.sow('intermediates', f'attention_{name}', attention)
+            prototypes = jnp.einsum('qwts,wsd->qwtd', attention.astype(s['values'].dtype), s['values'],
+                                    preferred_element_type=jnp.float32)
+            apart = q['values'][:, None].astype(jnp.float32) - prototypes
+            distance = jnp.sum(jnp.square(apart), -1) if code else norm(apart)
+            logits.append(-distance.mean(-1))
+        chex.assert_rank(logits, 2)
+        reduction = self.reduction or ('mean' if code else 'sum')
+        return sum(logits) / (len(logits) if reduction == 'mean' else 1)

@@ -1,0 +1,67 @@
+"""STRM's query-class similarity: a second classifier on the patch-level enriched frames."""
+
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fsar_jax.enrichment import VideoFeatures
+from fsar_jax.layers import TupleLinear, norm
+
+
+class TupleFeatures(nn.Module):
+    """z_t = σ(W_clsᵀ [h_t1; …; h_tω]), σ = ReLU (STRM, Sec. 3.3): frames [B, L, D] → [B, T, D″]."""
+    cardinality: int
+    dim: int
+    use_bias: bool
+    dtype: Any
+
+    def setup(self):
+        self.projection = TupleLinear(self.dim, self.cardinality, use_bias=self.use_bias, dtype=self.dtype)
+
+    def __call__(self, frames):
+        return nn.relu(self.projection(frames))
+
+
+class QueryClassSimilarity(nn.Module):
+    """M(q, c) = Σ_ω (1/T) Σ_t max_j φ(z_t, z_j) over the class's K·T support tuples (STRM, Eq. 8), φ = −‖·‖.
+
+    variant='code' takes the mean over Ω and has a bias in W_cls; variant='paper' the sum and none (rows S4, S8, S10).
+    The released code never trains W_cls (row S11); here it is a parameter like any other.
+
+    Args:
+      cardinalities: Ω, shared with the matcher.
+      dim: D″; None for half of the feature dimension, as published.
+      variant, reduction, dropout, dtype: as in `CrossTransformer`.
+    """
+    cardinalities: tuple[int, ...] = (2,)
+    dim: int | None = None
+    variant: str = 'code'
+    reduction: str | None = None
+    dropout: float = 0.1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def project(self, features: VideoFeatures, train: bool = False):
+        """Per video: H [B, L, D] → {cardinality_ω: z [B, T, D″]}."""
+        frames = nn.Dropout(self.dropout)(features.patch_level.astype(self.dtype), deterministic=not train)
+        dim = self.dim or frames.shape[-1] // 2
+        return {f'cardinality_{w}': TupleFeatures(w, dim, self.variant == 'code', self.dtype, name=f'cardinality_{w}')(frames)
+                for w in self.cardinalities}
+
+    def __call__(self, support, query, train: bool = False):
+        """Per episode: support leaves [way, shot, T, D″], query leaves [Q, T, D″] → logits float32 [Q, way]."""
+        logits = []
+        for name in support:
+            q = query[name].astype(jnp.float32)
+            s = support[name].astype(jnp.float32).reshape(support[name].shape[0], -1, q.shape[-1])
+            # Only the nearest tuple counts, so find it without gradients, and measure that one distance exactly.
+            squared = jnp.square(s).sum(-1)[None, None] - 2 * jnp.einsum('qtd,wsd->qtws', q, s)
+            nearest = jnp.argmin(jax.lax.stop_gradient(squared), axis=-1)                        # [Q, T, way]
+            chosen = jax.vmap(lambda tuples, index: tuples[index], (0, 2), 2)(s, nearest)        # [Q, T, way, D″]
+            logits.append(-norm(q[:, :, None] - chosen).mean(1))
+        chex.assert_rank(logits, 2)
+        reduction = self.reduction or ('mean' if self.variant == 'code' else 'sum')
+        return sum(logits) / (len(logits) if reduction == 'mean' else 1)

@@ -1,0 +1,11 @@
+"""The sampler that takes the frames as the data loader hands them over."""
+
+import flax.linen as nn
+
+
+class UniformSampler(nn.Module):
+    """Evenly spaced frames: the loader has picked them (fsar_jax.data.frame_sampling), so nothing is left to do on the device."""
+
+    def __call__(self, videos, train: bool = False):
+        """videos [B, L, H, W, 3] (or maps [B, L, h, w, C]) → the same."""
+        return videos
