@@ -1,0 +1,1 @@
+"""Training and evaluation: mesh, losses, state, loop, checkpoints, evaluation, results, progress."""

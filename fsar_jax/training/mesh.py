@@ -1,0 +1,76 @@
+"""One mesh over all devices: episodes (in evaluation also videos) are sharded, parameters replicated.
+
+The same calls serve one device, several, and several processes started with `jax.distributed.initialize`.
+"""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXIS = 'episodes'
+
+
+def episode_mesh() -> Mesh:
+    """All devices of all processes in a row, along the one axis 'episodes'."""
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of parameters: a whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def along(mesh: Mesh, axis: int) -> NamedSharding:
+    """The sharding that splits `axis` of an array over the devices."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
+
+
+def replicate(mesh: Mesh, tree):
+    """Puts a whole copy of every leaf on every device. All processes must pass the same values.
+
+    The result may share memory with a leaf that is on the device already: donating the one loses the other.
+    """
+    sharding = replicated(mesh)
+
+    def put(x):
+        if jax.process_count() == 1 or (isinstance(x, jax.Array) and x.sharding == sharding):
+            return jax.device_put(x, sharding)
+        if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+    return jax.tree.map(put, tree)
+
+
+def shard(mesh: Mesh, batch, axis: int):
+    """Splits `axis` of every leaf over the devices.
+
+    Args:
+      batch: pytree of numpy arrays, the part of the batch that this process loaded.
+      axis: the episode axis, e.g. 1 for the loader's [A, M, ...].
+
+    Returns:
+      The same tree of global arrays: along `axis` as long as all the processes' parts together.
+
+    Raises:
+      ValueError: the axis does not divide evenly over this process's devices.
+    """
+    sharding, devices = along(mesh, axis), len(mesh.local_devices)
+
+    def put(x):
+        if x.shape[axis] % devices:
+            raise ValueError(f'{x.shape[axis]} episodes do not divide over {devices} devices: make '
+                             f'config.train.episodes_per_step / config.train.accumulation_steps a '
+                             f'multiple of {mesh.size}')
+        return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+    return jax.tree.map(put, batch)
+
+
+def local_rows(mesh: Mesh, size: int) -> np.ndarray:
+    """Which of `size` rows live on this process's devices, int64, ascending. Load these, then `shard`."""
+    slices = along(mesh, 0).addressable_devices_indices_map((size,)).values()
+    return np.sort(np.concatenate([np.arange(size)[index] for index in slices]))
+
+
+def round_up(size: int, mesh: Mesh) -> int:
+    """The smallest multiple of the number of devices that is at least `size`."""
+    return -(-size // mesh.size) * mesh.size

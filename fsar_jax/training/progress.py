@@ -1,0 +1,141 @@
+"""What a run says while it runs: progress bar, log line, JSONL, TensorBoard. Only process 0 speaks and
+writes.
+"""
+
+import json
+import math
+import pathlib
+import sys
+import time
+
+import jax
+import tensorboardX
+import tqdm
+
+METRICS_FILE = 'metrics.jsonl'
+
+
+class Progress:
+    """A bar with units per second and time left; where the output is no terminal, a line every half minute.
+
+    Use as a context manager.
+
+    Args:
+      total: number of units in all.
+      title: what is going on, e.g. 'training'.
+      unit: singular, e.g. 'episode'.
+      initial: units done before (a resumed run); they do not count for the speed.
+      stream: where to write; None is standard error.
+      line_seconds: time between lines when the stream is no terminal.
+      clock: seconds, monotonic; tests pass their own.
+    """
+
+    def __init__(self, total: int, title: str, unit: str, initial: int = 0, stream=None,
+                 line_seconds: float = 30.0, clock=time.monotonic):
+        self._total, self._title, self._unit = total, title, unit
+        self._done = self._initial = initial
+        self._stream = sys.stderr if stream is None else stream
+        self._line_seconds, self._clock = line_seconds, clock
+        self._started = self._spoke = clock()
+        self._silent = jax.process_index() != 0
+        self._bar = None
+        if not self._silent and self._stream.isatty():
+            self._bar = tqdm.tqdm(total=total, initial=initial, desc=title, unit=unit, file=self._stream,
+                                  dynamic_ncols=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self, units: int = 1) -> None:
+        """Counts `units` more as done."""
+        self._done += units
+        if self._bar is not None:
+            self._bar.update(units)
+        elif not self._silent and self._clock() - self._spoke >= self._line_seconds:
+            self._spoke = self._clock()
+            print(self._line(), file=self._stream, flush=True)
+
+    def _line(self) -> str:
+        rate = (self._done - self._initial) / (self._clock() - self._started)
+        left = tqdm.tqdm.format_interval((self._total - self._done) / rate)
+        unit = self._unit + 's'
+        return f'{self._title}: {self._done}/{self._total} {unit}, {rate:.1f} {unit}/s, {left} left'
+
+
+class MetricWriter:
+    """Scalars by step: `<directory>/metrics.jsonl`, TensorBoard event files in the same directory, a log
+    line.
+
+    Use as a context manager.
+
+    Args:
+      directory: made when absent.
+      log_steps: a log line is printed for steps that are a multiple of this.
+      resume_step: the step that the run goes on from. Later lines, left by a killed run, are dropped, as is a
+        last line that was cut short; TensorBoard is told to do the same. 0 starts afresh.
+      stream: where log lines go; None is standard output.
+    """
+
+    def __init__(self, directory, log_steps: int = 1, resume_step: int = 0, stream=None):
+        self._log_steps = log_steps
+        self._stream = stream
+        self._file = self._events = None
+        if jax.process_index() == 0:
+            directory = pathlib.Path(directory)
+            directory.mkdir(parents=True, exist_ok=True)
+            path = directory / METRICS_FILE
+            _drop_lines_after(path, resume_step)
+            self._file = path.open('a')
+            self._events = tensorboardX.SummaryWriter(str(directory), purge_step=resume_step + 1)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Writes one step. Values may be numpy or JAX scalars; in JSONL, one that is not finite is null."""
+        if self._file is None:
+            return
+        scalars = {name: float(value) for name, value in scalars.items()}
+        strict = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+        self._file.write(json.dumps({'step': step, **strict}, allow_nan=False) + '\n')
+        self._file.flush()
+        for name, value in scalars.items():
+            self._events.add_scalar(name, value, step)
+        if step % self._log_steps == 0:
+            shown = '  '.join(f'{name} {value:.4g}' for name, value in scalars.items())
+            tqdm.tqdm.write(f'step {step}  {shown}', file=self._stream)   # steps aside for a bar
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        if self._file is not None:
+            self._file.close()
+            self._events.close()
+            self._file = None
+
+
+def read_metrics(directory) -> list[dict]:
+    """The lines of metrics.jsonl, oldest first: {'step': int, name: float or None, ...}."""
+    lines = (pathlib.Path(directory) / METRICS_FILE).read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def _drop_lines_after(path: pathlib.Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)['step'] <= step:
+                kept.append(line + '\n')
+        except ValueError:                                # a kill cut this line short
+            continue
+    draft = path.with_suffix('.tmp')
+    draft.write_text(''.join(kept))
+    draft.replace(path)

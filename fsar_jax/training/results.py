@@ -1,0 +1,148 @@
+"""From per-episode counts to results.json.
+
+The file holds no dates, so a repeated evaluation writes the same bytes except under 'seconds'. It is strict
+JSON: a value that does not exist is null, never NaN.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import platform
+
+import jax
+import numpy as np
+
+FILE = 'results.json'
+
+
+def accuracy_with_interval(correct, queries: int) -> tuple[float, float]:
+    """Mean accuracy over episodes and the half-width of its 95% interval, both as fractions.
+
+    The half-width is 1.96 · σ / sqrt(E), σ the standard deviation of the E episode accuracies with divisor E:
+    the convention of the published few-shot numbers. It says how far another draw of episodes from the same
+    clips would move the mean, not how far another training run would.
+
+    Args:
+      correct: int [E], right answers per episode.
+      queries: Q, queries of an episode.
+    """
+    accuracies = np.asarray(correct, np.float64) / queries
+    return float(accuracies.mean()), float(1.96 * accuracies.std() / np.sqrt(len(accuracies)))
+
+
+def confusion_matrix(truth, predicted, num_classes: int) -> np.ndarray:
+    """int64 [C, C]: row, the true class; column, the answer. `truth`, `predicted`: ints of one shape, any."""
+    pairs = np.asarray(truth).ravel().astype(np.int64) * num_classes + np.asarray(predicted).ravel()
+    return np.bincount(pairs, minlength=num_classes ** 2).reshape(num_classes, num_classes)
+
+
+def params_hash(params) -> str:
+    """SHA-256, hexadecimal, over path, dtype, shape and bytes of each parameter, in the order of the
+    paths.
+    """
+    digest = hashlib.sha256()
+    paths, _ = jax.tree_util.tree_flatten_with_path(params)
+    named = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in paths}
+    for name in sorted(named):
+        value = np.ascontiguousarray(named[name])
+        digest.update(f'{name} {value.dtype.name} {value.shape}\n'.encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of python, jax, flax, numpy and fsar_jax (None when it is used without being installed)."""
+    found = {'python': platform.python_version()}
+    for name in ('jax', 'flax', 'numpy', 'fsar_jax'):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def summarise(*, method: str, config, split: str, classes: list[str], correct, confusion, episodes_hash: str,
+              params, selected_on: str, seconds: dict[str, float], seed: int) -> dict:
+    """The content of results.json.
+
+    Args:
+      method: name of the config, e.g. 'strm'.
+      config: the resolved ConfigDict.
+      classes: C names of the split's classes, the order of rows and columns of `confusion`.
+      correct: int [E]; confusion: int [C, C], row true, column answer.
+      episodes_hash: of the episode list, fsar_jax.data.episodes.episodes_hash.
+      params: the parameter tree, hashed.
+      selected_on: how the checkpoint was chosen, e.g. 'val accuracy at step 1200' or 'last step'.
+      seconds: timings, the only values that differ from run to run.
+      seed: that the episodes were drawn with.
+
+    Returns:
+      dict with keys method, dataset, split, way, shot, queries (Q of an episode, all classes together), seed,
+      num_episodes, accuracy, ci95, chance, per_class {name: fraction of its queries answered right, None when
+      never asked}, classes, confusion, episodes_hash, selected_on, params_hash, correct (per episode, for
+      pairing), config, versions, seconds.
+    """
+    correct, confusion = np.asarray(correct), np.asarray(confusion)
+    queries = int(confusion.sum()) // len(correct)
+    accuracy, ci95 = accuracy_with_interval(correct, queries)
+    asked, right = confusion.sum(1), confusion.diagonal()
+    return {
+        'method': method, 'dataset': config.data.dataset, 'split': split,
+        'way': config.episode.way, 'shot': config.episode.shot, 'queries': queries,
+        'seed': seed, 'num_episodes': len(correct),
+        'accuracy': accuracy, 'ci95': ci95, 'chance': 1 / config.episode.way,
+        'selected_on': selected_on,
+        'per_class': {name: int(r) / int(n) if n else None
+                      for name, r, n in zip(classes, right, asked, strict=True)},
+        'classes': list(classes), 'confusion': confusion.tolist(),
+        'episodes_hash': episodes_hash, 'params_hash': params_hash(params),
+        'config': json.loads(config.to_json()), 'versions': versions(),
+        'correct': correct.tolist(), 'seconds': seconds,
+    }
+
+
+def write_results(workdir, results: dict) -> pathlib.Path:
+    """Writes workdir/results.json (process 0 only) and returns its path. Lists of numbers take one line each.
+
+    Raises:
+      ValueError: a value that strict JSON does not have, such as NaN.
+    """
+    path = pathlib.Path(workdir) / FILE
+    if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix('.tmp')
+        lines = [f'  {json.dumps(key)}: {_dump(value)}' for key, value in results.items()]
+        draft.write_text('{\n' + ',\n'.join(lines) + '\n}\n')
+        draft.replace(path)
+    return path
+
+
+def read_results(path) -> dict:
+    """Reads results.json, or the one in a directory.
+
+    Raises:
+      FileNotFoundError, ValueError: absent, or not a results file; one line.
+    """
+    path = pathlib.Path(path)
+    path = path / FILE if path.is_dir() else path
+    try:
+        results = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f'{path}: no such file, evaluate that run first') from None
+    except (ValueError, OSError) as error:
+        raise ValueError(f'{path}: not a results file ({error})') from None
+    needed = ('method', 'accuracy', 'ci95', 'num_episodes', 'queries', 'episodes_hash', 'correct')
+    missing = [key for key in needed if not isinstance(results, dict) or key not in results]
+    if missing:
+        raise ValueError(f'{path}: not a results file, it has no {", ".join(missing)}')
+    return results
+
+
+def _dump(value) -> str:
+    # The lists are long (10,000 episodes) and are data; the rest is for reading.
+    if isinstance(value, dict):
+        return json.dumps(value, indent=2, allow_nan=False).replace('\n', '\n  ')
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return '[\n    ' + ',\n    '.join(json.dumps(row, allow_nan=False) for row in value) + '\n  ]'
+    return json.dumps(value, allow_nan=False)

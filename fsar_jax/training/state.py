@@ -1,0 +1,151 @@
+"""The state of a run, its optimiser, and the one jitted step that advances it."""
+
+from functools import partial
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fsar_jax.backbones.batch_norm import MOMENTUM
+from fsar_jax.training.losses import episode_loss
+from fsar_jax.training.mesh import replicated
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a checkpoint holds; the data position is `step`, because episode i depends on (seed, split, i) alone."""
+    step: jax.Array
+    params: dict
+    batch_stats: dict
+    opt_state: optax.OptState
+
+    @property
+    def variables(self):
+        return {'params': self.params, 'batch_stats': self.batch_stats}
+
+
+def learning_rate_schedule(train) -> optax.Schedule:
+    """The learning rate over optimiser steps that config.train describes: linear warm-up, then constant, cosine or steps."""
+    rate, warmup = train.learning_rate, train.warmup_steps
+    after = {
+        'constant': lambda: optax.constant_schedule(rate),
+        'cosine': lambda: optax.cosine_decay_schedule(rate, max(train.num_steps - warmup, 1)),
+        'steps': lambda: optax.piecewise_constant_schedule(
+            rate, {int(s) - warmup: train.schedule_factor for s in train.schedule_steps}),
+    }[train.schedule]()
+    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup]) if warmup else after
+
+
+def create_optimizer(train) -> optax.GradientTransformation:
+    """SGD or Adam over `learning_rate_schedule`, with optional clipping by global norm and decoupled weight decay."""
+    rate = learning_rate_schedule(train)
+    parts = []
+    if train.clip_norm:
+        parts.append(optax.clip_by_global_norm(train.clip_norm))
+    if train.optimizer == 'adam':
+        parts.append(optax.adamw(rate, weight_decay=train.weight_decay))
+    else:
+        if train.weight_decay:
+            parts.append(optax.add_decayed_weights(train.weight_decay))
+        parts.append(optax.sgd(rate, momentum=train.momentum or None))
+    return optax.chain(*parts)
+
+
+def example_episode(config):
+    """Support and query of the run's shapes with one frame grid of zeros, for initialisation: uint8, or float maps for 'features'."""
+    e = config.episode
+    frames = np.zeros((e.frames, e.image_size, e.image_size, 3), np.uint8)
+    return np.broadcast_to(frames, (e.way, e.shot, *frames.shape)), np.broadcast_to(frames, (e.way, *frames.shape))
+
+
+def create_train_state(config, learner) -> TrainState:
+    """Initial state from config.seed alone."""
+    support, query = example_episode(config)
+    variables = jax.jit(partial(learner.init, train=False))(jax.random.key(config.seed), support, query)
+    return TrainState(step=jnp.zeros((), jnp.int32), params=variables['params'], batch_stats=variables.get('batch_stats', {}),
+                      opt_state=create_optimizer(config.train).init(variables['params']))
+
+
+def make_train_step(learner, config, mesh):
+    """The jitted step: (state, batch) → (state, metrics). The state is donated.
+
+    batch: from `fsar_jax.data.loader.training_batches`, axes [A, M, …]: A parts in sequence (gradient accumulation), the M
+    episodes of a part at once, sharded over the mesh. metrics: 'loss' and 'accuracy' (means over the step), 'losses' [A, M].
+
+    The running statistics of batch norm end up as if the episodes had passed one after the other, as in the published
+    codes, whatever A and the number of devices: training does not read them, so each episode's update can be computed
+    from the same start and folded in order (`fold_running_statistics`).
+    """
+    optimizer = create_optimizer(config.train)
+    passes = 1 if config.model.backbone.batch_norm == 'joint' else 2        # batch norm sees support and query apart
+    frozen = config.model.backbone.batch_norm == 'frozen'
+
+    def run_episode(params, batch_stats, episode):
+        support = flip_clips(episode['support'], episode['support_flip'])
+        query = flip_clips(episode['query'], episode['query_flip'])
+        key = jax.random.fold_in(jax.random.key(config.seed), episode['episode'])
+        prediction, updated = learner.apply({'params': params, 'batch_stats': batch_stats}, support, query, train=True,
+                                            rngs={'dropout': key}, mutable=['batch_stats'])
+        loss = episode_loss(prediction, episode['labels'], config)
+        accuracy = (prediction.logits.argmax(-1) == episode['labels']).mean()
+        return loss, accuracy, updated.get('batch_stats', {})
+
+    def run_part(params, batch_stats, episodes):
+        losses, accuracies, statistics = jax.vmap(run_episode, (None, None, 0))(params, batch_stats, episodes)
+        return losses.mean(), (losses, accuracies, statistics)
+
+    @partial(jax.jit, donate_argnums=0, out_shardings=(replicated(mesh), replicated(mesh)))
+    def train_step(state, batch):
+        def accumulate(carry, episodes):
+            gradients, batch_stats = carry
+            (_, (losses, accuracies, statistics)), new = jax.value_and_grad(run_part, has_aux=True)(
+                state.params, batch_stats, episodes)
+            if not frozen:
+                batch_stats = fold_running_statistics(batch_stats, statistics, MOMENTUM ** passes)
+            return (jax.tree.map(jnp.add, gradients, new), batch_stats), (losses, accuracies)
+
+        start = (jax.tree.map(jnp.zeros_like, state.params), state.batch_stats)
+        (gradients, batch_stats), (losses, accuracies) = run_in_sequence(accumulate, start, batch)
+        gradients = jax.tree.map(lambda g: g / losses.shape[0], gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        state = TrainState(step=state.step + 1, params=optax.apply_updates(state.params, updates),
+                           batch_stats=batch_stats, opt_state=opt_state)
+        return state, {'loss': losses.mean(), 'accuracy': accuracies.mean(), 'losses': losses}
+
+    return train_step
+
+
+def run_in_sequence(function, carry, batch):
+    """`jax.lax.scan`; unrolled for a single part and on CPUs, where XLA runs a convolution inside a loop ~50 times slower."""
+    parts = len(jax.tree.leaves(batch)[0])
+    if parts > 1 and jax.default_backend() != 'cpu':
+        return jax.lax.scan(function, carry, batch)
+    outputs = []
+    for part in range(parts):
+        carry, output = function(carry, jax.tree.map(lambda x: x[part], batch))
+        outputs.append(output)
+    return carry, jax.tree.map(lambda *x: jnp.stack(x), *outputs)
+
+
+def flip_clips(clips, flip):
+    """Mirrors the width of those clips whose flag is set: clips [..., L, H, W, 3], flip bool [...]."""
+    return jnp.where(flip[..., None, None, None, None], clips[..., ::-1, :], clips)
+
+
+def fold_running_statistics(before, after, decay):
+    """Running statistics after E episodes in a row, from each episode's own update of the same start.
+
+    With r_e = d·r + u_e for episode e alone, the sequence gives d^E·r + Σ_e d^(E−1−e)·u_e.
+
+    Args:
+      before: tree of r.
+      after: tree of r_e, leading axis E.
+      decay: d, the momentum of batch norm to the power of its passes per episode.
+    """
+    def fold(r, r_e):
+        count = r_e.shape[0]
+        weight = decay ** jnp.arange(count - 1, -1, -1, dtype=r.dtype)
+        return decay ** count * r + jnp.tensordot(weight, r_e - decay * r, 1)
+    return jax.tree.map(fold, before, after)

@@ -1,0 +1,215 @@
+"""A whole run in the order in which it happens: data, model, resume, the loop, selection on val, one look at test."""
+
+import contextlib
+import json
+import pathlib
+
+import jax
+import ml_collections
+import numpy as np
+
+from fsar_jax import weights
+from fsar_jax.config import resolved_plan, validate
+from fsar_jax.data import episodes, loader
+from fsar_jax.data.dataset import open_dataset
+from fsar_jax.learner import create_learner
+from fsar_jax.training import results
+from fsar_jax.training.checkpoints import CONFIG_FILE, Checkpoints
+from fsar_jax.training.evaluation import evaluate
+from fsar_jax.training.mesh import episode_mesh, replicate, shard
+from fsar_jax.training.progress import MetricWriter, Progress
+from fsar_jax.training.state import create_train_state, make_train_step
+
+
+def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str) -> dict:
+    """Trains, or goes on training what `workdir` holds, selects a checkpoint on val and evaluates it on config.eval.split once.
+
+    Killed at any moment and called again with the same arguments, it ends with the same parameters (bit for bit on a CPU)
+    and the same results.json: episodes and augmentation depend on (seed, split, index) alone, and a checkpoint holds the
+    rest.
+
+    Args:
+      config: as from configs/*.py.
+      workdir: checkpoints/, metrics.jsonl, TensorBoard events and results.json go here.
+      method: name for results.json.
+
+    Returns:
+      The content of results.json.
+
+    Raises:
+      ValueError, FileNotFoundError: one line about what is wrong with the config, the data or the workdir.
+      FloatingPointError: a loss that is not finite, with the step, the episodes and the last good checkpoint.
+    """
+    # ── What runs, on what ──────────────────────────────────────────────────────────────────────────────────────────
+    validate(config)
+    workdir = pathlib.Path(workdir)
+    mesh = episode_mesh()
+    config = fit_accumulation(config, mesh.size)
+
+    # ── Data: every split is opened now, so that a missing one fails before hours of training ───────────────────────
+    train_set = open_split(config, 'train', config.episode.query)
+    val_set = open_split(config, 'val', config.eval.query) if config.eval.val_episodes else None
+    test_set = open_split(config, config.eval.split, config.eval.query)
+    print(resolved_plan(config, facts(config, mesh, [s for s in (train_set, val_set, test_set) if s is not None])), flush=True)
+
+    # ── Model and state ─────────────────────────────────────────────────────────────────────────────────────────────
+    learner = create_learner(config.model)
+    state = create_train_state(config, learner)
+    if config.model.backbone.weights:
+        state = with_backbone_weights(state, config)
+    state = replicate(mesh, state)
+
+    # ── Resume: the checkpoint with the highest step, or the start ──────────────────────────────────────────────────
+    train, parts = config.train, config.train.accumulation_steps
+    with Checkpoints(workdir / 'checkpoints', keep=train.keep_checkpoints, save_steps=train.checkpoint_steps, config=config) as checkpoints:
+        start = checkpoints.latest_step or 0
+        if start:
+            check_same_run(config, workdir)
+            state, _ = checkpoints.restore(state)
+            print(f'resumed from step {start}', flush=True)
+        if start > train.num_steps:
+            raise ValueError(f'{workdir} holds step {start}, beyond config.train.num_steps={train.num_steps}: '
+                             f'use another --workdir, or --mode=evaluate')
+
+        # ── The loop ────────────────────────────────────────────────────────────────────────────────────────────────
+        train_step = make_train_step(learner, config, mesh)
+        before = None
+        with contextlib.closing(loader.training_batches(
+                train_set, config, start, jax.process_index(), jax.process_count())) as batches, \
+                MetricWriter(workdir, train.log_steps, resume_step=start) as writer, \
+                Progress(train.num_steps * train.episodes_per_step, 'training', 'episode', start * train.episodes_per_step) as progress:
+            for step in range(start + 1, train.num_steps + 1):
+                batch = next(batches)
+                state, metrics = train_step(state, shard(mesh, batch, axis=1))
+                # One step behind, so that the device never waits for the host to look.
+                if before is not None:
+                    record(writer, *before, checkpoints)
+                before = step, metrics
+                progress.advance(train.episodes_per_step)
+                if step % train.checkpoint_steps == 0 or step == train.num_steps:
+                    record(writer, *before, checkpoints)
+                    before = None
+                    accuracy = {}
+                    if val_set is not None:
+                        val = evaluate(learner, state.variables, config, 'val', config.eval.val_episodes, mesh=mesh, dataset=val_set)
+                        accuracy = {'val_accuracy': val['accuracy']}
+                        writer.write(step, accuracy)
+                        print(f"step {step}: val accuracy {val['accuracy']:.2%} ± {val['ci95']:.2%}", flush=True)
+                    checkpoints.save(step, state, accuracy)
+            # ── Selection on val, then the only look at test ────────────────────────────────────────────────────────────
+        best = checkpoints.best_step if val_set is not None else checkpoints.latest_step
+        selected_on = f'val accuracy at step {best}' if val_set is not None else f'last step ({best})'
+        state, _ = checkpoints.restore(state, best)
+    return report(learner, state.variables, config, workdir, test_set, mesh, method, selected_on)
+
+
+def evaluate_only(config: ml_collections.ConfigDict, workdir, method: str, published: str | None = None) -> dict:
+    """Evaluates on config.eval.split: the best checkpoint of `workdir`, or a PyTorch checkpoint that the method's authors published.
+
+    Args:
+      config, workdir, method: as for `train_and_evaluate`.
+      published: path of a .pth or .safetensors file; None for the workdir's own checkpoint.
+
+    Returns:
+      The content of results.json.
+    """
+    validate(config)
+    workdir, mesh = pathlib.Path(workdir), episode_mesh()
+    dataset = open_split(config, config.eval.split, config.eval.query)
+    print(resolved_plan(config, facts(config, mesh, [dataset])), flush=True)
+    learner = create_learner(config.model)
+    if published:
+        variables = weights.load(published, config.model)
+        selected_on = f'published weights, {pathlib.Path(published).name}'
+    else:
+        with Checkpoints(workdir / 'checkpoints', config=config, read_only=True) as checkpoints:
+            best = checkpoints.best_step
+            selected_on = f'last step ({checkpoints.latest_step})' if best is None else f'val accuracy at step {best}'
+            state, _ = checkpoints.restore(replicate(mesh, create_train_state(config, learner)), best)
+        variables = state.variables
+    return report(learner, variables, config, workdir, dataset, mesh, method, selected_on)
+
+
+def report(learner, variables, config, workdir, dataset, mesh, method, selected_on) -> dict:
+    """Evaluates once on config.eval.split, writes results.json, prints the accuracy beside chance."""
+    found = evaluate(learner, variables, config, config.eval.split, config.eval.num_episodes,
+                     method=method, selected_on=selected_on, mesh=mesh, dataset=dataset)
+    path = results.write_results(workdir, found)
+    if jax.process_index() == 0:
+        print(f"{method}, {found['dataset']}, {found['split']}, {found['way']}-way {found['shot']}-shot: "
+              f"{found['accuracy']:.2%} ± {found['ci95']:.2%} (95% interval over {found['num_episodes']} episodes; "
+              f"chance {found['chance']:.0%}; selected on {selected_on})\n{path}", flush=True)
+    return found
+
+
+def open_split(config, split: str, query: int):
+    """The split's clips that are long enough, checked to hold the asked way, shot and queries."""
+    dataset = loader.usable(open_dataset(config.data.dataset, config.data.dir, split), config)
+    episodes.check_dataset(dataset, config.episode.way, config.episode.shot, query)
+    return dataset
+
+
+def fit_accumulation(config, devices: int):
+    """The config with as few sequential parts as asked for, or fewer, so that each part has an episode for every device.
+
+    The result of a step does not depend on it; 16 parts of one episode suit one GPU, 2 parts of 8 suit eight.
+    """
+    total, parts = config.train.episodes_per_step, config.train.accumulation_steps
+    if total % devices:
+        raise ValueError(f'config.train.episodes_per_step={total} must be a multiple of the {devices} devices')
+    fitting = max(p for p in range(1, parts + 1) if total % (p * devices) == 0)
+    config = config.copy_and_resolve_references()
+    config.train.accumulation_steps = fitting
+    return config
+
+
+def with_backbone_weights(state, config):
+    """The state with the backbone's parameters and statistics from config.model.backbone.weights (ImageNet, torchvision's names)."""
+    loaded = weights.backbone_from_torch(weights.read_torch(config.model.backbone.weights), config.model.backbone)
+    return state.replace(params=state.params | {'backbone': loaded['params']},
+                         batch_stats=state.batch_stats | {'backbone': loaded['batch_stats']})
+
+
+def record(writer, step: int, metrics: dict, checkpoints) -> None:
+    """Writes the metrics of a finished step, and stops the run when its loss is not finite."""
+    losses = np.asarray(metrics['losses']).ravel()
+    if not np.isfinite(losses).all():
+        bad = (step - 1) * losses.size + np.flatnonzero(~np.isfinite(losses))
+        last = checkpoints.latest_step
+        raise FloatingPointError(
+            f'the loss of step {step} is not finite, in training episodes {bad.tolist()}; last good checkpoint: '
+            f'{checkpoints.directory / str(last) if last else "none yet"}. Lower config.train.learning_rate or set config.train.clip_norm')
+    writer.write(step, {'loss': metrics['loss'], 'accuracy': metrics['accuracy']})
+
+
+def check_same_run(config, workdir) -> None:
+    """Raises ValueError naming the values in which `config` departs from the one that `workdir` was trained with.
+
+    What cannot change the parameters may differ: where the data lies, how it is loaded, evaluation, logging.
+    """
+    free = ('data.dir', 'data.num_threads', 'data.num_workers', 'data.prefetch', 'train.log_steps', 'train.keep_checkpoints',
+            'train.accumulation_steps', 'eval')
+    before = flatten(json.loads((workdir / 'checkpoints' / CONFIG_FILE).read_text()))
+    now = flatten(json.loads(config.to_json()))
+    changed = [f'{key}={before.get(key)!r} there, {now.get(key)!r} here' for key in sorted(before | now)
+               if before.get(key) != now.get(key) and not any(key == f or key.startswith(f + '.') for f in free)]
+    if changed:
+        raise ValueError(f'{workdir} holds a run with other settings ({"; ".join(changed)}): use another --workdir, or those settings')
+
+
+def flatten(tree: dict, prefix: str = '') -> dict:
+    """{'a': {'b': 1}} → {'a.b': 1}."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def facts(config, mesh, datasets) -> dict[str, str]:
+    """What the plan says beyond the config: devices, and the clips that are there."""
+    kind = mesh.devices.flat[0]
+    rows = {'devices': f'{mesh.size} x {kind.device_kind} ({kind.platform}), {jax.process_count()} process(es), compute in {config.model.dtype}'}
+    for dataset in datasets:
+        rows[f'data {dataset.split}'] = f'{config.data.dataset}: {len(np.unique(dataset.labels))} classes, {len(dataset)} clips' + (
+            f' ({len(dataset.dropped)} shorter than {config.episode.frames} frames left out)' if len(dataset.dropped) else '')
+    return rows

@@ -1,0 +1,80 @@
+"""Trains and evaluates a few-shot action recognition method.
+
+    python main.py --config=configs/strm.py                                  train, select on val, evaluate test once
+    python main.py --config=configs/strm.py:ssv2 --config.data.dir=DIR       the paper's setting
+    python main.py --config=configs/strm.py --mode=evaluate                  the best checkpoint of the workdir, again
+    python main.py --config=configs/strm.py:ssv2 --mode=evaluate --weights=checkpoint.pth      published PyTorch weights
+
+Any value of fsar_jax/config.py is a flag: --config.episode.shot=5. The same command goes on where it was stopped.
+"""
+
+import pathlib
+import sys
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from fsar_jax.training.train import evaluate_only, train_and_evaluate
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/<method>.py, or configs/<method>.py:<preset>.', lock_config=True)
+WORKDIR = flags.DEFINE_string('workdir', None, 'Checkpoints, metrics and results; default runs/<method>.')
+MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], 'train (then test once), or evaluate only.')
+WEIGHTS = flags.DEFINE_string('weights', None, 'With --mode=evaluate: a published PyTorch checkpoint, .pth or .safetensors.')
+DISTRIBUTED = flags.DEFINE_string('distributed', None, 'Several hosts: "auto" where JAX knows the cluster, else "host:port,count,index".')
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise ValueError(f"unexpected argument '{argv[1]}': flags look like --config.episode.shot=5")
+    if not flags.FLAGS['verbosity'].present:
+        logging.set_verbosity(logging.WARNING)          # Orbax and TFDS tell every file that they touch
+    if CONFIG.value is None:
+        raise ValueError('no --config given: try --config=configs/strm.py')
+    if DISTRIBUTED.value:
+        start_distributed(DISTRIBUTED.value)
+    method = pathlib.Path(flags.FLAGS['config'].config_filename).stem
+    workdir = WORKDIR.value or f'runs/{method}'
+    if MODE.value == 'train':
+        train_and_evaluate(CONFIG.value, workdir, method)
+    else:
+        evaluate_only(CONFIG.value, workdir, method, WEIGHTS.value)
+
+
+def start_distributed(spec: str):
+    """Joins the other processes of the run; before any other use of JAX."""
+    if spec == 'auto':
+        return jax.distributed.initialize()
+    try:
+        address, count, index = spec.split(',')
+        count, index = int(count), int(index)
+    except ValueError:
+        raise ValueError(f"--distributed={spec} should be 'auto' or 'host:port,count,index', e.g. 10.0.0.1:1234,2,0") from None
+    jax.distributed.initialize(address, count, index)
+
+
+def parse(argv):
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        sys.exit(f'error: {in_one_line(error)}')
+
+
+def in_one_line(error: Exception) -> str:
+    """The message of a flag or config error. What a config file raises arrives inside a printed traceback: its last line says it."""
+    lines = str(error.args[0] if error.args else error).replace('\\n', '\n').replace("\\'", "'").strip('"\n').splitlines()
+    return lines[-1] if any('Traceback' in line for line in lines) else ' '.join(line.strip() for line in lines)
+
+
+def run():
+    """What is wrong with the input is one line (with --verbosity=1 the traceback too); what is wrong with the code is a traceback."""
+    try:
+        app.run(main, flags_parser=parse)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if logging.level_debug():
+            raise
+        sys.exit(f'error: {error}' if not isinstance(error, OSError) else f'error: {in_one_line(error)}')
+
+
+if __name__ == '__main__':
+    run()
