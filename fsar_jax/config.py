@@ -46,7 +46,7 @@ def default_config() -> ml_collections.ConfigDict:
     )
     model.query_similarity = _section(weight=0.0, dim=_optional(int))
 
-    config.episode = _section(way=5, shot=1, query=5, frames=8, image_size=64)   # query: per class, in training
+    config.episode = _section(way=5, shot=1, query=3, frames=8, image_size=64)   # query: per class, in training
     config.data = _section(
         dataset='synthetic_actions/misaligned',
         dir='data',
@@ -58,7 +58,7 @@ def default_config() -> ml_collections.ConfigDict:
         num_threads=2, num_workers=0, prefetch=4,
     )
     config.train = _section(
-        num_steps=1000,
+        num_steps=300,
         episodes_per_step=4,
         accumulation_steps=1,                     # split a step's episodes in this many sequential parts
         loss_reduction='sum',                     # L: over the queries of an episode; episodes are averaged
@@ -69,13 +69,14 @@ def default_config() -> ml_collections.ConfigDict:
         warmup_steps=0,
         schedule_steps=(), schedule_factor=0.1,   # for 'steps': multiply by the factor at these steps
         clip_norm=0.0,                            # global gradient norm; 0: off
-        checkpoint_steps=250, keep_checkpoints=2, # val is evaluated at every checkpoint
-        log_steps=50,
+        checkpoint_steps=50, keep_checkpoints=2, # val is evaluated at every checkpoint
+        log_steps=25,
     )
     config.eval = _section(
         split='test',
+        seed=0,                                   # Z: of the evaluation episodes, apart from `seed`, so that runs can be paired
         num_episodes=10_000,
-        val_episodes=1000,                        # T: val selects the checkpoint; 0: the last step is kept
+        val_episodes=500,                         # T: val selects the checkpoint; 0: the last step is kept
         query=1,                                  # E: per class
         cache=True,                               # embed each video once; False: everything again per episode
         episodes_file=_optional(str),             # exchange an episode list: read it instead of drawing
@@ -131,7 +132,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         'train.num_steps': 1, 'train.episodes_per_step': 1, 'train.accumulation_steps': 1, 'train.checkpoint_steps': 1,
         'train.log_steps': 1, 'train.keep_checkpoints': 1, 'eval.num_episodes': 1, 'eval.val_episodes': 0,
         'eval.episodes_per_chunk': 1, 'eval.videos_per_batch': 1, 'data.num_threads': 1, 'data.num_workers': 0,
-        'model.enrichment.patches': 1, 'model.backbone.batch_norm_groups': 1, 'seed': 0, 'train.warmup_steps': 0,
+        'model.enrichment.patches': 1, 'model.backbone.batch_norm_groups': 1, 'seed': 0, 'eval.seed': 0, 'train.warmup_steps': 0,
     }
     for key, allowed in choices.items():
         if _get(config, key) not in allowed:
@@ -170,7 +171,7 @@ def resolved_plan(config: ml_collections.ConfigDict, facts: dict[str, str]) -> s
         'C  cardinalities': f'{tuple(m.matcher.cardinalities)}, {m.matcher.cardinality_reduction or "as variant " + m.variant}'
                             if m.matcher.name == 'cross_transformer' else 'none',
         'E  queries at test': f'{v.query} per class, {v.num_episodes} episodes',
-        'Z  seed': str(config.seed),
+        'Z  seeds': f'{config.seed} in training, {v.seed} for the evaluation episodes',
         'T  selection': f'val, {v.val_episodes} episodes at every {t.checkpoint_steps} steps; test is touched once, at the end'
                         if v.val_episodes else 'the last step; test is touched once, at the end',
     }

@@ -61,6 +61,16 @@ def unit(x: jax.Array, eps: float = 1e-12) -> jax.Array:
     return x.astype(jnp.float32) / jnp.maximum(norm(x), eps)[..., None]
 
 
+def einsum_float32(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """einsum of two arrays with products summed in float32, whatever their dtype: scores and distances are float32.
+
+    Accelerators multiply bfloat16 natively and accumulate in float32; XLA's CPU backend cannot, so there the operands are cast.
+    """
+    if jax.default_backend() == 'cpu':
+        x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+    return jnp.einsum(subscripts, x, y, preferred_element_type=jnp.float32)
+
+
 def frame_tuples(length: int, cardinality: int) -> np.ndarray:
     """All increasing frame index lists in lexicographic order: int32 [T, cardinality], T = C(length, cardinality) (TRX, Π_ω)."""
     return np.array(list(itertools.combinations(range(length), cardinality)), np.int32).reshape(-1, cardinality)

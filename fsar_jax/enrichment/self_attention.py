@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fsar_jax.layers import POSITION_AMPLITUDE, Linear, sinusoidal_positions
+from fsar_jax.layers import POSITION_AMPLITUDE, Linear, einsum_float32, sinusoidal_positions
 
 
 class SelfAttentionEnrichment(nn.Module):
@@ -41,8 +41,7 @@ class SelfAttentionEnrichment(nn.Module):
             x = x + POSITION_AMPLITUDE * jnp.asarray(sinusoidal_positions(count, dim), self.dtype)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
 
-        scores = jnp.einsum('...nd,...md->...nm', linear(dim, 'query')(x), linear(dim, 'key')(x),
-                            preferred_element_type=jnp.float32)
+        scores = einsum_float32('...nd,...md->...nm', linear(dim, 'query')(x), linear(dim, 'key')(x))
         attention = jax.nn.softmax(scores if code else scores / jnp.sqrt(dim), axis=-1)
         self.sow('intermediates', 'attention', attention)
         attended = jnp.einsum('...nm,...md->...nd', attention.astype(self.dtype), linear(dim, 'value')(x))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fsar_jax.enrichment import VideoFeatures
-from fsar_jax.layers import POSITION_AMPLITUDE, TupleLinear, norm, sinusoidal_positions
+from fsar_jax.layers import POSITION_AMPLITUDE, TupleLinear, einsum_float32, norm, sinusoidal_positions
 
 
 class TupleProjection(nn.Module):
@@ -64,11 +64,10 @@ class CrossTransformer(nn.Module):
         logits = []
         for name in support:
             q, s = query[name], jax.tree.map(lambda x: x.reshape(x.shape[0], -1, x.shape[-1]), support[name])
-            scores = jnp.einsum('qtd,wsd->qwts', q['keys'], s['keys'], preferred_element_type=jnp.float32)
+            scores = einsum_float32('qtd,wsd->qwts', q['keys'], s['keys'])
             attention = jax.nn.softmax(scores / jnp.sqrt(q['keys'].shape[-1]), axis=-1)
             self.sow('intermediates', f'attention_{name}', attention)
-            prototypes = jnp.einsum('qwts,wsd->qwtd', attention.astype(s['values'].dtype), s['values'],
-                                    preferred_element_type=jnp.float32)
+            prototypes = einsum_float32('qwts,wsd->qwtd', attention.astype(s['values'].dtype), s['values'])
             apart = q['values'][:, None].astype(jnp.float32) - prototypes
             distance = jnp.sum(jnp.square(apart), -1) if code else norm(apart)
             logits.append(-distance.mean(-1))

@@ -112,7 +112,7 @@ def evaluate(learner, variables, config, split: str, num_episodes: int, *, metho
              selected_on: str = 'last step', mesh=None, dataset=None, cache: bool | None = None) -> dict:
     """Evaluates on one split and returns the content of results.json (fsar_jax.training.results).
 
-    The episodes are those of (config.seed, split), or for config.eval.split the list in
+    The episodes are those of (config.eval.seed, split), or for config.eval.split the list in
     config.eval.episodes_file where it is set (then its length counts, not `num_episodes`).
 
     Args:
@@ -134,7 +134,7 @@ def evaluate(learner, variables, config, split: str, num_episodes: int, *, metho
                                 cache=config.eval.cache if cache is None else cache)
     seconds = {**outcome.seconds, 'total': time.perf_counter() - started}
     return results.summarise(
-        method=method, config=config, split=split, seed=config.seed, selected_on=selected_on,
+        method=method, config=config, split=split, seed=config.eval.seed, selected_on=selected_on,
         classes=outcome.classes, correct=outcome.correct, confusion=outcome.confusion,
         episodes_hash=episode_lists.episodes_hash(dataset, episodes), params=variables['params'],
         seconds={name: round(value, 3) for name, value in seconds.items()})
@@ -144,7 +144,7 @@ def _episodes_of(dataset, config, split, num_episodes):
     way, shot = config.episode.way, config.episode.shot
     path = config.eval.episodes_file
     if not path or split != config.eval.split:
-        return episode_lists.draw_episodes(dataset, way, shot, config.eval.query, config.seed, num_episodes)
+        return episode_lists.draw_episodes(dataset, way, shot, config.eval.query, config.eval.seed, num_episodes)
     episodes = episode_lists.read_episodes(path, dataset)
     found = (*episodes.support.shape[1:], episodes.query.shape[1])
     wanted = (way, shot, way * config.eval.query)

@@ -165,7 +165,7 @@ def fit_accumulation(config, devices: int):
 
 def with_backbone_weights(state, config):
     """The state with the backbone's parameters and statistics from config.model.backbone.weights (ImageNet, torchvision's names)."""
-    loaded = weights.backbone_from_torch(weights.read_torch(config.model.backbone.weights), config.model.backbone)
+    loaded = weights.load_backbone(config.model.backbone.weights, config.model.backbone)
     return state.replace(params=state.params | {'backbone': loaded['params']},
                          batch_stats=state.batch_stats | {'backbone': loaded['batch_stats']})
 

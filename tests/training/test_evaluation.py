@@ -27,7 +27,7 @@ def setting():
 
 def draw(dataset, config, count):
     e = config.episode
-    return episode_lists.draw_episodes(dataset, e.way, e.shot, config.eval.query, config.seed, count)
+    return episode_lists.draw_episodes(dataset, e.way, e.shot, config.eval.query, config.eval.seed, count)
 
 
 def close(a, b):

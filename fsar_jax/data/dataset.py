@@ -1,0 +1,97 @@
+"""Built datasets, opened for random access to their videos."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import threading
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+
+class VideoDataset:
+    """The videos of one split, by position. Its attributes come from the metadata: no record is read for them.
+
+    name: 'synthetic_actions/misaligned'.  split: 'train', 'val' or 'test'.
+    class_names: names of all classes of the dataset; a label is a place in it.
+    labels: int32 [N].  video_ids: list of N str.  num_frames: int32 [N], stored frames.
+    settings: dict, how the records were made.
+
+    Cheap to pickle (the files are opened again at the first read) and safe to read from many threads.
+    """
+
+    def __init__(self, directory: pathlib.Path, name: str, split: str):
+        builder = tfds.builder_from_directory(directory)
+        index = builder.info.metadata['videos']
+        if split not in index:
+            raise ValueError(f"dataset '{name}' has no split '{split}': it has {', '.join(index)}")
+        if not index[split]['label']:
+            raise ValueError(
+                f"split '{split}' of dataset '{name}' is empty: see {directory / 'skipped.tsv'} for why"
+            )
+        self.name, self.split = name, split
+        self.class_names = list(builder.info.features['label'].names)
+        self.labels = np.array(index[split]['label'], np.int32)
+        self.video_ids = list(index[split]['video_id'])
+        self.num_frames = np.array(index[split]['num_frames'], np.int32)
+        self.settings = dict(builder.info.metadata['settings'])
+        self._directory, self._source, self._lock = directory, None, threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f'VideoDataset({self.name}, {self.split}, {len(self)} videos)'
+
+    def read(self, position: int) -> dict:
+        """The record at `position` (0 to N - 1): the fields of data/records.py, `frames` a list of JPEG bytes."""
+        if not 0 <= position < len(self):
+            raise IndexError(
+                f'position {position} is outside split {self.split!r} of {self.name}, '
+                f'which has {len(self)} videos'
+            )
+        with self._lock:
+            if self._source is None:
+                self._source = tfds.builder_from_directory(self._directory).as_data_source(self.split)
+        record = self._source[int(position)]
+        record['frames'] = list(record['frames'])
+        record['frame_index'] = np.array(record['frame_index'], np.int32)
+        record['video_id'] = record['video_id'].decode()
+        return record
+
+    def __getstate__(self):
+        return {key: value for key, value in self.__dict__.items() if key not in ('_source', '_lock')}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state, _source=None, _lock=threading.Lock())
+
+
+def open_dataset(name: str, data_dir: str | pathlib.Path, split: str) -> VideoDataset:
+    """Opens a split of a built dataset.
+
+    Args:
+      name: 'synthetic_actions/misaligned' or 'video_folder/<name>': a directory in data_dir.
+      split: 'train', 'val' or 'test'.
+
+    Raises:
+      FileNotFoundError: not built; says how to build it.
+      ValueError: the split does not exist or is empty.
+    """
+    directory = version_directory(name, data_dir)
+    if directory is None:
+        videos = ' --videos=FOLDER' if name.split('/')[0] == 'video_folder' else ''
+        raise FileNotFoundError(
+            f"dataset '{name}' is not in {data_dir}: build it with "
+            f'python -m fsar_jax.data.build --dataset={name} --dir={data_dir}{videos}'
+        )
+    return VideoDataset(directory, name, split)
+
+
+def version_directory(name: str, data_dir: str | pathlib.Path) -> pathlib.Path | None:
+    """The directory of the newest finished build, None when there is none."""
+    versions = []
+    for path in (pathlib.Path(data_dir) / name).glob('*.*.*/dataset_info.json'):
+        if re.fullmatch(r'\d+\.\d+\.\d+', path.parent.name):
+            versions.append((tuple(map(int, path.parent.name.split('.'))), path.parent))
+    return max(versions)[1] if versions else None

@@ -1,0 +1,1 @@
+"""A folder of your own clips as a dataset; see README.md."""
