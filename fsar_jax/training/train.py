@@ -50,7 +50,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str) 
     train_set = open_split(config, 'train', config.episode.query)
     val_set = open_split(config, 'val', config.eval.query) if config.eval.val_episodes else None
     test_set = open_split(config, config.eval.split, config.eval.query)
-    print(resolved_plan(config, facts(config, mesh, [s for s in (train_set, val_set, test_set) if s is not None])), flush=True)
+    say(resolved_plan(config, facts(config, mesh, [s for s in (train_set, val_set, test_set) if s is not None])))
 
     # ── Model and state ─────────────────────────────────────────────────────────────────────────────────────────────
     learner = create_learner(config.model)
@@ -60,13 +60,13 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str) 
     state = replicate(mesh, state)
 
     # ── Resume: the checkpoint with the highest step, or the start ──────────────────────────────────────────────────
-    train, parts = config.train, config.train.accumulation_steps
+    train = config.train
     with Checkpoints(workdir / 'checkpoints', keep=train.keep_checkpoints, save_steps=train.checkpoint_steps, config=config) as checkpoints:
         start = checkpoints.latest_step or 0
         if start:
             check_same_run(config, workdir)
             state, _ = checkpoints.restore(state)
-            print(f'resumed from step {start}', flush=True)
+            say(f'resumed from step {start}')
         if start > train.num_steps:
             raise ValueError(f'{workdir} holds step {start}, beyond config.train.num_steps={train.num_steps}: '
                              f'use another --workdir, or --mode=evaluate')
@@ -94,9 +94,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str) 
                         val = evaluate(learner, state.variables, config, 'val', config.eval.val_episodes, mesh=mesh, dataset=val_set)
                         accuracy = {'val_accuracy': val['accuracy']}
                         writer.write(step, accuracy)
-                        print(f"step {step}: val accuracy {val['accuracy']:.2%} ± {val['ci95']:.2%}", flush=True)
+                        say(f"step {step}: val accuracy {val['accuracy']:.2%} ± {val['ci95']:.2%}")
                     checkpoints.save(step, state, accuracy)
-            # ── Selection on val, then the only look at test ────────────────────────────────────────────────────────────
+        # ── Selection on val, then the only look at test ────────────────────────────────────────────────────────────────
         best = checkpoints.best_step if val_set is not None else checkpoints.latest_step
         selected_on = f'val accuracy at step {best}' if val_set is not None else f'last step ({best})'
         state, _ = checkpoints.restore(state, best)
@@ -116,7 +116,7 @@ def evaluate_only(config: ml_collections.ConfigDict, workdir, method: str, publi
     validate(config)
     workdir, mesh = pathlib.Path(workdir), episode_mesh()
     dataset = open_split(config, config.eval.split, config.eval.query)
-    print(resolved_plan(config, facts(config, mesh, [dataset])), flush=True)
+    say(resolved_plan(config, facts(config, mesh, [dataset])))
     learner = create_learner(config.model)
     if published:
         variables = weights.load(published, config.model)
@@ -135,11 +135,16 @@ def report(learner, variables, config, workdir, dataset, mesh, method, selected_
     found = evaluate(learner, variables, config, config.eval.split, config.eval.num_episodes,
                      method=method, selected_on=selected_on, mesh=mesh, dataset=dataset)
     path = results.write_results(workdir, found)
-    if jax.process_index() == 0:
-        print(f"{method}, {found['dataset']}, {found['split']}, {found['way']}-way {found['shot']}-shot: "
-              f"{found['accuracy']:.2%} ± {found['ci95']:.2%} (95% interval over {found['num_episodes']} episodes; "
-              f"chance {found['chance']:.0%}; selected on {selected_on})\n{path}", flush=True)
+    say(f"{method}, {found['dataset']}, {found['split']}, {found['way']}-way {found['shot']}-shot: "
+        f"{found['accuracy']:.2%} ± {found['ci95']:.2%} (95% interval over {found['num_episodes']} episodes; "
+        f"chance {found['chance']:.0%}; selected on {selected_on})\n{path}")
     return found
+
+
+def say(text: str) -> None:
+    """Prints, once however many processes there are."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
 
 
 def open_split(config, split: str, query: int):
