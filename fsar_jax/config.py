@@ -39,6 +39,7 @@ def default_config() -> ml_collections.ConfigDict:
     )
     model.matcher = _section(
         name='cross_transformer',
+        distance='frame_cosine',                  # of 'prototypes': or 'mean_cosine', 'mean_squared_euclidean'
         cardinalities=(2,),
         dim=128,                                  # D'; None: half of the feature dimension; published: 1152 of 2048
         cardinality_reduction=_optional(str),     # C: 'mean' or 'sum'; None: as the variant says (code mean, paper sum)
@@ -122,6 +123,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         'model.enrichment.patch': ('self_attention', 'mlp_mixer', 'none'),
         'model.enrichment.frame': ('self_attention', 'mlp_mixer', 'none'),
         'model.matcher.cardinality_reduction': (None, 'mean', 'sum'),
+        'model.matcher.distance': ('frame_cosine', 'mean_cosine', 'mean_squared_euclidean'),
         'data.crop': ('random', 'centre'), 'data.sampling': ('trx', 'uniform', 'segment'),
         'data.short_videos': ('drop', 'repeat'), 'train.loss_reduction': ('sum', 'mean'),
         'train.optimizer': ('adam', 'sgd'), 'train.schedule': ('constant', 'cosine', 'steps'),

@@ -11,7 +11,7 @@ from fsar_jax.matchers.prototypes import Prototypes
 from fsar_jax.matchers.query_similarity import QueryClassSimilarity
 
 MATCHERS = {
-    'prototypes': lambda model: Prototypes(),
+    'prototypes': lambda model: Prototypes(model.matcher.distance),
     'cross_transformer': lambda model: CrossTransformer(dim=model.matcher.dim, **_tuple_settings(model)),
 }
 

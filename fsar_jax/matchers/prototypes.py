@@ -1,26 +1,38 @@
-"""ProtoNet for videos: frame-wise cosine distance to the class mean."""
+"""ProtoNet for videos: distance to the class mean, frame by frame or of the mean frame."""
 
 import chex
 import flax.linen as nn
 import jax.numpy as jnp
 
 from fsar_jax.enrichment import VideoFeatures
-from fsar_jax.layers import unit
+from fsar_jax.layers import norm, unit
+
+DISTANCES = ('frame_cosine', 'mean_cosine', 'mean_squared_euclidean')
+COSINE_MARGIN = 0.01        # in the denominator of 'mean_cosine', as published
 
 
 class Prototypes(nn.Module):
-    """logit = −Σ_t (1 − cos(p_t, q_t)) with p the mean of the class's shots, frame t against frame t.
+    """Prototypical networks (Snell et al. 2017) on frame features. No parameters; paper and code agree.
 
-    The baseline that TA2N and VIM start from (Snell et al. 2017; TA2N Eq. 7 and 8). No parameters, no variants.
+    distance='frame_cosine' is the baseline of TA2N and VIM: logit = −Σ_t (1 − cos(p_t, q_t)), p the mean of the class's shots,
+    frame t against frame t (TA2N, Eq. 7 and 8). The other two first average the frames, f = mean_t: 'mean_cosine' is the mean
+    over shots of f_q·f_s / (‖f_q‖‖f_s‖ + 0.01), 'mean_squared_euclidean' is −‖f_q − mean_s f_s‖².
     """
+    distance: str = 'frame_cosine'
 
     def project(self, features: VideoFeatures, train: bool = False):
-        """Per video: the frames themselves, [B, L, D]."""
-        return features.frames
+        """Per video: the frames, [B, L, D], or their mean, [B, D]."""
+        return features.frames if self.distance == 'frame_cosine' else features.frames.mean(1)
 
     def __call__(self, support, query, train: bool = False):
-        """Per episode: support [way, shot, L, D], query [Q, L, D] → logits float32 [Q, way]."""
-        prototypes = support.astype(jnp.float32).mean(1)
-        cosine = jnp.einsum('qld,wld->qwl', unit(query), unit(prototypes))
-        chex.assert_shape(cosine, (query.shape[0], support.shape[0], support.shape[2]))
-        return -(1.0 - cosine).sum(-1)
+        """Per episode: support [way, shot, (L,) D], query [Q, (L,) D] → logits float32 [Q, way]."""
+        support, query = support.astype(jnp.float32), query.astype(jnp.float32)
+        if self.distance == 'frame_cosine':
+            logits = (jnp.einsum('qld,wld->qwl', unit(query), unit(support.mean(1))) - 1.0).sum(-1)
+        elif self.distance == 'mean_cosine':
+            lengths = norm(query)[:, None, None] * norm(support)
+            logits = (jnp.einsum('qd,wsd->qws', query, support) / (lengths + COSINE_MARGIN)).mean(-1)
+        else:
+            logits = -jnp.square(query[:, None] - support.mean(1)).sum(-1)
+        chex.assert_shape(logits, (query.shape[0], support.shape[0]))
+        return logits

@@ -14,6 +14,8 @@ from fsar_jax.matchers import CrossTransformer, Prototypes, QueryClassSimilarity
 
 MATCHERS = {
     'prototypes': lambda: Prototypes(),
+    'mean_cosine': lambda: Prototypes('mean_cosine'),
+    'mean_squared_euclidean': lambda: Prototypes('mean_squared_euclidean'),
     'cross_transformer_code': lambda: CrossTransformer((2, 3), 12, 'code', dropout=0.0),
     'cross_transformer_paper': lambda: CrossTransformer((2, 3), 12, 'paper', dropout=0.0),
     'query_similarity_code': lambda: QueryClassSimilarity((2,), 8, 'code', dropout=0.0),
@@ -90,6 +92,20 @@ def test_prototypes_equal_published(published, assert_close_to_published, name):
     gradient = jax.grad(weighted, (0, 1))(jnp.asarray(support), query)
     assert_close_to_published(gradient[0], f.support_by_class(f.gradients['support']), 'gradient of the support')
     assert_close_to_published(gradient[1], f.gradients['query'], 'gradient of the query')
+
+
+def test_mean_frame_prototypes_equal_published(published, assert_close_to_published):
+    f = published('protonet_mean_a')
+    videos = lambda x: x.reshape(-1, 8, x.shape[1])                      # [videos·L, D, 1, 1]
+    support, query = f.support_by_class(videos(f.inputs['support'])), videos(f.inputs['query'])
+    distances = {'logits_cosine': 'mean_cosine', 'logits_squared_euclidean': 'mean_squared_euclidean'}
+    weighted = lambda s, q: sum((classify(Prototypes(ours), {}, s, q) * f.cotangents[theirs]).sum()
+                                for theirs, ours in distances.items() if theirs in f.cotangents)
+    for theirs, ours in distances.items():
+        assert_close_to_published(classify(Prototypes(ours), {}, support, query), f.outputs[theirs], theirs)
+    gradient = jax.grad(weighted, (0, 1))(support, query)
+    assert_close_to_published(gradient[0], f.support_by_class(videos(f.gradients['support'])), 'gradient of the support')
+    assert_close_to_published(gradient[1], videos(f.gradients['query']), 'gradient of the query')
 
 
 def random_episode(way=4, shot=2, queries=6, length=5, dim=10):
