@@ -18,7 +18,7 @@ from ml_collections import config_flags
 from fsar_jax.training.train import evaluate_only, train_and_evaluate
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/<method>.py, or configs/<method>.py:<preset>.', lock_config=True)
-WORKDIR = flags.DEFINE_string('workdir', None, 'Checkpoints, metrics and results; default runs/<method>.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Checkpoints, metrics and results; default runs/<method>[-<preset>].')
 MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], 'train (then test once), or evaluate only.')
 WEIGHTS = flags.DEFINE_string('weights', None, 'With --mode=evaluate: a published PyTorch checkpoint, .pth or .safetensors.')
 DISTRIBUTED = flags.DEFINE_string('distributed', None, 'Several hosts: "auto" where JAX knows the cluster, else "host:port,count,index".')
@@ -33,8 +33,12 @@ def main(argv):
         raise ValueError('no --config given: try --config=configs/strm.py')
     if DISTRIBUTED.value:
         start_distributed(DISTRIBUTED.value)
-    method = pathlib.Path(flags.FLAGS['config'].config_filename).stem
-    workdir = WORKDIR.value or f'runs/{method}'
+    if WEIGHTS.value and MODE.value == 'train':
+        raise ValueError('--weights evaluates a published checkpoint: add --mode=evaluate (to start training from ImageNet, '
+                         'set --config.model.backbone.weights)')
+    path, _, preset = flags.FLAGS['config'].config_filename.partition('.py:')
+    method = pathlib.Path(path).stem
+    workdir = WORKDIR.value or f'runs/{method}-{preset}'.rstrip('-')
     if MODE.value == 'train':
         train_and_evaluate(CONFIG.value, workdir, method)
     else:

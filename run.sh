@@ -6,14 +6,15 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 setup() {
-  local extras=$1 stamp=.venv/installed-$1
+  local purpose=$1 stamp=.venv/installed-$1 package=.
+  [ "$purpose" = run ] || package=".[$purpose]"
   if [ -f "$stamp" ] && cmp -s setup.cfg "$stamp"; then return; fi
   local python=${PYTHON:-python3}
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
     echo "error: fsar_jax needs Python 3.11 or newer, '$python' is $("$python" --version 2>&1): set PYTHON=..." >&2; exit 1; }
   [ -x .venv/bin/python ] || "$python" -m venv .venv
-  echo "installing fsar_jax[$extras] into .venv/ ..."
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extras]"
+  echo "installing fsar_jax into .venv/ ..."
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable "$package"
   cp setup.cfg "$stamp"
 }
 
@@ -24,7 +25,11 @@ if [ "${1:-}" = test ]; then
   exec .venv/bin/python -m pytest -n "${TEST_WORKERS:-2}" --dist loadfile "$@"
 fi
 
-setup visualize
-.venv/bin/python -m fsar_jax.data.build --dataset=synthetic_actions/misaligned --dir=data
-case " $* " in *" --config"*) defaults=() ;; *) defaults=(--config=configs/strm.py --workdir=runs/strm) ;; esac
-exec .venv/bin/python main.py "${defaults[@]}" "$@"
+setup run
+defaults=() embedded=yes
+case " $* " in *" --config="*|*" --config "*) ;; *) defaults=(--config=configs/strm.py) ;; esac
+case " $* " in *"config.data.dataset"*|*"config.data.dir"*) embedded=no ;; esac
+if [ $embedded = yes ]; then
+  .venv/bin/python -m fsar_jax.data.build --dataset=synthetic_actions/misaligned --dir=data
+fi
+exec .venv/bin/python main.py ${defaults[@]+"${defaults[@]}"} "$@"

@@ -1,8 +1,23 @@
-"""Few-shot action recognition in JAX. docs/how_it_works.md tells the flow; `create_learner` is where it starts."""
+"""Few-shot action recognition in JAX. docs/how_it_works.md tells the flow; `create_learner` is where it starts.
 
-from fsar_jax import weights
-from fsar_jax.config import default_config, published_recipe, validate
-from fsar_jax.learner import FewShotLearner, Prediction, create_learner
-from fsar_jax.training import losses
+Names are imported when they are first used, so that processes which only read or decode clips never import JAX.
+"""
+
+import importlib
 
 __version__ = '0.1.0'
+
+_HOMES = {
+    'create_learner': 'learner', 'FewShotLearner': 'learner', 'Prediction': 'learner',
+    'default_config': 'config', 'published_recipe': 'config', 'validate': 'config',
+}
+_SUBMODULES = ('backbones', 'config', 'data', 'enrichment', 'learner', 'matchers', 'samplers', 'training', 'visualize', 'weights')
+__all__ = [*_HOMES, *_SUBMODULES]
+
+
+def __getattr__(name):
+    if name in _HOMES:
+        return getattr(importlib.import_module(f'fsar_jax.{_HOMES[name]}'), name)
+    if name in _SUBMODULES:
+        return importlib.import_module(f'fsar_jax.{name}')
+    raise AttributeError(f"module 'fsar_jax' has no attribute '{name}'")

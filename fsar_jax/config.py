@@ -56,10 +56,10 @@ def default_config() -> ml_collections.ConfigDict:
         flip=False,                               # F: horizontal, with probability 0.5, in training
         sampling='trx',                           # S: 'trx' (jittered ends), 'uniform' or 'segment'
         short_videos='drop',                      # D: clips with fewer than L frames: 'drop' or 'repeat' frames
-        num_threads=2, num_workers=0, prefetch=4,
+        num_threads=0, num_workers=0, prefetch=4,  # threads that read, 0: one per core; processes that read; batches ready
     )
     config.train = _section(
-        num_steps=300,
+        num_steps=240,
         episodes_per_step=4,
         accumulation_steps=1,                     # split a step's episodes in this many sequential parts
         loss_reduction='sum',                     # L: over the queries of an episode; episodes are averaged
@@ -70,7 +70,7 @@ def default_config() -> ml_collections.ConfigDict:
         warmup_steps=0,
         schedule_steps=(), schedule_factor=0.1,   # for 'steps': multiply by the factor at these steps
         clip_norm=0.0,                            # global gradient norm; 0: off
-        checkpoint_steps=50, keep_checkpoints=2, # val is evaluated at every checkpoint
+        checkpoint_steps=60, keep_checkpoints=2, # val is evaluated at every checkpoint
         log_steps=25,
     )
     config.eval = _section(
@@ -106,7 +106,8 @@ def published_recipe(config: ml_collections.ConfigDict, dataset: str) -> ml_coll
         config.model.backbone.update(name='resnet50', batch_norm='split', batch_norm_groups=4, normalize='unit', remat=True)
         config.model.matcher.dim = 1152
         config.episode.update(way=5, shot=5, query=5 if dataset == 'kinetics' else 4, frames=8, image_size=224)
-        config.data.update(dataset=builder[dataset], resize=256, crop='random', flip=True, sampling='trx', short_videos='drop')
+        config.data.update(dataset=builder[dataset], resize=256, crop='random', flip=True, sampling='trx', short_videos='drop',
+                           prefetch=2)                      # a batch of 16 episodes is 0.9 GB
         config.train.update(
             episodes_per_step=16, accumulation_steps=16, num_steps=-(-episodes // 16), loss_reduction='sum',
             optimizer='sgd', momentum=0.0, weight_decay=0.0, schedule='constant', clip_norm=0.0,
@@ -133,20 +134,29 @@ def validate(config: ml_collections.ConfigDict) -> None:
         'episode.way': 2, 'episode.shot': 1, 'episode.query': 1, 'episode.frames': 1, 'episode.image_size': 1, 'eval.query': 1,
         'train.num_steps': 1, 'train.episodes_per_step': 1, 'train.accumulation_steps': 1, 'train.checkpoint_steps': 1,
         'train.log_steps': 1, 'train.keep_checkpoints': 1, 'eval.num_episodes': 1, 'eval.val_episodes': 0,
-        'eval.episodes_per_chunk': 1, 'eval.videos_per_batch': 1, 'data.num_threads': 1, 'data.num_workers': 0,
+        'eval.episodes_per_chunk': 1, 'eval.videos_per_batch': 1, 'data.num_threads': 0, 'data.num_workers': 0,
         'model.enrichment.patches': 1, 'model.backbone.batch_norm_groups': 1, 'seed': 0, 'eval.seed': 0, 'train.warmup_steps': 0,
     }
     for key, allowed in choices.items():
         if _get(config, key) not in allowed:
             raise ValueError(f'config.{key}={_get(config, key)!r} is not one of {", ".join(map(repr, allowed))}')
     for key, least in smallest.items():
+        if not isinstance(_get(config, key), int):
+            raise ValueError(f'config.{key}={_get(config, key)!r} must be a whole number, at least {least}')
         if _get(config, key) < least:
             why = ': an episode needs at least two classes to choose between' if key == 'episode.way' else ''
             raise ValueError(f'config.{key}={_get(config, key)} is too small, it must be at least {least}{why}')
     matcher, frames = config.model.matcher, config.episode.frames
-    if matcher.name == 'cross_transformer' and not all(1 <= w <= frames for w in matcher.cardinalities):
-        raise ValueError(f'config.model.matcher.cardinalities={tuple(matcher.cardinalities)} must lie between 1 and '
-                         f'config.episode.frames={frames}')
+    omega = tuple(matcher.cardinalities)
+    if not omega or len(set(omega)) < len(omega) or not all(1 <= w <= frames for w in omega):
+        raise ValueError(f'config.model.matcher.cardinalities={omega} must be distinct and lie between 1 and '
+                         f'config.episode.frames={frames}, and there must be one')
+    if config.model.backbone.name == 'features':
+        raise ValueError("config.model.backbone.name='features' is for the library (create_learner on stored feature maps): "
+                         'main.py reads frames, choose a backbone')
+    if config.episode.image_size > config.data.resize:
+        raise ValueError(f'config.episode.image_size={config.episode.image_size} cannot be cropped from a short side of '
+                         f'config.data.resize={config.data.resize}: lower it or raise config.data.resize')
     if config.train.episodes_per_step % config.train.accumulation_steps:
         raise ValueError(f'config.train.episodes_per_step={config.train.episodes_per_step} must be a multiple of '
                          f'config.train.accumulation_steps={config.train.accumulation_steps}')
@@ -155,11 +165,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
                          f'config.train.num_steps={config.train.num_steps}: the learning rate would never be reached')
 
 
-def resolved_plan(config: ml_collections.ConfigDict, facts: dict[str, str]) -> str:
-    """The text printed at start: what will run, with each hidden factor by name, and `facts` learned from data and device."""
+def resolved_plan(config: ml_collections.ConfigDict, mode: str, facts: dict[str, str]) -> str:
+    """The text printed at start: what will run (mode 'train' or 'evaluate'), each hidden factor by name, and `facts` of data and device."""
     m, e, d, t, v = config.model, config.episode, config.data, config.train, config.eval
     rows = {
-        'method': f'{m.backbone.name} -> enrichment {m.enrichment.patch}/{m.enrichment.frame} -> {m.matcher.name}, variant {m.variant}',
+        'method': f'{m.backbone.name} (weights: {m.backbone.weights or "random start"}) -> enrichment {m.enrichment.patch}/{m.enrichment.frame} -> {m.matcher.name}, variant {m.variant}',
         'episode': f'{e.way}-way {e.shot}-shot, {e.query} queries per class in training, {e.frames} frames of {e.image_size} px',
         'optimisation': f'{t.num_steps} steps of {t.episodes_per_step} episodes (in {t.accumulation_steps} parts), {t.optimizer}, '
                         f'rate {t.learning_rate:g} {t.schedule}',
@@ -177,6 +187,9 @@ def resolved_plan(config: ml_collections.ConfigDict, facts: dict[str, str]) -> s
         'T  selection': f'val, {v.val_episodes} episodes at every {t.checkpoint_steps} steps; test is touched once, at the end'
                         if v.val_episodes else 'the last step; test is touched once, at the end',
     }
+    if mode == 'evaluate':
+        for row in ('optimisation', 'L  loss over queries', 'T  selection'):
+            del rows[row]
     rows.update(facts)
     width = max(map(len, rows))
     return '\n'.join(f'  {key:<{width}}  {value}' for key, value in rows.items())

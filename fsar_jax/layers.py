@@ -65,10 +65,16 @@ def einsum_float32(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
     """einsum of two arrays with products summed in float32, whatever their dtype: scores and distances are float32.
 
     Accelerators multiply bfloat16 natively and accumulate in float32; XLA's CPU backend cannot, so there the operands are cast.
+    Float32 operands are multiplied as such (precision HIGHEST): by default a GPU would round them to TF32, a TPU to bfloat16.
     """
     if jax.default_backend() == 'cpu':
         x, y = x.astype(jnp.float32), y.astype(jnp.float32)
-    return jnp.einsum(subscripts, x, y, preferred_element_type=jnp.float32)
+    return jnp.einsum(subscripts, x, y, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+
+
+def combine_cardinalities(logits: list[jax.Array], reduction: str | None, variant: str) -> jax.Array:
+    """One logits array from one per cardinality: 'mean' or 'sum' over Ω; None is the variant's, code mean and paper sum (row S8)."""
+    return sum(logits) / (len(logits) if (reduction or ('mean' if variant == 'code' else 'sum')) == 'mean' else 1)
 
 
 def frame_tuples(length: int, cardinality: int) -> np.ndarray:

@@ -85,6 +85,8 @@ class FewShotLearner(nn.Module):
         videos = self.sampler(videos, train)
         if videos.dtype == jnp.uint8:
             videos = videos.astype(jnp.float32) / 255.0
+        elif not jnp.issubdtype(videos.dtype, jnp.floating):
+            raise ValueError(f'frames are {videos.dtype}: pass uint8, or floats in [0, 1]')
         maps = self.backbone(videos.reshape(-1, *videos.shape[2:]), train)
         return maps.reshape(*videos.shape[:2], *maps.shape[1:])
 

@@ -151,6 +151,10 @@ def read_episodes(path: str | os.PathLike, dataset) -> Episodes:
     labels = np.stack([row[2] for row in rows])
     truth = np.asarray(dataset.labels, np.int32)
     classes = truth[support[:, :, 0]]
+    ordered = np.sort(classes, 1)
+    repeated = (ordered[:, 1:] == ordered[:, :-1]).any(1)
+    if repeated.any():
+        raise ValueError(f'{path} line {np.argmax(repeated) + 1}: two rows of its support are of one class in {dataset.name} {dataset.split}')
     mixed = (truth[support] != classes[..., None]).any((1, 2))
     mixed |= (truth[query] != np.take_along_axis(classes, labels, 1)).any(1)
     if mixed.any():
@@ -187,7 +191,10 @@ def _parse(line, where):
     try:
         row = json.loads(line)
         support, query = np.array(row['support'], object), np.array(row['query'], object)
-        labels = np.array(row['labels'], np.int32)
+        labels = np.array(row['labels'])
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError('labels must be whole numbers')
+        labels = labels.astype(np.int32)
         if support.ndim != 2 or query.ndim != 1 or labels.shape != query.shape or not support.size or not query.size:
             raise ValueError('support is not [way][shot], or query and labels are not [Q]')
         if not all(isinstance(video_id, str) for video_id in [*support.flat, *query]):

@@ -41,6 +41,7 @@ class UsableVideos:
         labels = np.asarray(dataset.labels, np.int32)
         self.labels, self.dropped = labels[keep], labels[~keep]
         self.num_frames = np.asarray(dataset.num_frames, np.int32)[keep]
+        self.settings = dataset.settings
         self.video_ids = [dataset.video_ids[position] for position in self.kept]
 
     def __len__(self) -> int:
@@ -274,7 +275,7 @@ def _batches(source, config, size, finish=lambda batch: batch):
 
 def _elements(source, config, batch_size):
     """Generator of the source's elements, read in parallel, config.data.prefetch batches ahead."""
-    threads, workers, ahead = config.data.num_threads, config.data.num_workers, max(1, config.data.prefetch) * batch_size
+    threads, workers, ahead = config.data.num_threads or os.cpu_count(), config.data.num_workers, max(1, config.data.prefetch) * batch_size
     elements = grain.MapDataset.source(source)
     if workers:
         if not flags.FLAGS.is_parsed():           # Grain reads absl flags when it starts a process, even outside an absl app

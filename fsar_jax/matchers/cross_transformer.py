@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fsar_jax.enrichment import VideoFeatures
-from fsar_jax.layers import POSITION_AMPLITUDE, TupleLinear, einsum_float32, norm, sinusoidal_positions
+from fsar_jax.layers import POSITION_AMPLITUDE, TupleLinear, combine_cardinalities, einsum_float32, norm, sinusoidal_positions
 
 
 class TupleProjection(nn.Module):
@@ -72,5 +72,4 @@ class CrossTransformer(nn.Module):
             distance = jnp.sum(jnp.square(apart), -1) if code else norm(apart)
             logits.append(-distance.mean(-1))
         chex.assert_rank(logits, 2)
-        reduction = self.reduction or ('mean' if code else 'sum')
-        return sum(logits) / (len(logits) if reduction == 'mean' else 1)
+        return combine_cardinalities(logits, self.reduction, self.variant)

@@ -5,9 +5,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from fsar_jax.enrichment import VideoFeatures
-from fsar_jax.layers import norm, unit
+from fsar_jax.layers import einsum_float32, norm, unit
 
-DISTANCES = ('frame_cosine', 'mean_cosine', 'mean_squared_euclidean')
 COSINE_MARGIN = 0.01        # in the denominator of 'mean_cosine', as published
 
 
@@ -28,10 +27,10 @@ class Prototypes(nn.Module):
         """Per episode: support [way, shot, (L,) D], query [Q, (L,) D] → logits float32 [Q, way]."""
         support, query = support.astype(jnp.float32), query.astype(jnp.float32)
         if self.distance == 'frame_cosine':
-            logits = (jnp.einsum('qld,wld->qwl', unit(query), unit(support.mean(1))) - 1.0).sum(-1)
+            logits = (einsum_float32('qld,wld->qwl', unit(query), unit(support.mean(1))) - 1.0).sum(-1)
         elif self.distance == 'mean_cosine':
             lengths = norm(query)[:, None, None] * norm(support)
-            logits = (jnp.einsum('qd,wsd->qws', query, support) / (lengths + COSINE_MARGIN)).mean(-1)
+            logits = (einsum_float32('qd,wsd->qws', query, support) / (lengths + COSINE_MARGIN)).mean(-1)
         else:
             logits = -jnp.square(query[:, None] - support.mean(1)).sum(-1)
         chex.assert_shape(logits, (query.shape[0], support.shape[0]))

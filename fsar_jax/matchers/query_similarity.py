@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fsar_jax.enrichment import VideoFeatures
-from fsar_jax.layers import TupleLinear, norm
+from fsar_jax.layers import TupleLinear, combine_cardinalities, einsum_float32, norm
 
 
 class TupleFeatures(nn.Module):
@@ -58,10 +58,9 @@ class QueryClassSimilarity(nn.Module):
             q = query[name].astype(jnp.float32)
             s = support[name].astype(jnp.float32).reshape(support[name].shape[0], -1, q.shape[-1])
             # Only the nearest tuple counts, so find it without gradients, and measure that one distance exactly.
-            squared = jnp.square(s).sum(-1)[None, None] - 2 * jnp.einsum('qtd,wsd->qtws', q, s)
+            squared = jnp.square(s).sum(-1)[None, None] - 2 * einsum_float32('qtd,wsd->qtws', q, s)
             nearest = jnp.argmin(jax.lax.stop_gradient(squared), axis=-1)                        # [Q, T, way]
             chosen = jax.vmap(lambda tuples, index: tuples[index], (0, 2), 2)(s, nearest)        # [Q, T, way, D″]
             logits.append(-norm(q[:, :, None] - chosen).mean(1))
         chex.assert_rank(logits, 2)
-        reduction = self.reduction or ('mean' if self.variant == 'code' else 'sum')
-        return sum(logits) / (len(logits) if reduction == 'mean' else 1)
+        return combine_cardinalities(logits, self.reduction, self.variant)

@@ -33,18 +33,15 @@ class Checkpoints:
     Args:
       directory: made when absent, unless `read_only`.
       keep: the last `keep` checkpoints stay, and the best on 'val_accuracy' besides.
-      save_steps: `should_save` is true at multiples of this.
-      config: written to config.json at the first save, and named when a restore fails on another model.
+      config: written to config.json at the first save.
       read_only: for evaluation: never writes nor cleans up, so it is safe beside a training run.
 
     Raises:
       FileNotFoundError: `read_only` and the directory holds no checkpoint.
     """
 
-    def __init__(self, directory, keep: int = 3, save_steps: int = 1,
-                 config: ml_collections.ConfigDict | None = None, read_only: bool = False):
+    def __init__(self, directory, keep: int = 3, config: ml_collections.ConfigDict | None = None, read_only: bool = False):
         self.directory = pathlib.Path(os.path.abspath(directory))
-        self.save_steps = save_steps
         self._config, self._config_written = config, False
         if read_only and not self.directory.is_dir():
             raise FileNotFoundError(f'no checkpoint in {directory}: train first, or check --workdir')
@@ -76,13 +73,10 @@ class Checkpoints:
         index = _best(self._checkpointer.checkpoints)
         return None if index is None else self.steps[index]
 
-    def metrics(self, step: int) -> dict:
-        """The metrics that were saved with a step."""
-        return dict(self._find(step).metrics or {})
-
-    def should_save(self, step: int) -> bool:
-        """True at multiples of `save_steps`, unless that step is saved already."""
-        return step % self.save_steps == 0 and step not in self.steps
+    def saved_settings(self) -> dict:
+        """{'model.matcher.name': value, …}: the settings of the run that made the checkpoints; {} before the first save."""
+        path = self.directory / CONFIG_FILE
+        return flatten(json.loads(path.read_text())) if path.exists() else {}
 
     def save(self, step: int, state, metrics: dict | None = None) -> bool:
         """Starts writing a checkpoint and returns; waits only for the save before it.
@@ -174,18 +168,9 @@ class Checkpoints:
         if differences:
             rest = f'; and {len(differences) - _LISTED} more' if len(differences) > _LISTED else ''
             raise ValueError(f'the checkpoint {self.directory / str(step)} is of another model: '
-                             f'{"; ".join(differences[:_LISTED])}{rest}.{self._config_differences()} '
+                             f'{"; ".join(differences[:_LISTED])}{rest}. '
                              f'Use the config it was made with ({self.directory / CONFIG_FILE}) or another '
                              f'--workdir')
-
-    def _config_differences(self) -> str:
-        path = self.directory / CONFIG_FILE
-        if self._config is None or not path.exists():
-            return ''
-        saved, wanted = _flat(json.loads(path.read_text())), _flat(json.loads(self._config.to_json()))
-        changed = [f'{key}={saved.get(key)!r}, now {wanted.get(key)!r}' for key in sorted(saved | wanted)
-                   if key.startswith('model.') and saved.get(key) != wanted.get(key)]
-        return f' It was made with {"; ".join(changed)}.' if changed else ''
 
 
 @dataclasses.dataclass
@@ -226,11 +211,11 @@ def _abstract(leaf):
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _flat(tree: dict, prefix: str = '') -> dict:
-    """{'model.matcher.name': value} of nested dicts."""
+def flatten(tree: dict, prefix: str = '') -> dict:
+    """{'a': {'b': 1}} → {'a.b': 1}."""
     flat = {}
     for key, value in tree.items():
-        flat |= _flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
+        flat |= flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
     return flat
 
 

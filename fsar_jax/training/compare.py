@@ -31,7 +31,7 @@ def paired_difference(first: dict, second: dict) -> PairedDifference:
     Raises:
       ValueError: they were not measured on the same episodes; one line that says in what they differ.
     """
-    for key in ('num_episodes', 'queries', 'episodes_hash'):
+    for key in ('dataset', 'split', 'num_episodes', 'queries', 'episodes_hash'):
         if first[key] != second[key]:
             raise ValueError(f'not the same episodes: {key} is {first[key]} in one and {second[key]} in the '
                              f'other; evaluate both with the same dataset, split, seed, way, shot and '

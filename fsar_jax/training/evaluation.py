@@ -134,7 +134,7 @@ def evaluate(learner, variables, config, split: str, num_episodes: int, *, metho
                                 cache=config.eval.cache if cache is None else cache)
     seconds = {**outcome.seconds, 'total': time.perf_counter() - started}
     return results.summarise(
-        method=method, config=config, split=split, seed=config.eval.seed, selected_on=selected_on,
+        method=method, config=config, split=split, seed=config.eval.seed, records=dataset.settings, selected_on=selected_on,
         classes=outcome.classes, correct=outcome.correct, confusion=outcome.confusion,
         episodes_hash=episode_lists.episodes_hash(dataset, episodes), params=variables['params'],
         seconds={name: round(value, 3) for name, value in seconds.items()})

@@ -63,7 +63,7 @@ def versions() -> dict[str, str]:
 
 
 def summarise(*, method: str, config, split: str, classes: list[str], correct, confusion, episodes_hash: str,
-              params, selected_on: str, seconds: dict[str, float], seed: int) -> dict:
+              params, selected_on: str, seconds: dict[str, float], seed: int, records: dict) -> dict:
     """The content of results.json.
 
     Args:
@@ -76,12 +76,13 @@ def summarise(*, method: str, config, split: str, classes: list[str], correct, c
       selected_on: how the checkpoint was chosen, e.g. 'val accuracy at step 1200' or 'last step'.
       seconds: timings, the only values that differ from run to run.
       seed: that the episodes were drawn with.
+      records: how the dataset's records were made (short side, stored frames, JPEG quality, …).
 
     Returns:
       dict with keys method, dataset, split, way, shot, queries (Q of an episode, all classes together), seed,
       num_episodes, accuracy, ci95, chance, per_class {name: fraction of its queries answered right, None when
       never asked}, classes, confusion, episodes_hash, selected_on, params_hash, correct (per episode, for
-      pairing), config, versions, seconds.
+      pairing), records, config, versions, seconds.
     """
     correct, confusion = np.asarray(correct), np.asarray(confusion)
     queries = int(confusion.sum()) // len(correct)
@@ -97,18 +98,20 @@ def summarise(*, method: str, config, split: str, classes: list[str], correct, c
                       for name, r, n in zip(classes, right, asked, strict=True)},
         'classes': list(classes), 'confusion': confusion.tolist(),
         'episodes_hash': episodes_hash, 'params_hash': params_hash(params),
-        'config': json.loads(config.to_json()), 'versions': versions(),
+        'records': records, 'config': json.loads(config.to_json()), 'versions': versions(),
         'correct': correct.tolist(), 'seconds': seconds,
     }
 
 
 def write_results(workdir, results: dict) -> pathlib.Path:
-    """Writes workdir/results.json (process 0 only) and returns its path. Lists of numbers take one line each.
+    """Writes workdir/results.json, or results_<split>.json for another split than test, and returns its path.
+
+    Process 0 only. Lists of numbers take one line each.
 
     Raises:
       ValueError: a value that strict JSON does not have, such as NaN.
     """
-    path = pathlib.Path(workdir) / FILE
+    path = pathlib.Path(workdir) / (FILE if results['split'] == 'test' else f"results_{results['split']}.json")
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix('.tmp')
@@ -132,7 +135,7 @@ def read_results(path) -> dict:
         raise FileNotFoundError(f'{path}: no such file, evaluate that run first') from None
     except (ValueError, OSError) as error:
         raise ValueError(f'{path}: not a results file ({error})') from None
-    needed = ('method', 'accuracy', 'ci95', 'num_episodes', 'queries', 'episodes_hash', 'correct')
+    needed = ('method', 'dataset', 'split', 'accuracy', 'ci95', 'num_episodes', 'queries', 'episodes_hash', 'correct')
     missing = [key for key in needed if not isinstance(results, dict) or key not in results]
     if missing:
         raise ValueError(f'{path}: not a results file, it has no {", ".join(missing)}')

@@ -54,7 +54,7 @@ def create_optimizer(train) -> optax.GradientTransformation:
 
 
 def example_episode(config):
-    """Support and query of the run's shapes with one frame grid of zeros, for initialisation: uint8, or float maps for 'features'."""
+    """Support and query of the run's shapes, for initialisation: uint8 zeros [way, shot, L, S, S, 3] and [way, L, S, S, 3]."""
     e = config.episode
     frames = np.zeros((e.frames, e.image_size, e.image_size, 3), np.uint8)
     return np.broadcast_to(frames, (e.way, e.shot, *frames.shape)), np.broadcast_to(frames, (e.way, *frames.shape))
@@ -72,7 +72,8 @@ def make_train_step(learner, config, mesh):
     """The jitted step: (state, batch) → (state, metrics). The state is donated.
 
     batch: from `fsar_jax.data.loader.training_batches`, axes [A, M, …]: A parts in sequence (gradient accumulation), the M
-    episodes of a part at once, sharded over the mesh. metrics: 'loss' and 'accuracy' (means over the step), 'losses' [A, M].
+    episodes of a part at once, sharded over the mesh. metrics: 'loss' and 'accuracy' (means over the step), 'losses' [A, M],
+    'finite' (bool, of the state that the step leaves).
 
     The running statistics of batch norm end up as if the episodes had passed one after the other, as in the published
     codes, whatever A and the number of devices: training does not read them, so each episode's update can be computed
@@ -112,7 +113,8 @@ def make_train_step(learner, config, mesh):
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         state = TrainState(step=state.step + 1, params=optax.apply_updates(state.params, updates),
                            batch_stats=batch_stats, opt_state=opt_state)
-        return state, {'loss': losses.mean(), 'accuracy': accuracies.mean(), 'losses': losses}
+        finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(state)]).all()
+        return state, {'loss': losses.mean(), 'accuracy': accuracies.mean(), 'losses': losses, 'finite': finite}
 
     return train_step
 

@@ -1,6 +1,7 @@
 """A whole run in the order in which it happens: data, model, resume, the loop, selection on val, one look at test."""
 
 import contextlib
+import fcntl
 import json
 import pathlib
 
@@ -14,7 +15,7 @@ from fsar_jax.data import episodes, loader
 from fsar_jax.data.dataset import open_dataset
 from fsar_jax.learner import create_learner
 from fsar_jax.training import results
-from fsar_jax.training.checkpoints import CONFIG_FILE, Checkpoints
+from fsar_jax.training.checkpoints import Checkpoints, flatten
 from fsar_jax.training.evaluation import evaluate
 from fsar_jax.training.mesh import episode_mesh, replicate, shard
 from fsar_jax.training.progress import MetricWriter, Progress
@@ -50,26 +51,26 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str) 
     train_set = open_split(config, 'train', config.episode.query)
     val_set = open_split(config, 'val', config.eval.query) if config.eval.val_episodes else None
     test_set = open_split(config, config.eval.split, config.eval.query)
-    say(resolved_plan(config, facts(config, mesh, [s for s in (train_set, val_set, test_set) if s is not None])))
+    say(resolved_plan(config, 'train', facts(config, mesh, [s for s in (train_set, val_set, test_set) if s is not None])))
 
     # ── Model and state ─────────────────────────────────────────────────────────────────────────────────────────────
     learner = create_learner(config.model)
+    if not config.model.backbone.weights and config.model.backbone.name != 'resnet_small':
+        say(f'note: {config.model.backbone.name} starts from random weights, the published runs from ImageNet: '
+            f'set --config.model.backbone.weights to a torchvision .pth or .safetensors file')
     state = create_train_state(config, learner)
-    if config.model.backbone.weights:
-        state = with_backbone_weights(state, config)
     state = replicate(mesh, state)
 
     # ── Resume: the checkpoint with the highest step, or the start ──────────────────────────────────────────────────
     train = config.train
-    with Checkpoints(workdir / 'checkpoints', keep=train.keep_checkpoints, save_steps=train.checkpoint_steps, config=config) as checkpoints:
+    with only_run(workdir), Checkpoints(workdir / 'checkpoints', keep=train.keep_checkpoints, config=config) as checkpoints:
         start = checkpoints.latest_step or 0
         if start:
-            check_same_run(config, workdir)
+            check_settings(checkpoints, config, lambda key: not key.startswith(MAY_CHANGE_ON_RESUME))
             state, _ = checkpoints.restore(state)
             say(f'resumed from step {start}')
-        if start > train.num_steps:
-            raise ValueError(f'{workdir} holds step {start}, beyond config.train.num_steps={train.num_steps}: '
-                             f'use another --workdir, or --mode=evaluate')
+        elif config.model.backbone.weights:
+            state = with_backbone_weights(state, config, mesh)
 
         # ── The loop ────────────────────────────────────────────────────────────────────────────────────────────────
         train_step = make_train_step(learner, config, mesh)
@@ -97,8 +98,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str) 
                         say(f"step {step}: val accuracy {val['accuracy']:.2%} ± {val['ci95']:.2%}")
                     checkpoints.save(step, state, accuracy)
         # ── Selection on val, then the only look at test ────────────────────────────────────────────────────────────────
-        best = checkpoints.best_step if val_set is not None else checkpoints.latest_step
-        selected_on = f'val accuracy at step {best}' if val_set is not None else f'last step ({best})'
+        best, selected_on = select(checkpoints)
         state, _ = checkpoints.restore(state, best)
     return report(learner, state.variables, config, workdir, test_set, mesh, method, selected_on)
 
@@ -116,16 +116,19 @@ def evaluate_only(config: ml_collections.ConfigDict, workdir, method: str, publi
     validate(config)
     workdir, mesh = pathlib.Path(workdir), episode_mesh()
     dataset = open_split(config, config.eval.split, config.eval.query)
-    say(resolved_plan(config, facts(config, mesh, [dataset])))
+    say(resolved_plan(config, 'evaluate', facts(config, mesh, [dataset])))
     learner = create_learner(config.model)
     if published:
         variables = weights.load(published, config.model)
         selected_on = f'published weights, {pathlib.Path(published).name}'
     else:
         with Checkpoints(workdir / 'checkpoints', config=config, read_only=True) as checkpoints:
-            best = checkpoints.best_step
-            selected_on = f'last step ({checkpoints.latest_step})' if best is None else f'val accuracy at step {best}'
-            state, _ = checkpoints.restore(replicate(mesh, create_train_state(config, learner)), best)
+            check_settings(checkpoints, config, lambda key: key.startswith(MUST_AGREE_IN_EVALUATION) and key not in FREE_IN_EVALUATION)
+            best, selected_on = select(checkpoints)
+            trained = config.copy_and_resolve_references()      # the optimiser's state has the shape that its run gave it
+            trained.update_from_flattened_dict({
+                key: value for key, value in checkpoints.saved_settings().items() if key.startswith('train.')})
+            state, _ = checkpoints.restore(replicate(mesh, create_train_state(trained, learner)), best)
         variables = state.variables
     return report(learner, variables, config, workdir, dataset, mesh, method, selected_on)
 
@@ -168,46 +171,68 @@ def fit_accumulation(config, devices: int):
     return config
 
 
-def with_backbone_weights(state, config):
+@contextlib.contextmanager
+def only_run(workdir):
+    """Holds the workdir for this run; a second run in it is refused in one line, because the two would overwrite each other."""
+    if jax.process_index():
+        yield
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / 'lock').open('w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)       # let go by the system, however the process ends
+        except BlockingIOError:
+            raise ValueError(f'{workdir} is in use by another run: wait for it, or use another --workdir') from None
+        yield
+
+
+def with_backbone_weights(state, config, mesh):
     """The state with the backbone's parameters and statistics from config.model.backbone.weights (ImageNet, torchvision's names)."""
     loaded = weights.load_backbone(config.model.backbone.weights, config.model.backbone)
-    return state.replace(params=state.params | {'backbone': loaded['params']},
-                         batch_stats=state.batch_stats | {'backbone': loaded['batch_stats']})
+    return state.replace(params=state.params | {'backbone': replicate(mesh, loaded['params'])},
+                         batch_stats=state.batch_stats | {'backbone': replicate(mesh, loaded['batch_stats'])})
 
 
 def record(writer, step: int, metrics: dict, checkpoints) -> None:
-    """Writes the metrics of a finished step, and stops the run when its loss is not finite."""
+    """Writes the metrics of a finished step, and stops the run when its loss, or the parameters it leaves, are not finite."""
     losses = np.asarray(metrics['losses']).ravel()
-    if not np.isfinite(losses).all():
-        bad = (step - 1) * losses.size + np.flatnonzero(~np.isfinite(losses))
+    broken = ~np.isfinite(losses)
+    if broken.any() or not metrics['finite']:
+        what = 'loss' if broken.any() else 'update'                    # of the update, any episode may be the cause
+        bad = (step - 1) * losses.size + np.flatnonzero(broken | (not broken.any()))
         last = checkpoints.latest_step
         raise FloatingPointError(
-            f'the loss of step {step} is not finite, in training episodes {bad.tolist()}; last good checkpoint: '
+            f'the {what} of step {step} is not finite, in training episodes {bad.tolist()}; last good checkpoint: '
             f'{checkpoints.directory / str(last) if last else "none yet"}. Lower config.train.learning_rate or set config.train.clip_norm')
     writer.write(step, {'loss': metrics['loss'], 'accuracy': metrics['accuracy']})
 
 
-def check_same_run(config, workdir) -> None:
-    """Raises ValueError naming the values in which `config` departs from the one that `workdir` was trained with.
+def select(checkpoints) -> tuple[int, str]:
+    """The checkpoint that counts and how it was chosen: the best on val, or the last where val was not looked at."""
+    best = checkpoints.best_step
+    if best is None:
+        return checkpoints.latest_step, f'last step ({checkpoints.latest_step})'
+    return best, f'val accuracy at step {best}'
 
-    What cannot change the parameters may differ: where the data lies, how it is loaded, evaluation, logging.
-    """
-    free = ('data.dir', 'data.num_threads', 'data.num_workers', 'data.prefetch', 'train.log_steps', 'train.keep_checkpoints',
-            'train.accumulation_steps', 'eval')
-    before = flatten(json.loads((workdir / 'checkpoints' / CONFIG_FILE).read_text()))
-    now = flatten(json.loads(config.to_json()))
+
+# Where the data lies, how it is read, and what is printed cannot change the parameters or the selection.
+MAY_CHANGE_ON_RESUME = (
+    'data.dir', 'data.num_threads', 'data.num_workers', 'data.prefetch', 'train.log_steps', 'train.keep_checkpoints',
+    'train.accumulation_steps', 'model.backbone.weights', 'model.backbone.remat', 'eval.split', 'eval.num_episodes', 'eval.cache',
+    'eval.episodes_file', 'eval.episodes_per_chunk', 'eval.videos_per_batch')
+# What makes the classifier; way, shot, dataset and precision may be others than in training.
+MUST_AGREE_IN_EVALUATION = ('model.', 'episode.frames', 'episode.image_size', 'data.resize', 'data.sampling', 'data.short_videos')
+FREE_IN_EVALUATION = ('model.dtype', 'model.backbone.weights', 'model.backbone.remat')
+
+
+def check_settings(checkpoints, config, matters) -> None:
+    """Raises ValueError naming the settings that matter in which `config` departs from the run that made the checkpoints."""
+    before, now = checkpoints.saved_settings(), flatten(json.loads(config.to_json()))
     changed = [f'{key}={before.get(key)!r} there, {now.get(key)!r} here' for key in sorted(before | now)
-               if before.get(key) != now.get(key) and not any(key == f or key.startswith(f + '.') for f in free)]
+               if matters(key) and before.get(key) != now.get(key)]
     if changed:
-        raise ValueError(f'{workdir} holds a run with other settings ({"; ".join(changed)}): use another --workdir, or those settings')
-
-
-def flatten(tree: dict, prefix: str = '') -> dict:
-    """{'a': {'b': 1}} → {'a.b': 1}."""
-    flat = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
-    return flat
+        raise ValueError(f'{checkpoints.directory} holds a run with other settings ({"; ".join(changed)}): '
+                         f'use another --workdir, or those settings')
 
 
 def facts(config, mesh, datasets) -> dict[str, str]:
@@ -217,4 +242,5 @@ def facts(config, mesh, datasets) -> dict[str, str]:
     for dataset in datasets:
         rows[f'data {dataset.split}'] = f'{config.data.dataset}: {len(np.unique(dataset.labels))} classes, {len(dataset)} clips' + (
             f' ({len(dataset.dropped)} shorter than {config.episode.frames} frames left out)' if len(dataset.dropped) else '')
+    rows['S, R  as stored'] = ', '.join(f'{key} {value}' for key, value in sorted(datasets[0].settings.items()))
     return rows

@@ -114,7 +114,7 @@ def from_torch(state_dict: dict[str, Any], model) -> dict[str, Any]:
             stem, _, rest = name.partition('.')
             collection, _, path = entry.path.partition('/')
             table[f'{SEQUENCE[stem]}.{rest}'] = entry._replace(path=f'{collection}/backbone/{path}')
-    cardinalities = sorted(model.matcher.cardinalities)
+    cardinalities = tuple(model.matcher.cardinalities)
     dim = dim or _feature_dimension(arrays, cardinalities)
     table.update(_enrichment_table(model, dim, _frames(arrays)))
     if model.matcher.name == 'cross_transformer':
@@ -154,7 +154,7 @@ def backbone_from_torch(state_dict: dict[str, Any], config) -> dict[str, Any]:
     arrays, notes = _without_module(state_dict)
     classifier = [name for name in arrays if re.fullmatch(CLASSIFIER, name)]
     if classifier:
-        notes.append((logging.INFO, f'left out the classifier of the backbone: {", ".join(classifier)}'))
+        notes.append((logging.WARNING, f'left out the classifier of the backbone: {", ".join(classifier)}'))
     return _convert(arrays, backbone_table(config)[0], f'{COUNTER}|{CLASSIFIER}', notes)
 
 
@@ -231,7 +231,7 @@ def _without_module(state_dict):
         arrays[plain] = value
         wrapped += plain != name
     note = f"removed 'module.' of multi-GPU training from {wrapped} of {len(arrays)} names"
-    return arrays, [(logging.INFO, note)] if wrapped else []
+    return arrays, [(logging.WARNING, note)] if wrapped else []
 
 
 def _feature_dimension(arrays, cardinalities):

@@ -17,6 +17,7 @@ class MemoryVideos:
         self.name, self.split = 'memory', split
         self.class_names = sorted(names)
         self.labels = np.array([self.class_names.index(names[c]) for c, _ in videos], np.int32)
+        self.settings = {}
         self.video_ids = [f'{names[c]}/{k}' for c, k in videos]
         self.num_frames = np.array([num_frames(c, k) if callable(num_frames) else num_frames for c, k in videos], np.int32)
         self.size, self.constant, self.records = (height, width), constant, {}

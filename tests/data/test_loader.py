@@ -61,7 +61,7 @@ def slow_view(dataset, position, config, rng):
 
 class Stored:
     """One video whose stored frames are given pixels: stands in for a lossless record."""
-    name, split, class_names, video_ids = 'stored', 'train', ['a'], ['a/0']
+    name, split, class_names, video_ids, settings = 'stored', 'train', ['a'], ['a/0'], {}
 
     def __init__(self, clip):
         self.labels, self.num_frames = np.zeros(1, np.int32), np.array([len(clip)], np.int32)

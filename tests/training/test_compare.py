@@ -9,7 +9,7 @@ from fsar_jax.training import compare
 
 
 def write(path, answers, method='trx', **changes):
-    content = {'method': method, 'accuracy': sum(answers) / 5 / len(answers), 'ci95': 0.01,
+    content = {'method': method, 'dataset': 'd', 'split': 'test', 'accuracy': sum(answers) / 5 / len(answers), 'ci95': 0.01,
                'num_episodes': len(answers), 'queries': 5, 'episodes_hash': 'abc', 'correct': answers,
                **changes}
     path.write_text(json.dumps(content))

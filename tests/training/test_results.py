@@ -23,7 +23,7 @@ def make_results(seconds=1.0, **changes):
         method='trx', config=make_config(), split='test', classes=['drop', 'lift', 'push'],
         correct=np.array([2, 1, 0]), confusion=np.array([[2, 1, 0], [2, 1, 0], [0, 0, 0]]),
         episodes_hash='abc', params={'w': np.ones(2, np.float32)}, selected_on='val accuracy at step 1200',
-        seconds={'total': seconds}, seed=3)
+        seconds={'total': seconds}, seed=3, records={'short_side': 64})
     return results.summarise(**{**arguments, **changes})
 
 
@@ -64,7 +64,7 @@ def test_results_have_every_key_and_hand_computed_values():
     assert set(found) == {
         'method', 'dataset', 'split', 'way', 'shot', 'queries', 'seed', 'num_episodes', 'accuracy', 'ci95',
         'chance', 'per_class', 'classes', 'confusion', 'episodes_hash', 'selected_on', 'params_hash',
-        'correct', 'config', 'versions', 'seconds'}
+        'correct', 'records', 'config', 'versions', 'seconds'}
     assert set(found['versions']) == {'python', 'jax', 'flax', 'numpy', 'fsar_jax'}
     assert found['config']['model'] == {'cardinalities': [2, 3], 'weights': None}
 
@@ -91,5 +91,5 @@ def test_reading_something_else_is_one_line(tmp_path):
     with pytest.raises(ValueError, match='cut.json: not a results file'):
         results.read_results(tmp_path / 'cut.json')
     (tmp_path / 'other.json').write_text('{"accuracy": 0.5}')
-    with pytest.raises(ValueError, match='no method, ci95, num_episodes, queries, episodes_hash, correct'):
+    with pytest.raises(ValueError, match='no method, dataset, split, ci95, num_episodes, queries, episodes_hash, correct'):
         results.read_results(tmp_path / 'other.json')

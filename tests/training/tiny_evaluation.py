@@ -56,6 +56,7 @@ class TinyDataset:
         self.name, self.split = 'tiny', 'test'
         self.class_names = [f'action {i}' for i in range(8)]
         self.labels = np.repeat(np.array([0, 2, 3, 5, 7], np.int32), clips)
+        self.settings = {'short_side': 8}
         self.video_ids = [f'clip{i}' for i in range(len(self.labels))]
         self.num_frames = np.full(len(self.labels), frames, np.int32)
         colours = rng.integers(60, 200, (8, 3))

@@ -157,10 +157,12 @@ def test_each_kind_of_entry_lands_in_its_place():
     equal(projection['kernel'], weights['new_dist_loss_post_pat.0.clsW.weight'].T)
 
 
-def test_transformers_follow_the_sorted_cardinalities():
+def test_transformers_follow_the_order_of_the_cardinalities():
     weights, model = fixture_weights('trx_head_23_a'), model_config('trx')
+    swap = {'transformers.0.': 'transformers.1.', 'transformers.1.': 'transformers.0.'}
+    swapped = {swap[name[:15]] + name[15:]: value for name, value in weights.items()}
     model.matcher.cardinalities = (3, 2)
-    params = from_torch(weights, model)['params']['matcher']
+    params = from_torch(swapped, model)['params']['matcher']
     assert params['cardinality_2']['key']['kernel'].shape == (32, 24)
     np.testing.assert_array_equal(params['cardinality_3']['key']['kernel'], weights['transformers.1.k_linear.weight'].T)
 
