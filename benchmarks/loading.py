@@ -17,7 +17,7 @@ SECONDS = flags.DEFINE_float('seconds', 3.0, 'measure each row for about this lo
 QUALITY = 95
 SETTINGS = {                                      # stored width, height, crop, way, shot, queries per class, stored frames
     '340x256 -> 224': (340, 256, 224, 5, 5, 4, 46),
-    '64x64 -> 64': (64, 64, 64, 5, 1, 5, 32),
+    '64x64 -> 64': (64, 64, 64, 5, 1, 3, 32),
 }
 
 

@@ -102,9 +102,8 @@ class TupleLinear(nn.Module):
         start = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
         kernel = self.param('kernel', start, (self.cardinality * dim, self.features), jnp.float32)
         blocks = kernel.reshape(self.cardinality, dim, self.features).astype(self.dtype)
-        places = jnp.einsum('...ld,wdf->w...lf', frames.astype(self.dtype), blocks)
-        tuples = frame_tuples(length, self.cardinality)
-        y = sum(jnp.take(places[w], tuples[:, w], axis=-2) for w in range(self.cardinality))
+        frames, tuples = frames.astype(self.dtype), frame_tuples(length, self.cardinality)
+        y = sum(jnp.take(frames @ blocks[w], tuples[:, w], axis=-2) for w in range(self.cardinality))
         if self.use_bias:
             y = y + self.param('bias', start, (self.features,), jnp.float32).astype(self.dtype)
         return y

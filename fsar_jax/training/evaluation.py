@@ -129,7 +129,7 @@ def evaluate(learner, variables, config, split: str, num_episodes: int, *, metho
     mesh = meshes.episode_mesh() if mesh is None else mesh
     dataset = data.open_dataset(config.data.dataset, config.data.dir, split) if dataset is None else dataset
     dataset = loader.usable(dataset, config)
-    episodes = _episodes_of(dataset, config, split, num_episodes)
+    episodes = episodes_of(dataset, config, split, num_episodes)
     outcome = evaluate_episodes(learner, variables, dataset, episodes, config, mesh,
                                 cache=config.eval.cache if cache is None else cache)
     seconds = {**outcome.seconds, 'total': time.perf_counter() - started}
@@ -140,7 +140,12 @@ def evaluate(learner, variables, config, split: str, num_episodes: int, *, metho
         seconds={name: round(value, 3) for name, value in seconds.items()})
 
 
-def _episodes_of(dataset, config, split, num_episodes):
+def episodes_of(dataset, config, split: str, num_episodes: int):
+    """The episode list of a split: drawn from config.eval.seed, or for config.eval.split read from config.eval.episodes_file.
+
+    Raises:
+      FileNotFoundError, ValueError: the file is absent, or not a list of this dataset and these way, shot and queries.
+    """
     way, shot = config.episode.way, config.episode.shot
     path = config.eval.episodes_file
     if not path or split != config.eval.split:

@@ -16,7 +16,7 @@ from fsar_jax.data.dataset import open_dataset
 from fsar_jax.learner import create_learner
 from fsar_jax.training import results
 from fsar_jax.training.checkpoints import Checkpoints, flatten
-from fsar_jax.training.evaluation import evaluate
+from fsar_jax.training.evaluation import episodes_of, evaluate
 from fsar_jax.training.mesh import episode_mesh, replicate, shard
 from fsar_jax.training.progress import MetricWriter, Progress
 from fsar_jax.training.state import create_train_state, make_train_step
@@ -51,6 +51,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str) 
     train_set = open_split(config, 'train', config.episode.query)
     val_set = open_split(config, 'val', config.eval.query) if config.eval.val_episodes else None
     test_set = open_split(config, config.eval.split, config.eval.query)
+    if config.eval.episodes_file:
+        episodes_of(test_set, config, config.eval.split, config.eval.num_episodes)     # reads and checks it, before training
     say(resolved_plan(config, 'train', facts(config, mesh, [s for s in (train_set, val_set, test_set) if s is not None])))
 
     # ── Model and state ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,106 @@
+"""How long one optimiser step takes: python benchmarks/train_step.py [--methods=strm,trx] [--preset=ssv2] [--dtype=bfloat16]
+
+Random clips, so the loader is not measured (benchmarks/loading.py does). At paper size the step is compiled and timed on an
+accelerator; on a CPU it is only traced, as one part, which shows that it builds and how many operations it has.
+"""
+
+import pathlib
+import runpy
+import statistics
+import time
+
+from absl import app, flags, logging
+import jax
+import numpy as np
+
+from fsar_jax import create_learner
+from fsar_jax.training.mesh import episode_mesh, replicate, shard
+from fsar_jax.training.state import create_train_state, make_train_step
+from fsar_jax.training.train import fit_accumulation
+
+METHODS = flags.DEFINE_list('methods', ['protonet', 'trm', 'trx', 'strm'], 'Files in configs/.')
+PRESET = flags.DEFINE_string('preset', '', "'' for the embedded default, or ssv2, kinetics, hmdb51, ucf101.")
+DTYPE = flags.DEFINE_enum('dtype', None, ['float32', 'bfloat16'], 'config.model.dtype; default as the config says.')
+PARTS = flags.DEFINE_integer('accumulation_steps', None, 'config.train.accumulation_steps; default as the config says.')
+STEPS = flags.DEFINE_integer('steps', 10, 'Timed steps, after two to warm up.')
+
+
+def load(method):
+    file = pathlib.Path(__file__).parents[1] / 'configs' / f'{method}.py'
+    config = runpy.run_path(str(file))['get_config'](PRESET.value)
+    config.model.dtype = DTYPE.value or config.model.dtype
+    config.train.accumulation_steps = PARTS.value or config.train.accumulation_steps
+    return config
+
+
+def batch_shapes(config):
+    """What the loader gives for one step (fsar_jax.data.loader.training_batches)."""
+    episode, train = config.episode, config.train
+    leading = (train.accumulation_steps, train.episodes_per_step // train.accumulation_steps)
+    clip, queries = (episode.frames, episode.image_size, episode.image_size, 3), episode.way * episode.query
+    shapes = {'support': (np.uint8, (episode.way, episode.shot, *clip)), 'query': (np.uint8, (queries, *clip)),
+              'labels': (np.int32, (queries,)), 'support_flip': (bool, (episode.way, episode.shot)),
+              'query_flip': (bool, (queries,)), 'episode': (np.int64, ())}
+    return {key: jax.ShapeDtypeStruct((*leading, *shape), dtype) for key, (dtype, shape) in shapes.items()}
+
+
+def random_batch(config):
+    rng, episode = np.random.default_rng(0), config.episode
+    batch = {key: rng.integers(0, 256 if x.dtype == np.uint8 else 2, x.shape, x.dtype) if x.dtype != bool
+             else rng.random(x.shape) < 0.5 for key, x in batch_shapes(config).items()}
+    labels = np.repeat(np.arange(episode.way, dtype=np.int32), episode.query)
+    return batch | {'labels': np.broadcast_to(labels, batch['labels'].shape)}
+
+
+def measure(config, mesh):
+    """(seconds to compile and run the first step, median seconds of a step)."""
+    learner = create_learner(config.model)
+    state = replicate(mesh, create_train_state(config, learner))
+    batch = shard(mesh, random_batch(config), axis=1)
+    step = make_train_step(learner, config, mesh)
+    seconds = []
+    for _ in range(STEPS.value + 2):
+        start = time.perf_counter()
+        state, metrics = step(state, batch)
+        jax.block_until_ready((state, metrics))
+        seconds.append(time.perf_counter() - start)
+    return seconds[0], statistics.median(seconds[2:])
+
+
+def trace(config, mesh):
+    """(seconds to trace and lower the step, its teraFLOP by XLA's cost analysis)."""
+    learner = create_learner(config.model)
+    state = jax.eval_shape(lambda: create_train_state(config, learner))
+    start = time.perf_counter()
+    lowered = make_train_step(learner, config, mesh).lower(state, batch_shapes(config))
+    return time.perf_counter() - start, lowered.cost_analysis()['flops'] / 1e12
+
+
+def main(_):
+    logging.set_verbosity(logging.WARNING)
+    mesh = episode_mesh()
+    device = mesh.devices.flat[0]
+    only_traced = bool(PRESET.value) and device.platform == 'cpu'
+    print(f"{mesh.size} x {device.device_kind} ({device.platform}), preset '{PRESET.value or 'embedded'}'"
+          + (': traced, not run, because a CPU would take minutes' if only_traced else ''))
+    print(f"{'method':<10} {'episodes':>8} {'parts':>6} {'dtype':>9} "
+          + (f"{'trace s':>8} {'TFLOP/step':>11}" if only_traced else f"{'first s':>8} {'step ms':>8} {'episodes/s':>11}"))
+    for method in METHODS.value:
+        config = fit_accumulation(load(method), mesh.size)
+        if only_traced:
+            config.train.accumulation_steps = 1   # on a CPU the parts are unrolled, and each would be traced
+        episodes, parts = config.train.episodes_per_step, config.train.accumulation_steps
+        row = f'{method:<10} {episodes:>8} {parts:>6} {config.model.dtype:>9} '
+        if only_traced:
+            seconds, operations = trace(config, mesh)
+            print(f'{row}{seconds:>8.1f} {operations:>11.1f}', flush=True)
+        else:
+            first, median = measure(config, mesh)
+            print(f'{row}{first:>8.1f} {1e3 * median:>8.1f} {episodes / median:>11.1f}', flush=True)
+    memory = device.memory_stats() or {}
+    if 'peak_bytes_in_use' in memory:
+        print(f"peak memory of a device, largest row: {memory['peak_bytes_in_use'] / 2**30:.1f} GiB")
+
+
+if __name__ == '__main__':
+    app.run(main)
