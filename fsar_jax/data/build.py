@@ -27,12 +27,24 @@ import time
 import tensorflow_datasets as tfds
 
 from fsar_jax.data.dataset import version_directory
-from tfds_builders import video_builder
+from tfds_builders import benchmark_builder, video_builder
+from tfds_builders.activitynet100 import activitynet100_dataset_builder as activitynet100
+from tfds_builders.hmdb51_arn import hmdb51_arn_dataset_builder as hmdb51_arn
+from tfds_builders.kinetics100_cmn import kinetics100_cmn_dataset_builder as kinetics100_cmn
 from tfds_builders.shards import DiskFullError, read_note, remove_notes
+from tfds_builders.ssv2_full_otam import ssv2_full_otam_dataset_builder as ssv2_full_otam
+from tfds_builders.ssv2_small_cmn import ssv2_small_cmn_dataset_builder as ssv2_small_cmn
 from tfds_builders.synthetic_actions import synthetic_actions_dataset_builder as synthetic_actions
+from tfds_builders.ucf101_arn import ucf101_arn_dataset_builder as ucf101_arn
 from tfds_builders.video_folder import video_folder_dataset_builder as video_folder
 
 BENCHMARKS = {
+    'ucf101_arn': ucf101_arn.Builder,
+    'hmdb51_arn': hmdb51_arn.Builder,
+    'kinetics100_cmn': kinetics100_cmn.Builder,
+    'ssv2_small_cmn': ssv2_small_cmn.Builder,
+    'ssv2_full_otam': ssv2_full_otam.Builder,
+    'activitynet100': activitynet100.Builder,
 }
 BUILDERS = {'synthetic_actions': synthetic_actions.Builder, 'video_folder': video_folder.Builder} | BENCHMARKS
 
