@@ -1,10 +1,10 @@
 """From a list of videos to ArrayRecord shards: the base of all builders.
 
 A builder says which videos there are (`list_videos`) and how one of them becomes a record (`record_maker`);
-everything else is here. Videos go through one pool of processes, in order, a shard at a time, so that memory holds
-one shard and the index. Which video lands in which shard depends on the list and the settings only, never on
-timing. A video that gives no record is not an error: it is listed in skipped.tsv, in the metadata, and in the table
-at the end.
+everything else is here. Videos go through one pool of processes, in order, and each record to its shard as it comes, so
+that memory holds a few records and the index. Which video lands in which shard depends on the list and the settings
+only, never on timing: shards may be built in any order, on any machine, and again after a kill (shards.py). A video
+that gives no record is not an error: it is listed in skipped.tsv, in the metadata, and in the table at the end.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
-import csv
 import dataclasses
 import functools
+import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
+import pathlib
 import signal
 import sys
 import threading
@@ -26,12 +27,13 @@ from typing import Any
 
 import cv2
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
-from tensorflow_datasets.core import writer
+from tensorflow_datasets.core import example_serializer
 from tqdm import tqdm
 
 from fsar_jax.data.records import RecordSettings, record_features
 from fsar_jax.data.video_files import VideoError
+from tfds_builders.shards import Shard, cut_into_shards, read_note, remove_all_but, remove_notes, write_shard
+from tfds_builders.skipped import Skipped, skipped_table, write_skipped
 
 SHARD_BYTES = 250e6
 
@@ -40,7 +42,7 @@ SHARD_BYTES = 250e6
 class VideoSource:
     """A video to be ingested. `origin`: what the record maker needs to make it (a path, a seed); must pickle.
 
-    name: of the file, for the table of those that failed.
+    name: of the file, for the table of those that failed.  An origin of None: listed, but there is no such file.
     """
 
     video_id: str
@@ -50,27 +52,18 @@ class VideoSource:
 
 
 @dataclasses.dataclass(frozen=True)
-class Skipped:
-    """A file (or folder) that is not in the dataset, and why; `class_name` and `split` may be empty."""
-
-    split: str
-    class_name: str
-    name: str
-    reason: str
-    detail: str = ''
-
-    @property
-    def path(self) -> str:
-        return '/'.join(filter(None, (self.split, self.class_name, self.name)))
-
-
-@dataclasses.dataclass(frozen=True)
 class VideoList:
-    """class_names: a label is a place in it.  splits: {split: videos}.  skipped: what is no video at all."""
+    """class_names: a label is a place in it.  splits: {split: videos}.  skipped: what is no video at all.
+
+    expected: {split: {'videos': count, 'hash': of all video ids or None, 'classes': {class: count}}}, where it is known
+    what a complete copy holds.  notes: lines for the end of the build.
+    """
 
     class_names: list[str]
     splits: dict[str, list[VideoSource]]
     skipped: list[Skipped] = dataclasses.field(default_factory=list)
+    expected: dict[str, dict] | None = None
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -81,6 +74,7 @@ class VideoConfig(tfds.core.BuilderConfig):
     max_frames: int = 64
     min_frames: int = 8
     jpeg_quality: int = 95
+    videos_per_shard: int = 0  # 0: about SHARD_BYTES; decides files, not records
 
     def record_settings(self) -> RecordSettings:
         return RecordSettings(self.short_side, self.max_frames, self.min_frames, self.jpeg_quality)
@@ -88,16 +82,6 @@ class VideoConfig(tfds.core.BuilderConfig):
     def settings(self) -> dict[str, Any]:
         """The values that decide what the records hold, kept in the metadata; JSON."""
         return dataclasses.asdict(self.record_settings())
-
-
-class UncompressedWriter(writer.ExampleWriter):
-    """ArrayRecord without compression: JPEG does not shrink, and reading and writing are twice as fast."""
-
-    def write(self, path, examples):
-        records = array_record_module.ArrayRecordWriter(os.fspath(path), 'group_size:1,uncompressed')
-        for _, record in examples:
-            records.write(record)
-        records.close()
 
 
 class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
@@ -108,7 +92,8 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
       processes: that decode; 0 decodes in this process; None: one per core.
       strict: the first file that cannot be used is a ValueError instead of a line in the table.
 
-    After `download_and_prepare`, `skipped` is the list of what was left out.
+    `plan`, `write_shards` and `finish` are the steps of a build that may be killed and spread over machines;
+    `download_and_prepare` is all three. Then `skipped` is the list of what was left out.
     """
 
     def __init__(self, *, processes: int | None = None, strict: bool = False, file_format=None, **kwargs):
@@ -117,9 +102,11 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         self.processes = (os.cpu_count() or 1) if processes is None else processes
         self.strict = strict
         self.skipped: list[Skipped] = []
+        self.notes: list[str] = []
+        self.downloads = None
 
     def list_videos(self) -> VideoList:
-        """All videos, in the order of the records; the same on every machine."""
+        """All videos, in the order of the records; the same on every machine. `downloads`: tfds' download manager."""
         raise NotImplementedError
 
     def record_maker(self) -> Callable[[VideoSource], dict]:
@@ -129,6 +116,157 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     def truth_features(self) -> dict[str, tfds.features.FeatureConnector]:
         """Features that the records have besides the common ones."""
         return {}
+
+    def plan(self, downloads=None) -> list[Shard]:
+        """Lists the videos and cuts the list into shards; two videos with one id are noticed here.
+
+        Raises:
+          ValueError: with `strict`, the first that cannot be used.
+        """
+        self.downloads = downloads
+        videos, config = self.list_videos(), self.builder_config
+        self.info.features['label'].names = videos.class_names
+        self.notes, listed = list(videos.notes), list(videos.skipped)
+        splits, first = {split: [] for split in videos.splits}, {}
+        for split, sources in videos.splits.items():
+            for source in sources:
+                if source.video_id in first:
+                    where = f'as {first[source.video_id]}'
+                    listed.append(
+                        Skipped(split, videos.class_names[source.label], source.name, 'duplicate id', where)
+                    )
+                else:
+                    first[source.video_id] = source.name
+                    splits[split].append(source)
+        if self.strict:
+            missing = (
+                Skipped(split, videos.class_names[source.label], source.name, 'missing')
+                for split, sources in splits.items()
+                for source in sources
+                if source.origin is None
+            )
+            for skip in itertools.chain(listed, missing):
+                raise _strict_error(skip)
+        self.skipped = listed
+        self.info.metadata.update(
+            videos={split: {'video_id': [], 'label': [], 'num_frames': []} for split in splits},
+            settings=config.settings(),
+            failed={skip.path: skip.reason for skip in listed},
+            expected=videos.expected,
+        )
+        decides = {
+            'settings': config.settings(),
+            'classes': videos.class_names,
+            'version': str(self.version),
+            'config': config.name,
+        }
+        length = config.videos_per_shard or videos_per_shard(config.record_settings())
+        return cut_into_shards(self.name, splits, length, decides)
+
+    def download_manager(self, folder: str | os.PathLike):
+        """tfds' download manager, which keeps files in `folder` and checks them by the package's checksums.tsv."""
+        return self._make_download_manager(folder, tfds.download.DownloadConfig())
+
+    def write_shards(self, shards: list[Shard], folder: str | os.PathLike) -> int:
+        """Writes those of `shards` that are not finished yet to `folder`; how many these were.
+
+        Raises:
+          DiskFullError: those that are finished are kept, the others are not there.
+          ValueError: with `strict`, the first video that cannot be used.
+        """
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        to_do = [shard for shard in shards if read_note(folder, shard) is None]
+        serialise = example_serializer.ExampleSerializer(self.info.features.get_serialized_info())
+        count, left = (sum(len(shard.sources) for shard in part) for part in (shards, to_do))
+        with (
+            _ordered_pool(min(self.processes, left), self.record_maker()) as run,
+            tqdm(
+                total=count,
+                initial=count - left,
+                desc=self.info.full_name,
+                unit=' videos',
+                mininterval=0.5 if sys.stderr.isatty() else 15,
+            ) as progress,
+        ):
+            # One stream over all shards, so that no process waits where one shard ends.
+            stream = run(source for shard in to_do for source in shard.sources)
+            for shard in to_do:
+                note = {'videos': {'video_id': [], 'label': [], 'num_frames': []}, 'skipped': []}
+                records = self._records(shard, stream, progress, note)
+                # Protobuf orders a map by a hash that differs from process to process unless told not to.
+                examples = map(serialise.get_tf_example, records)
+                encoded = (example.SerializeToString(deterministic=True) for example in examples)
+                write_shard(folder, shard, encoded, note)
+        return len(to_do)
+
+    def _records(self, shard, stream, progress, note):
+        """Yields the records of the videos that give one, in order, and takes down both kinds in `note`."""
+        names, index = self.info.features['label'].names, note['videos']
+        for source, (record, error) in zip(shard.sources, stream):  # the stream last: it must not lose one
+            progress.update()
+            if error is not None:
+                skip = Skipped(shard.split, names[source.label], source.name, error.reason, error.detail)
+                if self.strict:
+                    raise _strict_error(skip)
+                note['skipped'].append([source.video_id, *dataclasses.astuple(skip)])
+                continue
+            index['video_id'].append(source.video_id)
+            index['label'].append(source.label)
+            index['num_frames'].append(record['num_frames'])
+            yield self.info.features.encode_example(record)
+
+    def finish(self, shards: list[Shard], folder: str | os.PathLike) -> None:
+        """Writes the metadata and skipped.tsv to `folder`, once all shards are there; other shards are removed.
+
+        What it leaves behind is a dataset, and the shards' notes (shards.remove_notes).
+
+        Raises:
+          ValueError: shards that are not there, or not one usable video.
+        """
+        folder, metadata = pathlib.Path(folder), self.info.metadata
+        lengths, sizes = {split: [] for split in metadata['videos']}, collections.Counter()
+        absent = []
+        for shard in shards:
+            note = read_note(folder, shard)
+            if note is None:
+                absent.append(shard)
+                continue
+            lengths[shard.split].append(len(note['videos']['label']))
+            sizes[shard.split] += note['record_bytes']
+            for key, values in note['videos'].items():
+                metadata['videos'][shard.split][key] += values
+            for video_id, *skip in note['skipped']:
+                self.skipped.append(Skipped(*skip))
+                metadata['failed'][video_id] = self.skipped[-1].reason
+        if absent:
+            raise ValueError(
+                f'{len(absent)} of {len(shards)} shards are not in {folder}, the first is '
+                f'{absent[0].file_name}: give the command without --shards to build what is missing'
+            )
+        if not any(map(sum, lengths.values())):
+            raise ValueError('no video could be used\n' + skipped_table(self.skipped))
+        self.skipped.sort(key=lambda skip: (skip.reason, skip.split, skip.class_name, skip.name))
+        splits = [
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=lengths[split],
+                num_bytes=sizes[split],
+                filename_template=self._get_filename_template(split),
+            )
+            for split in lengths
+            if lengths[split]
+        ]
+        self.info.set_splits(tfds.core.splits.SplitDict(splits))
+        remove_all_but(folder, shards)
+        write_skipped(folder / 'skipped.tsv', self.skipped)
+        self.info.write_to_directory(folder)
+
+    def collect_skipped(self, shards: list[Shard], folder: str | os.PathLike) -> None:
+        """Adds to `skipped` what the finished ones of `shards` left out: for the table of an unfinished build."""
+        for shard in shards:
+            note = read_note(pathlib.Path(folder), shard)
+            self.skipped += [Skipped(*skip) for _, *skip in note['skipped']] if note else []
 
     def _info(self):
         return tfds.core.DatasetInfo(
@@ -145,76 +283,25 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         return super()._create_builder_config(builder_config, version)
 
     def _log_download_bytes(self):
-        pass  # tfds' announcements of downloads, of which there are none
+        pass  # tfds' announcements of downloads, of which there are hardly any
 
     _log_download_done = _log_download_bytes
 
-    def _example_writer(self):
-        return UncompressedWriter(file_format=self.info.file_format)
-
     def _download_and_prepare(self, dl_manager, download_config=None):
-        with contextlib.ExitStack() as self._resources:
-            super()._download_and_prepare(dl_manager, download_config)
-        if not any(split.num_examples for split in self.info.splits.values()):
-            raise ValueError('no video could be used\n' + skipped_table(self.skipped))
-        self.skipped.sort(key=lambda skip: (skip.reason, skip.split, skip.class_name, skip.name))
-        write_skipped(os.path.join(self.data_dir, 'skipped.tsv'), self.skipped)
+        shards = self.plan(dl_manager)
+        self.write_shards(shards, self.data_path)
+        self.finish(shards, self.data_path)
+        remove_notes(self.data_path)
 
     def _shard_iterators_per_split(self, dl_manager):
-        videos = self.list_videos()
-        self.info.features['label'].names = videos.class_names
-        self.info.metadata.update(
-            videos={split: {'video_id': [], 'label': [], 'num_frames': []} for split in videos.splits},
-            settings=self.builder_config.settings(),
-            failed={},
-        )
-        self.skipped = []
-        for skip in videos.skipped:
-            self._skip(skip, skip.path)
-        count = sum(map(len, videos.splits.values()))
-        run = self._resources.enter_context(_ordered_pool(min(self.processes, count), self.record_maker()))
-        progress = self._resources.enter_context(
-            tqdm(
-                total=count,
-                desc=self.info.full_name,
-                unit=' videos',
-                mininterval=0.5 if sys.stderr.isatty() else 15,
-            )
-        )
-        length = videos_per_shard(self.builder_config.record_settings())
-        return {
-            split: [
-                functools.partial(self._shard, run, progress, split, sources[start : start + length])
-                for start in range(0, len(sources), length)
-            ]
-            for split, sources in videos.splits.items()
-            if sources
-        }
+        raise NotImplementedError('shards are written by write_shards')
 
-    def _shard(self, run, progress, split, sources):
-        """Yields (video_id, record) of the videos that give one, in order, and keeps the index."""
-        index = self.info.metadata['videos'][split]
-        for source, (record, error) in zip(sources, run(sources)):
-            progress.update()
-            if error is not None:
-                class_name = self.info.features['label'].names[source.label]
-                self._skip(
-                    Skipped(split, class_name, source.name, error.reason, error.detail), source.video_id
-                )
-                continue
-            index['video_id'].append(source.video_id)
-            index['label'].append(source.label)
-            index['num_frames'].append(record['num_frames'])
-            yield source.video_id, record
 
-    def _skip(self, skip, video_id):
-        if self.strict:
-            raise ValueError(
-                f'{skip.path} cannot be used: {skip.reason}{skip.detail and f" ({skip.detail})"}; '
-                'without --strict the build goes on without it'
-            )
-        self.skipped.append(skip)
-        self.info.metadata['failed'][video_id] = skip.reason
+def _strict_error(skip):
+    return ValueError(
+        f'{skip.path} cannot be used: {skip.reason}{skip.detail and f" ({skip.detail})"}; '
+        'without --strict the build goes on without it'
+    )
 
 
 def videos_per_shard(settings: RecordSettings) -> int:
@@ -226,40 +313,11 @@ def videos_per_shard(settings: RecordSettings) -> int:
     return max(1, int(SHARD_BYTES / (bytes_per_frame * frames)))
 
 
-def write_skipped(path: str | os.PathLike, skipped: list[Skipped]) -> None:
-    """One line per file: split, class, name, reason, detail; tabs between, a header line first."""
-    with open(path, 'w', encoding='utf-8', newline='') as file:
-        rows = csv.writer(file, delimiter='\t', lineterminator='\n')
-        rows.writerow(('split', 'class', 'name', 'reason', 'detail'))
-        rows.writerows(dataclasses.astuple(skip) for skip in skipped)
-
-
-def skipped_table(skipped: list[Skipped], limit: int = 60) -> str:
-    """The table at the end of a build: how many by reason and class, then each file, `limit` at most."""
-    if not skipped:
-        return 'nothing was skipped'
-    places = collections.Counter(
-        (skip.reason, '/'.join(filter(None, (skip.split, skip.class_name)))) for skip in skipped
-    )
-    counts = [('count', 'reason', 'class')] + [
-        (str(count), *place) for place, count in sorted(places.items())
-    ]
-    files = [('reason', 'file', 'detail')]
-    files += [(skip.reason, skip.path, skip.detail) for skip in skipped]
-    lines = [f'skipped: {len(skipped)}', *_columns(counts), '', *_columns(files[: limit + 1])]
-    if len(skipped) > limit:
-        lines.append(f'  ... and {len(skipped) - limit} more, all of them in skipped.tsv')
-    return '\n'.join(lines)
-
-
-def _columns(rows):
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ['  ' + '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-
-
 def _attempt(make_record, source):
     """(record, None) or (None, VideoError)."""
     try:
+        if source.origin is None:
+            raise VideoError('missing')
         return make_record(source), None
     except VideoError as error:
         return None, error

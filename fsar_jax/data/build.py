@@ -1,9 +1,16 @@
 """Builds a dataset: python -m fsar_jax.data.build --dataset=synthetic_actions/misaligned --dir=data
 
     python -m fsar_jax.data.build --dataset=video_folder/mine --videos=/my/clips --dir=data
+    python -m fsar_jax.data.build --dataset=ucf101_arn --videos=/my/UCF-101 --dir=data
 
-The second argument of a dataset's name is its config; for video_folder it is a name of your choice. A dataset
-that is built already is left alone; a build that was killed is done again.
+The second part of a dataset's name is its config: for video_folder a name of your choice, for the public benchmarks none,
+or a name of your choice for a build with other settings. A dataset that is built already is left alone; a build that was
+killed goes on with the shards that are not finished.
+
+On a cluster, any number of machines that share --dir build a slice each, in any order, and one call ends the build:
+
+    python -m fsar_jax.data.build --dataset=ucf101_arn --videos=DIR --dir=data --shards=$SLURM_ARRAY_TASK_ID/16     (0/16 ... 15/16)
+    python -m fsar_jax.data.build --dataset=ucf101_arn --videos=DIR --dir=data --finish
 """
 
 from __future__ import annotations
@@ -20,11 +27,26 @@ import time
 import tensorflow_datasets as tfds
 
 from fsar_jax.data.dataset import version_directory
-from tfds_builders import video_builder
+from tfds_builders import benchmark_builder, video_builder
+from tfds_builders.activitynet100 import activitynet100_dataset_builder as activitynet100
+from tfds_builders.hmdb51_arn import hmdb51_arn_dataset_builder as hmdb51_arn
+from tfds_builders.kinetics100_cmn import kinetics100_cmn_dataset_builder as kinetics100_cmn
+from tfds_builders.shards import DiskFullError, read_note, remove_notes
+from tfds_builders.ssv2_full_otam import ssv2_full_otam_dataset_builder as ssv2_full_otam
+from tfds_builders.ssv2_small_cmn import ssv2_small_cmn_dataset_builder as ssv2_small_cmn
 from tfds_builders.synthetic_actions import synthetic_actions_dataset_builder as synthetic_actions
+from tfds_builders.ucf101_arn import ucf101_arn_dataset_builder as ucf101_arn
 from tfds_builders.video_folder import video_folder_dataset_builder as video_folder
 
-BUILDERS = {'synthetic_actions': synthetic_actions.Builder, 'video_folder': video_folder.Builder}
+BENCHMARKS = {
+    'ucf101_arn': ucf101_arn.Builder,
+    'hmdb51_arn': hmdb51_arn.Builder,
+    'kinetics100_cmn': kinetics100_cmn.Builder,
+    'ssv2_small_cmn': ssv2_small_cmn.Builder,
+    'ssv2_full_otam': ssv2_full_otam.Builder,
+    'activitynet100': activitynet100.Builder,
+}
+BUILDERS = {'synthetic_actions': synthetic_actions.Builder, 'video_folder': video_folder.Builder} | BENCHMARKS
 
 # values of a builder's config that are flags: name -> what it means
 CONFIG_FLAGS = {
@@ -32,6 +54,7 @@ CONFIG_FLAGS = {
     'max_frames': 'stored frames of a clip, evenly spaced; 0: all',
     'min_frames': 'a clip with fewer frames is skipped as too short',
     'jpeg_quality': 'quality of the stored frames, 1 to 100',
+    'videos_per_shard': 'videos in one file; 0: about 250 MB',
     'size': 'synthetic_actions: height and width of the clips in pixels',
     'num_frames': 'synthetic_actions: frames of a clip',
     'clips_per_class': 'synthetic_actions: clips of each class',
@@ -48,14 +71,30 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--dataset',
         required=True,
-        help='synthetic_actions/{aligned,misaligned,shifted,untrimmed} or '
-        'video_folder/NAME with a name of your choice',
+        help='synthetic_actions/{aligned,misaligned,shifted,untrimmed}, '
+        f'video_folder/NAME with a name of your choice, or one of {", ".join(BENCHMARKS)}',
     )
     parser.add_argument(
         '--dir', default='data', help='where datasets are kept, as config.data.dir; default %(default)s'
     )
     parser.add_argument(
-        '--videos', help='video_folder: the folder with <split>/<class>/<clip> or <class>/<clip>'
+        '--videos',
+        help='video_folder: the folder with <split>/<class>/<clip> or <class>/<clip>; '
+        'benchmarks: the folder or archive that the README of its builder describes',
+    )
+    parser.add_argument(
+        '--manual_dir',
+        help='benchmarks: folder with list files for a machine without network; '
+        'without --videos also with the videos. Default <dir>/downloads/manual',
+    )
+    parser.add_argument(
+        '--own_lists', action='store_true', help='benchmarks: accept list files that are not the published ones'
+    )
+    parser.add_argument(
+        '--shards', metavar='I/N', help='build slice I (from 0) of N and stop; any machine, any order'
+    )
+    parser.add_argument(
+        '--finish', action='store_true', help='check that all shards are there, write the metadata, build nothing'
     )
     parser.add_argument('--strict', action='store_true', help='stop at the first file that cannot be used')
     parser.add_argument(
@@ -87,9 +126,22 @@ def make_config(
             raise ValueError(
                 f"'{args.dataset}' needs a name of letters, digits, - and _: --dataset=video_folder/my_clips"
             )
+    elif name in BENCHMARKS:
+        if config_name and not config_name.replace('_', '').replace('-', '').isalnum():
+            raise ValueError(
+                f"'{args.dataset}': after {name}/ comes nothing or a name of letters, digits, - and _"
+            )
+        config = benchmark_builder.BenchmarkConfig(
+            name=config_name or 'default',
+            videos=args.videos or '',
+            manual_dir=args.manual_dir or str(pathlib.Path(args.dir) / 'downloads' / 'manual'),
+            own_lists=args.own_lists,
+        )
     else:
         if args.videos:
-            raise ValueError(f"--videos is for video_folder, '{args.dataset}' does not read a folder")
+            raise ValueError(
+                f"--videos is for video_folder and the benchmarks, '{args.dataset}' does not read a folder"
+            )
         if config_name not in builder.builder_configs:
             raise ValueError(
                 f"'{args.dataset}' is not a config of {name}: choose {name}/ followed by one of "
@@ -103,16 +155,27 @@ def make_config(
 
 
 def build(args: argparse.Namespace) -> pathlib.Path:
-    """Builds what the flags ask for, unless it is there; returns its directory. ValueError in one line."""
+    """Builds what the flags ask for, unless it is there.
+
+    Returns:
+      The dataset's directory; with --shards, the directory of the unfinished build.
+
+    Raises:
+      ValueError, OSError: in one line; finished shards are kept.
+    """
     builder_class, config = make_config(args)
     if args.processes is not None and args.processes < 0:
         raise ValueError(f'--processes={args.processes} must be at least 0')
+    place = _slice(args.shards)
+    if place and args.finish:
+        raise ValueError('--shards builds a slice and --finish ends the build: give one of them')
     settings = config.settings()
     folder = pathlib.Path(args.dir) / args.dataset
     folder.mkdir(parents=True, exist_ok=True)
-    with _only_builder(folder):
+    with _only_builder(folder, shared=place is not None):
         built = version_directory(args.dataset, args.dir)
         if built and not args.overwrite:
+            remove_notes(built)  # of a build that was killed in its last moment
             metadata = tfds.builder_from_directory(built).info.metadata
             _check_same(args.dataset, metadata['settings'], settings)
             failed = (
@@ -122,23 +185,78 @@ def build(args: argparse.Namespace) -> pathlib.Path:
             )
             print(f'{args.dataset} is built already: {built}{failed}')
             return built
-        unfinished = folder / 'incomplete'
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a build that was killed
         start = time.monotonic()
+        unfinished = folder / 'incomplete'
         builder = builder_class(
             config=config, data_dir=unfinished, processes=args.processes, strict=args.strict
         )
         tfds.display_progress_bar(False)  # ours counts videos
+        downloads = pathlib.Path(args.dir) / 'downloads'
+        shards = []
         try:
-            builder.download_and_prepare()
-            if built:
-                shutil.rmtree(built)
+            shards = builder.plan(builder.download_manager(downloads))
+            if place:
+                mine = shards[place[0] :: place[1]]
+                count = builder.write_shards(mine, unfinished)
+                print(
+                    f'slice {args.shards} of {args.dataset}: {count} shards built, {len(mine) - count} were there, '
+                    f'{len(shards)} in all slices; when all are built, give the command with --finish'
+                )
+                return unfinished
+            if not place and not args.finish:
+                done = sum(read_note(unfinished, shard) is not None for shard in shards)
+                if done:
+                    print(f'{done} of {len(shards)} shards are there from an earlier call', flush=True)
+                builder.write_shards(shards, unfinished)
+            builder.finish(shards, unfinished)
             directory = folder / str(builder.version)
-            builder.data_path.rename(directory)
+            _remove_folders(unfinished)
+            if built:
+                shutil.rmtree(folder / 'replaced', ignore_errors=True)
+                built.rename(folder / 'replaced')
+            unfinished.rename(directory)
+            remove_notes(directory)
+        except DiskFullError as error:
+            raise _disk_full(builder, shards, unfinished, error) from None
         finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            if not place and unfinished.is_dir() and not list(unfinished.glob('*.array_record-*.json')):
+                shutil.rmtree(unfinished, ignore_errors=True)  # not one finished shard in it
+        shutil.rmtree(folder / 'replaced', ignore_errors=True)
         print(f'built {args.dataset} in {time.monotonic() - start:.0f} s: {directory}\n{_summary(builder)}')
         return directory
+
+
+def _slice(text):
+    """(i, n) of --shards=i/n, None without it."""
+    if text is None:
+        return None
+    try:
+        i, n = map(int, text.split('/'))
+    except ValueError:
+        i, n = -1, 0
+    if not 0 <= i < n:
+        raise ValueError(f'--shards={text} should be I/N with I from 0 to N - 1: --shards=0/16 to --shards=15/16')
+    return i, n
+
+
+def _disk_full(builder, shards, unfinished, error):
+    """Prints what is known so far; the error in one line."""
+    done = sum(read_note(unfinished, shard) is not None for shard in shards)
+    builder.collect_skipped(shards, unfinished)
+    print(video_builder.skipped_table(builder.skipped))
+    with contextlib.suppress(OSError):  # there may be room for a small file
+        video_builder.write_skipped(unfinished / 'skipped.tsv', builder.skipped)
+    return OSError(
+        f'the disk is full: {error.strerror}; {done} of {len(shards)} shards are finished and kept, '
+        'make room and give the same command again'
+    )
+
+
+def _remove_folders(directory):
+    """A dataset has none; tfds makes some."""
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _check_same(name, there, settings):
@@ -156,11 +274,14 @@ def _check_same(name, there, settings):
 
 
 @contextlib.contextmanager
-def _only_builder(folder):
-    """Two builds of one dataset would remove each other's files. The lock ends with the process, in any case."""
+def _only_builder(folder, shared=False):
+    """Two builds of one dataset would remove each other's files; slices (`shared`) only add to them.
+
+    The lock ends with the process, in any case.
+    """
     with open(folder / '.lock', 'w') as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f'another process is building {folder}: wait for it to end') from None
         yield
@@ -173,7 +294,7 @@ def _summary(builder):
         frames = videos['num_frames']
         stored = f'{min(frames)} to {max(frames)} frames' if frames else 'EMPTY'
         lines.append(f'  {split:<6} {len(set(videos["label"])):>4} classes {len(frames):>7} videos, {stored}')
-    return '\n'.join(lines + [video_builder.skipped_table(builder.skipped)])
+    return '\n'.join(lines + builder.notes + [video_builder.skipped_table(builder.skipped)])
 
 
 def main():
@@ -182,7 +303,7 @@ def main():
     except (ValueError, OSError) as error:
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:
-        sys.exit('stopped, nothing was kept')
+        sys.exit('stopped; the same command goes on with the shards that are not finished')
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pathlib
 import re
 import threading
@@ -17,6 +18,8 @@ class VideoDataset:
     class_names: names of all classes of the dataset; a label is a place in it.
     labels: int32 [N].  video_ids: list of N str.  num_frames: int32 [N], stored frames.
     settings: dict, how the records were made.
+    expected: {'videos': count, 'hash': of all ids or None, 'classes': {class: videos}} of a complete copy of the split,
+        None where that is not known.
 
     Cheap to pickle (the files are opened again at the first read) and safe to read from many threads.
     """
@@ -35,7 +38,8 @@ class VideoDataset:
         self.labels = np.array(index[split]['label'], np.int32)
         self.video_ids = list(index[split]['video_id'])
         self.num_frames = np.array(index[split]['num_frames'], np.int32)
-        self.settings = dict(builder.info.metadata['settings'])
+        metadata = builder.info.metadata
+        self.settings, self.expected = dict(metadata['settings']), (metadata.get('expected') or {}).get(split)
         self._directory, self._source, self._lock = directory, None, threading.Lock()
 
     def __len__(self) -> int:
@@ -71,7 +75,7 @@ def open_dataset(name: str, data_dir: str | pathlib.Path, split: str) -> VideoDa
     """Opens a split of a built dataset.
 
     Args:
-      name: 'synthetic_actions/misaligned' or 'video_folder/<name>': a directory in data_dir.
+      name: 'synthetic_actions/misaligned', 'video_folder/<name>' or 'ucf101_arn': a directory in data_dir.
       split: 'train', 'val' or 'test'.
 
     Raises:
@@ -80,12 +84,31 @@ def open_dataset(name: str, data_dir: str | pathlib.Path, split: str) -> VideoDa
     """
     directory = version_directory(name, data_dir)
     if directory is None:
-        videos = ' --videos=FOLDER' if name.split('/')[0] == 'video_folder' else ''
+        videos = '' if name.split('/')[0] == 'synthetic_actions' else ' --videos=FOLDER'
         raise FileNotFoundError(
             f"dataset '{name}' is not in {data_dir}: build it with "
             f'python -m fsar_jax.data.build --dataset={name} --dir={data_dir}{videos}'
         )
     return VideoDataset(directory, name, split)
+
+
+def videos_present(dataset) -> dict:
+    """{'present': videos, 'expected': of a complete copy or None, 'hash': SHA-256 of their list} of an open split.
+
+    The hash is over the lines `<video id>\\n` in the order of the records. For a complete copy of a public benchmark, that
+    is the SHA-256 of its published list file.
+    """
+    while hasattr(dataset, 'dataset'):  # a view of those that are long enough
+        dataset = dataset.dataset
+    expected = getattr(dataset, 'expected', None)
+    digest = hashlib.sha256()
+    for video_id in dataset.video_ids:
+        digest.update(f'{video_id}\n'.encode())
+    return {
+        'present': len(dataset.video_ids),
+        'expected': expected['videos'] if expected else None,
+        'hash': digest.hexdigest(),
+    }
 
 
 def version_directory(name: str, data_dir: str | pathlib.Path) -> pathlib.Path | None:

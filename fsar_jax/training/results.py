@@ -63,7 +63,8 @@ def versions() -> dict[str, str]:
 
 
 def summarise(*, method: str, config, split: str, classes: list[str], correct, confusion, episodes_hash: str,
-              params, selected_on: str, seconds: dict[str, float], seed: int, records: dict) -> dict:
+              params, selected_on: str, seconds: dict[str, float], seed: int, records: dict,
+              videos_present: dict | None = None) -> dict:
     """The content of results.json.
 
     Args:
@@ -77,11 +78,13 @@ def summarise(*, method: str, config, split: str, classes: list[str], correct, c
       seconds: timings, the only values that differ from run to run.
       seed: that the episodes were drawn with.
       records: how the dataset's records were made (short side, stored frames, JPEG quality, …).
+      videos_present: {'present', 'expected', 'hash'} of the split, fsar_jax.data.dataset.videos_present: missing
+        videos are why published numbers drift.
 
     Returns:
       dict with keys method, dataset, split, way, shot, queries (Q of an episode, all classes together), seed,
       num_episodes, accuracy, ci95, chance, per_class {name: fraction of its queries answered right, None when
-      never asked}, classes, confusion, episodes_hash, selected_on, params_hash, correct (per episode, for
+      never asked}, classes, confusion, episodes_hash, selected_on, videos_present, params_hash, correct (per episode, for
       pairing), records, config, versions, seconds.
     """
     correct, confusion = np.asarray(correct), np.asarray(confusion)
@@ -93,7 +96,7 @@ def summarise(*, method: str, config, split: str, classes: list[str], correct, c
         'way': config.episode.way, 'shot': config.episode.shot, 'queries': queries,
         'seed': seed, 'num_episodes': len(correct),
         'accuracy': accuracy, 'ci95': ci95, 'chance': 1 / config.episode.way,
-        'selected_on': selected_on,
+        'selected_on': selected_on, 'videos_present': videos_present,
         'per_class': {name: int(r) / int(n) if n else None
                       for name, r, n in zip(classes, right, asked, strict=True)},
         'classes': list(classes), 'confusion': confusion.tolist(),

@@ -12,7 +12,7 @@ import numpy as np
 from fsar_jax import weights
 from fsar_jax.config import resolved_plan, validate
 from fsar_jax.data import episodes, loader
-from fsar_jax.data.dataset import open_dataset
+from fsar_jax.data.dataset import open_dataset, videos_present
 from fsar_jax.learner import create_learner
 from fsar_jax.training import results
 from fsar_jax.training.checkpoints import Checkpoints, flatten
@@ -242,7 +242,9 @@ def facts(config, mesh, datasets) -> dict[str, str]:
     kind = mesh.devices.flat[0]
     rows = {'devices': f'{mesh.size} x {kind.device_kind} ({kind.platform}), {jax.process_count()} process(es), compute in {config.model.dtype}'}
     for dataset in datasets:
+        there = videos_present(dataset)
         rows[f'data {dataset.split}'] = f'{config.data.dataset}: {len(np.unique(dataset.labels))} classes, {len(dataset)} clips' + (
-            f' ({len(dataset.dropped)} shorter than {config.episode.frames} frames left out)' if len(dataset.dropped) else '')
+            f' ({len(dataset.dropped)} shorter than {config.episode.frames} frames left out)' if len(dataset.dropped) else '') + (
+            f", videos present {there['present']:,} of {there['expected']:,}" if there['expected'] else '')
     rows['S, R  as stored'] = ', '.join(f'{key} {value}' for key, value in sorted(datasets[0].settings.items()))
     return rows

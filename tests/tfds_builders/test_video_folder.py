@@ -306,7 +306,7 @@ def test_a_worker_that_dies_is_an_error_and_no_wait():
         ChildProcessError, match='a worker process died while at or near jump/a: out of memory'
     ):
         with _ordered_pool(1, die) as run_pool:
-            list(run_pool([VideoSource('jump/a', 0, None, 'a.mp4')]))
+            list(run_pool([VideoSource('jump/a', 0, 'a.mp4', 'a.mp4')]))
 
 
 def test_the_table_is_cut_but_its_counts_are_not():

@@ -63,7 +63,7 @@ def test_results_have_every_key_and_hand_computed_values():
     assert found['correct'] == [2, 1, 0] and found['chance'] == 0.5
     assert set(found) == {
         'method', 'dataset', 'split', 'way', 'shot', 'queries', 'seed', 'num_episodes', 'accuracy', 'ci95',
-        'chance', 'per_class', 'classes', 'confusion', 'episodes_hash', 'selected_on', 'params_hash',
+        'chance', 'per_class', 'classes', 'confusion', 'episodes_hash', 'selected_on', 'videos_present', 'params_hash',
         'correct', 'records', 'config', 'versions', 'seconds'}
     assert set(found['versions']) == {'python', 'jax', 'flax', 'numpy', 'fsar_jax'}
     assert found['config']['model'] == {'cardinalities': [2, 3], 'weights': None}

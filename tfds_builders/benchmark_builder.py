@@ -1,0 +1,230 @@
+"""The public few-shot benchmarks: published class splits and video lists, and files as their authors hand them out.
+
+Each benchmark is a folder beside this file with its class list (classes.json), the SHA-256 of the authors' list files
+(checksums.tsv) and a README. A list line, `<label>/<video>`, is the id of a video, and the records are in the order of
+the list: so the hash over all ids of a complete build is the SHA-256 of the list file itself.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+from typing import NamedTuple
+
+import tensorflow_datasets as tfds
+
+from fsar_jax.data.frame_files import FrameFolder, ZippedFrames, record_from_frames
+from fsar_jax.data.records import RecordSettings, record_from_file
+from tfds_builders.benchmark_files import SourceFiles, extracted, normal
+from tfds_builders.skipped import Skipped
+from tfds_builders.video_builder import VideoBuilder, VideoConfig, VideoList, VideoSource
+
+SPLITS = ('train', 'val', 'test')
+
+
+class ListFile(NamedTuple):
+    """A published list: its address, and the name it has there and under which it may lie in manual_dir."""
+
+    url: str
+    name: str
+    sha256: str
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class BenchmarkConfig(VideoConfig):
+    """videos: the folder, .zip or .rar with the videos; '' looks in manual_dir.
+
+    manual_dir: folder with list files for a machine without network.
+    own_lists: accept list files that are not the published ones.
+    """
+
+    videos: str = ''
+    manual_dir: str = ''
+    own_lists: bool = False
+
+    def settings(self):
+        return super().settings() | {'lists': 'own' if self.own_lists else 'published'}
+
+
+class BenchmarkBuilder(VideoBuilder, skip_registration=True):
+    """Base of the benchmarks; a subclass says which lists there are and what its files are called.
+
+    LISTS_FROM: what the addresses of its lists in checksums.tsv have in common; several are mirrors, in this order.
+    FOLDERS_ARE_THE_LIST: a class split fixes the videos, so that no list file is needed.
+    ARCHIVES: names of the archives that the authors hand out.
+    """
+
+    VERSION = tfds.core.Version('1.0.0')
+    BUILDER_CONFIGS = [BenchmarkConfig(name='default', description='As published.')]
+    MANUAL_DOWNLOAD_INSTRUCTIONS = 'See README.md of the builder.'
+    LISTS_FROM: tuple[str, ...] = ()
+    FOLDERS_ARE_THE_LIST = False
+    ARCHIVES: tuple[str, ...] = ()
+
+    def other_names(self, name: str) -> tuple[str, ...]:
+        """Under which else the file of video `name` may be found, without suffix."""
+        return ()
+
+    @classmethod
+    def published(cls) -> dict[str, dict]:
+        """{split: {'num_videos': n, 'classes': {name: videos}[, 'list_labels': [label]]}}, from classes.json."""
+        return json.loads(pathlib.Path(cls.code_path.parent, 'classes.json').read_text(encoding='utf-8'))
+
+    @classmethod
+    def list_files(cls) -> list[dict[str, ListFile]]:
+        """{split: ListFile} of each mirror, from checksums.tsv."""
+        rows = pathlib.Path(cls.code_path.parent, 'checksums.tsv').read_text().splitlines()
+        files = [ListFile(url, name, sha) for url, _, sha, name in (row.split('\t') for row in rows)]
+        return [
+            {split: next(f for f in files if mirror in f.url and f.name.startswith(split)) for split in SPLITS}
+            for mirror in cls.LISTS_FROM
+        ]
+
+    def list_videos(self) -> VideoList:
+        published, lists = self.published(), self.list_files()
+        class_names = [name for split in SPLITS for name in published[split]['classes']]
+        label = {name: i for i, name in enumerate(class_names)}
+        expected = {
+            split: {
+                'videos': published[split]['num_videos'],
+                'hash': lists[0][split].sha256,
+                'classes': published[split]['classes'],
+            }
+            for split in SPLITS
+        }
+        root = self._root()
+        files = SourceFiles(root, class_names)
+        list_them = self._from_folders if self.FOLDERS_ARE_THE_LIST else self._from_lists
+        splits, skipped, notes = list_them(files, published, label)
+        if files.unused:
+            notes.append(f'{files.unused} videos of {root} are not in the lists')
+        return VideoList(class_names, splits, skipped, expected, notes)
+
+    def record_maker(self):
+        return functools.partial(source_record, settings=self.builder_config.record_settings())
+
+    def _root(self):
+        config = self.builder_config
+        manual = pathlib.Path(config.manual_dir) if config.manual_dir else pathlib.Path(self.downloads.manual_dir)
+        root = pathlib.Path(config.videos) if config.videos else manual / self.name
+        if not root.exists() and not config.videos:
+            root = manual
+        if not root.exists():
+            raise FileNotFoundError(
+                f'no videos of {self.name} in {root}: give --videos=PATH, see {self.name}/README.md for what it may be'
+            )
+        return extracted(root, self.ARCHIVES, pathlib.Path(self.downloads.download_dir, 'extracted'))
+
+    def _from_folders(self, files, published, label):
+        """Every file in a class folder is a video of the class, in the order of bytes."""
+        splits, skipped, notes = {}, [], []
+        for split in SPLITS:
+            splits[split] = []
+            for class_name, count in published[split]['classes'].items():
+                found, twice = files.of_class(class_name)
+                skipped += [Skipped(split, class_name, name, 'duplicate id', of) for name, of in twice]
+                if len(found) < count:
+                    skipped.append(
+                        Skipped(split, class_name, '', 'missing', f'{count - len(found)} of {count} videos')
+                    )
+                elif len(found) > count:
+                    notes.append(f'{split}/{class_name} has {len(found)} videos, published are {count}')
+                splits[split] += [
+                    VideoSource(f'{class_name}/{stem}', label[class_name], origin, name)
+                    for stem, origin, name in found
+                ]
+        skipped += [
+            Skipped('', folder, '', 'label not in the split', f'{count} videos')
+            for folder, count in files.other_folders().items()
+        ]
+        return splits, skipped, notes
+
+    def _from_lists(self, files, published, label):
+        """A video for every line, in the order of the lists, whether there is a file or not."""
+        splits, skipped, notes = {}, [], []
+        texts = self._list_texts()
+        for split in SPLITS:
+            info, splits[split] = published[split], []
+            names = list(info['classes'])
+            class_of = {normal(name): name for name in names}
+            class_of |= {normal(name): c for name, c in zip(info.get('list_labels', ()), names)}
+            for line in texts[split].split('\n'):
+                line = line.strip()
+                if not line:
+                    continue
+                list_label, _, name = line.rpartition('/')
+                class_name = class_of.get(normal(list_label))
+                if class_name is None:
+                    skipped.append(Skipped(split, list_label, name, 'label not in the split', 'list line'))
+                    continue
+                origin, file_name, twice = files.find(class_name, (name, *self.other_names(name)))
+                splits[split].append(VideoSource(line, label[class_name], origin, file_name or name))
+                skipped += [Skipped(split, class_name, other, 'duplicate id', f'as {file_name}') for other in twice]
+            listed = collections.Counter(source.label for source in splits[split])
+            different = [name for name in names if listed[label[name]] != info['classes'][name]]
+            if different:
+                notes.append(
+                    f'{split}: the list has another number of videos than published in {len(different)} classes, '
+                    f'such as {different[0]}: {listed[label[different[0]]]}, not {info["classes"][different[0]]}'
+                )
+        return splits, skipped, notes + self.check_annotations(splits, label)
+
+    def check_annotations(self, splits, label) -> list[str]:
+        """Notes where other files of the authors contradict the lists."""
+        return []
+
+    def annotation_folders(self) -> list[pathlib.Path]:
+        """Where files of the authors besides the videos may lie."""
+        config = self.builder_config
+        roots = [pathlib.Path(path) for path in (config.videos, config.manual_dir) if path]
+        folders = [folder for root in roots for folder in (root, root.parent, root / self.name, root / 'labels')]
+        return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+
+    def _list_texts(self):
+        """{split: text} from manual_dir, from the folder of the videos, or from the network."""
+        mirrors, texts, local = self.list_files(), {}, {}
+        for split in SPLITS:
+            names = dict.fromkeys(mirror[split].name for mirror in mirrors)
+            places = (folder / name for folder in self.annotation_folders() for name in names)
+            local[split] = next((path for path in places if path.is_file()), None)
+        if not all(local.values()):
+            if any(local.values()):
+                absent = next(split for split in SPLITS if not local[split])
+                raise FileNotFoundError(
+                    f'{mirrors[0][absent].name} is not beside {next(filter(None, local.values()))}: all three lists '
+                    'must be there, or none'
+                )
+            local = self._downloaded(mirrors)
+        for split in SPLITS:
+            data = local[split].read_bytes()
+            if hashlib.sha256(data).hexdigest() != mirrors[0][split].sha256 and not self.builder_config.own_lists:
+                raise ValueError(
+                    f'{local[split]} is not the published list: get it from {mirrors[0][split].url}, or give '
+                    '--own_lists to build from it all the same'
+                )
+            texts[split] = data.decode('utf-8')
+        return texts
+
+    def _downloaded(self, mirrors):
+        errors = []
+        for mirror in mirrors:
+            try:
+                paths = self.downloads.download({split: mirror[split].url for split in SPLITS})
+                return {split: pathlib.Path(path) for split, path in paths.items()}
+            except Exception as error:  # of requests, of tfds: they have no common base
+                errors.append(type(error).__name__)
+        urls = ', '.join(mirrors[0][split].url for split in SPLITS)
+        raise FileNotFoundError(
+            f'the list files cannot be downloaded ({", ".join(errors)}): put them into '
+            f'{self.builder_config.manual_dir} yourself, from {urls}'
+        )
+
+
+def source_record(source: VideoSource, settings: RecordSettings) -> dict:
+    """The record of a video file, of a folder of frames or of frames in a .zip."""
+    make = record_from_frames if isinstance(source.origin, (FrameFolder, ZippedFrames)) else record_from_file
+    return make(source.origin, source.video_id, source.label, settings)

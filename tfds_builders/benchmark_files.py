@@ -1,0 +1,154 @@
+"""Finds the videos in what the authors of a benchmark hand out, and in what became of it on people's disks."""
+
+from __future__ import annotations
+
+import collections
+import os
+import pathlib
+import shutil
+import subprocess
+
+from fsar_jax.data.frame_files import FrameFolder, is_frame, zipped_videos
+
+SUFFIXES = ('.mp4', '.avi', '.webm', '.mkv', '.m4v', '.mov')
+
+# program -> arguments that extract a .rar into the working directory, without questions
+EXTRACTORS = {
+    'unrar': ('x', '-idq', '-o+'),
+    '7zz': ('x', '-y', '-bd'),
+    '7z': ('x', '-y', '-bd'),
+    'unar': ('-quiet', '-force-overwrite', '-no-directory'),
+    'bsdtar': ('-xf',),
+}
+
+
+def normal(name: str) -> str:
+    """A class name as letters and digits alone: 'air_drumming', 'Air drumming' and 'AirDrumming' are the same."""
+    return ''.join(filter(str.isalnum, name.casefold()))
+
+
+class SourceFiles:
+    """The videos below a folder, or in a .zip of frames.
+
+    A video is a file with a video's suffix, a folder of JPEG files, or such a folder in a .zip; the folder it lies
+    in may be its class. Whatever is above does not matter.
+    """
+
+    def __init__(self, root: pathlib.Path, class_names: list[str]):
+        self._classes = {normal(name) for name in class_names}
+        self._by_stem = collections.defaultdict(list)  # stem -> [(folder, name, origin)], sorted
+        self._used = set()
+        found = _zip(root) if root.is_file() else self._walk(root, 0)
+        for folder, stem, name, origin in found:
+            self._by_stem[stem].append((folder, name, origin))
+
+    @property
+    def unused(self) -> int:
+        """Videos that nobody asked for."""
+        return len(self._by_stem.keys() - self._used)
+
+    def find(self, class_name: str, stems: tuple[str, ...]) -> tuple[object, str, list[str]]:
+        """(origin or None, file name, further files of the same name) of the first of `stems` that there is."""
+        for stem in stems:
+            there = self._by_stem.get(stem)
+            if there:
+                self._used.add(stem)
+                wanted = normal(class_name)
+                in_class = [file for file in there if normal(file[0]) == wanted]
+                # A file in the folder of another class of the benchmark is that class's; flat layouts have neither.
+                neutral = [file for file in there if normal(file[0]) not in self._classes]
+                chosen = in_class or neutral or there
+                return chosen[0][2], chosen[0][1], [name for _, name, _ in chosen[1:]]
+        return None, '', []
+
+    def of_class(self, class_name: str) -> tuple[list[tuple[str, object, str]], list[tuple[str, str]]]:
+        """([(stem, origin, file name)] in the order of bytes, [(file name, the file whose id it shares)])."""
+        if not hasattr(self, '_by_class'):
+            self._by_class = collections.defaultdict(dict)
+            for stem, there in self._by_stem.items():
+                for folder, name, origin in there:
+                    self._by_class[normal(folder)].setdefault(stem, []).append((name, origin))
+        videos = self._by_class.get(normal(class_name), {})
+        self._used.update(videos)
+        order = sorted(videos, key=lambda stem: stem.encode('utf-8', 'surrogateescape'))
+        twice = [(name, f'as {videos[stem][0][0]}') for stem in order for name, _ in videos[stem][1:]]
+        return [(stem, videos[stem][0][1], videos[stem][0][0]) for stem in order], twice
+
+    def other_folders(self) -> dict[str, int]:
+        """{folder that is no class: videos in it}."""
+        folders = (folder for there in self._by_stem.values() for folder, _, _ in there)
+        return dict(sorted(collections.Counter(f for f in folders if normal(f) not in self._classes).items()))
+
+    def _walk(self, folder, depth):
+        """(folder's name, stem, name, path or FrameFolder), sorted."""
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        may_be_video = depth > 0 and normal(os.path.basename(folder)) not in self._classes
+        if may_be_video and any(is_frame(entry.name) for entry in entries):
+            name = os.path.basename(folder)
+            yield os.path.basename(os.path.dirname(folder)), name, name, FrameFolder(os.fspath(folder))
+            return
+        for entry in entries:
+            if entry.name.startswith('.'):
+                continue
+            if entry.is_dir():
+                yield from self._walk(entry.path, depth + 1)
+                continue
+            stem, suffix = os.path.splitext(entry.name)
+            if suffix.lower() in SUFFIXES:
+                yield os.path.basename(folder) if depth else '', stem, entry.name, entry.path
+            elif suffix.lower() == '.zip':
+                yield from _zip(pathlib.Path(entry.path))
+
+
+def _zip(path):
+    if path.suffix.lower() != '.zip':
+        raise ValueError(f'{path} is neither a folder nor a .zip of JPEG frames')
+    for folder, video, frames in zipped_videos(path):
+        yield folder, video, video, frames
+
+
+def extracted(root: pathlib.Path, archives: tuple[str, ...], place: pathlib.Path) -> pathlib.Path:
+    """`root`, or where its .rar was extracted to: `place`/<name>, once. `root`: a .rar, or a folder with one of
+    `archives` and nothing else that could be videos.
+
+    Raises:
+      ValueError: no program here extracts .rar, or it failed.
+    """
+    if root.is_dir():
+        there = [root / name for name in archives if (root / name).is_file()]
+        if not there or any(entry.is_dir() for entry in os.scandir(root)):
+            return root
+        root = there[0]
+    if root.suffix.lower() != '.rar':
+        return root
+    target = place / root.stem
+    if target.is_dir():
+        return target
+    program = next((name for name in EXTRACTORS if shutil.which(name)), None)
+    if program is None:
+        raise ValueError(
+            f'no program here extracts {root.name}: install one of {", ".join(EXTRACTORS)} (apt install unrar), or '
+            f'extract it elsewhere and give --videos=FOLDER'
+        )
+    draft = target.with_name(target.name + '.incomplete')
+    shutil.rmtree(draft, ignore_errors=True)
+    _extract(program, root, draft)
+    for inner in sorted(draft.rglob('*.rar')):  # HMDB51 is a .rar of one .rar per class
+        folder = inner.with_suffix('')
+        _extract(program, inner, draft / 'inner')
+        inner.unlink()
+        # With or without a folder of the class's name inside: it ends as <class>/<video>.
+        only = list((draft / 'inner').iterdir())
+        (only[0] if len(only) == 1 and only[0].is_dir() else draft / 'inner').rename(folder)
+        shutil.rmtree(draft / 'inner', ignore_errors=True)
+    draft.rename(target)
+    return target
+
+
+def _extract(program, archive, folder):
+    folder.mkdir(parents=True)
+    command = [program, *EXTRACTORS[program], os.fspath(archive.resolve())]
+    done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        words = ' '.join((done.stderr or done.stdout).split())[-200:]
+        raise ValueError(f'{program} could not extract {archive}: {words or f"status {done.returncode}"}')

@@ -1,0 +1,11 @@
+"""hmdb51_arn: HMDB51 with the class split of ARN (31/10/10 classes)."""
+
+from tfds_builders.benchmark_builder import BenchmarkBuilder
+
+
+class Builder(BenchmarkBuilder):
+    """HMDB51 with the class split of ARN (31/10/10 classes)."""
+
+    LISTS_FROM = ('tobyperrett/trx/main/splits/hmdb_ARN',)
+    FOLDERS_ARE_THE_LIST = True
+    ARCHIVES = ('hmdb51_org.rar',)

@@ -1,0 +1,1 @@
+"""Kinetics-100, the split of CMN (64/12/24 classes of 100 videos). See README.md."""

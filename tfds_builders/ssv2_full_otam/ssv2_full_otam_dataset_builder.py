@@ -1,0 +1,20 @@
+"""ssv2_full_otam: Something-Something V2, the full split of OTAM (64/12/24 classes)."""
+
+from tfds_builders.benchmark_builder import BenchmarkBuilder
+from tfds_builders.ssv2_annotations import annotated_classes, disagreements
+
+
+class Builder(BenchmarkBuilder):
+    """Something-Something V2, the full split of OTAM (64/12/24 classes)."""
+
+    LISTS_FROM = ('tobyperrett/trx/main/splits/ssv2_OTAM',)
+
+    def check_annotations(self, splits, label):
+        # val0 to val11 have no published names, and so nothing to compare with.
+        names = list(label)
+        listed = [
+            (s.video_id.rpartition('/')[2], names[s.label])
+            for split in ('train', 'test')
+            for s in splits[split]
+        ]
+        return disagreements(annotated_classes(self.annotation_folders()), listed)

@@ -1,0 +1,11 @@
+"""ucf101_arn: UCF101 with the class split of ARN (70/10/21 classes)."""
+
+from tfds_builders.benchmark_builder import BenchmarkBuilder
+
+
+class Builder(BenchmarkBuilder):
+    """UCF101 with the class split of ARN (70/10/21 classes)."""
+
+    LISTS_FROM = ('tobyperrett/trx/main/splits/ucf_ARN',)
+    FOLDERS_ARE_THE_LIST = True
+    ARCHIVES = ('UCF101.rar',)
