@@ -43,7 +43,7 @@ def create(config, dtype=jnp.float32) -> nn.Module:
     Raises:
       ValueError: a value that is not one of those known.
     """
-    choices = {'name': BACKBONES, 'batch_norm': ('split', 'joint', 'frozen'), 'normalize': ('unit', 'imagenet')}
+    choices = {'name': BACKBONES, 'batch_norm': ('split', 'joint', 'frozen'), 'normalize': ('unit', 'imagenet', 'grey')}
     for key, known in choices.items():
         if config[key] not in known:
             raise ValueError(f"config.model.backbone.{key}='{config[key]}' is not one of {', '.join(known)}")
