@@ -145,8 +145,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
         'train.num_steps': 1, 'train.episodes_per_step': 1, 'train.accumulation_steps': 1, 'train.checkpoint_steps': 1,
         'train.log_steps': 1, 'train.keep_checkpoints': 1, 'eval.num_episodes': 1, 'eval.val_episodes': 0,
         'eval.episodes_per_chunk': 1, 'eval.videos_per_batch': 1, 'data.num_threads': 1, 'data.num_workers': 0,
-        'model.enrichment.patches': 1, 'model.backbone.batch_norm_groups': 1, 'seed': 0, 'eval.seed': 0, 'train.warmup_steps': 0,
+        'model.enrichment.patches': 1, 'model.matcher.pairs_per_chunk': 0, 'model.matcher.heads': 1, 'model.backbone.batch_norm_groups': 1, 'seed': 0, 'eval.seed': 0, 'train.warmup_steps': 0,
     }
+    if config.model.matcher.smoothness <= 0:
+        raise ValueError(f'config.model.matcher.smoothness={config.model.matcher.smoothness} must be greater than 0')
     for key, allowed in choices.items():
         if _get(config, key) not in allowed:
             raise ValueError(f'config.{key}={_get(config, key)!r} is not one of {", ".join(map(repr, allowed))}')

@@ -99,6 +99,8 @@ class FewShotLearner(nn.Module):
         videos = self.sampler(videos, train)
         if videos.dtype == jnp.uint8:
             videos = videos.astype(jnp.float32) / 255.0
+        if getattr(self.backbone, 'takes_clips', False):
+            return self.backbone(videos, train)
         maps = self.backbone(videos.reshape(-1, *videos.shape[2:]), train)
         return maps.reshape(*videos.shape[:2], *maps.shape[1:])
 

@@ -155,14 +155,16 @@ def backbone_from_torch(state_dict: dict[str, Any], config) -> dict[str, Any]:
 def backbone_table(config) -> tuple[dict[str, Entry], int]:
     """Rows of a backbone under torchvision's names, read off its parameter tree; and its output channels."""
     module = backbones.create(config)
-    start = lambda: module.init_with_output(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), False)
+    clips = getattr(module, 'takes_clips', False)
+    start = lambda: module.init_with_output(jax.random.key(0), jnp.zeros((1, 16, 64, 64, 3) if clips else (1, 64, 64, 3)), False)
     maps, variables = jax.eval_shape(start)
     table = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         collection, *modules, last = (key.key for key in path)
         published, transform = BACKBONE_LEAVES[collection, last]
         modules = [BACKBONE_MODULES.get(name, name.replace('_', '.')) for name in modules]
-        shape = leaf.shape if transform == 'copy' else tuple(leaf.shape[i] for i in (3, 2, 0, 1))
+        transform = 'conv3d' if transform == 'conv' and leaf.ndim == 5 else transform
+        shape = leaf.shape if transform == 'copy' else (leaf.shape[-1], leaf.shape[-2], *leaf.shape[:-2])
         table['.'.join([*modules, published])] = Entry('/'.join(key.key for key in path), transform, shape)
     return table, maps.shape[-1]
 
