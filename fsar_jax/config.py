@@ -28,12 +28,12 @@ def default_config() -> ml_collections.ConfigDict:
         weights=_optional(str),                   # torchvision .pth or .safetensors to start from
         batch_norm='split',                       # B: statistics of support and query apart, 'joint', or 'frozen'
         batch_norm_groups=1,                      # B: 4 emulates the statistics of DataParallel on four GPUs
-        normalize='unit',                         # N: pixels / 255 only; 'imagenet' subtracts mean, divides by std
+        normalize='unit',                         # N: pixels / 255 only; 'imagenet' subtracts mean, divides by std; 'grey': 0.45, 0.225
         remat=False,                              # recompute blocks in the backward pass: less memory, ~1/3 more time
     )
     model.enrichment = _section(
         patch='none', frame='none',               # 'self_attention', 'mlp_mixer' or 'none'
-        temporal_transform=False,
+        temporal_transform=False,                 # warp each clip to its action first (TA2N's TTM)
         patches=4,                                # P: a map is max-pooled to P x P patches
         dropout=0.1,
     )
@@ -44,6 +44,19 @@ def default_config() -> ml_collections.ConfigDict:
         dim=128,                                  # D'; None: half of the feature dimension; published: 1152 of 2048
         cardinality_reduction=_optional(str),     # C: 'mean' or 'sum'; None: as the variant says (code mean, paper sum)
         dropout=0.1,
+        alignment='otam',                         # of matcher 'otam': 'otam', 'soft_dtw' or 'drop_dtw'
+        smoothness=0.1,                           # lambda of its soft minimum
+        keep=0.3,                                 # 'drop_dtw': share of frame pairs cheaper than dropping a frame
+        temporal=True, spatial='mask',            # 'action_coordination': TC on or off; SC 'mask', 'grid', 'enumerate', 'none'
+        perturbation=0.2,                         # of the offsets of 'mask'
+        pairs_per_chunk=0,                        # support-query pairs coordinated at once, 0: all of an episode
+        heads=8, position=(10.0, 1.0),            # 'set_matching': of the attentions; (A, B): features * sqrt(D/A), code * B
+        alpha=1.0, kernel='meta_learner', residual=True,      # 'attention_fusion'; kernel 'mean' has no meta-learner
+        loss_weight=1.0,                          # of the matcher's cross entropy in the loss
+    )
+    model.classifier = _section(                  # of the training classes, beside the matcher: HyRSM, MASTAF
+        classes=_optional(int),                   # how many; None: none, or in training those of the split 'train'
+        weight=0.0,                               # of its cross entropy in the loss; published: HyRSM 0.6, MASTAF 1
     )
     model.query_similarity = _section(weight=0.0, dim=_optional(int))
 
@@ -120,7 +133,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError with one line that names the key, what is wrong with it and what it may be."""
     choices = {
         'model.variant': VARIANTS, 'model.dtype': ('float32', 'bfloat16'),
-        'model.backbone.batch_norm': ('split', 'joint', 'frozen'), 'model.backbone.normalize': ('unit', 'imagenet'),
+        'model.backbone.batch_norm': ('split', 'joint', 'frozen'), 'model.backbone.normalize': ('unit', 'imagenet', 'grey'),
         'model.enrichment.patch': ('self_attention', 'mlp_mixer', 'none'),
         'model.enrichment.frame': ('self_attention', 'mlp_mixer', 'none'),
         'model.matcher.cardinality_reduction': (None, 'mean', 'sum'),
@@ -135,8 +148,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
         'train.num_steps': 1, 'train.episodes_per_step': 1, 'train.accumulation_steps': 1, 'train.checkpoint_steps': 1,
         'train.log_steps': 1, 'train.keep_checkpoints': 1, 'eval.num_episodes': 1, 'eval.val_episodes': 0,
         'eval.episodes_per_chunk': 1, 'eval.videos_per_batch': 1, 'data.num_threads': 0, 'data.num_workers': 0,
-        'model.enrichment.patches': 1, 'model.backbone.batch_norm_groups': 1, 'seed': 0, 'eval.seed': 0, 'train.warmup_steps': 0,
+        'model.enrichment.patches': 1, 'model.backbone.batch_norm_groups': 1, 'model.matcher.pairs_per_chunk': 0, 'model.matcher.heads': 1, 'seed': 0, 'eval.seed': 0, 'train.warmup_steps': 0,
     }
+    if config.model.matcher.smoothness <= 0:
+        raise ValueError(f'config.model.matcher.smoothness={config.model.matcher.smoothness} must be greater than 0')
     for key, allowed in choices.items():
         if _get(config, key) not in allowed:
             raise ValueError(f'config.{key}={_get(config, key)!r} is not one of {", ".join(map(repr, allowed))}')

@@ -15,25 +15,32 @@ class Linear(nn.Module):
     Heads trained from scratch at a published learning rate depend on that start; Flax's default differs.
 
     Args:
-      features: output width.
+      features: output width; None for that of the input.
       use_bias: the printed equations of STRM have none, its code has one everywhere.
       dtype: compute dtype; parameters are float32.
 
     Input [..., D], output [..., features].
     """
-    features: int
+    features: int | None
     use_bias: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x):
+        features = self.features or x.shape[-1]
         bound = 1.0 / np.sqrt(x.shape[-1])
         start = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
-        kernel = self.param('kernel', start, (x.shape[-1], self.features), jnp.float32)
+        kernel = self.param('kernel', start, (x.shape[-1], features), jnp.float32)
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
         if self.use_bias:
-            y = y + self.param('bias', start, (self.features,), jnp.float32).astype(self.dtype)
+            y = y + self.param('bias', start, (features,), jnp.float32).astype(self.dtype)
         return y
+
+
+def torch_start(inputs: int) -> nn.initializers.Initializer:
+    """Uniform in ±1/√inputs: how torch starts the weights and biases of linear maps and convolutions."""
+    bound = 1.0 / np.sqrt(inputs)
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def sinusoidal_positions(length: int, dim: int) -> np.ndarray:
@@ -107,3 +114,14 @@ class TupleLinear(nn.Module):
         if self.use_bias:
             y = y + self.param('bias', start, (self.features,), jnp.float32).astype(self.dtype)
         return y
+
+
+def frame_cosine(subscripts: str, x: jax.Array, y: jax.Array, margin: float = 0.0) -> jax.Array:
+    """cos(x, y) = x·y / (‖x‖‖y‖ + margin) for all pairs of frames, float32, with finite gradients at zero.
+
+    `subscripts` is the einsum of the products, the last axis of both operands being the features: 'qxd,wsyd->qwsxy'.
+    """
+    operands, pairs = subscripts.split('->')
+    left, right = (axes[:-1] for axes in operands.split(','))
+    lengths = jnp.einsum(f'{left},{right}->{pairs}', norm(x), norm(y))
+    return einsum_float32(subscripts, x, y) / jnp.maximum(lengths + margin, 1e-12)

@@ -16,7 +16,9 @@ class Prediction:
 
     Attributes:
       logits: float32 [Q, way], the scores that decide the class.
-      auxiliary: each branch by name: 'temporal_matching' [Q, way], and 'query_similarity' [Q, way] where it is on.
+      auxiliary: each branch by name: 'temporal_matching' [Q, way], the matcher's logits; 'query_similarity' [Q, way] where it is
+        on; 'support_window' [way, shot, 2] and 'query_window' [Q, 2], (a, b) of a temporal transform; and what the matcher adds.
+        `fsar_jax.training.losses` says which of them training minimises.
     """
     logits: jax.Array
     auxiliary: dict[str, jax.Array]
@@ -36,6 +38,7 @@ class FewShotLearner(nn.Module):
     sampler: nn.Module
     backbone: nn.Module
     matcher: nn.Module
+    temporal_transform: nn.Module | None = None
     patch_enrichment: nn.Module | None = None
     frame_enrichment: nn.Module | None = None
     query_similarity: nn.Module | None = None
@@ -68,17 +71,28 @@ class FewShotLearner(nn.Module):
         embeddings = {'temporal_matching': self.matcher.project(features, train)}
         if self.query_similarity is not None:
             embeddings['query_similarity'] = self.query_similarity.project(features, train)
+        if features.window is not None:
+            embeddings['window'] = features.window
         return embeddings
 
     def match(self, support, query, train: bool = False) -> Prediction:
         """Embeddings of one episode, support leaves [way, shot, …] and query leaves [Q, …], → Prediction."""
         logits = self.matcher(support['temporal_matching'], query['temporal_matching'], train)
-        auxiliary = {'temporal_matching': logits}
+        logits, auxiliary = logits if isinstance(logits, tuple) else (logits, {})
+        auxiliary = {'temporal_matching': logits, **auxiliary}
         if self.query_similarity is not None:
             similarity = self.query_similarity(support['query_similarity'], query['query_similarity'], train)
             auxiliary['query_similarity'] = similarity
             logits = logits + self.query_similarity_weight * similarity
+        if self.temporal_transform is not None:
+            auxiliary['support_window'], auxiliary['query_window'] = support['window'], query['window']
         return Prediction(logits=logits, auxiliary=auxiliary)
+
+    def batch_norm_passes(self, stages, queries: int) -> dict[str, int]:
+        """How often one training episode updates the running statistics of each of `stages`: per video, support and query
+        count apart unless they are joined; of the matcher, it is the matcher that knows."""
+        per_video = 1 if self.joint_batch else 2
+        return {stage: self.matcher.batch_norm_passes(queries) if stage == 'matcher' else per_video for stage in stages}
 
     def feature_maps(self, videos, train: bool = False):
         """Sampler and backbone: videos [B, L, H, W, 3] → maps [B, L, h, w, C]."""
@@ -87,17 +101,22 @@ class FewShotLearner(nn.Module):
             videos = videos.astype(jnp.float32) / 255.0
         elif not jnp.issubdtype(videos.dtype, jnp.floating):
             raise ValueError(f'frames are {videos.dtype}: pass uint8, or floats in [0, 1]')
+        if getattr(self.backbone, 'takes_clips', False):
+            return self.backbone(videos, train)
         maps = self.backbone(videos.reshape(-1, *videos.shape[2:]), train)
         return maps.reshape(*videos.shape[:2], *maps.shape[1:])
 
     def enrich(self, maps, train: bool = False) -> VideoFeatures:
-        """Maps [B, L, h, w, C] → frame features after patch-level and after frame-level enrichment, [B, L, C] each."""
+        """Maps [B, L, h, w, C] → the maps warped in time, frame features after patch-level and after frame-level enrichment."""
+        window = None
+        if self.temporal_transform is not None:
+            maps, window = self.temporal_transform(maps, train)
         if self.patch_enrichment is None:
             patch_level = maps.mean((-3, -2))
         else:
             patch_level = self.patch_enrichment(adaptive_max_pool(maps, self.patches), train).mean(-2)
         frames = patch_level if self.frame_enrichment is None else self.frame_enrichment(patch_level, train)
-        return VideoFeatures(maps=maps, patch_level=patch_level, frames=frames)
+        return VideoFeatures(maps=maps, patch_level=patch_level, frames=frames, window=window)
 
 
 def create_learner(model) -> FewShotLearner:
@@ -105,6 +124,7 @@ def create_learner(model) -> FewShotLearner:
     return FewShotLearner(
         sampler=samplers.create(model),
         backbone=backbones.create(model.backbone, jnp.dtype(model.dtype)),
+        temporal_transform=enrichment.create_temporal_transform(model),
         patch_enrichment=enrichment.create(model, 'patch'),
         frame_enrichment=enrichment.create(model, 'frame'),
         matcher=matchers.create(model),

@@ -1,4 +1,7 @@
-"""Stage 2, per frame: frames [B, H, W, 3] → feature maps [B, h, w, C]. `BACKBONES` is the table."""
+"""Stage 2, per frame: frames [B, H, W, 3] → feature maps [B, h, w, C]. `BACKBONES` is the table.
+
+A backbone with `takes_clips` sees whole clips instead: [B, L, H, W, 3] → [B, l, h, w, C].
+"""
 
 import functools
 
@@ -7,6 +10,7 @@ import jax.numpy as jnp
 
 from fsar_jax.backbones.batch_norm import BatchNorm
 from fsar_jax.backbones.resnet import BasicBlock, BottleneckBlock, ResNet
+from fsar_jax.backbones.resnet3d import ResNet3D
 from fsar_jax.backbones.resnet_small import ResNetSmall
 
 
@@ -24,6 +28,7 @@ BACKBONES = {
     'resnet_small': ResNetSmall,
     'resnet18': functools.partial(ResNet, block=BasicBlock, blocks=(2, 2, 2, 2)),
     'resnet34': functools.partial(ResNet, block=BasicBlock, blocks=(3, 4, 6, 3)),
+    'resnet3d50': ResNet3D,
     'resnet50': functools.partial(ResNet, block=BottleneckBlock, blocks=(3, 4, 6, 3)),
 }
 
@@ -43,7 +48,7 @@ def create(config, dtype=jnp.float32) -> nn.Module:
     Raises:
       ValueError: a value that is not one of those known.
     """
-    choices = {'name': BACKBONES, 'batch_norm': ('split', 'joint', 'frozen'), 'normalize': ('unit', 'imagenet')}
+    choices = {'name': BACKBONES, 'batch_norm': ('split', 'joint', 'frozen'), 'normalize': ('unit', 'imagenet', 'grey')}
     for key, known in choices.items():
         if config[key] not in known:
             raise ValueError(f"config.model.backbone.{key}='{config[key]}' is not one of {', '.join(known)}")

@@ -15,9 +15,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def normalize_frames(frames, how: str):
-    """Frames [B, H, W, 3] in [0, 1]: 'unit' leaves them, 'imagenet' standardises by ImageNet's mean and deviation."""
+    """Frames [B, …, H, W, 3] in [0, 1]: 'unit' leaves them, 'imagenet' standardises by ImageNet's mean and deviation.
+
+    'grey' is (x − 0.45) / 0.225 for every channel, as the released code of HyRSM and OTAM has it.
+    """
     if how == 'unit':
         return frames
+    if how == 'grey':
+        return (frames - 0.45) / 0.225
     return (frames - jnp.asarray(IMAGENET_MEAN, jnp.float32)) / jnp.asarray(IMAGENET_STD, jnp.float32)
 
 
@@ -109,7 +114,7 @@ class ResNet(nn.Module):
       blocks: how many in each stage.
       width: channels of the stem and the first stage; later stages double them. 64 in every published network.
       groups, frozen: of every BatchNorm.
-      normalize: 'unit' or 'imagenet', applied to the input.
+      normalize: 'unit', 'imagenet' or 'grey', applied to the input.
       remat: recompute residual blocks in the backward pass.
       dtype: compute dtype; parameters are float32.
 

@@ -76,7 +76,8 @@ def training_batches(dataset, config, start_step: int, process_index: int = 0, p
     Returns:
       An iterator of dicts: support uint8 [A, M, way, shot, L, S, S, 3], query uint8 [A, M, Q, L, S, S, 3] (S: image_size),
       labels int32 [A, M, Q], support_flip bool [A, M, way, shot], query_flip bool [A, M, Q]: clips that the device still has
-      to flip horizontally, episode int64 [A, M].
+      to flip horizontally, classes int32 [A, M, way]: which class of the split each row of the support is, 0 … classes of the
+      split − 1 in the order of their labels, episode int64 [A, M].
     """
     total, parts = config.train.episodes_per_step, config.train.accumulation_steps
     if total % (parts * process_count):
@@ -173,6 +174,7 @@ class TrainingEpisodes:
     def __init__(self, dataset, config, start_step, process_index, share):
         episode, train = config.episode, config.train
         self.clips, self.by_class = Clips(dataset, config), episode_lists.clips_by_class(dataset)
+        self.classes = np.unique(dataset.labels)
         self.shape, self.seed = (episode.way, episode.shot, episode.query), config.seed
         self.per_step, self.parts = train.episodes_per_step, train.accumulation_steps
         self.start_step, self.process_index, self.share = start_step, process_index, share
@@ -196,7 +198,8 @@ class TrainingEpisodes:
         rng = episode_lists.episode_generator(self.seed, dataset.split, index, episode_lists.VIEWS)
         support, support_flip = _read_all(self.clips, drawn.support[0], rng)
         query, query_flip = _read_all(self.clips, drawn.query[0], rng)
-        return dict(support=support, query=query, labels=drawn.labels[0],
+        classes = np.searchsorted(self.classes, drawn.classes[0]).astype(np.int32)
+        return dict(support=support, query=query, labels=drawn.labels[0], classes=classes,
                     support_flip=support_flip, query_flip=query_flip, episode=np.int64(index))
 
 

@@ -80,7 +80,6 @@ def make_train_step(learner, config, mesh):
     from the same start and folded in order (`fold_running_statistics`).
     """
     optimizer = create_optimizer(config.train)
-    passes = 1 if config.model.backbone.batch_norm == 'joint' else 2        # batch norm sees support and query apart
     frozen = config.model.backbone.batch_norm == 'frozen'
 
     def run_episode(params, batch_stats, episode):
@@ -89,7 +88,7 @@ def make_train_step(learner, config, mesh):
         key = jax.random.fold_in(jax.random.key(config.seed), episode['episode'])
         prediction, updated = learner.apply({'params': params, 'batch_stats': batch_stats}, support, query, train=True,
                                             rngs={'dropout': key}, mutable=['batch_stats'])
-        loss = episode_loss(prediction, episode['labels'], config)
+        loss = episode_loss(prediction, episode['labels'], config, episode['classes'])
         accuracy = (prediction.logits.argmax(-1) == episode['labels']).mean()
         return loss, accuracy, updated.get('batch_stats', {})
 
@@ -104,7 +103,9 @@ def make_train_step(learner, config, mesh):
             (_, (losses, accuracies, statistics)), new = jax.value_and_grad(run_part, has_aux=True)(
                 state.params, batch_stats, episodes)
             if not frozen:
-                batch_stats = fold_running_statistics(batch_stats, statistics, MOMENTUM ** passes)
+                queries = episodes['labels'].shape[-1]
+                batch_stats = {stage: fold_running_statistics(batch_stats[stage], statistics[stage], MOMENTUM ** passes)
+                               for stage, passes in learner.batch_norm_passes(batch_stats, queries).items()}
             return (jax.tree.map(jnp.add, gradients, new), batch_stats), (losses, accuracies)
 
         start = (jax.tree.map(jnp.zeros_like, state.params), state.batch_stats)

@@ -56,6 +56,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str) 
     say(resolved_plan(config, 'train', facts(config, mesh, [s for s in (train_set, val_set, test_set) if s is not None])))
 
     # ── Model and state ─────────────────────────────────────────────────────────────────────────────────────────────
+    config = with_training_classes(config, train_set)
     learner = create_learner(config.model)
     if not config.model.backbone.weights and config.model.backbone.name != 'resnet_small':
         say(f'note: {config.model.backbone.name} starts from random weights, the published runs from ImageNet: '
@@ -119,6 +120,8 @@ def evaluate_only(config: ml_collections.ConfigDict, workdir, method: str, publi
     workdir, mesh = pathlib.Path(workdir), episode_mesh()
     dataset = open_split(config, config.eval.split, config.eval.query)
     say(resolved_plan(config, 'evaluate', facts(config, mesh, [dataset])))
+    if config.model.classifier.weight and not published:
+        config = with_training_classes(config, open_split(config, 'train', config.episode.query))
     learner = create_learner(config.model)
     if published:
         variables = weights.load(published, config.model)
@@ -157,6 +160,19 @@ def open_split(config, split: str, query: int):
     dataset = loader.usable(open_dataset(config.data.dataset, config.data.dir, split), config)
     episodes.check_dataset(dataset, config.episode.way, config.episode.shot, query)
     return dataset
+
+
+def with_training_classes(config, train_set):
+    """The config with the number of training classes where a classifier is trained (model.classifier.weight) and none is given."""
+    classifier, found = config.model.classifier, len(np.unique(train_set.labels))
+    if not classifier.weight or classifier.classes == found:
+        return config
+    if classifier.classes is not None:
+        raise ValueError(f'config.model.classifier.classes={classifier.classes}, but {config.data.dataset} train has {found} classes: '
+                         'leave it unset to take theirs')
+    config = config.copy_and_resolve_references()
+    config.model.classifier.classes = found
+    return config
 
 
 def fit_accumulation(config, devices: int):

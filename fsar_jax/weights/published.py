@@ -7,7 +7,7 @@ known to be unused is an error, and so is anything missing or of another shape; 
 
 import collections
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import logging
 import jax
@@ -15,12 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fsar_jax import backbones
-
-TRANSFORMS = {
-    'copy': lambda x: x,
-    'linear': lambda x: x.T,                        # [out, in] → [in, out]
-    'conv': lambda x: x.transpose(2, 3, 1, 0),      # [out, in, h, w] → [h, w, in, out]
-}
+from fsar_jax.weights.entries import TRANSFORMS, Entry, layer_norm, linear
+from fsar_jax.weights.published_heads import COUNTER, HEADS, head_dimension, temporal_transform_table
 
 # Our leaf → (published leaf, transform), for convolutions and batch norms.
 BACKBONE_LEAVES = {
@@ -32,9 +28,13 @@ BACKBONE_LEAVES = {
 }
 BACKBONE_MODULES = {'downsample_conv': 'downsample.0', 'downsample_bn': 'downsample.1'}
 
-# TRX and STRM keep the backbone as a sequence: conv1, bn1, relu, max pool, layer1, ….
-SEQUENCE = {'conv1': 'resnet.0', 'bn1': 'resnet.1',
-            'layer1': 'resnet.4', 'layer2': 'resnet.5', 'layer3': 'resnet.6', 'layer4': 'resnet.7'}
+# Where a method's published code keeps the backbone: prefix, and whether as a sequence conv1, bn1, relu, max pool, layer1, ….
+BACKBONE_PLACES = {
+    'prototypes': ('resnet', True), 'cross_transformer': ('resnet', True),
+    'otam': ('backbone', True), 'set_matching': ('backbone', True),
+    'action_coordination': ('resnet', False), 'attention_fusion': ('base', False),
+}
+SEQUENCE = {'conv1': '0', 'bn1': '1', 'layer1': '4', 'layer2': '5', 'layer3': '6', 'layer4': '7'}
 
 # Linear maps of an enrichment: published name, our name, output and input size.
 # D: features; D/2: half of them; N: tokens, which are the patches of a frame or the frames of a video.
@@ -59,28 +59,14 @@ ENRICHMENTS = {'patch': ('attn_pat', 'patch_enrichment'), 'frame': ('fr_enrich',
 PROJECTION = 'new_dist_loss_post_pat'
 
 # In the files, without a use here: counters; position codes, which are computed; a LayerNorm that TRX never calls.
-COUNTER = r'.*\.num_batches_tracked'
 UNUSED = COUNTER + r'|(attn_pat|fr_enrich|transformers\.\d+)\.pe\.pe|transformers\.\d+\.norm_v\.(weight|bias)'
 CLASSIFIER = r'fc\.(weight|bias)'
 
 PROJECTION_SEED = 0
 
 
-class Entry(NamedTuple):
-    """One row: where a published array goes.
-
-    Attributes:
-      path: ours, from the collection on: 'params/backbone/conv1/kernel'.
-      transform: key of TRANSFORMS.
-      shape: of the published array; None for a size that cannot be known.
-    """
-    path: str
-    transform: str
-    shape: tuple[int | None, ...]
-
-
 def from_torch(state_dict: dict[str, Any], model) -> dict[str, Any]:
-    """Variables of the learner of `model` from a state dict of the published STRM, TRX or Baseline TRM.
+    """Variables of the learner of `model` from a state dict of the published STRM, TRX, Baseline TRM, OTAM, TA2N, HyRSM or MASTAF.
 
     The names may carry the `module.` of multi-GPU training (row S22 of docs/paper_vs_code.md). STRM's released
     dicts lack the query-class projection, because its code never saves it (S11): where
@@ -98,7 +84,7 @@ def from_torch(state_dict: dict[str, Any], model) -> dict[str, Any]:
       ValueError: unknown, missing or mis-shaped entries, all in one line; or variant='paper', whose enrichments
         have no place for the published gate and biases.
     """
-    if model.matcher.name not in ('cross_transformer', 'prototypes'):
+    if model.matcher.name not in BACKBONE_PLACES:
         raise ValueError('no published state dict is known for '
                          f"config.model.matcher.name='{model.matcher.name}'")
     enriched = model.enrichment.patch != 'none' or model.enrichment.frame != 'none'
@@ -110,10 +96,18 @@ def from_torch(state_dict: dict[str, Any], model) -> dict[str, Any]:
     table, dim = {}, None
     if model.backbone.name != 'features':
         rows, dim = backbone_table(model.backbone)
+        prefix, sequence = BACKBONE_PLACES[model.matcher.name]
         for name, entry in rows.items():
             stem, _, rest = name.partition('.')
             collection, _, path = entry.path.partition('/')
-            table[f'{SEQUENCE[stem]}.{rest}'] = entry._replace(path=f'{collection}/backbone/{path}')
+            table[f'{prefix}.{SEQUENCE[stem] if sequence else stem}.{rest}'] = entry._replace(path=f'{collection}/backbone/{path}')
+    if model.matcher.name in HEADS:
+        head, unused, places = HEADS[model.matcher.name]
+        dim = dim or head_dimension(arrays, places)
+        table.update(head(model, dim))
+        if model.enrichment.temporal_transform:
+            table.update(temporal_transform_table(dim))
+        return _convert(arrays, table, f'{COUNTER}|{unused}', notes)
     cardinalities = tuple(model.matcher.cardinalities)
     dim = dim or _feature_dimension(arrays, cardinalities)
     table.update(_enrichment_table(model, dim, _frames(arrays)))
@@ -161,14 +155,16 @@ def backbone_from_torch(state_dict: dict[str, Any], config) -> dict[str, Any]:
 def backbone_table(config) -> tuple[dict[str, Entry], int]:
     """Rows of a backbone under torchvision's names, read off its parameter tree; and its output channels."""
     module = backbones.create(config)
-    start = lambda: module.init_with_output(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), False)
+    clips = getattr(module, 'takes_clips', False)
+    start = lambda: module.init_with_output(jax.random.key(0), jnp.zeros((1, 16, 64, 64, 3) if clips else (1, 64, 64, 3)), False)
     maps, variables = jax.eval_shape(start)
     table = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         collection, *modules, last = (key.key for key in path)
         published, transform = BACKBONE_LEAVES[collection, last]
         modules = [BACKBONE_MODULES.get(name, name.replace('_', '.')) for name in modules]
-        shape = leaf.shape if transform == 'copy' else tuple(leaf.shape[i] for i in (3, 2, 0, 1))
+        transform = 'conv3d' if transform == 'conv' and leaf.ndim == 5 else transform
+        shape = leaf.shape if transform == 'copy' else (leaf.shape[-1], leaf.shape[-2], *leaf.shape[:-2])
         table['.'.join([*modules, published])] = Entry('/'.join(key.key for key in path), transform, shape)
     return table, maps.shape[-1]
 
@@ -180,7 +176,7 @@ def _enrichment_table(model, dim, frames):
         sizes = {'D': dim, 'D/2': _half(dim), 'N': tokens}
         kind = model.enrichment[level]
         for published, name, outputs, inputs in ENRICHMENT_MAPS[kind]:
-            table.update(_linear(f'{theirs}.{published}', f'{ours}/{name}', sizes[outputs], sizes[inputs]))
+            table.update(linear(f'{theirs}.{published}', f'{ours}/{name}', sizes[outputs], sizes[inputs]))
         if kind == 'self_attention':
             table[f'{theirs}.gamma'] = Entry(f'params/{ours}/gamma', 'copy', (1,))
     return table
@@ -192,9 +188,8 @@ def _matcher_table(cardinalities, dim, outputs):
         theirs, ours = f'transformers.{i}', f'matcher/cardinality_{cardinality}'
         for published, name in (('k_linear', 'key'), ('v_linear', 'value')):
             inputs = _times(cardinality, dim)
-            table.update(_linear(f'{theirs}.{published}', f'{ours}/{name}', outputs, inputs))
-        table[f'{theirs}.norm_k.weight'] = Entry(f'params/{ours}/key_norm/scale', 'copy', (outputs,))
-        table[f'{theirs}.norm_k.bias'] = Entry(f'params/{ours}/key_norm/bias', 'copy', (outputs,))
+            table.update(linear(f'{theirs}.{published}', f'{ours}/{name}', outputs, inputs))
+        table.update(layer_norm(f'{theirs}.norm_k', f'{ours}/key_norm', outputs))
     return table
 
 
@@ -202,13 +197,8 @@ def _projection_table(cardinalities, dim, outputs):
     table = {}
     for i, cardinality in enumerate(cardinalities):
         ours = f'query_similarity/cardinality_{cardinality}/projection'
-        table.update(_linear(f'{PROJECTION}.{i}.clsW', ours, outputs, _times(cardinality, dim)))
+        table.update(linear(f'{PROJECTION}.{i}.clsW', ours, outputs, _times(cardinality, dim)))
     return table
-
-
-def _linear(published, ours, outputs, inputs):
-    return {f'{published}.weight': Entry(f'params/{ours}/kernel', 'linear', (outputs, inputs)),
-            f'{published}.bias': Entry(f'params/{ours}/bias', 'copy', (outputs,))}
 
 
 def _draw_projection(table):

@@ -15,7 +15,7 @@ from fsar_jax.data import frames, loader
 from fsar_jax.data.frame_sampling import frame_indices
 
 FIXTURES = pathlib.Path(__file__).parents[1] / 'fixtures'
-KEYS = ('support', 'query', 'labels', 'support_flip', 'query_flip', 'episode')
+KEYS = ('support', 'query', 'labels', 'classes', 'support_flip', 'query_flip', 'episode')
 
 
 @pytest.fixture(scope='module')
@@ -128,7 +128,7 @@ def test_shapes_types_and_layout(dataset):
     batch, = take(loader.training_batches(dataset, config, 0), 1)
     assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
         'support': ((2, 2, 3, 2, 4, 24, 24, 3), 'uint8'), 'query': ((2, 2, 3, 4, 24, 24, 3), 'uint8'),
-        'labels': ((2, 2, 3), 'int32'), 'support_flip': ((2, 2, 3, 2), 'bool'), 'query_flip': ((2, 2, 3), 'bool'),
+        'labels': ((2, 2, 3), 'int32'), 'classes': ((2, 2, 3), 'int32'), 'support_flip': ((2, 2, 3, 2), 'bool'), 'query_flip': ((2, 2, 3), 'bool'),
         'episode': ((2, 2), 'int64')}
     assert all(value.flags.c_contiguous for value in batch.values())
 

@@ -10,7 +10,7 @@ import pytest
 
 from fsar_jax.enrichment import VideoFeatures
 from fsar_jax.layers import TupleLinear, frame_tuples, norm, unit
-from fsar_jax.matchers import CrossTransformer, Prototypes, QueryClassSimilarity
+from fsar_jax.matchers import CrossTransformer, OrderedAlignment, Prototypes, QueryClassSimilarity
 
 MATCHERS = {
     'prototypes': lambda: Prototypes(),
@@ -20,6 +20,9 @@ MATCHERS = {
     'cross_transformer_paper': lambda: CrossTransformer((2, 3), 12, 'paper', dropout=0.0),
     'query_similarity_code': lambda: QueryClassSimilarity((2,), 8, 'code', dropout=0.0),
     'query_similarity_paper': lambda: QueryClassSimilarity((2, 3), 8, 'paper', dropout=0.0),
+    'otam': lambda: OrderedAlignment(),
+    'soft_dtw': lambda: OrderedAlignment('soft_dtw'),
+    'drop_dtw': lambda: OrderedAlignment('drop_dtw'),
 }
 
 
@@ -33,7 +36,8 @@ def classify(matcher, params, support, query):
     project = lambda videos: matcher.apply({'params': params}, video_features(videos), method='project')
     way, shot = support.shape[:2]
     s = jax.tree.map(lambda x: x.reshape(way, shot, *x.shape[1:]), project(support.reshape(way * shot, *support.shape[2:])))
-    return matcher.apply({'params': params}, s, project(query))
+    out = matcher.apply({'params': params}, s, project(query))
+    return out[0] if isinstance(out, tuple) else out
 
 
 def start(matcher, frames, seed=0):

@@ -1,0 +1,155 @@
+"""TA2N's second stage: temporal and spatial coordination of each support-query pair, then frame-wise cosine distance."""
+
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fsar_jax.enrichment import VideoFeatures
+from fsar_jax.layers import Linear, einsum_float32, unit
+from fsar_jax.matchers.offset_masks import DIRECTIONS, OffsetPredictor, grid_weights, integer_offset_weights, mask_weights
+
+SPATIAL = ('mask', 'grid', 'enumerate', 'none')
+
+
+class ActionCoordination(nn.Module):
+    """logit = −Σ_t (1 − cos(p̄_t, q̄_t)) after coordinating query and prototype in time and in space (TA2N, Eq. 2 to 8).
+
+    Temporal coordination: M = softmax over the query's time of (W_k G(s))·(W_q G(q))ᵀ/√C, G the spatial mean; the pair's
+    query is q + M·W_v G(q), its support s + W_v G(s), each broadcast over space. Spatial coordination: an offset per frame,
+    and the average of both maps over where they then overlap. Prototypes of several shots: each shot is aligned in time to the
+    first of its class by projections of their own, and the mean taken; the query's map then passes that value projection too.
+
+    variant='code' (rows A3 to A12 of docs/paper_vs_code.md). variant='paper': the masks' sign is the printed one, their
+    slope is 3, there are 8 perturbations (not the zero one) in training and none at test, and the shots of a class are aligned
+    by temporal coordination itself, with its weights.
+
+    Args:
+      temporal: temporal coordination, between shots too; False takes maps and plain mean prototypes as they are.
+      spatial: 'mask'; 'grid' or 'enumerate', the alternatives of TA2N, Table 4; 'none' is the plain spatial mean.
+      perturbation: amplitude of the perturbed offsets of 'mask'.
+      pairs_per_chunk: at most so many support-query pairs (rounded down to whole queries, at least one) are coordinated at
+        once, 0 for all. Less memory, the same result. Training with batch statistics needs all pairs at once, and so does not chunk.
+      frozen, dtype: as in `OffsetPredictor`.
+    """
+    temporal: bool = True
+    spatial: str = 'mask'
+    perturbation: float = 0.2
+    variant: str = 'code'
+    pairs_per_chunk: int = 0
+    frozen: bool = False
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        linear = lambda: Linear(None, use_bias=False, dtype=self.dtype)
+        if self.temporal:
+            self.key, self.query, self.value = linear(), linear(), linear()
+            if self.variant == 'code':
+                self.key_multi, self.query_multi, self.value_multi = linear(), linear(), linear()
+        if self.spatial in ('mask', 'grid'):
+            self.offsets = OffsetPredictor(frozen=self.frozen, dtype=self.dtype)
+
+    def batch_norm_passes(self, queries: int) -> int:
+        """How often an episode updates the running statistics of batch norm."""
+        return 1
+
+    def project(self, features: VideoFeatures, train: bool = False):
+        """Per video: the maps themselves, [B, L, h, w, C]."""
+        return features.maps.astype(self.dtype)
+
+    def __call__(self, support, query, train: bool = False):
+        """Per episode: support [way, shot, L, h, w, C], query [Q, L, h, w, C] → (logits float32 [Q, way], auxiliary).
+
+        auxiliary: what alignment did to each pair: 'evolution' [Q, way, L, L], M; 'offsets' [Q, way, L, 2], (x, y).
+        """
+        prototypes, query = self.prototypes(support, query)
+        chunk = max(1, self.pairs_per_chunk // prototypes.shape[0])
+        whole = not self.pairs_per_chunk or chunk >= len(query) or (train and not self.frozen) or self.is_initializing()
+        if whole:
+            return self.compare(prototypes, query, train)
+        chunks = -(-len(query) // chunk)
+        padded = jnp.pad(query, [(0, chunks * chunk - len(query))] + [(0, 0)] * (query.ndim - 1))
+        step = nn.remat(lambda module, q: module.compare(prototypes, q, train))
+        scan = nn.scan(lambda module, _, q: (None, step(module, q)),
+                       variable_broadcast=('params', 'batch_stats'), split_rngs={'params': False, 'dropout': False})
+        _, outputs = scan(self, None, padded.reshape(chunks, chunk, *query.shape[1:]))
+        return jax.tree.map(lambda x: x.reshape(chunks * chunk, *x.shape[2:])[:len(query)], outputs)
+
+    def prototypes(self, support, query):
+        """support [way, shot, L, h, w, C] → prototypes [way, L, h, w, C]; and the query maps in the same space."""
+        shots = support.shape[1]
+        if not self.temporal or (self.variant == 'paper' and shots == 1):
+            return support.mean(1), query
+        if self.variant == 'paper':
+            reference, pooled = support[:, 0].mean((-3, -2)), support.mean((-3, -2))
+            aligned = self.evolution('wxc,wkyc->wkxy', self.key(reference), self.query(pooled))
+            moved = jnp.einsum('wkxy,wkyc->wkxc', aligned.astype(self.dtype), self.value(pooled))
+            return (support + moved[..., None, None, :]).mean(1), query
+        if shots == 1 and not self.is_initializing():
+            return support[:, 0], query
+        pooled = support.mean((-3, -2))
+        # The softmax is over the shot's time, so its axis comes last here.
+        aligned = self.evolution('wyc,wkxc->wkyx', self.query_multi(pooled[:, 0]), self.key_multi(pooled))
+        moved = jnp.einsum('wkyx,wkxijc->wyijc', aligned.astype(self.dtype), support) / shots
+        prototypes, projected = self.value_multi(moved), self.value_multi(query)
+        return (support[:, 0], query) if shots == 1 else (prototypes, projected)
+
+    def evolution(self, subscripts, of_support, of_query):
+        """M of Eq. 2, float32: softmax over the last axis of the scaled products."""
+        return jax.nn.softmax(einsum_float32(subscripts, of_support, of_query) / jnp.sqrt(of_support.shape[-1]), axis=-1)
+
+    def compare(self, prototypes, query, train: bool = False):
+        """prototypes [way, L, h, w, C], query [Q, L, h, w, C] → (logits [Q, way], auxiliary)."""
+        prototypes, values, moved, auxiliary = self.coordinate_time(prototypes, query)
+        if self.spatial == 'enumerate':
+            cosine = self.best_whole_offset(prototypes, query, moved)
+        else:
+            p, q, offsets = self.coordinate_space(prototypes, query, values, moved, auxiliary.get('evolution'), train)
+            if offsets is not None:
+                auxiliary['offsets'] = offsets
+            cosine = (unit(p) * unit(q)).sum(-1)
+        chex.assert_shape(cosine, (query.shape[0], *prototypes.shape[:2]))
+        return -(1.0 - cosine).sum(-1), auxiliary
+
+    def coordinate_time(self, prototypes, query):
+        """Eq. 2 and 3: (coordinated prototypes [way, L, h, w, C], values [Q, L, C], M·values [Q, way, L, C], {'evolution': M})."""
+        if not self.temporal:
+            return prototypes, None, jnp.zeros((1, 1, 1, 1), jnp.float32), {}
+        of_support, of_query = prototypes.mean((-3, -2)), query.mean((-3, -2))
+        evolution = self.evolution('wxc,qyc->qwxy', self.key(of_support), self.query(of_query))
+        values = self.value(of_query)
+        moved = einsum_float32('qwxy,qyc->qwxc', evolution.astype(self.dtype), values)
+        return prototypes + self.value(of_support)[..., None, None, :], values, moved, {'evolution': evolution}
+
+    def coordinate_space(self, prototypes, query, values, moved, evolution, train: bool = False):
+        """Eq. 4 to 6: averages of both maps where they overlap, float32 [Q, way, L, C] each, and the offsets [Q, way, L, 2]."""
+        if self.spatial == 'none':
+            p, q = (x.astype(jnp.float32).mean((-3, -2)) for x in (prototypes, query))
+            return p[None], q[:, None] + moved, None
+        offsets = self.offsets(prototypes, query[:, None], evolution, values, train)
+        of_support, of_query = self.pooling_weights(offsets, *prototypes.shape[2:4], train)
+        p = einsum_float32('qwlij,wlijc->qwlc', of_support.astype(self.dtype), prototypes)
+        q = einsum_float32('qwlij,qlijc->qwlc', of_query.astype(self.dtype), query)
+        return p, q + moved, offsets
+
+    def pooling_weights(self, offsets, height: int, width: int, train: bool = False):
+        """offsets [..., 2] → weights of the support's cells and of the query's, [..., height, width], each summing to 1."""
+        if self.variant == 'paper':
+            offsets = -offsets
+        if self.spatial == 'grid':
+            return tuple(grid_weights(o, height, width) for o in (offsets, -offsets))
+        amplitude, slope, directions = self.perturbation, None, DIRECTIONS
+        if self.variant == 'paper':
+            amplitude, slope, directions = (self.perturbation if train else 0.0), 3.0, DIRECTIONS[1:]
+        return tuple(mask_weights(sign * offsets, height, width, sign * amplitude, slope, directions) for sign in (1.0, -1.0))
+
+    def best_whole_offset(self, prototypes, query, moved):
+        """Cosine [Q, way, L] at the whole-cell offset where a frame's pair is most alike (TA2N, Table 4, 'enumerate')."""
+        def at(weights):
+            p = einsum_float32('ij,wlijc->wlc', weights[0].astype(self.dtype), prototypes)
+            q = einsum_float32('ij,qlijc->qlc', weights[1].astype(self.dtype), query)
+            return (unit(p)[None] * unit(q[:, None] + moved)).sum(-1)
+        weights = integer_offset_weights(*prototypes.shape[2:4])
+        return jax.lax.map(jax.checkpoint(at), tuple(jnp.asarray(w) for w in weights)).max(0)

@@ -1,0 +1,141 @@
+"""HyRSM: hybrid relation of frames and of videos, then videos matched as sets of frames."""
+
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fsar_jax.enrichment import VideoFeatures
+from fsar_jax.layers import Linear, einsum_float32, frame_cosine, norm, sinusoidal_positions, torch_start
+
+POSITION_SCALE = (10.0, 1.0)        # A and B: features times √(D/A), position code times B
+
+
+def channel_positions(length: int, dim: int) -> np.ndarray:
+    """R[t, i] = sin for even and cos for odd i of t / 10000^(2i/D), i the channel itself: float32 [length, dim] (row H2)."""
+    channel = np.arange(dim)
+    angle = np.arange(length)[:, None] / 10000.0 ** (2.0 * channel / dim)
+    return np.where(channel % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32)
+
+
+def attend(query, key, value, heads: int):
+    """softmax(q kᵀ/√(D/heads)) v with heads of consecutive channels: [..., N, D] each → [..., N, D]. Scores are float32."""
+    split = lambda x: x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
+    query, key, value = split(query), split(key), split(value)
+    scores = einsum_float32('...nhd,...mhd->...hnm', query, key) / jnp.sqrt(query.shape[-1])
+    out = jnp.einsum('...hnm,...mhd->...nhd', jax.nn.softmax(scores, -1).astype(value.dtype), value)
+    return out.reshape(*out.shape[:-2], -1)
+
+
+class WithinVideo(nn.Module):
+    """x + W_o·MHSA(LN(x)) + b_o among the frames of a video: [B, L, D] → the same shape."""
+    heads: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, frames):
+        dim = frames.shape[-1]
+        x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm')(frames)
+        query, key, value = jnp.split(Linear(3 * dim, use_bias=False, dtype=self.dtype, name='qkv')(x), 3, -1)
+        return frames + Linear(dim, dtype=self.dtype, name='out')(attend(query, key, value, self.heads))
+
+
+class AcrossVideos(nn.Module):
+    """LN(x + W_f·MHSA(x) + b_f) among the videos of an episode, one token each: [..., tokens, D] → the same shape."""
+    heads: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, tokens):
+        project = lambda name: Linear(None, use_bias=False, dtype=self.dtype, name=name)(tokens)
+        attended = attend(project('query'), project('key'), project('value'), self.heads)
+        x = tokens + Linear(None, dtype=self.dtype, name='out')(attended)
+        return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm')(x)
+
+
+class Fusion(nn.Module):
+    """W [g; z] + b per frame, W 2D → D, each half computed once: frames [..., L, D] and the videos' tokens [..., D] broadcast."""
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, frames, token):
+        dim = frames.shape[-1]
+        kernel = self.param('kernel', torch_start(2 * dim), (2 * dim, dim), jnp.float32).astype(self.dtype)
+        bias = self.param('bias', torch_start(2 * dim), (dim,), jnp.float32).astype(self.dtype)
+        return frames @ kernel[:dim] + (token @ kernel[dim:])[..., None, :] + bias
+
+
+class SetMatching(nn.Module):
+    """logit = −(Σ_x min_y d(q_x, s_y) + Σ_y min_x d(q_x, s_y)), d = 1 − cos, after hybrid relation (HyRSM, Wang et al. 2022, Sec. 3).
+
+    Frames attend to the frames of their video; then, for each query apart, the query and the support attend to each other with
+    one token per video, the mean of its frames, and every frame is mapped together with the token of its video.
+
+    variant='code' (rows H1 to H4 of docs/paper_vs_code.md): the shots of a class are averaged before videos are related, position
+    code and features are rescaled, ReLU follows each relation, distances are sums over frames. variant='paper': every support
+    video is a token and is matched by itself (mean over the shots), a plain sinusoid, no ReLU, Euclidean distances, means over frames.
+
+    Args:
+      heads: of both attentions; the feature dimension must be a multiple.
+      position: (A, B), 'code' only: features are multiplied by √(D/A), the position code by B.
+      classes: training classes of the classifier on related frames; None for none.
+      variant: 'code' or 'paper'.
+      dtype: compute dtype; scores, softmax and distances are float32.
+    """
+    heads: int = 8
+    position: tuple[float, float] = POSITION_SCALE
+    classes: int | None = None
+    variant: str = 'code'
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        self.within, self.across = WithinVideo(self.heads, self.dtype), AcrossVideos(self.heads, self.dtype)
+        self.fuse = Fusion(self.dtype)
+        if self.classes:
+            self.classifier = Linear(self.classes, dtype=self.dtype)
+
+    def project(self, features: VideoFeatures, train: bool = False):
+        """Per video: frames [B, L, D], related to each other."""
+        frames = features.frames.astype(self.dtype)
+        length, dim = frames.shape[-2:]
+        if dim % self.heads:
+            raise ValueError(f'config.model.matcher.heads={self.heads} must divide the feature dimension, {dim}')
+        if self.variant == 'paper':
+            return self.within(frames + jnp.asarray(sinusoidal_positions(length, dim), self.dtype))
+        scale, amplitude = self.position
+        frames = np.sqrt(dim / scale).astype(np.float32) * frames + jnp.asarray(amplitude * channel_positions(length, dim), self.dtype)
+        return nn.relu(self.within(frames.astype(self.dtype)))
+
+    def __call__(self, support, query, train: bool = False):
+        """Per episode: support [way, shot, L, D], query [Q, L, D] → (logits float32 [Q, way], auxiliary).
+
+        auxiliary, with a classifier: 'support_classes' [way, shot, L, classes] and 'query_classes' [Q, L, classes], logits.
+        """
+        auxiliary = {}
+        if self.classes:
+            auxiliary = {'support_classes': self.classifier(support), 'query_classes': self.classifier(query)}
+        s, q = self.relate(support, query)
+        code = self.variant == 'code'
+        if code:
+            distances = 1.0 - frame_cosine('qxd,qwkyd->qwkxy', q, s)
+        else:
+            distances = norm(q[:, None, None, :, None].astype(jnp.float32) - s[:, :, :, None])
+        reduce = jnp.sum if code else jnp.mean
+        both = reduce(distances.min(-1), -1) + reduce(distances.min(-2), -1)
+        logits = -both.mean(-1)
+        chex.assert_shape(logits, (query.shape[0], support.shape[0]))
+        return logits, auxiliary
+
+    def relate(self, support, query):
+        """Relation across videos, for each query apart: support [Q, way, 1 or shot, L, D] and query [Q, L, D]."""
+        if self.variant == 'code':
+            support = support.mean(1, keepdims=True)
+        tokens = support.mean(-2)
+        count, dim = len(query), query.shape[-1]
+        shared = jnp.broadcast_to(tokens.reshape(1, -1, dim), (count, tokens.shape[0] * tokens.shape[1], dim))
+        z = self.across(jnp.concatenate([shared, query.mean(-2)[:, None]], 1))
+        z = nn.relu(z) if self.variant == 'code' else z
+        return self.fuse(support[None], z[:, :-1].reshape(count, *tokens.shape)), self.fuse(query, z[:, -1])

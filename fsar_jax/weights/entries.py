@@ -1,0 +1,47 @@
+"""Rows of the tables of published names: where an array goes and how it is turned."""
+
+from typing import NamedTuple
+
+TRANSFORMS = {
+    'copy': lambda x: x,
+    'linear': lambda x: x.T,                            # [out, in] → [in, out]
+    'conv': lambda x: x.transpose(2, 3, 1, 0),          # [out, in, h, w] → [h, w, in, out]
+    'conv1d': lambda x: x[..., 0].T,                    # [out, in, 1] → [in, out], a linear map
+    'conv2d': lambda x: x[..., 0, 0].T,                 # [out, in, 1, 1] → [in, out]
+    'conv3d': lambda x: x.transpose(2, 3, 4, 1, 0),     # [out, in, d, h, w] → [d, h, w, in, out]
+    'points': lambda x: x[..., 0, 0, 0].T,              # [out, in, 1, 1, 1] → [in, out]
+}
+
+
+class Entry(NamedTuple):
+    """One row: where a published array goes.
+
+    Attributes:
+      path: ours, from the collection on: 'params/backbone/conv1/kernel'.
+      transform: key of TRANSFORMS.
+      shape: of the published array; None for a size that cannot be known.
+    """
+    path: str
+    transform: str
+    shape: tuple[int | None, ...]
+
+
+def linear(published: str, ours: str, outputs, inputs, transform: str = 'linear', bias: bool = True, window=()) -> dict[str, Entry]:
+    """Rows of a linear map or convolution: weight [outputs, inputs, *window], and bias [outputs] where there is one."""
+    rows = {f'{published}.weight': Entry(f'params/{ours}/kernel', transform, (outputs, inputs, *window))}
+    if bias:
+        rows[f'{published}.bias'] = Entry(f'params/{ours}/bias', 'copy', (outputs,))
+    return rows
+
+
+def layer_norm(published: str, ours: str, width) -> dict[str, Entry]:
+    """Rows of a LayerNorm over `width` values."""
+    return {f'{published}.weight': Entry(f'params/{ours}/scale', 'copy', (width,)),
+            f'{published}.bias': Entry(f'params/{ours}/bias', 'copy', (width,))}
+
+
+def batch_norm(published: str, ours: str, width) -> dict[str, Entry]:
+    """Rows of a batch norm over `width` channels, with its running statistics."""
+    return layer_norm(published, ours, width) | {
+        f'{published}.running_mean': Entry(f'batch_stats/{ours}/mean', 'copy', (width,)),
+        f'{published}.running_var': Entry(f'batch_stats/{ours}/var', 'copy', (width,))}

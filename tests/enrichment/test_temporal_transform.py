@@ -1,0 +1,64 @@
+"""The temporal transform of TA2N: published outputs, batch statistics and gradients; and what a window does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fsar_jax.enrichment import TemporalTransform
+from fsar_jax.enrichment.temporal_transform import warp
+from fsar_jax.weights.published import _convert
+from fsar_jax.weights.published_heads import COUNTER, temporal_transform_table
+
+
+def maps(x):
+    """Published [n, C, T, H, W] → ours [B, L, h, w, C]."""
+    return jnp.asarray(np.moveaxis(x, 1, -1))
+
+
+@pytest.mark.parametrize('name', ['ta2n_ttm_a', 'ta2n_ttm_b'])
+def test_module_equals_published(published, assert_close_to_published, name):
+    f = published(name)
+    table = temporal_transform_table(f.meta['C'])
+    load = lambda weights: {key: tree['temporal_transform'] for key, tree in _convert(
+        {f'align.firststage.{k}': v for k, v in weights.items()}, table, COUNTER, []).items()}
+    variables, x = load(f.weights), maps(f.inputs['x'])
+    run = lambda variables, x, train: TemporalTransform().apply(variables, x, train, mutable=['batch_stats'])
+
+    for train, prefix in ((False, ''), (True, 'bn_batch/')):
+        (aligned, window), updated = jax.jit(run, static_argnums=2)(variables, x, train)
+        assert_close_to_published(aligned, maps(f.outputs[f'{prefix}aligned']), f'{prefix}aligned')
+        assert_close_to_published(window, f.outputs[f'{prefix}theta'], f'{prefix}theta')
+    for ours, theirs in (('bn1', '1'), ('bn2', '5')):
+        for leaf in ('mean', 'var'):
+            assert_close_to_published(updated['batch_stats'][ours][leaf], f.outputs[f'bn_batch/locnet.{theirs}.running_{leaf}'], leaf)
+
+    total = lambda variables, x: (run(variables, x, False)[0][0] * maps(f.cotangents['aligned'])).sum()
+    gradients = jax.jit(jax.grad(total, (0, 1)))(variables, x)
+    assert_close_to_published(gradients[1], maps(f.gradients['x']), 'gradient of the maps')
+    expected = load({k: f.weight_gradients.get(k, np.zeros_like(v)) for k, v in f.weights.items()})['params']
+    for path, reference in jax.tree_util.tree_leaves_with_path(expected):
+        mine = gradients[0]['params']
+        for key in path:
+            mine = mine[key.key]
+        if np.any(reference):                                  # arrays over 6,000 entries are not in the file
+            assert_close_to_published(mine, reference, jax.tree_util.keystr(path))
+
+
+def test_windows_shrink_shift_mirror_and_end_in_zeros():
+    clip = jnp.arange(1.0, 6.0)[None, :, None]
+    read = lambda a, b: np.asarray(warp(clip, jnp.array([[a, b]])))[0, :, 0]
+    np.testing.assert_allclose(read(1.0, 0.0), [1, 2, 3, 4, 5], atol=1e-6)
+    np.testing.assert_allclose(read(-1.0, 0.0), [5, 4, 3, 2, 1], atol=1e-6)
+    np.testing.assert_allclose(read(0.5, 0.0), [2, 2.5, 3, 3.5, 4], atol=1e-6)
+    np.testing.assert_allclose(read(1.0, 0.5), [2, 3, 4, 5, 0], atol=1e-6)
+
+
+def test_it_starts_with_nearly_the_whole_clip_and_learns_from_there():
+    x = jax.random.normal(jax.random.key(0), (3, 8, 4, 4, 5))
+    module = TemporalTransform()
+    variables = module.init(jax.random.key(1), x)
+    (_, window), _ = module.apply(variables, x, mutable=['batch_stats'])
+    np.testing.assert_allclose(window, np.tile(np.tanh([2.0, 0.0]), (3, 1)), atol=1e-6)
+    gradient = jax.grad(lambda p: jnp.square(module.apply({**variables, 'params': p}, x)[0]).sum())(variables['params'])
+    assert np.abs(gradient['window']['kernel']).max() > 0

@@ -1,0 +1,262 @@
+"""TA2N's coordination of pairs: the published modules and heads, the split convolution, chunks and ablations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fsar_jax
+from fsar_jax.layers import unit
+from fsar_jax.matchers import ActionCoordination, Prototypes
+from fsar_jax.matchers.offset_masks import OffsetPredictor, integer_offset_weights, offset_mask
+from fsar_jax.training.losses import episode_loss
+from fsar_jax.weights import from_torch
+
+
+def maps(x):
+    """Published [..., C, T, H, W] → ours [..., L, h, w, C]."""
+    return jnp.asarray(np.moveaxis(x, -4, -1))
+
+
+def variables_of(weights, **matcher):
+    """Variables of the matcher, by way of the published names; what a file lacks is left at zero."""
+    config = fsar_jax.default_config()
+    config.model.backbone.name = 'features'
+    config.model.matcher.update(name='action_coordination', **matcher)
+    full = dict(weights)
+    channels = next((w.shape[0] for k, w in weights.items() if 'net' in k and w.ndim == 3 and not k.startswith('mvnet')), 0)
+    channels = channels or weights['mvnet.0.weight'].shape[1] // 2
+    shapes = {f'{name}net{kind}.weight': (channels, channels, 1) for name in ('key', 'query', 'value') for kind in ('', '_multi')}
+    shapes |= {'mvnet.0.weight': (128, 2 * channels, 3, 3, 3), 'mvnet.0.bias': (128,), 'mvnet.4.weight': (128, 128, 3, 3, 3),
+               'mvnet.4.bias': (128,), 'mvnet.10.weight': (64, 128, 1), 'mvnet.10.bias': (64,), 'mvnet.12.weight': (2, 64, 1),
+               'mvnet.12.bias': (2,)}
+    shapes |= {f'mvnet.{i}.{leaf}': (128,) for i in (1, 5) for leaf in ('weight', 'bias', 'running_mean', 'running_var')}
+    for name, shape in shapes.items():
+        full.setdefault(name, np.zeros(shape, np.float32))
+    places = {name: ('align.' if 'multi' in name else 'align.secondstage.') + name for name in full}
+    variables = from_torch({places[name]: value for name, value in full.items()}, config.model)
+    return {collection: tree['matcher'] for collection, tree in variables.items()}
+
+
+def pair_layout(x):
+    """Ours [Q, way, ...] → published, class slow: [way, Q, ...]."""
+    return x.swapaxes(0, 1)
+
+
+@pytest.mark.parametrize('name', ['ta2n_mask_a', 'ta2n_mask_b'])
+def test_masks_equal_published(published, assert_close_to_published, name):
+    f = published(name)
+    size, offsets = f.meta['resolution'], jnp.asarray(f.inputs['offsets'])
+    mask = lambda o: offset_mask(o, size, size)
+    assert_close_to_published(mask(offsets), f.outputs['mask'], 'mask')
+    gradient = jax.grad(lambda o: (mask(o) * f.cotangents['mask']).sum())(offsets)
+    assert_close_to_published(gradient, f.gradients['offsets'], 'gradient')
+
+
+@pytest.mark.parametrize('name', ['ta2n_tc_a', 'ta2n_tc_b'])
+def test_temporal_coordination_equals_published(published, assert_close_to_published, name):
+    f = published(name)
+    matcher, variables = ActionCoordination(), variables_of(f.weights)
+    inputs = maps(f.inputs['support']), maps(f.inputs['query'])
+
+    @jax.jit
+    def run(variables, support, query):
+        support, _, moved, _ = matcher.apply(variables, support, query, method='coordinate_time')
+        return {'support': support, 'query_aligned': pair_layout(query[:, None] + moved[:, :, :, None, None])}
+
+    outputs = run(variables, *inputs)
+    total = lambda *x: sum((y * maps(f.cotangents[key])).sum() for key, y in run(*x).items())
+    gradients = jax.jit(jax.grad(total, (0, 1, 2)))(variables, *inputs)
+    for key, value in outputs.items():
+        assert_close_to_published(value, maps(f.outputs[key]), key)
+    for key, value in zip(('support', 'query'), gradients[1:], strict=True):
+        assert_close_to_published(value, maps(f.gradients[key]), f'gradient of {key}')
+    for key in ('key', 'query', 'value'):
+        assert_close_to_published(gradients[0]['params'][key]['kernel'], f.weight_gradients[f'{key}net.weight'][..., 0].T, key)
+
+
+@pytest.mark.parametrize('name', ['ta2n_sc_a', 'ta2n_sc_b'])
+def test_spatial_coordination_equals_published(published, assert_close_to_published, name):
+    f = published(name)
+    matcher = ActionCoordination(perturbation=f.meta['perturb_delta'])
+    variables = jax.tree.map(jnp.asarray, variables_of(f.weights))
+    predictor = {collection: tree['offsets'] for collection, tree in variables.items()}
+    inputs = maps(f.inputs['support']), maps(f.inputs['query_aligned'])
+    height, width = f.meta['H'], f.meta['W']
+
+    def run(predictor, support, aligned, train):
+        aligned = aligned.swapaxes(0, 1)                                       # ours: [Q, way, L, h, w, C]
+        offsets, updated = OffsetPredictor().apply(predictor, support, aligned, train=train, mutable=['batch_stats'])
+        of_support, of_query = matcher.apply({}, offsets, height, width, method='pooling_weights')
+        pairs = jnp.concatenate([jnp.einsum('qwlij,wlijc->qwlc', of_support, support),
+                                 jnp.einsum('qwlij,qwlijc->qwlc', of_query, aligned)], -1)
+        outputs = {'pairs': pair_layout(pairs).swapaxes(-1, -2)[..., None, None],
+                   'offsets': pair_layout(offsets).reshape(-1, *offsets.shape[2:])}
+        return outputs, updated
+
+    for train, prefix in ((False, ''), (True, 'bn_batch/')):
+        outputs, updated = jax.jit(run, static_argnums=3)(predictor, *inputs, train)
+        for key, value in outputs.items():
+            assert_close_to_published(value, f.outputs[prefix + key], prefix + key)
+    for ours, theirs in (('bn1', '1'), ('bn2', '5')):
+        for leaf in ('mean', 'var'):
+            assert_close_to_published(updated['batch_stats'][ours][leaf], f.outputs[f'bn_batch/mvnet.{theirs}.running_{leaf}'], leaf)
+
+    total = lambda *x: sum((y * f.cotangents[key]).sum() for key, y in run(*x, False)[0].items())
+    gradients = jax.jit(jax.grad(total, (0, 1, 2)))(predictor, *inputs)
+    assert_close_to_published(gradients[1], maps(f.gradients['support']), 'gradient of the support')
+    assert_close_to_published(gradients[2], maps(f.gradients['query_aligned']), 'gradient of the query')
+    ours = gradients[0]['params']
+    assert_close_to_published(ours['conv1_bias'], f.weight_gradients['mvnet.0.bias'], 'bias of the first convolution')
+    assert_close_to_published(ours['offset']['kernel'].T[..., None], f.weight_gradients['mvnet.12.weight'], 'last layer')
+
+
+def test_both_coordinations_equal_published(published, assert_close_to_published):
+    f = published('ta2n_acm_a')
+    matcher, variables = ActionCoordination(), variables_of(f.weights)
+    inputs = maps(f.inputs['support']), maps(f.inputs['query'])
+
+    def both(module, prototypes, query):
+        prototypes, values, moved, auxiliary = module.coordinate_time(prototypes, query)
+        return module.coordinate_space(prototypes, query, values, moved, auxiliary['evolution'])
+
+    @jax.jit
+    def run(variables, *inputs):
+        p, q, offsets = matcher.apply(variables, *inputs, method=both)
+        pairs = pair_layout(jnp.concatenate([p, q], -1)).swapaxes(-1, -2)[..., None, None]
+        return {'pairs': pairs, 'offsets': pair_layout(offsets).reshape(-1, *offsets.shape[2:])}
+
+    for key, value in run(variables, *inputs).items():
+        assert_close_to_published(value, f.outputs[key], key)
+    total = lambda *x: sum((y * f.cotangents[key]).sum() for key, y in run(*x).items())
+    gradients = jax.jit(jax.grad(total, (0, 1, 2)))(variables, *inputs)
+    for key, value in zip(('support', 'query'), gradients[1:], strict=True):
+        assert_close_to_published(value, maps(f.gradients[key]), f'gradient of {key}')
+    for key in ('key', 'query', 'value'):
+        assert_close_to_published(gradients[0]['params'][key]['kernel'], f.weight_gradients[f'{key}net.weight'][..., 0].T, key)
+
+
+@pytest.mark.parametrize('name', ['ta2n_insupport_a', 'ta2n_insupport_b'])
+def test_prototypes_of_several_shots_equal_published(published, assert_close_to_published, name):
+    f = published(name)
+    matcher, variables = ActionCoordination(), variables_of(f.weights)
+    by_class = lambda x: x.reshape(f.meta['way'], f.meta['shot'], *x.shape[1:])
+    support = by_class(maps(f.inputs['support']))
+    run = jax.jit(lambda support: matcher.apply(variables, support, support[:, 0], method='prototypes')[0])
+    assert_close_to_published(run(support), maps(f.outputs['prototype']), 'prototype')
+    gradient = jax.grad(lambda x: (run(x) * maps(f.cotangents['prototype'])).sum())(support)
+    assert_close_to_published(gradient, by_class(maps(f.gradients['support'])), 'gradient')
+
+
+@pytest.mark.parametrize('name', ['ta2n_head_1shot_a', 'ta2n_head_5shot_a'])
+def test_head_equals_published(published, assert_close_to_published, name):
+    f = published(name)
+    config = fsar_jax.default_config()
+    config.model.backbone.name = 'features'
+    config.model.enrichment.temporal_transform = True
+    config.model.matcher.update(name='action_coordination', perturbation=f.meta['perturb_delta'])
+    learner, variables = fsar_jax.create_learner(config.model), from_torch(f.weights, config.model)
+    support, query = f.support_by_class(maps(f.inputs['support'])), maps(f.inputs['query'])
+
+    @jax.jit
+    def run(support, query):
+        prediction = learner.apply(variables, support, query, train=False)
+        return prediction.logits, episode_loss(prediction, f.inputs['query_labels'], config)
+
+    def weighted(support, query):
+        logits, loss = run(support, query)
+        return (logits * f.cotangents['logits'][0]).sum() + loss * f.cotangents['loss_sum'], (logits, loss)
+
+    gradient, (logits, loss) = jax.jit(jax.grad(weighted, (0, 1), has_aux=True))(jnp.asarray(support), query)
+    assert_close_to_published(logits, f.outputs['logits'][0], 'logits')
+    assert_close_to_published(loss, f.outputs['loss_sum'], 'loss')
+    assert_close_to_published(gradient[0], f.support_by_class(maps(f.gradients['support'])), 'gradient of the support')
+    assert_close_to_published(gradient[1], maps(f.gradients['query']), 'gradient of the query')
+
+
+def random_maps(way=3, shot=2, queries=5, length=4, size=4, channels=6):
+    keys = jax.random.split(jax.random.key(5))
+    clip = (length, size, size, channels)
+    return jax.random.normal(keys[0], (way, shot, *clip)), jax.random.normal(keys[1], (queries, *clip))
+
+
+def started(matcher, support, query):
+    """Variables whose offsets and batch statistics are not at their trivial start."""
+    variables = matcher.init(jax.random.key(0), support, query)
+    move = lambda path, x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape) if 'offset' in str(path[-2:]) else x
+    return {**variables, 'params': jax.tree_util.tree_map_with_path(move, variables['params'])}
+
+
+def test_the_split_convolution_equals_the_one_on_pairs():
+    support, query = random_maps(shot=1)
+    support = support[:, 0]
+    evolution = jax.nn.softmax(jax.random.normal(jax.random.key(1), (5, 3, 4, 4)))
+    values = jax.random.normal(jax.random.key(2), (5, 4, 6))
+    predictor = OffsetPredictor()
+    variables = started(predictor, support, query[:, None])
+    moved = jnp.einsum('qwxy,qyc->qwxc', evolution, values)
+    whole = predictor.apply(variables, support, query[:, None] + moved[..., None, None, :])
+    np.testing.assert_allclose(predictor.apply(variables, support, query[:, None], evolution, values), whole, atol=1e-5)
+    assert np.abs(whole).max() > 1e-3
+
+
+@pytest.mark.parametrize('spatial', ['mask', 'grid', 'enumerate', 'none'])
+def test_chunks_of_pairs_change_neither_logits_nor_gradients(spatial):
+    support, query = random_maps()
+    matchers = [ActionCoordination(spatial=spatial, pairs_per_chunk=n, frozen=True) for n in (0, 6)]
+    variables = started(matchers[0], support, query)
+
+    def run(matcher):
+        def total(params):
+            logits, auxiliary = matcher.apply({**variables, 'params': params}, support, query, train=True)
+            return jnp.square(logits).sum(), (logits, auxiliary)
+        return jax.jit(jax.grad(total, has_aux=True))(variables['params'])
+
+    (gradients, outputs), (chunked_gradients, chunked_outputs) = map(run, matchers)
+    assert jax.tree.structure(outputs) == jax.tree.structure(chunked_outputs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), (gradients, outputs),
+                 (chunked_gradients, chunked_outputs))
+
+
+def test_without_either_coordination_it_is_the_prototype_matcher():
+    support, query = random_maps()
+    logits, _ = ActionCoordination(temporal=False, spatial='none').apply({}, support, query)
+    plain = Prototypes().apply({}, support.mean((-3, -2)), query.mean((-3, -2)))
+    np.testing.assert_allclose(logits, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_enumerating_whole_offsets_finds_a_shifted_object():
+    rng = np.random.default_rng(0)
+    still = rng.standard_normal((1, 1, 2, 5, 5, 8)).astype(np.float32)
+    query = np.roll(still[:, 0], (1, 2), axis=(2, 3))
+    query[:, :, :1], query[:, :, :, :2] = rng.standard_normal((1, 2, 1, 5, 8)), rng.standard_normal((1, 2, 5, 2, 8))
+    run = lambda spatial: float(ActionCoordination(temporal=False, spatial=spatial).apply({}, still, query)[0][0, 0])
+    assert abs(run('enumerate')) < 1e-5 and run('none') < -0.05
+
+
+def test_enumerated_weights_cover_the_intersection():
+    support, query = integer_offset_weights(3, 3)
+    assert support.shape == query.shape == (25, 3, 3)
+    np.testing.assert_allclose(support.sum((1, 2)), 1.0, rtol=1e-6)
+    np.testing.assert_array_equal(support[0], np.eye(3)[2][:, None] * np.eye(3)[2])      # offset (−2, −2): one corner each
+    np.testing.assert_array_equal(query[0], np.eye(3)[0][:, None] * np.eye(3)[0])
+
+
+@pytest.mark.parametrize('spatial', ['mask', 'grid'])
+def test_both_sides_are_averaged_over_the_same_content(spatial):
+    """Content moved by half the map: at the offset that says so both averages see it alike, at its opposite they do not."""
+    matcher = ActionCoordination(spatial=spatial, perturbation=0.0, variant='paper')
+    weights = lambda o: matcher.apply({}, jnp.asarray(o, jnp.float32), 9, 9, method='pooling_weights')
+    still, moved = np.zeros((9, 9)), np.zeros((9, 9))
+    still[4, 6], moved[4, 3] = 1.0, 1.0
+    seen = lambda o: [float((w * x).sum()) for w, x in zip(weights(o), (still, moved), strict=True)]
+    support, query = seen((0.75, 0.0))
+    assert support > 0 and abs(support - query) < 0.3 * support
+    assert unit(jnp.asarray(weights((0.0, 0.0))[0]).ravel()).min() >= 0
+
+
+def test_the_paper_does_not_perturb_at_test():
+    offsets = jnp.full((1, 1, 2, 2), 0.3)
+    run = lambda variant, train: ActionCoordination(variant=variant).apply({}, offsets, 7, 7, train, method='pooling_weights')[0]
+    assert np.abs(run('paper', True) - run('paper', False)).max() > 1e-3
+    np.testing.assert_array_equal(run('code', True), run('code', False))

@@ -1,0 +1,130 @@
+"""MASTAF: attention and head of the published code, and what its ablations take away."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fsar_jax
+from fsar_jax.matchers import AttentionFusion
+from fsar_jax.training.losses import episode_loss
+from fsar_jax.weights import from_torch
+
+
+def maps(x):
+    """Published [..., C, d, h, w] → ours [..., L, h, w, C]."""
+    return jnp.asarray(np.moveaxis(x, -4, -1))
+
+
+def positions(x):
+    """Published [..., C, d, h, w] → ours [..., P, C]."""
+    x = maps(x)
+    return x.reshape(*x.shape[:-4], -1, x.shape[-1])
+
+
+def head_config(classes=None):
+    config = fsar_jax.default_config()
+    config.model.backbone.name = 'features'
+    config.model.matcher.update(name='attention_fusion')
+    config.model.classifier.classes = classes
+    return config
+
+
+@pytest.mark.parametrize('name', ['mastaf_cam_a', 'mastaf_cam_b'])
+def test_attention_equals_published(published, assert_close_to_published, name):
+    f = published(name)
+    config = head_config()
+    load = lambda weights: {k: tree['matcher'] for k, tree in from_torch({f'cam.{k}': v for k, v in weights.items()}, config.model).items()}
+    variables = load(f.weights)
+    inputs = positions(f.inputs['f1'][0]), positions(f.inputs['f2'][0])
+
+    def run(variables, classes, queries, train):
+        a, updated = AttentionFusion().apply(variables, classes, queries, train, method='attention', mutable=['batch_stats'])
+        return {'f1_self': classes * a['class_self'][..., None], 'f2_self': queries * a['query_self'][..., None],
+                'f1_cross': classes * a['class_cross'][..., None],
+                'f2_cross': queries[:, None] * a['query_cross'][..., None]}, updated
+
+    for train, prefix in ((False, ''), (True, 'bn_batch/')):
+        outputs, updated = jax.jit(run, static_argnums=3)(variables, *inputs, train)
+        for key, value in outputs.items():
+            assert_close_to_published(value, positions(f.outputs[prefix + key][0]), prefix + key)
+    for leaf in ('mean', 'var'):
+        assert_close_to_published(updated['batch_stats']['kernel']['bn'][leaf], f.outputs[f'bn_batch/conv1.bn.running_{leaf}'], leaf)
+
+    total = lambda *x: sum((y * positions(f.cotangents[key][0])).sum() for key, y in run(*x, False)[0].items())
+    gradient = jax.jit(jax.grad(total, (0, 1, 2)))(variables, *inputs)
+    assert_close_to_published(gradient[1], positions(f.gradients['f1'][0]), 'gradient of the classes')
+    assert_close_to_published(gradient[2], positions(f.gradients['f2'][0]), 'gradient of the queries')
+    expected = load({k: f.weight_gradients.get(k, np.zeros_like(v)) for k, v in f.weights.items()})['params']
+    jax.tree_util.tree_map_with_path(
+        lambda path, mine, theirs: assert_close_to_published(mine, theirs, jax.tree_util.keystr(path)), gradient[0]['params'], expected)
+
+
+@pytest.mark.parametrize('name', ['mastaf_head_a', 'mastaf_head_b'])
+def test_head_equals_published(published, assert_close_to_published, name):
+    f = published(name)
+    config = head_config(f.meta['train_classes'])
+    config.model.matcher.update(alpha=f.meta['alpha'], loss_weight=f.meta['loss_weight_on_nearest'])
+    config.model.classifier.weight = 1.0
+    config.train.loss_reduction = 'mean'
+    learner, variables = fsar_jax.create_learner(config.model), from_torch(f.weights, config.model)
+    support, query = f.support_by_class(maps(f.inputs['support'])), maps(f.inputs['query'])
+    labels, real_labels = f.inputs['query_labels'], f.inputs['real_query_labels']
+    real = np.zeros(f.meta['way'], np.int32)
+    real[labels] = real_labels                                     # of the other classes nothing is asked
+
+    def run(variables, support, query):
+        prediction = learner.apply(variables, support, query, train=False)
+        return prediction, episode_loss(prediction, labels, config, jnp.asarray(real)), episode_loss(prediction, labels, config)
+
+    def weighted(*inputs):
+        prediction, loss, _ = outputs = run(*inputs)
+        return (prediction.logits * f.cotangents['scores'][0]).sum() + loss * f.cotangents['loss'], outputs
+
+    inputs = variables, jnp.asarray(support), query
+    gradient, (prediction, loss, nearest) = jax.jit(jax.grad(weighted, (0, 1, 2), has_aux=True))(*inputs)
+    auxiliary, count = prediction.auxiliary, len(labels)
+    assert_close_to_published(prediction.logits, f.outputs['scores'][0], 'scores')
+    at_places = f.outputs['position_scores'].reshape(count, f.meta['way'], -1).swapaxes(-1, -2)
+    assert_close_to_published(auxiliary['position_matching'], at_places, 'scores of positions')
+    of_true_class = auxiliary['global_classes'][np.arange(count), labels]
+    published_logits = f.outputs['global_logits'].reshape(count, f.meta['train_classes'], -1).swapaxes(-1, -2)
+    assert_close_to_published(of_true_class, published_logits, 'global logits')
+    assert_close_to_published(nearest, 0.5 * f.outputs['loss_nearest'], 'loss of the positions')
+    assert_close_to_published(loss, f.outputs['loss'], 'loss')
+    assert_close_to_published(gradient[1], f.support_by_class(maps(f.gradients['support'])), 'gradient of the support')
+    assert_close_to_published(gradient[2], maps(f.gradients['query']), 'gradient of the query')
+    weight_gradients = {k: f.weight_gradients.get(k, np.zeros_like(v)) for k, v in f.weights.items()}
+    expected = from_torch(weight_gradients, config.model)['params']
+    jax.tree_util.tree_map_with_path(
+        lambda path, mine, theirs: assert_close_to_published(mine, theirs, jax.tree_util.keystr(path)), gradient[0]['params'], expected)
+
+
+@pytest.fixture(scope='module')
+def episode():
+    keys = jax.random.split(jax.random.key(2))
+    return jax.random.normal(keys[0], (3, 2, 12, 6)), jax.random.normal(keys[1], (4, 12, 6))
+
+
+def test_alpha_adds_the_score_of_self_attention(episode):
+    run = lambda alpha: AttentionFusion(alpha=alpha, kernel='mean').apply({}, *episode)[0]
+    np.testing.assert_allclose(run(1.0) - run(0.0), 2 * (run(0.5) - run(0.0)), atol=1e-4)
+    assert np.abs(run(1.0) - run(0.0)).max() > 0.1
+
+
+def test_without_the_residual_attention_is_a_distribution(episode):
+    support, query = episode
+    run = lambda residual: AttentionFusion(kernel='mean', residual=residual).apply({}, support.mean(1), query, method='attention')
+    for with_residual, without in zip(jax.tree.leaves(run(True)), jax.tree.leaves(run(False)), strict=True):
+        np.testing.assert_allclose(without.sum(-1), 1.0, rtol=1e-5)
+        np.testing.assert_allclose(with_residual, without + 1.0, rtol=1e-6)
+
+
+def test_a_lone_query_skips_batch_norm_in_the_code_only(episode):
+    support, query = episode
+    for variant, alike in (('code', False), ('paper', True)):
+        matcher = AttentionFusion(variant=variant)
+        variables = matcher.init(jax.random.key(0), support, query)
+        variables = {**variables, 'batch_stats': jax.tree.map(lambda x: x + 0.5, variables['batch_stats'])}
+        run = lambda q: matcher.apply(variables, support.mean(1), q, method='attention')['query_self'][0]
+        assert np.allclose(run(query), run(query[:1]), atol=1e-6) == alike

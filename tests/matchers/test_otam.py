@@ -1,0 +1,143 @@
+"""OTAM, Soft-DTW and Drop-DTW against the published code, against slow loops over cells, and at the edges of float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fsar_jax
+from fsar_jax.layers import frame_cosine
+from fsar_jax.matchers.alignments import drop_dtw, ordered_alignment, soft_dtw
+from fsar_jax.training.losses import episode_loss
+
+
+@pytest.mark.parametrize('name', ['otam_distance_a', 'otam_distance_b'])
+def test_ordered_alignment_equals_published(published, assert_close_to_published, name):
+    f = published(name)
+
+    @jax.jit
+    def both(d):
+        cost = lambda d: ordered_alignment(d, f.meta['lambda'])
+        return {'query_to_support': cost(d), 'support_to_query': cost(d.swapaxes(-1, -2))}
+
+    distances = jnp.asarray(f.inputs['dists'])
+    for direction, cost in both(distances).items():
+        assert_close_to_published(cost, f.outputs[direction], direction)
+    gradient = jax.grad(lambda d: sum((cost * f.cotangents[k]).sum() for k, cost in both(d).items()))(distances)
+    assert_close_to_published(gradient, f.gradients['dists'], 'gradient')
+
+
+def test_soft_dtw_equals_published(published, assert_close_to_published):
+    f = published('softdtw_a')
+
+    @jax.jit
+    def run(x, y):
+        d = 1.0 - frame_cosine('pxd,pyd->pxy', x, y)
+        return 0.5 * (soft_dtw(d, f.meta['gamma']) + soft_dtw(d.swapaxes(-1, -2), f.meta['gamma'])), d
+
+    x, y = jnp.asarray(f.inputs['x']), jnp.asarray(f.inputs['y'])
+    cost, distances = run(x, y)
+    assert_close_to_published(distances, f.outputs['frame_distance'], 'frame distance')
+    assert_close_to_published(cost, f.outputs['distance'][:, 0], 'distance')
+    gradient = jax.grad(lambda x, y: (run(x, y)[0] * f.cotangents['distance'][:, 0]).sum(), (0, 1))(x, y)
+    assert_close_to_published(gradient[0], f.gradients['x'], 'gradient of x')
+    assert_close_to_published(gradient[1], f.gradients['y'], 'gradient of y')
+
+
+@pytest.mark.parametrize('name', ['otam_logits_a', 'otam_logits_b'])
+def test_learner_equals_published(published, assert_close_to_published, name):
+    f = published(name)
+    config = fsar_jax.default_config()
+    config.model.backbone.name = 'features'
+    config.model.matcher.update(name='otam', smoothness=f.meta['lambda'])
+    config.train.loss_reduction = 'mean'
+    learner, variables = fsar_jax.create_learner(config.model), fsar_jax.weights.from_torch({}, config.model)
+    frames = lambda x: x.reshape(-1, 8, 1, 1, x.shape[1])
+    support, query = f.support_by_class(frames(f.inputs['support'])), frames(f.inputs['query'])
+
+    @jax.jit
+    def run(support, query):
+        prediction = learner.apply(variables, support, query, train=False)
+        return prediction.logits, episode_loss(prediction, f.inputs['query_labels'], config)
+
+    logits, loss = run(support, query)
+    assert_close_to_published(logits, f.outputs['logits'], 'logits')
+    assert_close_to_published(loss, f.outputs['loss'], 'loss')
+
+    def weighted(support, query):
+        logits, loss = run(support, query)
+        return (logits * f.cotangents['logits']).sum() + loss * f.cotangents['loss']
+
+    gradient = jax.grad(weighted, (0, 1))(jnp.asarray(support), jnp.asarray(query))
+    assert_close_to_published(gradient[0], f.support_by_class(frames(f.gradients['support'])), 'gradient of the support')
+    assert_close_to_published(gradient[1], frames(f.gradients['query']), 'gradient of the query')
+
+
+def soft_minimum(values, smoothness):
+    values = np.array(values)
+    return values.min() - smoothness * np.log(np.exp(-(values - values.min()) / smoothness).sum())
+
+
+def slow_ordered_alignment(d, smoothness):
+    rows, columns = d.shape[0], d.shape[1] + 2
+    d = np.pad(d, ((0, 0), (1, 1)))
+    c = np.zeros((rows, columns))
+    c[0] = np.cumsum(d[0])
+    for r in range(1, rows):
+        for j in range(1, columns):
+            came = [c[r - 1, j - 1], c[r, j - 1]] + ([c[r - 1, j]] if j in (1, columns - 1) else [])
+            c[r, j] = d[r, j] + soft_minimum(came, smoothness)
+    return c[-1, -1]
+
+
+def slow_drop_dtw(d, smoothness, keep):
+    rows, columns = d.shape
+    drop = np.sort(d.ravel())[max(1, int(keep * d.size)) - 1]
+    matched, total = np.full((rows + 1, columns + 1), np.inf), np.full((rows + 1, columns + 1), np.inf)
+    total[0] = drop * np.arange(columns + 1)
+    for r in range(1, rows + 1):
+        for j in range(1, columns + 1):
+            came = [total[r - 1, j - 1], total[r, j - 1], matched[r - 1, j]]
+            matched[r, j] = d[r - 1, j - 1] + soft_minimum([x for x in came if np.isfinite(x)] or [1e6], smoothness)
+            dropped = [drop + total[r, j - 1]] if np.isfinite(total[r, j - 1]) else []
+            total[r, j] = soft_minimum([matched[r, j], *dropped], smoothness)
+    return total[-1, -1]
+
+
+@pytest.mark.parametrize('shape', [(8, 8), (5, 7), (3, 1), (1, 4)])
+@pytest.mark.parametrize('smoothness', [0.1, 1.0])
+def test_alignments_equal_loops_over_the_cells(shape, smoothness):
+    distances = np.random.default_rng(0).uniform(0, 2, (3, *shape))
+    np.testing.assert_allclose(ordered_alignment(jnp.asarray(distances), smoothness),
+                               [slow_ordered_alignment(d, smoothness) for d in distances], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(drop_dtw(jnp.asarray(distances), smoothness, 0.3),
+                               [slow_drop_dtw(d, smoothness, 0.3) for d in distances], rtol=1e-4, atol=1e-4)
+
+
+def test_dropping_spares_the_outlier_frames_of_a_sequence():
+    rng = np.random.default_rng(1)
+    clip = rng.standard_normal((6, 16))
+    disturbed = np.insert(clip, [2, 4], 3 * rng.standard_normal((2, 16)), axis=0)
+    distances = 1.0 - frame_cosine('xd,yd->xy', clip, disturbed)
+    assert drop_dtw(distances, 0.01, 0.1) < 0.1 < 1.0 < soft_dtw(distances, 0.01)
+
+
+@pytest.mark.parametrize('align', [ordered_alignment, soft_dtw, drop_dtw])
+def test_long_alignments_stay_finite_where_the_literal_sum_overflows(align):
+    distances = jnp.asarray(np.random.default_rng(2).uniform(1, 2, (2, 64, 64)), jnp.float32)
+    cost, gradient = jax.value_and_grad(lambda d: align(d, 0.1).sum())(distances)
+    assert np.isfinite(cost) and np.isfinite(gradient).all() and np.abs(gradient).max() > 0
+
+
+def test_relaxed_ends_forgive_padding_and_order_matters():
+    clip = np.random.default_rng(3).standard_normal((6, 16))
+    padded = np.concatenate([np.random.default_rng(4).standard_normal((2, 16)), clip])
+    cost = lambda x, y: float(ordered_alignment(1.0 - frame_cosine('xd,yd->xy', x, y), 0.01))
+    assert cost(padded, clip) < 0.1 < cost(padded[::-1], clip)
+
+
+def test_unknown_alignments_are_named():
+    config = fsar_jax.default_config()
+    config.model.matcher.update(name='otam', alignment='dwt')
+    with pytest.raises(ValueError, match=r"config\.model\.matcher\.alignment='dwt' is not one of otam, soft_dtw, drop_dtw"):
+        fsar_jax.create_learner(config.model)
