@@ -57,15 +57,19 @@ class AcrossVideos(nn.Module):
 
 
 class Fusion(nn.Module):
-    """W [g; z] + b per frame, W 2D → D, each half computed once: frames [..., L, D] and the videos' tokens [..., D] broadcast."""
+    """W [g; z] + b per frame, W 2D → D, each half computed once: frames [..., L, D] and the videos' tokens [..., D] broadcast.
+
+    The result is float32: after two relations the frames of an episode are alike, and their distances small beside them.
+    """
     dtype: Any
 
     @nn.compact
     def __call__(self, frames, token):
         dim = frames.shape[-1]
         kernel = self.param('kernel', torch_start(2 * dim), (2 * dim, dim), jnp.float32).astype(self.dtype)
-        bias = self.param('bias', torch_start(2 * dim), (dim,), jnp.float32).astype(self.dtype)
-        return frames @ kernel[:dim] + (token @ kernel[dim:])[..., None, :] + bias
+        bias = self.param('bias', torch_start(2 * dim), (dim,), jnp.float32)
+        project = lambda x, half: einsum_float32('...d,df->...f', x.astype(self.dtype), half)
+        return project(frames, kernel[:dim]) + project(token, kernel[dim:])[..., None, :] + bias
 
 
 class SetMatching(nn.Module):

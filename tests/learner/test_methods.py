@@ -94,4 +94,5 @@ def test_bfloat16_compute_stays_close(method):
     config.model.dtype = 'bfloat16'
     rounded = fsar_jax.create_learner(config.model).apply(variables, support, query).logits
     assert rounded.dtype == jnp.float32
-    assert np.abs(rounded - exact).max() <= 0.03 * np.abs(exact).max()
+    # Logits are sums of cosine distances, each of order 1: rounding is measured against that where all are near zero.
+    assert np.abs(rounded - exact).max() <= 0.03 * max(1.0, np.abs(exact).max())
