@@ -60,12 +60,16 @@ def start_distributed(spec: str):
 def parse(argv):
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError) as error:
+        sys.exit(f'error: no such config key: {in_one_line(error)} (fsar_jax/config.py has them all)')
+    except (flags.Error, TypeError, ValueError) as error:
         sys.exit(f'error: {in_one_line(error)}')
 
 
 def in_one_line(error: Exception) -> str:
     """The message of a flag or config error. What a config file raises arrives inside a printed traceback: its last line says it."""
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
     lines = str(error.args[0] if error.args else error).replace('\\n', '\n').replace("\\'", "'").strip('"\n').splitlines()
     return lines[-1] if any('Traceback' in line for line in lines) else ' '.join(line.strip() for line in lines)
 

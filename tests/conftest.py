@@ -1,10 +1,16 @@
-"""Shared by all tests: the reader of the parity fixtures."""
+"""Shared by all tests: the reader of the parity fixtures, and a tiny dataset on disk."""
 
+import fcntl
 import json
+import os
 import pathlib
 
+import jax
 import numpy as np
 import pytest
+
+from fsar_jax.data import build
+from fsar_jax.data.video_files import write_video
 
 FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
 
@@ -42,3 +48,47 @@ def assert_published(ours, reference, name='', scale=1e-4):
 @pytest.fixture(scope='session')
 def assert_close_to_published():
     return assert_published
+
+
+def write_tiny_clips(folder):
+    """Ten classes (4 train, 3 val, 3 test) of four clips: a square of the class's colour wanders over noise."""
+    rng = np.random.default_rng(0)
+    for split, count in (('train', 4), ('val', 3), ('test', 3)):
+        for label in range(count):
+            (folder / split / f'{split} {label}').mkdir(parents=True)
+            colour = rng.integers(0, 256, 3)
+            for clip in range(4):
+                frames = rng.integers(60, 190, (8, 32, 40, 3), np.uint8)
+                x, y, step = rng.integers(0, 12, 3)
+                for t, frame in enumerate(frames):
+                    frame[y:y + 18, x + step * t // 8:x + step * t // 8 + 16] = colour
+                write_video(folder / split / f'{split} {label}' / f'{clip}.mp4', frames)
+
+
+@pytest.fixture(scope='session')
+def tiny_data(tmp_path_factory):
+    """A data directory with video_folder/tiny, and video_folder/no_val, whose val split is empty. Built once for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
+    data_dir, done = base / 'tiny_data', base / 'tiny_data_done'
+    with open(base / 'tiny_data.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            clips = base / 'tiny_clips'
+            write_tiny_clips(clips)
+            for name in ('tiny', 'no_val'):
+                build.build(build.parse([f'--dataset=video_folder/{name}', f'--videos={clips}', f'--dir={data_dir}',
+                                         '--processes=0', '--short_side=32']))
+                for clip in (clips / 'val').glob('*/*.mp4'):
+                    clip.write_bytes(b'')
+            done.touch()
+    return data_dir
+
+
+@pytest.fixture(scope='module')
+def quick_compilation():
+    """Without most of XLA's optimisations: for modules that compile much and compute little."""
+    before = jax.config.read('jax_disable_most_optimizations')
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', before)

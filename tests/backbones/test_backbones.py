@@ -55,7 +55,7 @@ def test_small_network_maps_64_pixels_to_4_by_4():
 
 
 def test_every_backbone_is_covered_here():
-    assert set(backbones.BACKBONES) == {*PUBLISHED, 'resnet_small', 'features'}
+    assert set(backbones.BACKBONES) == {*PUBLISHED, 'resnet_small', 'features', 'resnet3d50'}       # the last in test_resnet3d_parity.py
 
 
 def test_features_is_the_identity():

@@ -277,7 +277,7 @@ def test_half_a_projection_is_an_error_not_a_draw():
 
 @pytest.mark.parametrize('method, change, message', [
     ('strm', dict(variant='paper'), "belong to config.model.variant='code'"),
-    ('trx', dict(matcher=dict(name='otam')), "no published state dict is known for config.model.matcher.name='otam'"),
+    ('trx', dict(matcher=dict(name='other')), "no published state dict is known for config.model.matcher.name='other'"),
 ])
 def test_models_without_published_weights_are_one_line_errors(method, change, message):
     with pytest.raises(ValueError, match=message):

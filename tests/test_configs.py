@@ -1,0 +1,273 @@
+"""Every preset of every method: published values, traced at paper size, one step of a shrunk copy; and `validate`."""
+
+import functools
+import json
+import math
+import pathlib
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+from tiny_run import REPOSITORY, get_config, largest_difference, random_batch, tiny_config
+
+from fsar_jax import config as configuration
+from fsar_jax.learner import create_learner
+from fsar_jax.training import train
+from fsar_jax.training.losses import episode_loss
+from fsar_jax.training.mesh import episode_mesh, replicate, shard
+from fsar_jax.training.state import TrainState, create_optimizer, create_train_state, example_episode, make_train_step
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+METHODS = sorted(path.stem for path in (REPOSITORY / 'configs').glob('*.py'))
+ISSUE_METHODS = ('protonet', 'strm', 'trm', 'trx')
+PRESETS = ('', 'ssv2', 'kinetics', 'hmdb51', 'ucf101')
+ALL = [(method, preset) for method in METHODS for preset in PRESETS]
+CARDINALITIES = {'protonet': None, 'strm': (2,), 'trm': (2,), 'trx': (2, 3)}
+SHRUNK = {
+    'model.backbone.name': 'resnet_small', 'model.matcher.dim': 16, 'model.enrichment.patches': 2,
+    'episode.way': 2, 'episode.shot': 1, 'episode.query': 1, 'episode.frames': 4, 'episode.image_size': 32, 'data.resize': 32,
+    'train.num_steps': 1, 'train.episodes_per_step': 2, 'train.accumulation_steps': 1,
+}
+
+
+def same(text):
+    """The part of the config, as JSON, that a trace depends on; presets share most traces."""
+    config = json.loads(text.to_json())
+    return json.dumps([config['model'], config['episode'], config['train']['loss_reduction']])
+
+
+@functools.cache
+def traced(settings):
+    """Shapes of (loss, gradients, batch statistics, parameters) of one training episode; settings from `same`."""
+    model, episode, reduction = json.loads(settings)
+    model['matcher']['cardinalities'] = tuple(model['matcher']['cardinalities'])
+    config = ml_collections.ConfigDict({'model': model, 'episode': episode, 'train': {'loss_reduction': reduction}})
+    learner = create_learner(config.model)
+    e = config.episode
+    clip = e.frames, e.image_size, e.image_size, 3
+    support, query = (jax.ShapeDtypeStruct((*lead, *clip), jnp.uint8) for lead in ((e.way, e.shot), (e.way * e.query,)))
+    variables = jax.eval_shape(functools.partial(learner.init, train=False), jax.random.key(0), *example_episode(config))
+    labels = jax.ShapeDtypeStruct((e.way * e.query,), jnp.int32)
+
+    def loss(params, batch_stats, support, query, labels, key):
+        prediction, new = learner.apply({'params': params, 'batch_stats': batch_stats}, support, query, train=True,
+                                        rngs={'dropout': key}, mutable=['batch_stats'])
+        return episode_loss(prediction, labels, config), (prediction.logits, new)
+    (value, (logits, new)), gradients = jax.eval_shape(
+        jax.value_and_grad(loss, has_aux=True), variables['params'], variables['batch_stats'], support, query, labels,
+        jax.random.key(0))
+    return value, logits, gradients, new['batch_stats'], variables
+
+
+def parameters(tree):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def test_the_methods_of_this_version_are_there():
+    assert set(ISSUE_METHODS) <= set(METHODS)
+
+
+@pytest.mark.parametrize('method, preset', ALL)
+def test_preset_is_traced_at_full_size(method, preset):
+    config = get_config(method, preset)
+    assert config.is_locked
+    configuration.validate(config)
+    value, logits, gradients, batch_stats, variables = traced(same(config))
+    e = config.episode
+    assert value.shape == () and value.dtype == jnp.float32
+    assert logits.shape == (e.way * e.query, e.way) and logits.dtype == jnp.float32
+    shapes = functools.partial(jax.tree.map, lambda x: (x.shape, x.dtype))
+    assert shapes(gradients) == shapes(variables['params']) and shapes(batch_stats) == shapes(variables['batch_stats'])
+
+
+@pytest.mark.parametrize('method', ISSUE_METHODS)
+@pytest.mark.parametrize('preset', PRESETS[1:])
+def test_published_values(method, preset):
+    """STRM Sec. 4 and supplement A4; TRX Sec. 4; the released scripts where the papers are silent."""
+    c = get_config(method, preset)
+    expected = {
+        'model.variant': 'code', 'model.dtype': 'float32', 'model.backbone.name': 'resnet50', 'model.backbone.normalize': 'unit',
+        'model.backbone.batch_norm': 'split', 'model.backbone.remat': True, 'model.enrichment.patches': 4,
+        'episode.way': 5, 'episode.shot': 5, 'episode.frames': 8, 'episode.image_size': 224,
+        'data.resize': 256, 'data.flip': True, 'data.sampling': 'trx', 'data.crop': 'random', 'data.short_videos': 'drop',
+        'train.optimizer': 'sgd', 'train.momentum': 0.0, 'train.weight_decay': 0.0, 'train.schedule': 'constant',
+        'train.episodes_per_step': 16, 'train.loss_reduction': 'sum', 'train.clip_norm': 0.0,
+        'train.learning_rate': 1e-3 if preset == 'ssv2' else 1e-4,
+        'eval.num_episodes': 10_000, 'eval.query': 1, 'eval.split': 'test', 'seed': 0,
+    }
+    if CARDINALITIES[method]:
+        expected |= {'model.matcher.name': 'cross_transformer', 'model.matcher.cardinalities': CARDINALITIES[method],
+                     'model.matcher.dim': 1152, 'model.matcher.dropout': 0.1}
+    else:
+        expected |= {'model.matcher.name': 'prototypes'}
+    strm = method == 'strm'
+    expected |= {'model.enrichment.patch': 'self_attention' if strm else 'none',
+                 'model.enrichment.frame': 'mlp_mixer' if strm else 'none', 'model.query_similarity.weight': 0.1 if strm else 0.0}
+    for key, value in expected.items():
+        assert functools.reduce(lambda tree, part: tree[part], key.split('.'), c) == value, key
+    if preset == 'ssv2':
+        assert 75_000 <= c.train.num_steps * 16 < 75_016
+
+
+def test_parameter_counts():
+    """47.1 M is VIM's count of TRX with ResNet-50 and Ω = {2, 3} (its Fig. 22)."""
+    counts = {}
+    for method in ISSUE_METHODS:
+        config = get_config(method, 'ssv2')
+        learner = create_learner(config.model)
+        variables = jax.eval_shape(functools.partial(learner.init, train=False), jax.random.key(0), *example_episode(config))
+        counts[method] = parameters(variables['params']) / 1e6
+    print({method: f'{count:.2f} M' for method, count in counts.items()})
+    assert abs(counts['trx'] - 47.1) < 0.05
+    # By hand: ResNet-50 without its classifier; keys and values of pairs of 2048 channels with bias and one LayerNorm.
+    assert counts['protonet'] == pytest.approx(23.508032)
+    assert counts['trm'] - counts['protonet'] == pytest.approx((2 * (4096 * 1152 + 1152) + 2 * 1152) / 1e6)
+    d = 2048
+    attention = 3 * (d * d + d) + (d * d // 2 + d // 2) + (d * d // 4 + d // 2) + (d * d // 2 + d) + 1
+    mixer = 2 * (8 * 8 + 8) + 2 * (d * d + d)
+    assert counts['strm'] - counts['trm'] == pytest.approx((attention + mixer + 2 * d * d // 2 + d // 2) / 1e6)
+
+
+@functools.cache
+def start(model, episode):
+    """Initial variables, as numpy, of the model that a config describes; model and episode as JSON."""
+    config = as_config({'model': json.loads(model), 'episode': json.loads(episode)})
+    return jax.tree.map(np.array, create_train_state(config, create_learner(config.model)).variables)
+
+
+def as_config(changes):
+    """The default config with changes that went through JSON."""
+    config = configuration.default_config()
+    changes['model']['matcher']['cardinalities'] = tuple(changes['model']['matcher']['cardinalities'])
+    with config.unlocked():
+        config.update(changes)
+    return config
+
+
+@functools.cache
+def one_step(settings):
+    """(parameters before, after, metrics) of one step of a config given as JSON."""
+    changes = json.loads(settings)
+    config = as_config(changes)
+    before = start(json.dumps(changes['model']), json.dumps(changes['episode']))
+    state = TrainState(step=jnp.zeros((), jnp.int32), **jax.tree.map(jnp.array, before),
+                       opt_state=create_optimizer(config.train).init(before['params']))
+    learner, mesh = create_learner(config.model), episode_mesh()
+    batch = shard(mesh, random_batch(config), axis=1)
+    state, metrics = make_train_step(learner, config, mesh)(replicate(mesh, state), batch)
+    return before['params'], jax.tree.map(np.asarray, state.params), jax.tree.map(np.asarray, metrics)
+
+
+@pytest.mark.parametrize('method, preset', ALL)
+def test_a_shrunk_copy_trains(method, preset):
+    config = get_config(method, preset)
+    config.update_from_flattened_dict(SHRUNK)
+    configuration.validate(config)
+    changes = json.loads(config.to_json())
+    del changes['data'], changes['eval']                  # a step does not read them, so some presets share one
+    before, after, metrics = one_step(json.dumps(changes))
+    assert np.isfinite(metrics['losses']).all() and metrics['finite'] and metrics['loss'] > 0
+    rate = config.train.learning_rate
+    assert 0 < largest_difference(before, after) < (1e4 if config.train.optimizer == 'sgd' else 2) * rate
+    unchanged = [jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(
+        jax.tree.map(lambda a, b: (a == b).all(), before, after)) if leaf]
+    # A gate that starts at 0 keeps what lies behind it from learning in the first step; a bias of keys cancels in a softmax.
+    assert len(unchanged) < len(jax.tree.leaves(before)) / 2, unchanged
+
+
+def test_every_value_is_read(tiny_data, tmp_path, monkeypatch):
+    """Records which leaves fsar_jax asks for, outside of `validate`, in runs that take every branch."""
+    package, read = str(pathlib.Path(configuration.__file__).parent), set()
+    original = {name: getattr(ml_collections.ConfigDict, name) for name in ('__getattr__', '__getitem__')}
+
+    def recording(name):
+        def get(self, key):
+            frame = sys._getframe(1)
+            asked_by = pathlib.Path(frame.f_code.co_filename)
+            if asked_by.is_relative_to(package) and frame.f_code.co_name not in ('validate', '_get'):
+                read.add((frozenset(self.keys()), key))
+            return original[name](self, key)
+        return get
+    config = tiny_config('strm', {'data.dir': str(tiny_data), 'train.num_steps': 2, 'episode.query': 1, 'eval.num_episodes': 5,
+                                  'eval.val_episodes': 5, 'data.flip': False})
+    for name in original:
+        monkeypatch.setattr(ml_collections.ConfigDict, name, recording(name))
+    train.train_and_evaluate(config, tmp_path, 'strm')
+    for changes in ({'train.optimizer': 'sgd', 'train.schedule': 'steps', 'train.schedule_steps': (1,)}, ):
+        other = tiny_config('strm', changes)
+        train.make_train_step(create_learner(other.model), other, episode_mesh())
+    for method in METHODS:
+        create_learner(tiny_config(method).model)
+    monkeypatch.undo()
+
+    def leaves(section, prefix=''):
+        for key, value in section.items():
+            if isinstance(value, ml_collections.ConfigDict):
+                yield from leaves(value, f'{prefix}{key}.')
+            elif (frozenset(section.keys()), key) not in read:
+                yield prefix + key
+    assert sorted(leaves(config)) == []
+
+
+def test_a_wrong_key_is_refused():
+    config = get_config('strm')
+    with pytest.raises(AttributeError, match='sho'):
+        config.episode.sho = 1
+    with pytest.raises(KeyError, match='sho'):
+        config.episode.update(sho=1)
+    with pytest.raises(TypeError):
+        config.episode.shot = 'one'
+    with pytest.raises(ValueError, match="unknown preset 'ssv1': choose one of ssv2, kinetics, hmdb51, ucf101, or none for"):
+        get_config('strm', 'ssv1')
+
+
+CHOICES = ('model.variant', 'model.dtype', 'model.backbone.batch_norm', 'model.backbone.normalize', 'model.enrichment.patch',
+           'model.enrichment.frame', 'model.matcher.cardinality_reduction', 'data.crop', 'data.sampling', 'data.short_videos',
+           'train.loss_reduction', 'train.optimizer', 'train.schedule', 'eval.split')
+AT_LEAST = {
+    'episode.way': 2, **dict.fromkeys((
+        'episode.shot', 'episode.query', 'episode.frames', 'episode.image_size', 'eval.query', 'train.num_steps',
+        'train.episodes_per_step', 'train.accumulation_steps', 'train.checkpoint_steps', 'train.log_steps',
+        'train.keep_checkpoints', 'eval.num_episodes', 'eval.episodes_per_chunk', 'eval.videos_per_batch',
+        'model.enrichment.patches', 'model.backbone.batch_norm_groups'), 1),
+    **dict.fromkeys(('eval.val_episodes', 'data.num_threads', 'data.num_workers', 'seed', 'eval.seed', 'train.warmup_steps'), 0)}
+
+
+def message_of(changes):
+    config = get_config('trx')
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError) as error:
+        configuration.validate(config)
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize('key', CHOICES)
+def test_an_unknown_choice_is_named(key):
+    assert re.match(rf"config\.{re.escape(key)}='best' is not one of \S", message_of({key: 'best'}))
+
+
+@pytest.mark.parametrize('key', AT_LEAST)
+def test_a_value_that_is_too_small_is_named(key):
+    least = AT_LEAST[key]
+    assert message_of({key: least - 1}).startswith(f'config.{key}={least - 1} is too small, it must be at least {least}')
+
+
+def test_values_that_do_not_fit_together():
+    assert message_of({'episode.frames': 2}) == (
+        'config.model.matcher.cardinalities=(2, 3) must be distinct and lie between 1 and config.episode.frames=2, '
+        'and there must be one')
+    for cardinalities in ((), (2, 2), (0, 2)):
+        assert message_of({'model.matcher.cardinalities': cardinalities}).startswith(
+            f'config.model.matcher.cardinalities={cardinalities} must be distinct and lie')
+    assert message_of({'model.backbone.name': 'features'}).startswith("config.model.backbone.name='features' is for the library")
+    assert message_of({'episode.image_size': 80}).startswith(
+        'config.episode.image_size=80 cannot be cropped from a short side of config.data.resize=64')
+    assert message_of({'train.episodes_per_step': 6, 'train.accumulation_steps': 4}) == (
+        'config.train.episodes_per_step=6 must be a multiple of config.train.accumulation_steps=4')
+    assert message_of({'train.warmup_steps': 240}) == (
+        'config.train.warmup_steps=240 must be smaller than config.train.num_steps=240: the learning rate would never be reached')

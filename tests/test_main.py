@@ -1,0 +1,175 @@
+"""main.py from the command line: one line for bad input, the same results twice, published weights, exchanged episodes."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from tiny_run import error_of, run_main, tiny_config, tiny_flags
+
+from fsar_jax.data import episodes as episode_lists
+from fsar_jax.data import loader
+from fsar_jax.data.dataset import open_dataset
+from fsar_jax.training.results import read_results
+
+TRAIN = {'train.num_steps': 2, 'episode.query': 1}
+KEYS = {'method', 'dataset', 'split', 'way', 'shot', 'queries', 'seed', 'num_episodes', 'accuracy', 'ci95', 'per_class',
+        'confusion', 'episodes_hash', 'selected_on', 'params_hash', 'config', 'versions'}
+
+
+@pytest.fixture(scope='module')
+def trained(tiny_data, tmp_path_factory):
+    """(flags, workdir, stdout) of STRM after two steps."""
+    workdir = tmp_path_factory.mktemp('trained') / 'strm'
+    flags = tiny_flags('strm', tiny_data, workdir, TRAIN)
+    return flags, workdir, run_main(*flags)
+
+
+def without_seconds(results):
+    return {key: value for key, value in results.items() if key != 'seconds'}
+
+
+def test_results_hold_what_a_reader_needs(trained):
+    _, workdir, said = trained
+    results = json.loads((workdir / 'results.json').read_text())
+    assert KEYS <= results.keys()
+    config = results['config']
+    assert (results['method'], results['dataset'], results['split']) == ('strm', 'video_folder/tiny', 'test')
+    assert (results['way'], results['shot'], results['queries'], results['num_episodes']) == (2, 1, 2, 30)
+    assert sorted(results['per_class']) == ['test 0', 'test 1', 'test 2']
+    assert np.sum(results['confusion']) == 60 and np.trace(results['confusion']) == sum(results['correct'])
+    assert results['accuracy'] == pytest.approx(sum(results['correct']) / 60)
+    assert config['train']['num_steps'] == 2 and config['model']['enrichment']['patch'] == 'self_attention'
+    assert results['versions']['jax'] and len(results['params_hash']) == 64
+    assert results['selected_on'] == 'val accuracy at step 2'
+    last = said.splitlines()[-2]
+    assert last.startswith(f"strm, video_folder/tiny, test, 2-way 1-shot: {results['accuracy']:.2%} ± {results['ci95']:.2%} (")
+    assert 'chance 50%' in last
+    for factor in 'NLBSDFRCEZT':                      # the hidden factors are in the plan
+        assert any(line.startswith(f'  {factor}  ') for line in said.splitlines()), factor
+
+
+def test_evaluating_again_with_and_without_cache(trained):
+    flags, workdir, _ = trained
+    first = read_results(workdir)
+    run_main(*flags, '--mode=evaluate')
+    assert without_seconds(read_results(workdir)) == without_seconds(first)
+    run_main(*flags, '--mode=evaluate', '--config.eval.cache=False')
+    uncached = read_results(workdir)
+    assert 'episodes' in uncached['seconds'] and 'embed' in first['seconds']
+    for key in ('accuracy', 'correct', 'confusion', 'episodes_hash', 'params_hash', 'selected_on'):
+        assert uncached[key] == first[key], key
+
+
+def test_an_exchanged_episode_list(trained, tiny_data, tmp_path):
+    flags, workdir, _ = trained
+    config = tiny_config('strm', {**TRAIN, 'data.dir': str(tiny_data)})
+    dataset = loader.usable(open_dataset('video_folder/tiny', tiny_data, 'test'), config)
+    episodes = episode_lists.draw_episodes(dataset, 2, 1, 1, seed=5, count=12)
+    episode_lists.write_episodes(tmp_path / 'episodes.jsonl', dataset, episodes)
+    run_main(*flags, '--mode=evaluate', f'--config.eval.episodes_file={tmp_path}/episodes.jsonl')
+    results = read_results(workdir)
+    assert results['num_episodes'] == 12
+    assert results['episodes_hash'] == episode_lists.episodes_hash(dataset, episodes)
+
+
+def strm_state_dict(rng, dim=2048, out=16, patches=4, frames=4):
+    """A state dict with the names and shapes of STRM's release with ResNet-50, of random numbers, the head only where asked."""
+    linear = lambda name, outputs, inputs: {f'{name}.weight': rng.normal(0, 0.02, (outputs, inputs)),
+                                            f'{name}.bias': rng.normal(0, 0.02, outputs)}
+    half = dim // 2
+    head = {}
+    for name, outputs, inputs in (('key_proj', dim, dim), ('query_proj', dim, dim), ('value_conv', dim, dim),
+                                  ('Bot_MLP.inp_fc', half, dim), ('Bot_MLP.hid_fc', half, half), ('Bot_MLP.out_fc', dim, half)):
+        head |= linear(f'attn_pat.{name}', outputs, inputs)
+    head['attn_pat.gamma'] = np.array([0.5])
+    for name, size in (('Tok_MLP.inp_fc', frames), ('Tok_MLP.out_fc', frames), ('Bot_MLP.inp_fc', dim), ('Bot_MLP.out_fc', dim)):
+        head |= linear(f'fr_enrich.{name}', size, size)
+    head |= linear('transformers.0.k_linear', out, 2 * dim) | linear('transformers.0.v_linear', out, 2 * dim)
+    head |= {'transformers.0.norm_k.weight': np.ones(out), 'transformers.0.norm_k.bias': np.zeros(out)}
+    return head
+
+
+def resnet18_state_dict(rng):
+    """ResNet-18 as TRX and STRM store a backbone: a sequence of its stages."""
+    arrays = {}
+
+    def conv(name, out, into, size):
+        arrays[f'{name}.weight'] = rng.normal(0, (2 / (out * size * size)) ** 0.5, (out, into, size, size))
+
+    def norm(name, channels):
+        arrays.update({f'{name}.weight': np.ones(channels), f'{name}.bias': np.zeros(channels),
+                       f'{name}.running_mean': np.zeros(channels), f'{name}.running_var': np.ones(channels)})
+    conv('resnet.0', 64, 3, 7), norm('resnet.1', 64)
+    into = 64
+    for stage, out in enumerate((64, 128, 256, 512)):
+        for block in range(2):
+            name = f'resnet.{4 + stage}.{block}'
+            conv(f'{name}.conv1', out, into, 3), norm(f'{name}.bn1', out)
+            conv(f'{name}.conv2', out, out, 3), norm(f'{name}.bn2', out)
+            if into != out:
+                conv(f'{name}.downsample.0', out, into, 1), norm(f'{name}.downsample.1', out)
+            into = out
+    return arrays
+
+
+def test_published_weights_without_torch(tiny_data, tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = resnet18_state_dict(rng) | strm_state_dict(rng, dim=512)
+    arrays = {f'module.{name}' if name.startswith('resnet') else name: value.astype(np.float32) for name, value in arrays.items()}
+    save_file(arrays, tmp_path / 'strm.safetensors')
+    flags = [*tiny_flags('strm', tiny_data, tmp_path / 'run', {**TRAIN, 'model.backbone.name': 'resnet18', 'eval.num_episodes': 10}),
+             '--mode=evaluate', f'--weights={tmp_path}/strm.safetensors']
+    flags[flags.index('--config.model.enrichment.patches=2')] = '--config.model.enrichment.patches=1'
+    run_main(*flags)
+    results = read_results(tmp_path / 'run')
+    assert results['selected_on'] == 'published weights, strm.safetensors'
+    assert not (tmp_path / 'run' / 'checkpoints').exists()
+    # Of another model: one line that lists what does not fit.
+    del arrays['attn_pat.gamma']
+    save_file(arrays, tmp_path / 'strm.safetensors')
+    error = error_of(*flags)
+    assert f'{tmp_path}/strm.safetensors: the state dict is not one of the model' in error
+    assert '1 missing: attn_pat.gamma [1]' in error
+
+
+BAD = {
+    'wrong key': (['--config.episode.sho=1'], 'error: no such config key: \'sho\' Did you mean "shot" instead of "sho"?'),
+    'wrong type': (['--config.episode.shot=one'], "flag --config.episode.shot=one: invalid literal for int() with base 10: 'one'"),
+    'absent dataset': (['--config.data.dataset=video_folder/absent'],
+                       "dataset 'video_folder/absent' is not in {data}: build it with python -m fsar_jax.data.build "
+                       '--dataset=video_folder/absent --dir={data} --videos=FOLDER'),
+    'absent directory': (['--config.data.dir=/nowhere'], "dataset 'video_folder/tiny' is not in /nowhere: build it with "),
+    'empty split': (['--config.data.dataset=video_folder/no_val'], "split 'val' of dataset 'video_folder/no_val' is empty: see "),
+    'one way': (['--config.episode.way=1'], 'config.episode.way=1 is too small, it must be at least 2: an episode needs'),
+    'too many ways': (['--config.episode.way=4'], 'has 3 classes, 4-way episodes need 4: lower config.episode.way'),
+    'too many shots': (['--config.episode.shot=4'], "has 4 clips, 4 support + 2 query per class need 6"),
+    'unknown flag': (['--confg.episode.way=5'], "Unknown command line flag 'confg.episode.way'"),
+    'a word': (['evaluate'], "unexpected argument 'evaluate': flags look like --config.episode.shot=5"),
+    'unknown preset': (['--config=configs/protonet.py:hmdb'],
+                       "unknown preset 'hmdb': choose one of ssv2, kinetics, hmdb51, ucf101, or none for the embedded default"),
+    'missing config': (['--config=configs/absent.py'], 'configs/absent.py'),
+    'unknown mode': (['--mode=test'], 'flag --mode=test: value should be one of <train|evaluate>'),
+    'nothing to evaluate': (['--mode=evaluate'], 'no checkpoint in {work}/checkpoints: train first, or check --workdir'),
+    'absent weights': (['--mode=evaluate', '--weights=absent.pth'], 'absent.pth'),
+    'bad cluster': (['--distributed=two'], "--distributed=two should be 'auto' or 'host:port,count,index'"),
+    'unknown matcher': (['--config.model.matcher.name=dtw'], "config.model.matcher.name='dtw' is not one of "),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_bad_input_is_one_line(case, tiny_data, tmp_path):
+    extra, message = BAD[case]
+    config, *flags = tiny_flags('protonet', tiny_data, tmp_path / 'run')
+    other = extra[0].startswith('--config=')
+    error = error_of(*(extra if other else [config]), *flags, *([] if other else extra))
+    assert message.format(data=tiny_data, work=tmp_path / 'run') in error
+    assert not (tmp_path / 'run' / 'checkpoints' / 'config.json').exists()
+
+
+@pytest.mark.parametrize('mode', ['train', 'evaluate'])
+def test_a_checkpoint_of_another_model_is_one_line(mode, trained):
+    flags, workdir, _ = trained
+    error = error_of(*flags, '--config.model.matcher.dim=8', f'--mode={mode}')
+    assert error == (f'error: {workdir}/checkpoints holds a run with other settings (model.matcher.dim=16 there, 8 here): '
+                     'use another --workdir, or those settings')

@@ -1,0 +1,103 @@
+"""Whole runs in seconds: settings, the command line, and random batches. The data is the fixture `tiny_data`."""
+
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+# Such runs spend their time in the compiler: without most of its optimisations they take half of it.
+CPU = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+TINY = {
+    'model.enrichment.patches': 2, 'model.matcher.dim': 16,
+    'episode.way': 2, 'episode.query': 2, 'episode.frames': 4, 'episode.image_size': 32,
+    'data.dataset': 'video_folder/tiny', 'data.resize': 32, 'data.flip': True,
+    'train.num_steps': 8, 'train.episodes_per_step': 2, 'train.checkpoint_steps': 2, 'train.log_steps': 2,
+    'eval.num_episodes': 30, 'eval.val_episodes': 20, 'eval.episodes_per_chunk': 20, 'eval.videos_per_batch': 8,
+}
+
+
+def get_config(method, preset=''):
+    """configs/<method>.py, loaded as the command line loads it."""
+    path = REPOSITORY / 'configs' / f'{method}.py'
+    spec = importlib.util.spec_from_file_location(f'configs_{method}', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(preset) if preset else module.get_config()
+
+
+def tiny_config(method, changes=None, width=None):
+    """The embedded config of a method with TINY and `changes` {'train.num_steps': 3}; `width` thins the backbone."""
+    config = get_config(method)
+    with config.unlocked():
+        if width:
+            config.model.backbone.width = width
+        config.update_from_flattened_dict({**TINY, **(changes or {})})
+    return config
+
+
+def tiny_flags(method, data_dir, workdir, changes=None):
+    """Arguments of main.py for the same."""
+    settings = {**TINY, 'data.dir': data_dir, **(changes or {})}
+    return [f'--config=configs/{method}.py', f'--workdir={workdir}', *(f'--config.{k}={v}' for k, v in settings.items())]
+
+
+def start_main(*flags, env=None):
+    """`python main.py ...`, started."""
+    return subprocess.Popen([sys.executable, 'main.py', *map(str, flags)], cwd=REPOSITORY, env={**CPU, **(env or {})},
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(*processes, timeout=600):
+    """(stdout, stderr) of each; none survives, whatever happens."""
+    try:
+        return [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def run_main(*flags, env=None):
+    """Runs main.py to its end, which must be a good one; returns stdout."""
+    process = start_main(*flags, env=env)
+    [(out, err)] = finish(process)
+    assert process.returncode == 0, err[-3000:]
+    return out
+
+
+def error_of(*flags, env=None):
+    """The one line that main.py ends with when the input is bad."""
+    process = start_main(*flags, env=env)
+    [(_, err)] = finish(process)
+    assert process.returncode == 1 and 'Traceback' not in err, err[-3000:]
+    lines = [line for line in err.splitlines() if line]
+    assert len(lines) == 1 and lines[0].startswith('error: '), err
+    return lines[0]
+
+
+def random_batch(config, seed=0):
+    """A batch as the loader's, [A, M, ...] of noise, episodes 0, 1, ...; A is config.train.accumulation_steps."""
+    rng, e, t = np.random.default_rng(seed), config.episode, config.train
+    lead = t.accumulation_steps, t.episodes_per_step // t.accumulation_steps
+    clip = e.frames, e.image_size, e.image_size, 3
+    labels = np.tile(np.repeat(np.arange(e.way, dtype=np.int32), e.query), (*lead, 1))
+    return {
+        'support': rng.integers(0, 256, (*lead, e.way, e.shot, *clip), np.uint8),
+        'query': rng.integers(0, 256, (*lead, e.way * e.query, *clip), np.uint8),
+        'labels': labels,
+        'support_flip': rng.random((*lead, e.way, e.shot)) < 0.5,
+        'query_flip': rng.random((*lead, e.way * e.query)) < 0.5,
+        'classes': np.tile(np.arange(e.way, dtype=np.int32), (*lead, 1)),
+        'episode': np.arange(t.episodes_per_step, dtype=np.int64).reshape(lead),
+    }
+
+
+def largest_difference(a, b):
+    """max |a - b| over the leaves of two trees of one structure."""
+    differences = jax.tree.map(lambda x, y: float(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)).max()), a, b)
+    return max(jax.tree.leaves(differences))

@@ -1,0 +1,93 @@
+"""The same numbers on one device, on eight, and on two processes that train, select and evaluate together."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import CPU, REPOSITORY, finish, largest_difference, random_batch, run_main, start_main, tiny_config, tiny_flags
+
+from fsar_jax.learner import create_learner
+from fsar_jax.training.checkpoints import Checkpoints
+from fsar_jax.training.mesh import episode_mesh, replicate, shard
+from fsar_jax.training.progress import read_metrics
+from fsar_jax.training.results import read_results
+from fsar_jax.training.state import create_train_state, make_train_step
+from fsar_jax.training.train import fit_accumulation
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+OPTIMIZER = {'train.optimizer': os.environ.get('FSAR_OPTIMIZER', 'sgd'), 'train.schedule': 'constant',
+             'train.learning_rate': 0.01 if os.environ.get('FSAR_OPTIMIZER', 'sgd') == 'sgd' else 1e-3}
+
+
+def three_steps():
+    """Losses and final state, as trees of numpy, of STRM on the devices that this process has."""
+    config = tiny_config('strm', {**OPTIMIZER, 'episode.query': 1, 'train.episodes_per_step': 8, 'train.accumulation_steps': 2})
+    mesh = episode_mesh()
+    config = fit_accumulation(config, mesh.size)
+    learner = create_learner(config.model)
+    state = replicate(mesh, create_train_state(config, learner))
+    train_step = make_train_step(learner, config, mesh)
+    losses = []
+    for step in range(3):
+        state, metrics = train_step(state, shard(mesh, random_batch(config, seed=step), axis=1))
+        losses.append(np.asarray(metrics['losses']).ravel())
+    return {'losses': np.array(losses), 'params': jax.tree.map(np.asarray, state.params),
+            'batch_stats': jax.tree.map(np.asarray, state.batch_stats)}
+
+
+def test_one_device_and_eight(tmp_path):
+    code = ('import sys; sys.path[:0] = [".", "tests", "tests/training"]\n'
+            'import jax, numpy as np, test_devices\n'
+            'assert jax.device_count() == 8\n'
+            'np.savez(sys.argv[1], *jax.tree.leaves(test_devices.three_steps()))')
+    env = {**CPU, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+    eight = subprocess.Popen([sys.executable, '-c', code, tmp_path / 'eight.npz'], cwd=REPOSITORY, env=env,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        one = three_steps()
+    finally:
+        [(_, err)] = finish(eight)
+    assert eight.returncode == 0, err[-3000:]
+    with np.load(tmp_path / 'eight.npz') as file:
+        other = jax.tree.unflatten(jax.tree.structure(one), [file[name] for name in file.files])
+    for part in one:
+        assert largest_difference(one[part], other[part]) < 1e-5, part
+    assert np.ptp(one['losses']) > 1e-2
+
+
+def test_one_process_with_two_devices_and_two_processes(tiny_data, tmp_path):
+    """Training, checkpoints, selection on val and the evaluation of test, from the command line."""
+    changes = {**OPTIMIZER, 'train.num_steps': 3, 'train.checkpoint_steps': 2, 'train.episodes_per_step': 4}
+    method = 'trm'
+    run_main(*tiny_flags(method, tiny_data, tmp_path / 'one', changes),
+             env={'XLA_FLAGS': '--xla_force_host_platform_device_count=2'})
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    both = [start_main(*tiny_flags(method, tiny_data, tmp_path / 'two', changes), f'--distributed=127.0.0.1:{port},2,{i}')
+            for i in range(2)]
+    said = finish(*both)
+    assert [process.returncode for process in both] == [0, 0], [err[-3000:] for _, err in said]
+    assert 'test, 2-way 1-shot: ' in said[0][0] and 'test, 2-way' not in said[1][0]
+
+    one, two = (read_results(tmp_path / name) for name in ('one', 'two'))
+    same = ('accuracy', 'correct', 'confusion', 'episodes_hash', 'selected_on', 'config')
+    strip = lambda found: {key: found[key] for key in same[:-1]} | {'config': {**found['config'], 'data': None}}
+    assert strip(one) == strip(two)
+    losses = [[line['loss'] for line in read_metrics(tmp_path / name) if 'loss' in line] for name in ('one', 'two')]
+    assert len(losses[0]) == 3
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    config = tiny_config(method, changes)
+    like = create_train_state(config, create_learner(config.model))
+    states = []
+    for name in ('one', 'two'):
+        with Checkpoints(tmp_path / name / 'checkpoints', read_only=True) as checkpoints:
+            assert checkpoints.latest_step == 3
+            states.append(checkpoints.restore(like)[0])
+    assert largest_difference(states[0].params, states[1].params) < 1e-5
+    assert largest_difference(states[0].batch_stats, states[1].batch_stats) < 1e-5
+    assert largest_difference(states[0].params, like.params) > 1e-4

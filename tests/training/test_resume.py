@@ -1,0 +1,149 @@
+"""Killed at any moment and started again with the same command, a run ends as one that was not."""
+
+import os
+import random
+import signal
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_run import error_of, finish, run_main, start_main, tiny_config, tiny_flags
+
+from fsar_jax.training import train
+from fsar_jax.training.checkpoints import Checkpoints
+from fsar_jax.training.progress import METRICS_FILE, read_metrics
+from fsar_jax.training.results import read_results
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+KILLS = int(os.environ.get('FSAR_KILLS', 3))
+STEPS = 12
+SETTINGS = {'train.num_steps': STEPS, 'train.checkpoint_steps': 2}
+
+
+@pytest.fixture(scope='module')
+def unbroken(tiny_data, tmp_path_factory):
+    """The workdir of a run from the command line, and its results."""
+    workdir = tmp_path_factory.mktemp('unbroken') / 'run'
+    run_main(*tiny_flags('protonet', tiny_data, workdir, SETTINGS))
+    return workdir, read_results(workdir)
+
+
+def steps_done(workdir):
+    path = workdir / METRICS_FILE
+    return path.read_bytes().count(b'loss') if path.exists() else 0
+
+
+def saves_begun(workdir):
+    """Directories in checkpoints/, finished and unfinished."""
+    path = workdir / 'checkpoints'
+    return {entry.name for entry in path.iterdir() if entry.is_dir()} if path.exists() else set()
+
+
+def kill_at(process, workdir, step, moment, delay):
+    """SIGKILL `delay` seconds after: 'start', now; 'step', that step was logged; 'save', then a new save began. True if it hit."""
+    seen = None
+    while process.poll() is None:
+        done = moment == 'start' or steps_done(workdir) >= step
+        if done and moment == 'save':
+            seen = saves_begun(workdir) if seen is None else seen
+            done = bool(saves_begun(workdir) - seen)
+        if done:
+            time.sleep(delay)
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.001)
+    finish(process)
+    return process.returncode == -signal.SIGKILL
+
+
+def test_killed_again_and_again(tiny_data, unbroken, tmp_path):
+    _, expected = unbroken
+    flags, rng, hits = tiny_flags('protonet', tiny_data, tmp_path / 'run', SETTINGS), random.Random(0), 0
+    for kill in range(KILLS):
+        step = 1 + kill * (STEPS - 4) // max(KILLS - 1, 1)
+        moment = ('save', 'step', 'start')[kill % 3] if KILLS > 3 else ('step', 'save', 'step')[kill]
+        delay = {'start': rng.uniform(0, 5), 'step': rng.uniform(0, 0.2), 'save': rng.uniform(0, 0.05)}[moment]
+        hits += kill_at(start_main(*flags), tmp_path / 'run', step, moment, delay)
+    assert hits >= max(1, KILLS - 1), 'the kills came too late'
+    assert not (tmp_path / 'run' / 'results.json').exists()
+    said = run_main(*flags)
+    assert 'resumed from step ' in said
+    found = read_results(tmp_path / 'run')
+    for key in ('params_hash', 'accuracy', 'correct', 'selected_on'):
+        assert found[key] == expected[key], key
+    lines = [line for line in read_metrics(tmp_path / 'run')]
+    assert lines == read_metrics(unbroken[0])
+    assert [line['step'] for line in lines if 'loss' in line] == list(range(1, STEPS + 1))
+    assert [line['step'] for line in lines if 'val_accuracy' in line] == list(range(2, STEPS + 1, 2))
+
+
+def test_a_finished_run_only_tests_again(tiny_data, unbroken, capsys):
+    """In this process, so also: another process and another data position give the same bits."""
+    workdir, expected = unbroken
+    config = tiny_config('protonet', {**SETTINGS, 'data.dir': str(tiny_data)})
+    before = (workdir / METRICS_FILE).read_bytes()
+    found = train.train_and_evaluate(config, workdir, 'protonet')
+    assert f'resumed from step {STEPS}' in capsys.readouterr().out
+    assert {**found, 'seconds': None} == {**expected, 'seconds': None}
+    assert (workdir / METRICS_FILE).read_bytes() == before
+
+
+def test_what_may_change_and_what_may_not(tiny_data, unbroken):
+    workdir, _ = unbroken
+    error = error_of(*tiny_flags('protonet', tiny_data, workdir, {**SETTINGS, 'episode.query': 1, 'seed': 7}))
+    assert error.endswith(f'{workdir}/checkpoints holds a run with other settings (episode.query=2 there, 1 here; seed=0 there, 7 here): '
+                          'use another --workdir, or those settings')
+    # Of two runs with different numbers of steps even the common part differs, as the learning rate follows a cosine.
+    error = error_of(*tiny_flags('protonet', tiny_data, workdir, {**SETTINGS, 'train.num_steps': STEPS + 2}))
+    assert f'(train.num_steps={STEPS} there, {STEPS + 2} here)' in error
+    free = {**SETTINGS, 'data.num_threads': 1, 'train.log_steps': 5, 'eval.num_episodes': 10, 'train.keep_checkpoints': 1}
+    with Checkpoints(workdir / 'checkpoints', read_only=True) as checkpoints:
+        matters = lambda key: not key.startswith(train.MAY_CHANGE_ON_RESUME)
+        config = tiny_config('protonet', {**free, 'data.dir': 'elsewhere'})
+        train.check_settings(checkpoints, config, matters)
+        config.eval.val_episodes = 3                                       # another selection
+        with pytest.raises(ValueError, match=r'\(eval.val_episodes=20 there, 3 here\)'):
+            train.check_settings(checkpoints, config, matters)
+
+
+class FakeCheckpoints:
+    directory, latest_step = train.pathlib.Path('run/checkpoints'), 40
+
+
+@pytest.mark.parametrize('losses, finite, message', [
+    ([[1.0, np.nan], [2.0, np.inf]], False, r'the loss of step 42 is not finite, in training episodes \[165, 167\]; '
+                                            r'last good checkpoint: run/checkpoints/40\. Lower config.train.learning_rate'),
+    ([[1.0, 1.0], [2.0, 2.0]], False, r'the update of step 42 is not finite, in training episodes \[164, 165, 166, 167\]; '),
+])
+def test_not_finite(losses, finite, message):
+    metrics = {'losses': np.array(losses), 'finite': finite, 'loss': 1.0, 'accuracy': 1.0}
+    with pytest.raises(FloatingPointError, match=message):
+        train.record(None, 42, metrics, FakeCheckpoints())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_data, tmp_path, monkeypatch):
+    """At step 3, whose checkpoint must not exist; started again without the fault, the run goes on from step 2."""
+    config = tiny_config('protonet', {'train.num_steps': 4, 'data.dir': str(tiny_data), 'eval.val_episodes': 0})
+    original = train.make_train_step
+
+    def faulty(*args):
+        train_step = original(*args)
+
+        def step(state, batch):
+            state, metrics = train_step(state, batch)
+            if state.step == 3:
+                metrics['losses'] = metrics['losses'].at[0, 1].set(jnp.nan)
+            return state, metrics
+        return step
+    with monkeypatch.context() as patch:
+        patch.setattr(train, 'make_train_step', faulty)
+        with pytest.raises(FloatingPointError, match=r'the loss of step 3 is not finite, in training episodes \[5\]; '
+                                                     rf'last good checkpoint: {tmp_path}/checkpoints/2\. '):
+            train.train_and_evaluate(config, tmp_path, 'protonet')
+    assert [line['step'] for line in read_metrics(tmp_path)] == [1, 2]
+    with Checkpoints(tmp_path / 'checkpoints', read_only=True) as checkpoints:
+        assert checkpoints.steps == [2]
+    found = train.train_and_evaluate(config, tmp_path, 'protonet')
+    assert found['selected_on'] == 'last step (4)'
+    assert [line['step'] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]

@@ -1,0 +1,220 @@
+"""The train step against slow loops: gradients, running statistics, accumulation, schedules, dropout keys."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_run import largest_difference, random_batch, tiny_config
+
+from fsar_jax.learner import create_learner
+from fsar_jax.training.mesh import episode_mesh, replicate, shard
+from fsar_jax.training.state import (
+    create_optimizer, create_train_state, flip_clips, fold_running_statistics, learning_rate_schedule, make_train_step)
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+SMALL = {'train.optimizer': 'sgd', 'train.schedule': 'constant', 'train.learning_rate': 0.01, 'train.episodes_per_step': 4,
+         'episode.query': 1, 'model.matcher.dim': 8}
+
+
+class Run:
+    """A method with its compiled step; `step` starts from the same state every time."""
+
+    def __init__(self, method, changes=None):
+        self.config = tiny_config(method, {**SMALL, **(changes or {})})
+        self.learner = create_learner(self.config.model)
+        self.mesh = episode_mesh()
+        self.start = jax.tree.map(np.asarray, create_train_state(self.config, self.learner))
+        self.train_step = make_train_step(self.learner, self.config, self.mesh)
+        self.episode = jax.jit(self._episode)
+
+    def state(self):
+        return replicate(self.mesh, jax.tree.map(jnp.array, self.start))
+
+    def step(self, batch):
+        state, metrics = self.train_step(self.state(), shard(self.mesh, batch, axis=1))
+        return jax.tree.map(np.asarray, (state, metrics))
+
+    def _episode(self, params, batch_stats, episode):
+        """One episode alone: (loss, (accuracy, batch statistics)), and the gradient of the loss."""
+        def loss(params):
+            clips = [jnp.where(flip[..., None, None, None, None], jnp.flip(x, -2), x)
+                     for x, flip in ((episode['support'], episode['support_flip']), (episode['query'], episode['query_flip']))]
+            key = jax.random.fold_in(jax.random.key(self.config.seed), episode['episode'])
+            prediction, new = self.learner.apply({'params': params, 'batch_stats': batch_stats}, *clips, train=True,
+                                                 rngs={'dropout': key}, mutable=['batch_stats'])
+            weights = {'temporal_matching': 1.0, 'query_similarity': self.config.model.query_similarity.weight}
+            total = sum(weights[name] * -jax.nn.log_softmax(logits)[jnp.arange(len(logits)), episode['labels']].sum()
+                        for name, logits in prediction.auxiliary.items())
+            return total, ((prediction.logits.argmax(-1) == episode['labels']).mean(), new.get('batch_stats', {}))
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    def one_by_one(self, batch):
+        """Episodes in a row, each from the batch statistics that the one before left: losses, mean gradient, statistics."""
+        batch_stats, losses, gradients, accuracies = self.start.batch_stats, [], [], []
+        for index in np.ndindex(batch['labels'].shape[:2]):
+            episode = {key: value[index] for key, value in batch.items()}
+            (loss, (accuracy, batch_stats)), gradient = self.episode(self.start.params, batch_stats, episode)
+            losses.append(loss), gradients.append(gradient), accuracies.append(accuracy)
+        mean = jax.tree.map(lambda *x: np.mean(np.stack(x), 0), *gradients)
+        return np.array(losses), mean, jax.tree.map(np.asarray, batch_stats), np.mean(accuracies)
+
+
+@pytest.fixture(scope='module')
+def strm():
+    return Run('strm')
+
+
+@pytest.fixture(scope='module')
+def batch(strm):
+    return random_batch(strm.config)
+
+
+@pytest.fixture(scope='module')
+def after(strm, batch):
+    return strm.step(batch)
+
+
+def permuted(batch, order):
+    return {key: value[:, order] for key, value in batch.items()}
+
+
+def test_a_step_equals_its_episodes_one_by_one(strm, batch, after):
+    """SGD by hand: p − rate · mean gradient; the sum over queries, λ, dropout keys, flips and batch statistics are all in it."""
+    state, metrics = after
+    losses, gradient, batch_stats, accuracy = strm.one_by_one(batch)
+    np.testing.assert_allclose(metrics['losses'].ravel(), losses, rtol=1e-5)
+    np.testing.assert_allclose(metrics['loss'], losses.mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics['accuracy'], accuracy, rtol=1e-6)
+    by_hand = jax.tree.map(lambda p, g: p - 0.01 * g, strm.start.params, gradient)
+    assert largest_difference(state.params, by_hand) < 1e-6
+    assert largest_difference(state.params, strm.start.params) > 1e-3
+    assert largest_difference(state.batch_stats, batch_stats) < 1e-6
+    assert state.step == 1
+
+
+def test_parts_in_sequence_change_nothing(strm, batch, after):
+    parts = Run('strm', {'train.accumulation_steps': 4})
+    state, metrics = parts.step({key: value.swapaxes(0, 1) for key, value in batch.items()})
+    assert largest_difference(state.params, after[0].params) < 1e-6
+    assert largest_difference(state.batch_stats, after[0].batch_stats) < 1e-6
+    np.testing.assert_allclose(metrics['loss'], after[1]['loss'], rtol=1e-6)
+    assert metrics['losses'].shape == (4, 1)
+
+
+def test_dropout_belongs_to_the_episode_and_not_to_its_place(strm, batch, after):
+    order = [2, 0, 3, 1]
+    state, metrics = strm.step(permuted(batch, order))
+    np.testing.assert_allclose(metrics['losses'], after[1]['losses'][:, order], rtol=1e-6)
+    assert largest_difference(state.params, after[0].params) < 1e-6
+    _, other = strm.step({**batch, 'episode': batch['episode'] + 4})
+    assert (np.abs(other['losses'] - after[1]['losses']) > 1e-4).all()
+
+
+def test_running_statistics_remember_the_order(strm, batch, after):
+    """The last episode weighs most, as in the published codes."""
+    state, _ = strm.step(permuted(batch, [3, 2, 1, 0]))
+    assert largest_difference(state.batch_stats, after[0].batch_stats) > 1e-5
+
+
+def test_state_is_donated_and_nothing_compiles_twice(strm, batch, after):
+    state = strm.state()
+    for _ in range(2):
+        old = state
+        state, _ = strm.train_step(state, shard(strm.mesh, batch, axis=1))
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
+    assert strm.train_step._cache_size() == 1
+
+
+def test_parameters_that_are_not_finite_are_seen(strm, batch, after):
+    assert after[1]['finite']
+    state = strm.state()
+    leaves, tree = jax.tree.flatten(state.params)
+    state = state.replace(params=jax.tree.unflatten(tree, [leaves[0].at[0].set(jnp.nan), *leaves[1:]]))
+    _, metrics = strm.train_step(state, shard(strm.mesh, batch, axis=1))
+    assert not metrics['finite']
+
+
+def test_the_loss_falls_on_one_batch(strm, batch, after):
+    state = strm.state()
+    for _ in range(20):
+        state, metrics = strm.train_step(state, shard(strm.mesh, batch, axis=1))
+    assert metrics['loss'] < 0.7 * after[1]['loss']
+
+
+@pytest.mark.parametrize('mode', ['joint', 'frozen'])
+def test_batch_norm_modes(mode):
+    run = Run('protonet', {'model.backbone.batch_norm': mode, 'train.episodes_per_step': 3})
+    batch = random_batch(run.config)
+    state, _ = run.step(batch)
+    change = largest_difference(state.batch_stats, run.start.batch_stats)
+    if mode == 'frozen':
+        assert change == 0
+    else:
+        assert change > 1e-3
+        assert largest_difference(state.batch_stats, run.one_by_one(batch)[2]) < 1e-6
+
+
+def test_folding_statistics_equals_a_loop():
+    rng = np.random.default_rng(0)
+    start, updates, decay = rng.normal(size=3), rng.normal(size=(6, 3)), 0.81
+    sequence = start
+    for update in updates:
+        sequence = decay * sequence + update
+    alone = {'mean': jnp.asarray(decay * start + updates, jnp.float32)}
+    folded = fold_running_statistics({'mean': jnp.asarray(start, jnp.float32)}, alone, decay)
+    np.testing.assert_allclose(folded['mean'], sequence, rtol=1e-5)
+    assert fold_running_statistics({}, {}, decay) == {}
+
+
+def test_flips_mirror_the_width_of_flagged_clips_only():
+    clips = np.arange(2 * 2 * 3 * 4 * 5 * 3).reshape(2, 2, 3, 4, 5, 3)
+    flip = np.array([[True, False], [False, True]])
+    flipped = np.asarray(flip_clips(clips, flip))
+    for place in np.ndindex(2, 2):
+        expected = clips[place][:, :, ::-1] if flip[place] else clips[place]
+        np.testing.assert_array_equal(flipped[place], expected)
+
+
+def rates(**changes):
+    config = tiny_config('strm', {'train.num_steps': 10, 'train.learning_rate': 0.5,
+                                  **{f'train.{key}': value for key, value in changes.items()}})
+    return np.array([learning_rate_schedule(config.train)(step) for step in range(11)])
+
+
+def test_learning_rates():
+    np.testing.assert_allclose(rates(schedule='constant'), 0.5)
+    cosine = 0.25 * (1 + np.cos(np.pi * np.arange(11) / 10))
+    np.testing.assert_allclose(rates(schedule='cosine'), cosine, atol=1e-7)
+    warm = rates(schedule='cosine', warmup_steps=4)
+    np.testing.assert_allclose(warm[:5], [0, 0.125, 0.25, 0.375, 0.5], atol=1e-7)
+    assert warm[10] == 0 and (np.diff(warm[4:]) < 0).all()
+    # From the step after 3 and 7 finished ones on.
+    steps = [0.5] * 3 + [0.05] * 4 + [0.005] * 4
+    np.testing.assert_allclose(rates(schedule='steps', schedule_steps=(3, 7)), steps, rtol=1e-6)
+    np.testing.assert_allclose(rates(schedule='steps', schedule_steps=(3, 7), warmup_steps=2)[2:], steps[2:], rtol=1e-6)
+
+
+def updated(params, gradients, **changes):
+    config = tiny_config('strm', {'train.schedule': 'constant', 'train.learning_rate': 0.1,
+                                  **{f'train.{key}': value for key, value in changes.items()}})
+    optimizer = create_optimizer(config.train)
+    state = optimizer.init(params)
+    for gradient in gradients:
+        update, state = optimizer.update(jnp.asarray(gradient, jnp.float32), state, params)
+        params = params + update
+    return np.asarray(params)
+
+
+def test_optimisers_by_hand():
+    p, g, h = np.array([1.0, -2.0]), np.array([3.0, 4.0]), np.array([1.0, 0.0])
+    sgd = partial(updated, jnp.asarray(p, jnp.float32), optimizer='sgd')
+    np.testing.assert_allclose(sgd([g, h]), p - 0.1 * (g + h), rtol=1e-6)
+    np.testing.assert_allclose(sgd([g, h], momentum=0.9), p - 0.1 * (g + 0.9 * g + h), rtol=1e-6)
+    np.testing.assert_allclose(sgd([g], weight_decay=0.2), p - 0.1 * (g + 0.2 * p), rtol=1e-6)
+    np.testing.assert_allclose(sgd([g], clip_norm=1.0), p - 0.1 * g / 5, rtol=1e-6)
+    np.testing.assert_allclose(sgd([h], clip_norm=2.0), p - 0.1 * h, rtol=1e-6)
+    # Adam's first step is the sign; its weight decay does not pass through the moments.
+    adam = updated(jnp.asarray(p, jnp.float32), [g], optimizer='adam', weight_decay=0.2)
+    np.testing.assert_allclose(adam, p - 0.1 * (np.sign(g) + 0.2 * p), rtol=1e-5)
