@@ -73,11 +73,6 @@ class Checkpoints:
         index = _best(self._checkpointer.checkpoints)
         return None if index is None else self.steps[index]
 
-    def saved_settings(self) -> dict:
-        """{'model.matcher.name': value, …}: the settings of the run that made the checkpoints; {} before the first save."""
-        path = self.directory / CONFIG_FILE
-        return flatten(json.loads(path.read_text())) if path.exists() else {}
-
     def save(self, step: int, state, metrics: dict | None = None) -> bool:
         """Starts writing a checkpoint and returns; waits only for the save before it.
 
@@ -209,6 +204,18 @@ def _abstract(leaf):
     # Without a sharding Orbax would look for the devices that the checkpoint was saved on.
     sharding = getattr(leaf, 'sharding', None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def saved_settings(directory) -> dict:
+    """{'model.matcher.name': value, …}: the settings of the run whose checkpoints lie there; {} where there are none.
+
+    A function of the files alone: Orbax, once opened, works in the background and complains when it is stopped at once.
+    """
+    directory = pathlib.Path(directory)
+    path = directory / CONFIG_FILE
+    if not path.exists() or not any(entry.name.isdigit() for entry in directory.iterdir()):
+        return {}
+    return flatten(json.loads(path.read_text()))
 
 
 def flatten(tree: dict, prefix: str = '') -> dict:

@@ -15,7 +15,7 @@ from fsar_jax.data import episodes, loader
 from fsar_jax.data.dataset import open_dataset, videos_present
 from fsar_jax.learner import create_learner
 from fsar_jax.training import results
-from fsar_jax.training.checkpoints import Checkpoints, flatten
+from fsar_jax.training.checkpoints import Checkpoints, flatten, saved_settings
 from fsar_jax.training.evaluation import episodes_of, evaluate
 from fsar_jax.training.mesh import episode_mesh, replicate, shard
 from fsar_jax.training.progress import MetricWriter, Progress
@@ -66,10 +66,10 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str) 
 
     # ── Resume: the checkpoint with the highest step, or the start ──────────────────────────────────────────────────
     train = config.train
+    check_settings(workdir / 'checkpoints', config, lambda key: not key.startswith(MAY_CHANGE_ON_RESUME))
     with only_run(workdir), Checkpoints(workdir / 'checkpoints', keep=train.keep_checkpoints, config=config) as checkpoints:
         start = checkpoints.latest_step or 0
         if start:
-            check_settings(checkpoints, config, lambda key: not key.startswith(MAY_CHANGE_ON_RESUME))
             state, _ = checkpoints.restore(state)
             say(f'resumed from step {start}')
         elif config.model.backbone.weights:
@@ -127,12 +127,13 @@ def evaluate_only(config: ml_collections.ConfigDict, workdir, method: str, publi
         variables = weights.load(published, config.model)
         selected_on = f'published weights, {pathlib.Path(published).name}'
     else:
+        check_settings(workdir / 'checkpoints', config,
+                       lambda key: key.startswith(MUST_AGREE_IN_EVALUATION) and key not in FREE_IN_EVALUATION)
         with Checkpoints(workdir / 'checkpoints', config=config, read_only=True) as checkpoints:
-            check_settings(checkpoints, config, lambda key: key.startswith(MUST_AGREE_IN_EVALUATION) and key not in FREE_IN_EVALUATION)
             best, selected_on = select(checkpoints)
             trained = config.copy_and_resolve_references()      # the optimiser's state has the shape that its run gave it
             trained.update_from_flattened_dict({
-                key: value for key, value in checkpoints.saved_settings().items() if key.startswith('train.')})
+                key: value for key, value in saved_settings(checkpoints.directory).items() if key.startswith('train.')})
             state, _ = checkpoints.restore(replicate(mesh, create_train_state(trained, learner)), best)
         variables = state.variables
     return report(learner, variables, config, workdir, dataset, mesh, method, selected_on)
@@ -243,13 +244,13 @@ MUST_AGREE_IN_EVALUATION = ('model.', 'episode.frames', 'episode.image_size', 'd
 FREE_IN_EVALUATION = ('model.dtype', 'model.backbone.weights', 'model.backbone.remat')
 
 
-def check_settings(checkpoints, config, matters) -> None:
-    """Raises ValueError naming the settings that matter in which `config` departs from the run that made the checkpoints."""
-    before, now = checkpoints.saved_settings(), flatten(json.loads(config.to_json()))
+def check_settings(directory, config, matters) -> None:
+    """Raises ValueError naming the settings that matter in which `config` departs from the run whose checkpoints lie there."""
+    before, now = saved_settings(directory), flatten(json.loads(config.to_json()))
     changed = [f'{key}={before.get(key)!r} there, {now.get(key)!r} here' for key in sorted(before | now)
                if matters(key) and before.get(key) != now.get(key)]
-    if changed:
-        raise ValueError(f'{checkpoints.directory} holds a run with other settings ({"; ".join(changed)}): '
+    if before and changed:
+        raise ValueError(f'{directory} holds a run with other settings ({"; ".join(changed)}): '
                          f'use another --workdir, or those settings')
 
 

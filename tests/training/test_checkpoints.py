@@ -16,7 +16,7 @@ import numpy as np
 import optax
 import pytest
 
-from fsar_jax.training.checkpoints import Checkpoints
+from fsar_jax.training.checkpoints import Checkpoints, saved_settings
 
 
 @flax.struct.dataclass
@@ -110,12 +110,11 @@ def test_another_model_is_one_line_that_names_the_leaves(tmp_path):
 
 def test_tells_the_settings_of_the_run_that_made_the_checkpoints(tmp_path):
     config = ml_collections.ConfigDict({'model': {'matcher': {'name': 'prototypes'}}, 'seed': 0})
+    assert saved_settings(tmp_path / 'nothing') == {}
     with Checkpoints(tmp_path, config=config) as checkpoints:
-        assert checkpoints.saved_settings() == {}
+        assert saved_settings(tmp_path) == {}
         checkpoints.save(1, make_state(1))
-    config.seed = 1
-    with Checkpoints(tmp_path, config=config, read_only=True) as checkpoints:
-        assert checkpoints.saved_settings() == {'model.matcher.name': 'prototypes', 'seed': 0}
+    assert saved_settings(tmp_path) == {'model.matcher.name': 'prototypes', 'seed': 0}
 
 
 def test_absent_checkpoints_are_one_line(tmp_path):
@@ -141,7 +140,7 @@ def test_metrics_that_are_not_json_are_refused_before_anything_is_written(tmp_pa
 KILLED = '''
     import os, signal, sys, threading, time
     import jax.numpy as jnp
-    from fsar_jax.training.checkpoints import Checkpoints
+    from fsar_jax.training.checkpoints import Checkpoints, saved_settings
     checkpoints = Checkpoints(sys.argv[1], keep=1)
     for step in range(1, 1000):
         checkpoints.save(step, {'step': jnp.int32(step), 'x': jnp.full(5_000_000, step, jnp.float32)},
@@ -177,7 +176,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_earlier_checkpoints(tmp_path)
 SAVE_ON_EIGHT = '''
     import sys, jax, jax.numpy as jnp
     from fsar_jax.training import mesh as meshes
-    from fsar_jax.training.checkpoints import Checkpoints
+    from fsar_jax.training.checkpoints import Checkpoints, saved_settings
     mesh = meshes.episode_mesh()
     state = {'params': meshes.replicate(mesh, jnp.arange(6.0)),
              'rows': jax.device_put(jnp.arange(16.0), meshes.along(mesh, 0))}

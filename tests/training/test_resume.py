@@ -98,13 +98,12 @@ def test_what_may_change_and_what_may_not(tiny_data, unbroken):
     error = error_of(*tiny_flags('protonet', tiny_data, workdir, {**SETTINGS, 'train.num_steps': STEPS + 2}))
     assert f'(train.num_steps={STEPS} there, {STEPS + 2} here)' in error
     free = {**SETTINGS, 'data.num_threads': 1, 'train.log_steps': 5, 'eval.num_episodes': 10, 'train.keep_checkpoints': 1}
-    with Checkpoints(workdir / 'checkpoints', read_only=True) as checkpoints:
-        matters = lambda key: not key.startswith(train.MAY_CHANGE_ON_RESUME)
-        config = tiny_config('protonet', {**free, 'data.dir': 'elsewhere'})
-        train.check_settings(checkpoints, config, matters)
-        config.eval.val_episodes = 3                                       # another selection
-        with pytest.raises(ValueError, match=r'\(eval.val_episodes=20 there, 3 here\)'):
-            train.check_settings(checkpoints, config, matters)
+    matters = lambda key: not key.startswith(train.MAY_CHANGE_ON_RESUME)
+    config = tiny_config('protonet', {**free, 'data.dir': 'elsewhere'})
+    train.check_settings(workdir / 'checkpoints', config, matters)
+    config.eval.val_episodes = 3                                       # another selection
+    with pytest.raises(ValueError, match=r'\(eval.val_episodes=20 there, 3 here\)'):
+        train.check_settings(workdir / 'checkpoints', config, matters)
 
 
 class FakeCheckpoints:
