@@ -41,7 +41,7 @@ def clip_frames(number: int, height: int) -> list[bytes]:
 class MemoryVideos:
     """The clips with the attributes of a VideoDataset."""
 
-    name, split = 'benchmark', 'train'
+    name, split, settings, expected = 'benchmark', 'train', {}, None
 
     def __init__(self, clips):
         self.clips = clips

@@ -40,7 +40,7 @@ def batch_shapes(config):
     clip, queries = (episode.frames, episode.image_size, episode.image_size, 3), episode.way * episode.query
     shapes = {'support': (np.uint8, (episode.way, episode.shot, *clip)), 'query': (np.uint8, (queries, *clip)),
               'labels': (np.int32, (queries,)), 'support_flip': (bool, (episode.way, episode.shot)),
-              'query_flip': (bool, (queries,)), 'episode': (np.int64, ())}
+              'query_flip': (bool, (queries,)), 'classes': (np.int32, (episode.way,)), 'episode': (np.int64, ())}
     return {key: jax.ShapeDtypeStruct((*leading, *shape), dtype) for key, (dtype, shape) in shapes.items()}
 
 
