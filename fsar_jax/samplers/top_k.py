@@ -73,16 +73,13 @@ def evenly_spaced_indicator(videos: int, frames: int, k: int) -> jax.Array:
 def places(scores: jax.Array, k: int) -> jax.Array:
     """Which row of the indicator each frame has: int32 [..., M], 0 … k−1, and k for frames that are not chosen.
 
-    By counting: a frame is chosen if fewer than k frames beat it, and its place is the number of chosen frames before it.
-    For M = 20 that is M² comparisons and a small product, 2.6 times faster on a CPU than lax.top_k and sorting its indices.
+    lax.top_k, then each frame counts the chosen ones before it, which saves sorting the indices. Comparing all M² pairs is two to
+    three times faster on a CPU for M = 20, but not safe: the compiler may compute a score twice, once fused into either side of
+    the comparison and rounded differently, and then a frame beats itself and fewer than k are chosen.
     """
+    chosen = jax.lax.top_k(scores, k)[1][..., None]
     frame = jnp.arange(scores.shape[-1])
-    earlier = frame < frame[:, None]                                                              # [M, M]: column before row
-    mine, other = scores[..., :, None], scores[..., None, :]
-    beaten = (other > mine) | ((other == mine) & earlier)
-    chosen = jnp.sum(beaten, -1) < k
-    before = chosen.astype(jnp.float32) @ earlier.T.astype(jnp.float32)                           # exact: sums of zeros and ones
-    return jnp.where(chosen, before.astype(jnp.int32), k)
+    return jnp.where(jnp.any(chosen == frame, -2), jnp.sum(chosen < frame, -2), k)
 
 
 def _one_hot(place, k):
