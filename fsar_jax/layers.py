@@ -53,6 +53,11 @@ def sinusoidal_positions(length: int, dim: int) -> np.ndarray:
     return table
 
 
+def linear_interpolation(position: jax.Array, length: int) -> jax.Array:
+    """Weights [..., n, length] that read a sequence at `position` [..., n], in steps: max(0, 1 − |position − i|), zero beyond it."""
+    return jnp.maximum(0.0, 1.0 - jnp.abs(position[..., None] - jnp.arange(length)))
+
+
 POSITION_AMPLITUDE = 0.1      # of the sinusoid in the codes of TRX and STRM
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fsar_jax.backbones.batch_norm import BatchNorm
-from fsar_jax.layers import Linear, torch_start
+from fsar_jax.layers import Linear, linear_interpolation, torch_start
 
 WINDOW_START = (2.0, 0.0)       # before tanh: at first nearly the whole clip, (a, b) = (0.964, 0)
 
@@ -61,8 +61,7 @@ def warp(maps: jax.Array, window: jax.Array) -> jax.Array:
     length = maps.shape[1]
     times = jnp.linspace(-1.0, 1.0, length)
     position = (window[:, :1] * times + window[:, 1:] + 1.0) / 2.0 * (length - 1)                   # [B, L], in frames
-    weight = jnp.maximum(0.0, 1.0 - jnp.abs(position[..., None] - jnp.arange(length)))             # [B, L, source]
-    return jnp.einsum('bjs,bs...->bj...', weight.astype(maps.dtype), maps)
+    return jnp.einsum('bjs,bs...->bj...', linear_interpolation(position, length).astype(maps.dtype), maps)
 
 
 def _halve(x):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fsar_jax.backbones.batch_norm import BatchNorm
-from fsar_jax.layers import Linear, torch_start
+from fsar_jax.layers import Linear, linear_interpolation, torch_start
 
 OFFSET_SCALE = 0.75         # row A5 of docs/paper_vs_code.md
 DIRECTIONS = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0), (1, 1), (-1, -1), (1, -1), (-1, 1))       # (x, y)
@@ -121,7 +121,7 @@ def grid_weights(offset, height: int, width: int):
     def along(o, size):
         o = o[..., None]
         position = ((1.0 - jnp.abs(o) / 2) * jnp.linspace(-1.0, 1.0, size) - o / 2 + 1.0) / 2.0 * (size - 1)
-        return jnp.maximum(0.0, 1.0 - jnp.abs(position[..., None] - jnp.arange(size))).mean(-2)
+        return linear_interpolation(position, size).mean(-2)
     return along(offset[..., 1], height)[..., :, None] * along(offset[..., 0], width)[..., None, :]
 
 

@@ -1,0 +1,257 @@
+"""VIM's sampler: it scans many small frames, chooses a few of them and amplifies where they are salient, as the task asks."""
+
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fsar_jax.layers import Linear, einsum_float32, sinusoidal_positions, unit
+from fsar_jax.samplers import amplifier
+from fsar_jax.samplers.top_k import evenly_spaced_indicator, hard_top_k, perturbed_top_k
+
+SPATIAL = ('amplify', 'crop', 'none')
+
+
+class TaskAdaptiveSampler(nn.Module):
+    """T of M frames, each resampled where it is salient (VIM, Sec. 3.3; rows V1 to V16 of docs/paper_vs_code.md).
+
+    Temporal selection: s_i = w₂·ReLU(W₁([f_i; g] + PE(i))), g the mean over frames, min-max per video; the T best frames in
+    order, smoothed while training (Eq. 1 to 6). Spatial amplification: inverse-transform sampling of a saliency map (Eq. 7 to
+    11). Adaptation: w₂ and the map's channel weights w_s come from the support set (Eq. 12 to 14).
+
+    `scan` and `select` are per video, `__call__` is for one episode. A query is sampled by what the support asks for and by
+    itself; it never sees another query.
+
+    variant='code': one linear layer encodes the task, with a log-variance; only w₂ is generated; the map is the plain channel
+    mean of stages 2 to 4, without gradient; the sampler's gradient is k times that of the smoothed choice; and with several
+    shots g of a support video is the mean of a class, the released order of them included (V6), where `adaptive`. Its means of
+    consecutive queries (V7) are left out: they would tell the classes of the queries by their order.
+    variant='paper': two layers encode the task, with a standard deviation; w_s is generated too.
+    In both, the task's noise ε is drawn in training only, so that a test video is always sampled alike (V9).
+
+    Args:
+      scan_network: frames float [N, s, s, 3] in [0, 1], train → an object with `stages` (f2, f3, f4), each [N, h, w, C], `last`
+        [N, h, w, c] and `features` [N, c].
+      frames: T.
+      scan_size: s; frames of another size are resized, bilinear with averaging when they shrink.
+      temporal: choose frames; else they are evenly spaced among the M.
+      spatial: 'amplify'; 'crop', a window around the centre of mass (Table 10); 'none'.
+      adaptive: generate weights from the support set; else they are learned ones, the same for every task.
+      hidden: d, output width of W₁.
+      task_dim: width of the task feature.
+      sigma: σ of the smoothed choice where the variable collection 'schedule' has no 'sigma'.
+      num_samples: n; `samples_per_chunk` of them at once, 0 for all.
+      at_test: False takes evenly spaced whole frames at test ('Remove sampler during testing', Table 17).
+      variant: 'code' or 'paper'.
+      dtype: of the sampled frames. Scores, maps and positions are float32.
+    """
+    scan_network: nn.Module
+    frames: int = 8
+    scan_size: int = 64
+    temporal: bool = True
+    spatial: str = 'amplify'
+    adaptive: bool = True
+    hidden: int = 512
+    task_dim: int = 64
+    sigma: float = 0.1
+    num_samples: int = 500
+    samples_per_chunk: int = 50
+    at_test: bool = True
+    variant: str = 'code'
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        if self.spatial not in SPATIAL:
+            raise ValueError(f"the sampler's spatial={self.spatial!r} is not one of {', '.join(SPATIAL)}")
+        self.evaluator = Linear(self.hidden)
+        if self.adaptive:
+            self.generator = TaskGenerator(self.hidden, self.task_dim, self.variant)
+        else:
+            self.score = Linear(1)
+            self.saliency = nn.Dense(1, use_bias=False, kernel_init=nn.initializers.ones)
+
+    def scan(self, videos, train: bool = False):
+        """Per video: all that sampling needs of it. The cost of sampling is here, so it is worth keeping.
+
+        Args:
+          videos: [B, M, H, W, 3], uint8 or float in [0, 1], M ≥ T.
+
+        Returns:
+          Leaves with leading axis B: 'frames', the videos as they came; 'features' float32 [B, M, c]; and unless spatial is
+          'none', by variant: 'saliency' float32 [B, M, h2, w2], the map itself ('code'); or 'attended' [B, M, h, w, c] in `dtype`,
+          Eq. 7 on the last maps ('paper'). The last ones because Eq. 7 is about the f(X) of Eq. 1, and w_s has its c entries. They
+          take 64 kB of a frame of 224 pixels (4 × 4 × 1024), whose own bytes are 147 kB.
+
+        Raises:
+          ValueError: fewer than T frames, or neither uint8 nor floating.
+        """
+        chex.assert_rank(videos, 5)
+        batch, dense, height, width = videos.shape[:4]
+        if dense < self.frames:
+            raise ValueError(f'the sampler is to choose {self.frames} frames of a video, but it is given {dense}: scan at least as many')
+        scanned = self.scan_network(_shrink(videos, self.scan_size), train)
+        per_video = lambda x: x.reshape(batch, dense, *x.shape[1:])
+        kept = {'frames': videos, 'features': per_video(scanned.features).astype(jnp.float32)}
+        if self.spatial != 'none' and self.variant == 'code':
+            maps = per_video(amplifier.stage_saliency(scanned.stages))
+            kept['saliency'] = amplifier.min_max_enlarged(maps, height, width)
+        elif self.spatial != 'none':
+            kept['attended'] = amplifier.attend_channels(per_video(scanned.last)).astype(self.dtype)
+        return kept
+
+    def __call__(self, support, query, train: bool = False):
+        """One episode: support leaves [way, shot, …] and query leaves [Q, …] of `scan` → frames of both.
+
+        Training (train=True) needs rngs={'sampler': key}.
+
+        Returns:
+          support frames [way, shot, T, H, W, 3], query frames [Q, T, H, W, 3], and a dict with 'support_…' [way, shot, …] and
+          'query_…' [Q, …] of what `select` returns. Frames are floats in `dtype`, except uint8 untouched ones: at test, with
+          spatial 'none'.
+        """
+        way, shot = support['features'].shape[:2]
+        support = jax.tree.map(lambda x: x.reshape(way * shot, *x.shape[2:]), support)
+        guide = support['features'].mean(1)
+        if self.variant == 'code' and self.adaptive:
+            guide = tiled_class_means(guide, way)
+        noise = jax.random.normal(self.make_rng('sampler'), (self.task_dim,)) if train and self.adaptive else None
+        weights = self.task_weights(guide, noise)
+        support_frames, of_support = self.sample(support, guide, weights, train)
+        query_frames, of_query = self.sample(query, query['features'].mean(1), weights, train)
+        by_class = lambda x: x.reshape(way, shot, *x.shape[1:])
+        auxiliary = {f'support_{name}': by_class(x) for name, x in of_support.items()}
+        return by_class(support_frames), query_frames, auxiliary | {f'query_{name}': x for name, x in of_query.items()}
+
+    def select(self, scanned, train: bool = False):
+        """Per video, for adaptive=False: leaves [B, …] of `scan` → (frames [B, T, H, W, 3], auxiliary).
+
+        auxiliary: 'indices' int32 [B, T], the hard choice, in training too; 'scores' float32 [B, M] where temporal; 'saliency'
+        float32 [B, T, h, w], the maps that frames are resampled by, where they are; 'dense_features' and 'selected_features'
+        float32 [B, c], scan features averaged over all and over the chosen frames.
+        """
+        return self.sample(scanned, scanned['features'].mean(1), {}, train)
+
+    def task_weights(self, guide, noise=None):
+        """Unit weights by name from guides [videos, c] of the support and noise ε [task_dim] (None for 0); {} if not adaptive."""
+        if not self.adaptive:
+            return {}
+        return {name: unit(theta) for name, theta in self.generator(guide, noise).items()}
+
+    def sample(self, scanned, guide, weights, train: bool = False):
+        """Scan leaves [B, …], guide [B, c], weights of the task → as `select`."""
+        frames, features = scanned['frames'], scanned['features']
+        active, auxiliary = train or self.at_test, {}
+        if self.temporal and active:
+            hard, indicator, auxiliary['scores'] = self.choose(features, guide, weights, train)
+        else:
+            hard = indicator = evenly_spaced_indicator(*features.shape[:2], self.frames)
+        auxiliary['indices'] = hard.argmax(-1)
+        auxiliary['dense_features'] = features.mean(1)
+        auxiliary['selected_features'] = einsum_float32('btm,bmc->btc', indicator, features).mean(1)
+        if active and self.spatial != 'none':
+            auxiliary['saliency'] = einsum_float32('btm,bmhw->bthw', indicator, self.saliency_maps(scanned, weights))
+        mixed = indicator if train and self.temporal else None
+        return self.render(frames, auxiliary['indices'], mixed, auxiliary.get('saliency')), auxiliary
+
+    def choose(self, features, guide, weights, train: bool = False, noise=None):
+        """Eq. 1 to 6: features [B, M, c], guide [B, c] → (hard indicator, the one to use, both [B, T, M], scores [B, M]).
+
+        noise [B, num_samples, M] is drawn unless given.
+        """
+        both = jnp.concatenate([features, jnp.broadcast_to(guide[:, None], features.shape)], -1)
+        hidden = nn.relu(self.evaluator(both + sinusoidal_positions(*both.shape[1:])))
+        raw = einsum_float32('bmd,d->bm', hidden, weights['frames']) if self.adaptive else self.score(hidden)[..., 0]
+        scores = amplifier.min_max(raw)
+        hard = hard_top_k(scores, self.frames)
+        if not train:
+            return hard, hard, scores
+        sigma = jnp.asarray(self.get_variable('schedule', 'sigma', self.sigma), jnp.float32)
+        source = self.make_rng('sampler') if noise is None else noise
+        soft = perturbed_top_k(source, scores, self.frames, sigma, self.num_samples, self.samples_per_chunk, self.variant)
+        return hard, soft, scores
+
+    def saliency_maps(self, scanned, weights):
+        """Maps float32 [B, M, h, w], each with its own range 0 to 1 (V12)."""
+        if self.variant == 'code':
+            return scanned['saliency']
+        attended = scanned['attended']
+        if self.adaptive:
+            return amplifier.min_max(amplifier.weighted_saliency(attended, weights['saliency']), (-2, -1))
+        return amplifier.min_max(self.saliency(attended.astype(jnp.float32))[..., 0] / attended.shape[-1], (-2, -1))
+
+    def render(self, frames, indices, mixed=None, maps=None):
+        """Frames [B, M, H, W, 3] → the chosen ones [B, T, H, W, 3]: mixed by [B, T, M] if given, resampled by maps [B, T, h, w] if given.
+
+        Video by video and computed again for the gradient: as floats the M frames would take four times their bytes.
+        """
+        if mixed is None and maps is None:
+            return jnp.take_along_axis(frames, indices[..., None, None, None], axis=1)
+
+        def one(frames, indices, mixed, maps):
+            if mixed is None:
+                chosen = _as_float(frames[indices]).astype(self.dtype)
+            else:
+                chosen = einsum_float32('tm,mhwc->thwc', mixed.astype(self.dtype), _as_float(frames).astype(self.dtype)).astype(self.dtype)
+            if maps is None:
+                return chosen
+            if self.spatial == 'amplify':
+                rows, columns = amplifier.amplified_positions(maps, *chosen.shape[1:3], self.variant)
+            else:
+                rows, columns = amplifier.cropped_positions(maps, *chosen.shape[1:3])
+            return amplifier.resample(chosen, rows, columns)
+        return jax.lax.map(lambda video: jax.checkpoint(one)(*video), (frames, indices, mixed, maps))
+
+
+class TaskGenerator(nn.Module):
+    """The task's summary, and the weights generated from it (VIM, Eq. 12 to 14), before they are normalised.
+
+    variant='code': (μ, log σ²) = E(mean guide), E one linear layer; w₂ only. variant='paper': (μ, σ) = mean of E(guide), E two
+    layers with ReLU between them; w₂ and w_s. w_s starts near equal weights for all channels, which is the code's plain mean:
+    the map would otherwise start with random signs, as likely to shrink what is salient as to amplify it.
+
+    Input: guide [videos, c], noise [task_dim] or None for the mean task. Output: {'frames': [hidden]}, and 'saliency' [c].
+    """
+    hidden: int
+    task_dim: int
+    variant: str = 'code'
+
+    @nn.compact
+    def __call__(self, guide, noise=None):
+        chex.assert_rank(guide, 2)
+        x = guide
+        if self.variant == 'paper':
+            x = nn.relu(Linear(self.task_dim, name='encoder_hidden')(x))
+        task, spread = jnp.split(Linear(2 * self.task_dim, name='encoder')(x).mean(0), 2)
+        if noise is not None:
+            task = task + (spread if self.variant == 'paper' else jnp.exp(spread / 2)) * noise
+        theta = {'frames': Linear(self.hidden, name='frame_weights')(task)}
+        if self.variant == 'paper':
+            theta['saliency'] = nn.Dense(guide.shape[-1], bias_init=nn.initializers.ones, name='saliency_weights')(task)
+        return theta
+
+
+def tiled_class_means(guide, way: int):
+    """Rows V6 and V7: guides [videos, c] cut into `way` consecutive groups; video b gets the mean of group b mod way."""
+    means = guide.reshape(way, -1, guide.shape[-1]).mean(1)
+    return jnp.tile(means, (len(guide) // way, 1))
+
+
+def _as_float(frames):
+    """uint8 → float32 in [0, 1]; floats as they are."""
+    if frames.dtype == jnp.uint8:
+        return frames.astype(jnp.float32) / 255.0
+    if not jnp.issubdtype(frames.dtype, jnp.floating):
+        raise ValueError(f'frames are {frames.dtype}: pass uint8, or floats in [0, 1]')
+    return frames
+
+
+def _shrink(videos, size):
+    """Videos [B, M, H, W, 3] → float [B·M, size, size, 3], one video at a time: the large frames are never all floats at once."""
+    if videos.shape[2:4] == (size, size):
+        small = _as_float(videos)
+    else:
+        resize = lambda video: jax.image.resize(_as_float(video), (len(video), size, size, video.shape[-1]), 'bilinear')
+        small = jax.lax.map(resize, videos)
+    return small.reshape(-1, *small.shape[2:])
