@@ -26,14 +26,14 @@ def normalize_frames(frames, how: str):
     return (frames - jnp.asarray(IMAGENET_MEAN, jnp.float32)) / jnp.asarray(IMAGENET_STD, jnp.float32)
 
 
-def conv(features: int, size: int, stride: int, dtype, name: str) -> nn.Conv:
+def conv(features: int, size: int, stride: int, dtype, name: str, kernel_init=KAIMING_FAN_OUT) -> nn.Conv:
     """Convolution without bias, padded by size // 2 on every side.
 
     'SAME' would pad an even map on the far side only at stride 2, and so shift the features.
     """
     padding = [(size // 2, size // 2)] * 2
     return nn.Conv(features, (size, size), (stride, stride), padding=padding, use_bias=False,
-                   kernel_init=KAIMING_FAN_OUT, dtype=dtype, param_dtype=jnp.float32, name=name)
+                   kernel_init=kernel_init, dtype=dtype, param_dtype=jnp.float32, name=name)
 
 
 class BasicBlock(nn.Module):

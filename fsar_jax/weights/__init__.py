@@ -1,13 +1,14 @@
 """Published PyTorch weights → Flax variables, without torch and without running a pickle's code.
 
-`load` and `load_backbone` start from a file, `from_torch` and `backbone_from_torch` from a state dict in
-memory, `read_torch` only reads. published.py holds the tables of names, checkpoint_file.py the file formats.
+`load`, `load_backbone` and `load_scan_network` start from a file, `from_torch`, `backbone_from_torch` and
+`scan_network_from_torch` from a state dict in memory, `read_torch` only reads. published.py holds the tables of
+names, checkpoint_file.py the file formats.
 """
 
 from typing import Any
 
 from fsar_jax.weights.checkpoint_file import pick_state_dict, read_torch
-from fsar_jax.weights.published import backbone_from_torch, from_torch
+from fsar_jax.weights.published import backbone_from_torch, from_torch, scan_network_from_torch
 
 
 def load(path, model) -> dict[str, Any]:
@@ -33,6 +34,14 @@ def load_backbone(path, config) -> dict[str, Any]:
     Files and errors as in `load`; what is returned as in `backbone_from_torch`.
     """
     return _naming(path, backbone_from_torch, config)
+
+
+def load_scan_network(path, name: str) -> dict[str, Any]:
+    """Variables of the scan network `name` (config.model.sampler.scan_network), from a file with torchvision's names.
+
+    Files and errors as in `load`; what is returned as in `scan_network_from_torch`.
+    """
+    return _naming(path, scan_network_from_torch, name)
 
 
 def _naming(path, convert, config):

@@ -1,6 +1,8 @@
 """Rows of the tables of published names: where an array goes and how it is turned."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax
 
 TRANSFORMS = {
     'copy': lambda x: x,
@@ -24,6 +26,34 @@ class Entry(NamedTuple):
     path: str
     transform: str
     shape: tuple[int | None, ...]
+
+
+# Our leaf → (published leaf, transform), for convolutions and batch norms.
+BACKBONE_LEAVES = {
+    ('params', 'kernel'): ('weight', 'conv'),
+    ('params', 'scale'): ('weight', 'copy'),
+    ('params', 'bias'): ('bias', 'copy'),
+    ('batch_stats', 'mean'): ('running_mean', 'copy'),
+    ('batch_stats', 'var'): ('running_var', 'copy'),
+}
+BACKBONE_MODULES = {'downsample_conv': 'downsample.0', 'downsample_bn': 'downsample.1'}
+
+
+def torchvision_rows(variables: dict[str, Any], published: str = '', ours: str = '') -> dict[str, Entry]:
+    """Rows of a network of convolutions and batch norms with torchvision's names, read off its variables (arrays or shapes).
+
+    Our module names are torchvision's with '_' for '.', but for BACKBONE_MODULES. `published` and `ours` are put before the names
+    and the paths: 'backbone.', 'sampler/scan_network/'.
+    """
+    table = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        collection, *modules, last = (key.key for key in path)
+        name, transform = BACKBONE_LEAVES[collection, last]
+        theirs = [BACKBONE_MODULES.get(module, module.replace('_', '.')) for module in modules]
+        transform = 'conv3d' if transform == 'conv' and leaf.ndim == 5 else transform
+        shape = leaf.shape if transform == 'copy' else (leaf.shape[-1], leaf.shape[-2], *leaf.shape[:-2])
+        table[published + '.'.join([*theirs, name])] = Entry(f'{collection}/{ours}' + '/'.join([*modules, last]), transform, shape)
+    return table
 
 
 def linear(published: str, ours: str, outputs, inputs, transform: str = 'linear', bias: bool = True, window=()) -> dict[str, Entry]:

@@ -15,18 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fsar_jax import backbones
-from fsar_jax.weights.entries import TRANSFORMS, Entry, layer_norm, linear
+from fsar_jax.backbones.scan import create_scan_network
+from fsar_jax.weights.entries import TRANSFORMS, Entry, layer_norm, linear, torchvision_rows
 from fsar_jax.weights.published_heads import COUNTER, HEADS, head_dimension, temporal_transform_table
-
-# Our leaf → (published leaf, transform), for convolutions and batch norms.
-BACKBONE_LEAVES = {
-    ('params', 'kernel'): ('weight', 'conv'),
-    ('params', 'scale'): ('weight', 'copy'),
-    ('params', 'bias'): ('bias', 'copy'),
-    ('batch_stats', 'mean'): ('running_mean', 'copy'),
-    ('batch_stats', 'var'): ('running_var', 'copy'),
-}
-BACKBONE_MODULES = {'downsample_conv': 'downsample.0', 'downsample_bn': 'downsample.1'}
 
 # Where a method's published code keeps the backbone: prefix, and whether as a sequence conv1, bn1, relu, max pool, layer1, ….
 BACKBONE_PLACES = {
@@ -61,6 +52,7 @@ PROJECTION = 'new_dist_loss_post_pat'
 # In the files, without a use here: counters; position codes, which are computed; a LayerNorm that TRX never calls.
 UNUSED = COUNTER + r'|(attn_pat|fr_enrich|transformers\.\d+)\.pe\.pe|transformers\.\d+\.norm_v\.(weight|bias)'
 CLASSIFIER = r'fc\.(weight|bias)'
+SCAN_CLASSIFIER = r'(fc|classifier\.\d+)\.(weight|bias)'       # of ShuffleNetV2, MobileNetV2
 
 PROJECTION_SEED = 0
 
@@ -145,11 +137,32 @@ def backbone_from_torch(state_dict: dict[str, Any], config) -> dict[str, Any]:
     """
     if config.name == 'features':
         raise ValueError("config.model.backbone.name='features' has no weights to load")
-    arrays, notes = _without_module(state_dict)
-    classifier = [name for name in arrays if re.fullmatch(CLASSIFIER, name)]
-    if classifier:
-        notes.append((logging.WARNING, f'left out the classifier of the backbone: {", ".join(classifier)}'))
-    return _convert(arrays, backbone_table(config)[0], f'{COUNTER}|{CLASSIFIER}', notes)
+    return _without_classifier(state_dict, backbone_table(config)[0], CLASSIFIER, 'backbone')
+
+
+def scan_network_from_torch(state_dict: dict[str, Any], name: str) -> dict[str, Any]:
+    """Variables of the scan network alone, from torchvision's state dict of ShuffleNetV2 or MobileNetV2 (or the sampler's of VIM).
+
+    Args:
+      state_dict: {'conv1.0.weight': array, …}. The ImageNet classifier, `fc` or `classifier`, is left out, and the log says so.
+      name: config.model.sampler.scan_network.
+
+    Returns:
+      {'params': …, 'batch_stats': …}, float32, for `create_scan_network(name).apply`.
+
+    Raises:
+      ValueError: an unknown name; unknown, missing or mis-shaped entries, all in one line.
+    """
+    return _without_classifier(state_dict, scan_network_table(create_scan_network(name)), SCAN_CLASSIFIER, 'scan network')
+
+
+def scan_network_table(network, published: str = '', ours: str = '') -> dict[str, Entry]:
+    """Rows of a scan network (module) under torchvision's names; `published` and `ours` before them, as in `torchvision_rows`.
+
+    VIM's sampler keeps it under 'backbone.'; there too, entries that match SCAN_CLASSIFIER after it have no use.
+    """
+    variables = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), False))
+    return torchvision_rows(variables, published, ours)
 
 
 def backbone_table(config) -> tuple[dict[str, Entry], int]:
@@ -158,15 +171,7 @@ def backbone_table(config) -> tuple[dict[str, Entry], int]:
     clips = getattr(module, 'takes_clips', False)
     start = lambda: module.init_with_output(jax.random.key(0), jnp.zeros((1, 16, 64, 64, 3) if clips else (1, 64, 64, 3)), False)
     maps, variables = jax.eval_shape(start)
-    table = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        collection, *modules, last = (key.key for key in path)
-        published, transform = BACKBONE_LEAVES[collection, last]
-        modules = [BACKBONE_MODULES.get(name, name.replace('_', '.')) for name in modules]
-        transform = 'conv3d' if transform == 'conv' and leaf.ndim == 5 else transform
-        shape = leaf.shape if transform == 'copy' else (leaf.shape[-1], leaf.shape[-2], *leaf.shape[:-2])
-        table['.'.join([*modules, published])] = Entry('/'.join(key.key for key in path), transform, shape)
-    return table, maps.shape[-1]
+    return torchvision_rows(variables), maps.shape[-1]
 
 
 def _enrichment_table(model, dim, frames):
@@ -253,6 +258,14 @@ def _half(size):
 
 def _times(factor, size):
     return None if size is None else factor * size
+
+
+def _without_classifier(state_dict, table, classifier, what):
+    arrays, notes = _without_module(state_dict)
+    left_out = [name for name in arrays if re.fullmatch(classifier, name)]
+    if left_out:
+        notes.append((logging.WARNING, f'left out the classifier of the {what}: {", ".join(left_out)}'))
+    return _convert(arrays, table, f'{COUNTER}|{classifier}', notes)
 
 
 def _convert(arrays, table, unused, notes):

@@ -1,0 +1,37 @@
+"""Scan networks: small networks that look at all frames of a video before the sampler chooses. `SCAN_NETWORKS` is the table."""
+
+import functools
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from fsar_jax.backbones.mobilenet_v2 import MobileNetV2
+from fsar_jax.backbones.shufflenet_v2 import ShuffleNetV2
+
+SCAN_NETWORKS = {
+    # For 64×64 frames on two CPU cores: 6 blocks instead of 16, which also compile sooner.
+    'shufflenet_v2_small': functools.partial(ShuffleNetV2, widths=(8, 16, 32, 64, 128), blocks=(2, 2, 2)),
+    'shufflenet_v2_x0_5': functools.partial(ShuffleNetV2, widths=(24, 48, 96, 192, 1024)),
+    'shufflenet_v2_x1_0': functools.partial(ShuffleNetV2, widths=(24, 116, 232, 464, 1024)),
+    'shufflenet_v2_x1_5': functools.partial(ShuffleNetV2, widths=(24, 176, 352, 704, 1024)),
+    'mobilenet_v2': MobileNetV2,
+}
+
+
+def create_scan_network(name: str, *, frozen: bool = False, dtype=jnp.float32) -> nn.Module:
+    """The scan network `name` of SCAN_NETWORKS (VIM, Sec. 3.2 and Table 9).
+
+    Args:
+      name: config.model.sampler.scan_network.
+      frozen: batch norm uses the running statistics in training too.
+      dtype: compute dtype, or its name; parameters are float32.
+
+    Returns:
+      A Linen module: __call__(frames [N, s, s, 3] float in [0, 1], train=False) → `ScanMaps`.
+
+    Raises:
+      ValueError: a name that is not one of those known.
+    """
+    if name not in SCAN_NETWORKS:
+        raise ValueError(f"config.model.sampler.scan_network='{name}' is not one of {', '.join(SCAN_NETWORKS)}")
+    return SCAN_NETWORKS[name](frozen=frozen, dtype=jnp.dtype(dtype))

@@ -1,0 +1,23 @@
+"""What a scan network tells the sampler of a video."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+
+@flax.struct.dataclass
+class ScanMaps:
+    """Feature maps of N frames at three scales, and of the last layer.
+
+    Attributes:
+      stages: (f2, f3, f4), each [N, h, w, C], each of half the size of the one before.
+      last: [N, h, w, c], after batch norm and the rectifier; of the size of f4.
+      features: [N, c] float32, the spatial mean of `last`.
+    """
+    stages: tuple[jax.Array, jax.Array, jax.Array]
+    last: jax.Array
+    features: jax.Array
+
+    @classmethod
+    def of(cls, stages, last) -> 'ScanMaps':
+        return cls(tuple(stages), last, last.astype(jnp.float32).mean((1, 2)))
