@@ -1,5 +1,7 @@
 """Scan networks: ShuffleNetV2 against the published one, MobileNetV2 against a slow one, shapes, counts, running statistics."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from fsar_jax.backbones.depthwise import grouped_convolution, shifted_products
 from fsar_jax.backbones.scan import SCAN_NETWORKS, create_scan_network
 from fsar_jax.backbones.shufflenet_v2 import ShuffleNetV2
-from fsar_jax.weights.published import _convert, scan_network_from_torch, scan_network_table
+from fsar_jax.weights.published import scan_network_from_torch, scan_network_table
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -17,12 +19,14 @@ def channels_last(x):
     return x.transpose(0, 2, 3, 1)
 
 
-@pytest.mark.parametrize('name', ['shufflenetv2_narrow_a', 'shufflenetv2_x05_a'])
-def test_maps_and_running_statistics_equal_the_published(name, published, assert_close_to_published):
-    case = published(name)
-    network = ShuffleNetV2(tuple(case.meta['stage_channels']), tuple(case.meta['stage_repeats']))
-    table = scan_network_table(network)
-    variables = _convert(case.weights, table, r'.*\.num_batches_tracked', [])
+NARROW = functools.partial(ShuffleNetV2, widths=(8, 16, 32, 64, 128))
+
+
+@pytest.mark.parametrize('case, name', [('shufflenetv2_narrow_a', 'narrow'), ('shufflenetv2_x05_a', 'shufflenet_v2_x0_5')])
+def test_maps_and_running_statistics_equal_the_published(case, name, published, assert_close_to_published, monkeypatch):
+    monkeypatch.setitem(SCAN_NETWORKS, 'narrow', NARROW)
+    case, network = published(case), create_scan_network(name)
+    variables = scan_network_from_torch(case.weights, name)
     frames = channels_last(case.inputs['x'])
 
     maps = jax.jit(network.apply)(variables, frames)
@@ -35,7 +39,9 @@ def test_maps_and_running_statistics_equal_the_published(name, published, assert
     batch = {key.removeprefix('bn_batch/'): value for key, value in case.outputs.items() if key.startswith('bn_batch/')}
     assert_close_to_published(maps.stages[2], channels_last(batch['f4']), 'f4 with batch statistics', 5e-4)
     assert_close_to_published(maps.features, batch['features'], 'features with batch statistics', 5e-4)
-    expected = _convert(case.weights | {k: v for k, v in batch.items() if k in table}, table, r'.*\.num_batches_tracked', [])
+    after = {key: value for key, value in batch.items() if 'running_' in key}
+    expected = scan_network_from_torch(case.weights | after, name)
+    assert len(jax.tree.leaves(expected['batch_stats'])) == len(after)
     compare = lambda path, a, b: assert_close_to_published(a, b, jax.tree_util.keystr(path), 5e-4)
     jax.tree_util.tree_map_with_path(compare, updated['batch_stats'], expected['batch_stats'])
     assert np.any(np.asarray(updated['batch_stats']['conv5_1']['mean']) != np.asarray(variables['batch_stats']['conv5_1']['mean']))
@@ -132,7 +138,7 @@ def test_parameter_counts_maps_and_dtypes(name):
 
 
 def test_frozen_batch_norm_trains_with_the_running_statistics():
-    network, frames = create_scan_network('shufflenet_v2_small', frozen=True), np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
+    network, frames = ShuffleNetV2((4, 4, 4, 4, 8), (1, 1, 1), frozen=True), np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
     run = jax.jit(lambda v: network.apply(v, frames))
     train = jax.jit(lambda v: network.apply(v, frames, True, mutable=['batch_stats']))
     variables = jax.jit(network.init)(jax.random.key(0, impl='rbg'), frames)
