@@ -25,7 +25,8 @@ def ours(samples, chunk):
 def by_optax(samples):
     """Video by video: over a batch it would weight each video by the noise of all."""
     def choose(key, scores, sigma):
-        smooth = optax.perturbations.make_perturbed_fun(lambda s: hard_top_k(s[None], FRAMES)[0], samples, sigma, optax.perturbations.Normal())
+        hard = lambda s: hard_top_k(s[None], FRAMES)[0]
+        smooth = optax.perturbations.make_perturbed_fun(hard, samples, sigma, optax.perturbations.Normal())
         return jax.vmap(smooth)(jax.random.split(key, VIDEOS), scores)
     return choose
 
