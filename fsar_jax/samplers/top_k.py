@@ -36,8 +36,8 @@ def perturbed_top_k(key_or_noise, scores, k: int, sigma, num_samples: int = 500,
     a single sample is. Sample s depends on (key, s), so the chunk changes rounding at most.
 
     Not optax.perturbations.make_perturbed_fun: from 0.2.5 on it estimates the same gradient (a test compares), but it maps
-    over all samples at once and keeps them for the backward pass, its noise is divided by σ and so is NaN at σ = 0, and it has
-    no factor k.
+    over all samples at once and keeps them for the backward pass (benchmarks/perturbed_top_k.py), its noise is divided by σ and
+    so is NaN at σ = 0, over a batch it weights each video by the noise of all, and it has no factor k.
 
     Args:
       key_or_noise: a PRNG key, or the noise itself: float [B, num_samples, M].

@@ -118,7 +118,8 @@ def test_selector_equals_published(published, assert_close_to_published, name):
     inputs = {key: last(x) if key in ('f2', 'f3', 'f4') else jnp.asarray(x) for key, x in f.inputs.items() if key != 'noise'}
     params = published_variables(f)
     total = lambda params, inputs: sum((outputs_of(params, inputs, True)[key] * y).sum() for key, y in f.cotangents.items())
-    soft, hard, gradients = jax.jit(lambda p, i: (outputs_of(p, i, True), outputs_of(p, i, False), jax.grad(total, (0, 1))(p, i)))(params, inputs)
+    everything = lambda *x: (outputs_of(*x, True), outputs_of(*x, False), jax.grad(total, (0, 1))(*x))
+    soft, hard, gradients = jax.jit(everything)(params, inputs)
     for key, value in soft.items():
         assert_close_to_published(value, f.outputs[key], key)
     for key in ('indices', 'selected_features', 'selected_maps'):
