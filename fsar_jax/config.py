@@ -22,7 +22,23 @@ def default_config() -> ml_collections.ConfigDict:
     model = config.model = ml_collections.ConfigDict()
     model.variant = 'code'                        # 'code': what produced the published numbers; 'paper': the equations
     model.dtype = 'float32'                       # compute dtype of the network; parameters stay float32
-    model.sampler = _section(name='uniform')
+    model.sampler = _section(
+        name='uniform',                           # 'uniform', 'motion_guided' (MGSampler) or 'task_adaptive' (VIM)
+        dense_frames=20,                          # M: frames that the latter two choose episode.frames of (`frames` below is the same)
+        variant='paper',                          # of 'task_adaptive' alone: 'code' lacks w_s and has k times the gradient (V3, V10, V11)
+        smoothing=0.5,                            # 'motion_guided': exponent of a frame's share of the motion
+        temporal=True,                            # 'task_adaptive': choose frames (TS); False: evenly spaced ones of the M
+        spatial='amplify',                        # and how each is warped (SA): 'amplify', 'crop' or 'none'
+        adaptive=True,                            # by weights that the support set generates; False: learned, the same for all
+        scan_network='shufflenet_v2_small', scan_weights=_optional(str), scan_size=64,
+        hidden=64, task_dim=64,                   # d: width of the evaluator; of the task feature, published: 128
+        num_samples=100, samples_per_chunk=50,    # n: draws of noise for the perturbed top-k, so many at once; published: 500
+        sigma=0.1, sigma_schedule='linear',       # their amplitude: 'constant', 'linear' (to sigma_end at num_steps) or 'steps'
+        sigma_end=0.0, sigma_factor=0.8, sigma_steps=100,     # 'steps': times the factor every so many steps, never below the end
+        at_test=True,                             # False: evaluation takes evenly spaced frames, as if there were no sampler
+        intra_weight=0.0,                         # mu_1 of the intra-video information loss; published: 0.5
+    )
+    model.align_at_test = True                    # False: evaluation leaves out temporal transform and action coordination
     model.backbone = _section(
         name='resnet_small',                      # 'features' takes maps [..., L, h, w, C] instead of frames
         weights=_optional(str),                   # torchvision .pth or .safetensors to start from
@@ -52,6 +68,8 @@ def default_config() -> ml_collections.ConfigDict:
         pairs_per_chunk=0,                        # support-query pairs coordinated at once, 0: all of an episode
         heads=8, position=(10.0, 1.0),            # 'set_matching': of the attentions; (A, B): features * sqrt(D/A), code * B
         alpha=1.0, kernel='meta_learner', residual=True,      # 'attention_fusion'; kernel 'mean' has no meta-learner
+        order='temporal_first',                   # of 'action_coordination': or 'spatial_first'
+        inter_weight=0.0,                         # mu_2 of the inter-video information loss; published: 1
         loss_weight=1.0,                          # of the matcher's cross entropy in the loss
     )
     model.classifier = _section(                  # of the training classes, beside the matcher: HyRSM, MASTAF
@@ -61,6 +79,7 @@ def default_config() -> ml_collections.ConfigDict:
     model.query_similarity = _section(weight=0.0, dim=_optional(int))
 
     config.episode = _section(way=5, shot=1, query=3, frames=8, image_size=64)   # query: per class, in training
+    model.sampler.frames = config.episode.get_ref('frames')
     config.data = _section(
         dataset='synthetic_actions/misaligned',
         dir='data',
@@ -132,8 +151,10 @@ def published_recipe(config: ml_collections.ConfigDict, dataset: str) -> ml_coll
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError with one line that names the key, what is wrong with it and what it may be."""
     choices = {
-        'model.variant': VARIANTS, 'model.dtype': ('float32', 'bfloat16'),
+        'model.variant': VARIANTS, 'model.sampler.variant': VARIANTS, 'model.dtype': ('float32', 'bfloat16'),
         'model.backbone.batch_norm': ('split', 'joint', 'frozen'), 'model.backbone.normalize': ('unit', 'imagenet', 'grey'),
+        'model.sampler.spatial': ('amplify', 'crop', 'none'), 'model.sampler.sigma_schedule': ('constant', 'linear', 'steps'),
+        'model.matcher.order': ('temporal_first', 'spatial_first'),
         'model.enrichment.patch': ('self_attention', 'mlp_mixer', 'none'),
         'model.enrichment.frame': ('self_attention', 'mlp_mixer', 'none'),
         'model.matcher.cardinality_reduction': (None, 'mean', 'sum'),
@@ -149,6 +170,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         'train.log_steps': 1, 'train.keep_checkpoints': 1, 'eval.num_episodes': 1, 'eval.val_episodes': 0,
         'eval.episodes_per_chunk': 1, 'eval.videos_per_batch': 1, 'data.num_threads': 0, 'data.num_workers': 0,
         'model.enrichment.patches': 1, 'model.backbone.batch_norm_groups': 1, 'model.matcher.pairs_per_chunk': 0, 'model.matcher.heads': 1, 'seed': 0, 'eval.seed': 0, 'train.warmup_steps': 0,
+        'model.sampler.num_samples': 1, 'model.sampler.samples_per_chunk': 1, 'model.sampler.scan_size': 1,
+        'model.sampler.sigma_steps': 1, 'model.sampler.hidden': 1, 'model.sampler.task_dim': 1,
     }
     if config.model.matcher.smoothness <= 0:
         raise ValueError(f'config.model.matcher.smoothness={config.model.matcher.smoothness} must be greater than 0')
@@ -166,6 +189,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if not omega or len(set(omega)) < len(omega) or not all(1 <= w <= frames for w in omega):
         raise ValueError(f'config.model.matcher.cardinalities={omega} must be distinct and lie between 1 and '
                          f'config.episode.frames={frames}, and there must be one')
+    if frames_read(config) < frames:
+        raise ValueError(f'config.model.sampler.dense_frames={config.model.sampler.dense_frames} is fewer than '
+                         f'config.episode.frames={frames}, which the sampler has to choose among them: raise it')
     if config.model.backbone.name == 'features':
         raise ValueError("config.model.backbone.name='features' is for the library (create_learner on stored feature maps): "
                          'main.py reads frames, choose a backbone')
@@ -180,12 +206,18 @@ def validate(config: ml_collections.ConfigDict) -> None:
                          f'config.train.num_steps={config.train.num_steps}: the learning rate would never be reached')
 
 
+def frames_read(config: ml_collections.ConfigDict) -> int:
+    """How many frames of a clip the loader hands over: L, or the M among which a sampler chooses L."""
+    return config.episode.frames if config.model.sampler.name == 'uniform' else config.model.sampler.dense_frames
+
+
 def resolved_plan(config: ml_collections.ConfigDict, mode: str, facts: dict[str, str]) -> str:
     """The text printed at start: what will run (mode 'train' or 'evaluate'), each hidden factor by name, and `facts` of data and device."""
     m, e, d, t, v = config.model, config.episode, config.data, config.train, config.eval
     rows = {
         'method': f'{m.backbone.name} (weights: {m.backbone.weights or "random start"}) -> enrichment {m.enrichment.patch}/{m.enrichment.frame} -> {m.matcher.name}, variant {m.variant}',
         'episode': f'{e.way}-way {e.shot}-shot, {e.query} queries per class in training, {e.frames} frames of {e.image_size} px',
+        'sampler': m.sampler.name if m.sampler.name == 'uniform' else f'{m.sampler.name}: {e.frames} of {m.sampler.dense_frames} frames',
         'optimisation': f'{t.num_steps} steps of {t.episodes_per_step} episodes (in {t.accumulation_steps} parts), {t.optimizer}, '
                         f'rate {t.learning_rate:g} {t.schedule}',
         'N  input scaling': m.backbone.normalize,

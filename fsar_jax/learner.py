@@ -17,7 +17,8 @@ class Prediction:
     Attributes:
       logits: float32 [Q, way], the scores that decide the class.
       auxiliary: each branch by name: 'temporal_matching' [Q, way], the matcher's logits; 'query_similarity' [Q, way] where it is
-        on; 'support_window' [way, shot, 2] and 'query_window' [Q, 2], (a, b) of a temporal transform; and what the matcher adds.
+        on; 'support_window' [way, shot, 2] and 'query_window' [Q, 2], (a, b) of a temporal transform; what a sampler that chooses
+        says of its choice, as 'support_<name>' and 'query_<name>'; and what the matcher adds.
         `fsar_jax.training.losses` says which of them training minimises.
     """
     logits: jax.Array
@@ -29,6 +30,8 @@ class FewShotLearner(nn.Module):
 
     `embed` is per video and its output can be kept; `match` is for one episode, and vmapped for many. Training calls both
     through `__call__`; evaluation embeds each video once and matches thousands of episodes (fsar_jax.training.evaluation).
+    A sampler that looks at the whole episode (`per_episode`) moves the border: `embed` then only scans a video, and `match`
+    starts with the choice of its frames. No other stage knows.
 
     Attributes:
       joint_batch: embed support and query in one pass, so that batch norm sees them together; else apart, as published.
@@ -51,24 +54,27 @@ class FewShotLearner(nn.Module):
 
         Args:
           support: [way, shot, L, H, W, 3], class-major: uint8, or float in [0, 1]. With backbone 'features': maps [way, shot, L, h, w, C].
+            A sampler that chooses among M frames takes M in the place of L.
           query: [Q, L, H, W, 3] likewise.
-          train: dropout and batch statistics on; needs rngs={'dropout': key} and mutable=['batch_stats'].
+          train: dropout and batch statistics on; needs rngs={'dropout': key, 'sampler': key} (the latter for a sampler that
+            draws) and mutable=['batch_stats'].
         """
         chex.assert_rank([support, query], [6, 5])
         chex.assert_equal_shape_suffix([support, query], 4)
-        way, shot = support.shape[:2]
-        support = support.reshape(way * shot, *support.shape[2:])
-        if self.joint_batch:
-            both = self.embed(jnp.concatenate([support, query]), train)
-            support, query = (jax.tree.map(lambda x: x[part], both) for part in (slice(way * shot), slice(way * shot, None)))
-        else:
-            support, query = self.embed(support, train), self.embed(query, train)
-        return self.match(jax.tree.map(lambda x: x.reshape(way, shot, *x.shape[1:]), support), query, train)
+        return self.match(*self.of_episode(self.embed, support, query, train), train)
 
     def embed(self, videos, train: bool = False):
         """Videos [B, L, H, W, 3] (or maps [B, L, h, w, C]) → a pytree with leading axis B: all that `match` needs of each video."""
-        features = self.enrich(self.feature_maps(videos, train), train)
+        if self.sampler.per_episode:
+            return self.sampler.scan(videos, train)
+        return self.represent(self.sampler(videos, train), train)
+
+    def represent(self, sampled, train: bool = False):
+        """What a sampler gives for B videos, {'frames': [B, L, H, W, 3], …}, → what the matcher needs of each."""
+        features = self.enrich(self.feature_maps(sampled['frames'], train), train)
         embeddings = {'temporal_matching': self.matcher.project(features, train)}
+        if len(sampled) > 1:
+            embeddings['sampling'] = {name: x for name, x in sampled.items() if name != 'frames'}
         if self.query_similarity is not None:
             embeddings['query_similarity'] = self.query_similarity.project(features, train)
         if features.window is not None:
@@ -77,6 +83,8 @@ class FewShotLearner(nn.Module):
 
     def match(self, support, query, train: bool = False) -> Prediction:
         """Embeddings of one episode, support leaves [way, shot, …] and query leaves [Q, …], → Prediction."""
+        if self.sampler.per_episode:
+            support, query = self.of_episode(self.represent, *self.sampler.sample_episode(support, query, train), train)
         logits = self.matcher(support['temporal_matching'], query['temporal_matching'], train)
         logits, auxiliary = logits if isinstance(logits, tuple) else (logits, {})
         auxiliary = {'temporal_matching': logits, **auxiliary}
@@ -86,7 +94,21 @@ class FewShotLearner(nn.Module):
             logits = logits + self.query_similarity_weight * similarity
         if self.temporal_transform is not None:
             auxiliary['support_window'], auxiliary['query_window'] = support['window'], query['window']
+        for name in support.get('sampling', ()):
+            auxiliary[f'support_{name}'], auxiliary[f'query_{name}'] = support['sampling'][name], query['sampling'][name]
         return Prediction(logits=logits, auxiliary=auxiliary)
+
+    def of_episode(self, per_video, support, query, train: bool = False):
+        """Runs a per-video function on support leaves [way, shot, …] and query leaves [Q, …]: one after the other, as published, or
+        as one batch (`joint_batch`), which differs by batch norm alone."""
+        way, shot = jax.tree.leaves(support)[0].shape[:2]
+        support = jax.tree.map(lambda x: x.reshape(way * shot, *x.shape[2:]), support)
+        if self.joint_batch:
+            both = per_video(jax.tree.map(lambda *x: jnp.concatenate(x), support, query), train)
+            support, query = (jax.tree.map(lambda x: x[part], both) for part in (slice(way * shot), slice(way * shot, None)))
+        else:
+            support, query = per_video(support, train), per_video(query, train)
+        return jax.tree.map(lambda x: x.reshape(way, shot, *x.shape[1:]), support), query
 
     def batch_norm_passes(self, stages, queries: int) -> dict[str, int]:
         """How often one training episode updates the running statistics of each of `stages`: per video, support and query
@@ -95,8 +117,7 @@ class FewShotLearner(nn.Module):
         return {stage: self.matcher.batch_norm_passes(queries) if stage == 'matcher' else per_video for stage in stages}
 
     def feature_maps(self, videos, train: bool = False):
-        """Sampler and backbone: videos [B, L, H, W, 3] → maps [B, L, h, w, C]."""
-        videos = self.sampler(videos, train)
+        """The backbone: videos [B, L, H, W, 3] → maps [B, L, h, w, C]."""
         if videos.dtype == jnp.uint8:
             videos = videos.astype(jnp.float32) / 255.0
         elif not jnp.issubdtype(videos.dtype, jnp.floating):

@@ -9,6 +9,8 @@ import sys
 import jax
 import numpy as np
 
+from fsar_jax.config import frames_read
+
 REPOSITORY = pathlib.Path(__file__).parents[1]
 # Such runs spend their time in the compiler: without most of its optimisations they take half of it.
 CPU = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
@@ -84,7 +86,7 @@ def random_batch(config, seed=0):
     """A batch as the loader's, [A, M, ...] of noise, episodes 0, 1, ...; A is config.train.accumulation_steps."""
     rng, e, t = np.random.default_rng(seed), config.episode, config.train
     lead = t.accumulation_steps, t.episodes_per_step // t.accumulation_steps
-    clip = e.frames, e.image_size, e.image_size, 3
+    clip = frames_read(config), e.image_size, e.image_size, 3
     labels = np.tile(np.repeat(np.arange(e.way, dtype=np.int32), e.query), (*lead, 1))
     return {
         'support': rng.integers(0, 256, (*lead, e.way, e.shot, *clip), np.uint8),

@@ -6,6 +6,7 @@ interpreter lock) or, with config.data.num_workers, in worker processes. Neither
 
 Everything is uint8. A training clip's view (frame jitter, then crop x, crop y, then flip, each only where the config
 has it; support before query) comes from the VIEWS stream of its episode and is shared by the frames of the clip.
+L is `frames_read(config)`: the frames of an episode, or as many as a sampler chooses them from.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from absl import flags
 import grain
 import numpy as np
 
+from fsar_jax.config import frames_read
 from fsar_jax.data import episodes as episode_lists
 from fsar_jax.data import frames as frame_tools
 from fsar_jax.data.frame_sampling import frame_indices
@@ -121,7 +123,7 @@ class Clips:
             raise ValueError(f"config.data.crop={data.crop!r} is not one of 'random', 'centre'")
         frame_indices(1, 1, data.sampling)        # a wrong rule is an error now, not in a loader thread
         self.dataset = dataset
-        self.length, self.size, self.short_side = episode.frames, episode.image_size, data.resize
+        self.length, self.size, self.short_side = frames_read(config), episode.image_size, data.resize
         self.rule, self.random_crop, self.flip = data.sampling, data.crop == 'random', data.flip
 
     def empty(self, *leading: int) -> np.ndarray:

@@ -5,6 +5,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fsar_jax.samplers.top_k import evenly_spaced_indicator
+
 
 class MotionGuidedSampler(nn.Module):
     """`frames` of the M frames of each video by their motion (Zhi et al. 2021, Sec. 3), as VIM compares with (Table 11).
@@ -12,18 +14,25 @@ class MotionGuidedSampler(nn.Module):
     Args:
       frames: T, frames taken.
       smoothing: μ, power of the motion; 0 samples uniformly, 1 follows the motion fully.
+      at_test: False takes evenly spaced frames at test.
     """
     frames: int
     smoothing: float = 0.5
+    at_test: bool = True
+
+    per_episode = False
 
     def __call__(self, videos, train: bool = False):
-        """videos [B, M, H, W, 3] uint8 or float → the chosen frames [B, T, H, W, 3], in order.
+        """videos [B, M, H, W, 3] uint8 or float → {'frames': [B, T, H, W, 3], in order, 'indices': int32 [B, T] among the M}.
 
         In training each frame is drawn from its interval, with the rng stream 'sampler'; at test it is the interval's middle.
         """
         draws = jax.random.uniform(self.make_rng('sampler'), (videos.shape[0], self.frames)) if train else None
-        indices = motion_indices(videos, self.frames, self.smoothing, draws)
-        return jnp.take_along_axis(videos, indices[:, :, None, None, None], axis=1)
+        if train or self.at_test:
+            indices = motion_indices(videos, self.frames, self.smoothing, draws)
+        else:
+            indices = evenly_spaced_indicator(*videos.shape[:2], self.frames).argmax(-1)
+        return {'frames': jnp.take_along_axis(videos, indices[:, :, None, None, None], axis=1), 'indices': indices}
 
 
 def motion_indices(videos: jax.Array, count: int, mu: float = 0.5, draws: jax.Array | None = None) -> jax.Array:

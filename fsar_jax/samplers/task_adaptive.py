@@ -21,8 +21,8 @@ class TaskAdaptiveSampler(nn.Module):
     order, smoothed while training (Eq. 1 to 6). Spatial amplification: inverse-transform sampling of a saliency map (Eq. 7 to
     11). Adaptation: w₂ and the map's channel weights w_s come from the support set (Eq. 12 to 14).
 
-    `scan` and `select` are per video, `__call__` is for one episode. A query is sampled by what the support asks for and by
-    itself; it never sees another query.
+    `scan` is per video, `sample_episode` is for one episode; without adaptation `__call__` samples each video by itself. A query
+    is sampled by what the support asks for and by itself; it never sees another query.
 
     variant='code': one linear layer encodes the task, with a log-variance; only w₂ is generated; the map is the plain channel
     mean of stages 2 to 4, without gradient; the sampler's gradient is k times that of the smoothed choice; and with several
@@ -101,15 +101,21 @@ class TaskAdaptiveSampler(nn.Module):
             kept['attended'] = amplifier.attend_channels(per_video(scanned.last)).astype(self.dtype)
         return kept
 
-    def __call__(self, support, query, train: bool = False):
-        """One episode: support leaves [way, shot, …] and query leaves [Q, …] of `scan` → frames of both.
+    @property
+    def per_episode(self):
+        """Whether what is sampled of a video depends on its episode."""
+        return self.adaptive
+
+    def sample_episode(self, support, query, train: bool = False):
+        """One episode: support leaves [way, shot, …] and query leaves [Q, …] of `scan` → a dict of leaves [way, shot, …] and one of [Q, …].
 
         Training (train=True) needs rngs={'sampler': key}.
 
         Returns:
-          support frames [way, shot, T, H, W, 3], query frames [Q, T, H, W, 3], and a dict with 'support_…' [way, shot, …] and
-          'query_…' [Q, …] of what `select` returns. Frames are floats in `dtype`, except uint8 untouched ones: at test, with
-          spatial 'none'.
+          Of support and query: 'frames' [.., T, H, W, 3], floats in `dtype`, except uint8 untouched ones (at test, with spatial
+          'none'); 'indices' int32 [.., T], the hard choice, in training too; 'scores' float32 [.., M] where temporal; 'saliency'
+          float32 [.., T, h, w], the maps that frames are resampled by, where they are; 'dense_features' and 'selected_features'
+          float32 [.., c], scan features averaged over all and over the chosen frames.
         """
         way, shot = support['features'].shape[:2]
         support = jax.tree.map(lambda x: x.reshape(way * shot, *x.shape[2:]), support)
@@ -118,19 +124,13 @@ class TaskAdaptiveSampler(nn.Module):
             guide = tiled_class_means(guide, way)
         noise = jax.random.normal(self.make_rng('sampler'), (self.task_dim,)) if train and self.adaptive else None
         weights = self.task_weights(guide, noise)
-        support_frames, of_support = self.sample(support, guide, weights, train)
-        query_frames, of_query = self.sample(query, query['features'].mean(1), weights, train)
-        by_class = lambda x: x.reshape(way, shot, *x.shape[1:])
-        auxiliary = {f'support_{name}': by_class(x) for name, x in of_support.items()}
-        return by_class(support_frames), query_frames, auxiliary | {f'query_{name}': x for name, x in of_query.items()}
+        sampled = self.sample(support, guide, weights, train)
+        support = jax.tree.map(lambda x: x.reshape(way, shot, *x.shape[1:]), sampled)
+        return support, self.sample(query, query['features'].mean(1), weights, train)
 
-    def select(self, scanned, train: bool = False):
-        """Per video, for adaptive=False: leaves [B, …] of `scan` → (frames [B, T, H, W, 3], auxiliary).
-
-        auxiliary: 'indices' int32 [B, T], the hard choice, in training too; 'scores' float32 [B, M] where temporal; 'saliency'
-        float32 [B, T, h, w], the maps that frames are resampled by, where they are; 'dense_features' and 'selected_features'
-        float32 [B, c], scan features averaged over all and over the chosen frames.
-        """
+    def __call__(self, videos, train: bool = False):
+        """Per video, for adaptive=False: videos [B, M, H, W, 3] → a dict as of `sample_episode`, leaves [B, …]."""
+        scanned = self.scan(videos, train)
         return self.sample(scanned, scanned['features'].mean(1), {}, train)
 
     def task_weights(self, guide, noise=None):
@@ -140,20 +140,21 @@ class TaskAdaptiveSampler(nn.Module):
         return {name: unit(theta) for name, theta in self.generator(guide, noise).items()}
 
     def sample(self, scanned, guide, weights, train: bool = False):
-        """Scan leaves [B, …], guide [B, c], weights of the task → as `select`."""
+        """Scan leaves [B, …], guide [B, c], weights of the task → a dict as of `sample_episode`, leaves [B, …]."""
         frames, features = scanned['frames'], scanned['features']
-        active, auxiliary = train or self.at_test, {}
+        active, sampled = train or self.at_test or self.is_initializing(), {}
         if self.temporal and active:
-            hard, indicator, auxiliary['scores'] = self.choose(features, guide, weights, train)
+            hard, indicator, sampled['scores'] = self.choose(features, guide, weights, train)
         else:
             hard = indicator = evenly_spaced_indicator(*features.shape[:2], self.frames)
-        auxiliary['indices'] = hard.argmax(-1)
-        auxiliary['dense_features'] = features.mean(1)
-        auxiliary['selected_features'] = einsum_float32('btm,bmc->btc', indicator, features).mean(1)
+        sampled['indices'] = hard.argmax(-1)
+        sampled['dense_features'] = features.mean(1)
+        sampled['selected_features'] = einsum_float32('btm,bmc->btc', indicator, features).mean(1)
         if active and self.spatial != 'none':
-            auxiliary['saliency'] = einsum_float32('btm,bmhw->bthw', indicator, self.saliency_maps(scanned, weights))
+            sampled['saliency'] = einsum_float32('btm,bmhw->bthw', indicator, self.saliency_maps(scanned, weights))
         mixed = indicator if train and self.temporal else None
-        return self.render(frames, auxiliary['indices'], mixed, auxiliary.get('saliency')), auxiliary
+        sampled['frames'] = self.render(frames, sampled['indices'], mixed, sampled.get('saliency'))
+        return sampled
 
     def choose(self, features, guide, weights, train: bool = False, noise=None):
         """Eq. 1 to 6: features [B, M, c], guide [B, c] → (hard indicator, the one to use, both [B, T, M], scores [B, M]).

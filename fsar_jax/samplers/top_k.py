@@ -22,7 +22,7 @@ def hard_top_k(scores: jax.Array, k: int) -> jax.Array:
     return _one_hot(places(scores, k), k)
 
 
-def perturbed_top_k(key_or_noise, scores, k: int, sigma, num_samples: int = 500, chunk: int = 50, variant: str = 'code'):
+def perturbed_top_k(key_or_noise, scores, k: int, sigma, num_samples: int = 500, chunk: int = 50, variant: str = 'paper'):
     """I_σ = E_Z[hard_top_k(scores + σZ)], Z normal, one number per frame (VIM, Eq. 5; rows V2 to V4 of docs/paper_vs_code.md).
 
     The gradient is Eq. 6 with its full Jacobian E[I Zᵀ/σ]: for the cotangent y of I_σ, entry j is E[⟨I, y⟩ Z_j/σ], cross terms

@@ -6,6 +6,8 @@ import flax.linen as nn
 class UniformSampler(nn.Module):
     """Evenly spaced frames: the loader has picked them (fsar_jax.data.frame_sampling), so nothing is left to do on the device."""
 
+    per_episode = False
+
     def __call__(self, videos, train: bool = False):
-        """videos [B, L, H, W, 3] (or maps [B, L, h, w, C]) → the same."""
-        return videos
+        """videos [B, L, H, W, 3] (or maps [B, L, h, w, C]) → {'frames': the same}."""
+        return {'frames': videos}

@@ -170,7 +170,10 @@ def _run_cached(learner, variables, dataset, episodes, config, mesh):
     embeddings = embed_videos(learner, variables, dataset, config, mesh, used)
     embedded = time.perf_counter()
     count = len(support)
-    chunk = meshes.round_up(min(config.eval.episodes_per_chunk, count), mesh)
+    chunk = config.eval.episodes_per_chunk
+    if getattr(learner.sampler, 'per_episode', False):                # matching runs the backbone: as many clips at once as embedding
+        chunk = max(1, config.eval.videos_per_batch // (support[0].size + query[0].size))
+    chunk = meshes.round_up(min(chunk, count), mesh)
     rows = meshes.local_rows(mesh, chunk)
     logits = []
     with Progress(count, 'matching', 'episode') as progress:

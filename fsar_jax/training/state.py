@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from fsar_jax.backbones.batch_norm import MOMENTUM
+from fsar_jax.config import frames_read
 from fsar_jax.training.losses import episode_loss
 from fsar_jax.training.mesh import replicated
 
@@ -38,6 +39,20 @@ def learning_rate_schedule(train) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup]) if warmup else after
 
 
+def sigma_schedule(config) -> optax.Schedule:
+    """The amplitude of the sampler's noise over optimiser steps, as config.model.sampler describes it.
+
+    'linear': to sigma_end at train.num_steps (VIM, Sec. 3.3.2); 'steps': times sigma_factor every sigma_steps, never below
+    sigma_end (its released code and Sec. 4.2).
+    """
+    s = config.model.sampler
+    return {
+        'constant': lambda: optax.constant_schedule(s.sigma),
+        'linear': lambda: optax.linear_schedule(s.sigma, s.sigma_end, config.train.num_steps),
+        'steps': lambda: optax.exponential_decay(s.sigma, s.sigma_steps, s.sigma_factor, staircase=True, end_value=s.sigma_end),
+    }[s.sigma_schedule]()
+
+
 def create_optimizer(train) -> optax.GradientTransformation:
     """SGD or Adam over `learning_rate_schedule`, with optional clipping by global norm and decoupled weight decay."""
     rate = learning_rate_schedule(train)
@@ -56,7 +71,7 @@ def create_optimizer(train) -> optax.GradientTransformation:
 def example_episode(config):
     """Support and query of the run's shapes, for initialisation: uint8 zeros [way, shot, L, S, S, 3] and [way, L, S, S, 3]."""
     e = config.episode
-    frames = np.zeros((e.frames, e.image_size, e.image_size, 3), np.uint8)
+    frames = np.zeros((frames_read(config), e.image_size, e.image_size, 3), np.uint8)
     return np.broadcast_to(frames, (e.way, e.shot, *frames.shape)), np.broadcast_to(frames, (e.way, *frames.shape))
 
 
@@ -81,27 +96,32 @@ def make_train_step(learner, config, mesh):
     """
     optimizer = create_optimizer(config.train)
     frozen = config.model.backbone.batch_norm == 'frozen'
+    sigma = sigma_schedule(config)
 
-    def run_episode(params, batch_stats, episode):
+    def run_episode(params, batch_stats, schedule, episode):
         support = flip_clips(episode['support'], episode['support_flip'])
         query = flip_clips(episode['query'], episode['query_flip'])
         key = jax.random.fold_in(jax.random.key(config.seed), episode['episode'])
-        prediction, updated = learner.apply({'params': params, 'batch_stats': batch_stats}, support, query, train=True,
-                                            rngs={'dropout': key}, mutable=['batch_stats'])
+        variables = {'params': params, 'batch_stats': batch_stats, 'schedule': schedule}
+        prediction, updated = learner.apply(variables, support, query, train=True, mutable=['batch_stats'],
+                                            rngs={'dropout': key, 'sampler': jax.random.fold_in(key, 1)})
         loss = episode_loss(prediction, episode['labels'], config, episode['classes'])
         accuracy = (prediction.logits.argmax(-1) == episode['labels']).mean()
         return loss, accuracy, updated.get('batch_stats', {})
 
-    def run_part(params, batch_stats, episodes):
-        losses, accuracies, statistics = jax.vmap(run_episode, (None, None, 0))(params, batch_stats, episodes)
+    def run_part(params, batch_stats, schedule, episodes):
+        losses, accuracies, statistics = jax.vmap(run_episode, (None, None, None, 0))(params, batch_stats, schedule, episodes)
         return losses.mean(), (losses, accuracies, statistics)
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(replicated(mesh), replicated(mesh)))
     def train_step(state, batch):
+        # A function of the step, so that a resumed run goes on with it.
+        schedule = {'sampler': {'sigma': sigma(state.step)}}
+
         def accumulate(carry, episodes):
             gradients, batch_stats = carry
             (_, (losses, accuracies, statistics)), new = jax.value_and_grad(run_part, has_aux=True)(
-                state.params, batch_stats, episodes)
+                state.params, batch_stats, schedule, episodes)
             if not frozen:
                 queries = episodes['labels'].shape[-1]
                 batch_stats = {stage: fold_running_statistics(batch_stats[stage], statistics[stage], MOMENTUM ** passes)

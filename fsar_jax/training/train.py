@@ -72,8 +72,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str) 
         if start:
             state, _ = checkpoints.restore(state)
             say(f'resumed from step {start}')
-        elif config.model.backbone.weights:
-            state = with_backbone_weights(state, config, mesh)
+        else:
+            state = with_pretrained_weights(state, config, mesh)
 
         # ── The loop ────────────────────────────────────────────────────────────────────────────────────────────────
         train_step = make_train_step(learner, config, mesh)
@@ -205,11 +205,18 @@ def only_run(workdir):
         yield
 
 
-def with_backbone_weights(state, config, mesh):
-    """The state with the backbone's parameters and statistics from config.model.backbone.weights (ImageNet, torchvision's names)."""
-    loaded = weights.load_backbone(config.model.backbone.weights, config.model.backbone)
-    return state.replace(params=state.params | {'backbone': replicate(mesh, loaded['params'])},
-                         batch_stats=state.batch_stats | {'backbone': replicate(mesh, loaded['batch_stats'])})
+def with_pretrained_weights(state, config, mesh):
+    """The state with parameters and statistics from the files that the config names (ImageNet, torchvision's names): of the backbone,
+    and of a sampler's scan network."""
+    params, batch_stats = state.params, state.batch_stats
+    if config.model.backbone.weights:
+        loaded = replicate(mesh, weights.load_backbone(config.model.backbone.weights, config.model.backbone))
+        params, batch_stats = params | {'backbone': loaded['params']}, batch_stats | {'backbone': loaded['batch_stats']}
+    if config.model.sampler.scan_weights and 'scan_network' in params.get('sampler', {}):
+        loaded = replicate(mesh, weights.load_scan_network(config.model.sampler.scan_weights, config.model.sampler.scan_network))
+        params = params | {'sampler': params['sampler'] | {'scan_network': loaded['params']}}
+        batch_stats = batch_stats | {'sampler': {'scan_network': loaded['batch_stats']}}
+    return state.replace(params=params, batch_stats=batch_stats)
 
 
 def record(writer, step: int, metrics: dict, checkpoints) -> None:
@@ -237,11 +244,12 @@ def select(checkpoints) -> tuple[int, str]:
 # Where the data lies, how it is read, and what is printed cannot change the parameters or the selection.
 MAY_CHANGE_ON_RESUME = (
     'data.dir', 'data.num_threads', 'data.num_workers', 'data.prefetch', 'train.log_steps', 'train.keep_checkpoints',
-    'train.accumulation_steps', 'model.backbone.weights', 'model.backbone.remat', 'eval.split', 'eval.num_episodes', 'eval.cache',
+    'train.accumulation_steps', 'model.backbone.weights', 'model.sampler.scan_weights', 'model.backbone.remat', 'eval.split', 'eval.num_episodes', 'eval.cache',
     'eval.episodes_file', 'eval.episodes_per_chunk', 'eval.videos_per_batch')
 # What makes the classifier; way, shot, dataset and precision may be others than in training.
 MUST_AGREE_IN_EVALUATION = ('model.', 'episode.frames', 'episode.image_size', 'data.resize', 'data.sampling', 'data.short_videos')
-FREE_IN_EVALUATION = ('model.dtype', 'model.backbone.weights', 'model.backbone.remat')
+FREE_IN_EVALUATION = ('model.dtype', 'model.backbone.weights', 'model.sampler.scan_weights', 'model.backbone.remat',
+                      'model.sampler.at_test', 'model.align_at_test')
 
 
 def check_settings(directory, config, matters) -> None:

@@ -8,7 +8,7 @@ names, checkpoint_file.py the file formats.
 from typing import Any
 
 from fsar_jax.weights.checkpoint_file import pick_state_dict, read_torch
-from fsar_jax.weights.published import backbone_from_torch, from_torch, scan_network_from_torch
+from fsar_jax.weights.published import backbone_from_torch, from_torch, sampler_from_torch, scan_network_from_torch
 
 
 def load(path, model) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from fsar_jax import backbones
 from fsar_jax.backbones.scan import create_scan_network
 from fsar_jax.weights.entries import TRANSFORMS, Entry, layer_norm, linear, torchvision_rows
 from fsar_jax.weights.published_heads import COUNTER, HEADS, head_dimension, temporal_transform_table
+from fsar_jax.weights.published_sampler import UNUSED as SAMPLER_UNUSED
+from fsar_jax.weights.published_sampler import sampler_table
 
 # Where a method's published code keeps the backbone: prefix, and whether as a sequence conv1, bn1, relu, max pool, layer1, ….
 BACKBONE_PLACES = {
@@ -119,6 +121,25 @@ def from_torch(state_dict: dict[str, Any], model) -> dict[str, Any]:
     else:
         table.update(projection)
     return _convert(arrays, table, unused, notes)
+
+
+def sampler_from_torch(state_dict: dict[str, Any], model) -> dict[str, Any]:
+    """Variables of the sampler of `model` (config.model) from a state dict of VIM's released sampler, its scan network included.
+
+    Returns:
+      {'params': {'sampler': …}, 'batch_stats': {'sampler': …}}, to be put into those of the learner.
+
+    Raises:
+      ValueError: as `from_torch`; or sampler.variant='paper', whose generator the released code does not have.
+    """
+    sampler = model.sampler
+    if sampler.name != 'task_adaptive' or sampler.variant != 'code':
+        raise ValueError("the published sampler belongs to config.model.sampler.name='task_adaptive' with variant='code'")
+    arrays, notes = _without_module(state_dict)
+    network = create_scan_network(sampler.scan_network)
+    table = scan_network_table(network, 'backbone.', 'sampler/scan_network/')
+    table |= sampler_table(None, sampler.hidden, sampler.task_dim, sampler.adaptive)
+    return _convert(arrays, table, rf'{COUNTER}|{SAMPLER_UNUSED}|backbone\.({SCAN_CLASSIFIER})', notes)
 
 
 def backbone_from_torch(state_dict: dict[str, Any], config) -> dict[str, Any]:

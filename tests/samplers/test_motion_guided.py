@@ -100,11 +100,13 @@ def test_the_scale_of_the_pixels_does_not_matter():
 def test_module_takes_frames_at_test_and_draws_them_in_training():
     videos = np.random.default_rng(4).integers(0, 256, (3, 20, 2, 2, 3), np.uint8)
     sampler = MotionGuidedSampler(frames=8)
-    taken = sampler.apply({}, videos)
+    sampled = sampler.apply({}, videos)
+    taken = sampled['frames']
+    np.testing.assert_array_equal(sampled['indices'], motion_indices(videos, 8))
     assert taken.dtype == jnp.uint8
     for b, indices in enumerate(np.asarray(motion_indices(videos, 8))):
         np.testing.assert_array_equal(taken[b], videos[b, indices])
-    draw = jax.jit(lambda seed: sampler.apply({}, videos, True, rngs={'sampler': jax.random.key(seed)}))
+    draw = jax.jit(lambda seed: sampler.apply({}, videos, True, rngs={'sampler': jax.random.key(seed)})['frames'])
     assert draw(0).shape == (3, 8, 2, 2, 3)
     np.testing.assert_array_equal(draw(0), draw(0))
     assert np.any(draw(0) != draw(1))

@@ -43,7 +43,10 @@ def run(sampler, support, query, train=False):
     """A whole episode as the learner calls it."""
     way, shot = support.shape[:2]
     scanned = sampler.scan(support.reshape(-1, *support.shape[2:]), train)
-    return sampler(jax.tree.map(lambda x: x.reshape(way, shot, *x.shape[1:]), scanned), sampler.scan(query, train), train)
+    support, query = sampler.sample_episode(
+        jax.tree.map(lambda x: x.reshape(way, shot, *x.shape[1:]), scanned), sampler.scan(query, train), train)
+    auxiliary = {f'support_{name}': x for name, x in support.items()} | {f'query_{name}': x for name, x in query.items()}
+    return support['frames'], query['frames'], auxiliary
 
 
 def variables(sampler):
@@ -187,16 +190,15 @@ def test_one_strategy_for_all_tasks():
     sampler = tiny(adaptive=False, spatial='none')
     query = episode()[1]
     drawn = variables(sampler)
-    select = lambda self, videos, train: self.select(self.scan(videos, train), train)
-    apply = jax.jit(lambda videos, sigma, train: sampler.apply({**drawn, 'schedule': {'sigma': sigma}}, videos, train, method=select,
+    apply = jax.jit(lambda videos, sigma, train: sampler.apply({**drawn, 'schedule': {'sigma': sigma}}, videos, train,
                                                                rngs={'sampler': jax.random.key(1)}), static_argnums=2)
-    frames, auxiliary = apply(query, 0.0, False)
-    hard, of_hard = apply(query, 0.0, True)
+    sampled, of_hard = apply(query, 0.0, False), apply(query, 0.0, True)
+    frames, hard = sampled['frames'], of_hard['frames']
     np.testing.assert_allclose(hard, frames.astype(np.float32) / 255.0, atol=1e-6)
-    np.testing.assert_array_equal(of_hard['indices'], auxiliary['indices'])
-    np.testing.assert_allclose(of_hard['selected_features'], auxiliary['selected_features'], atol=1e-5)
-    assert np.abs(apply(query, 0.5, True)[0] - hard).max() > 0.05
-    np.testing.assert_array_equal(apply(query[::-1], 0.0, False)[0][::-1], frames)
+    np.testing.assert_array_equal(of_hard['indices'], sampled['indices'])
+    np.testing.assert_allclose(of_hard['selected_features'], sampled['selected_features'], atol=1e-5)
+    assert np.abs(apply(query, 0.5, True)['frames'] - hard).max() > 0.05
+    np.testing.assert_array_equal(apply(query[::-1], 0.0, False)['frames'][::-1], frames)
 
 
 def test_sampler_off():

@@ -1,0 +1,148 @@
+"""Samplers in the flow: VIM in front of any matcher, through learner, evaluation and train step, at tiny sizes."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_run import get_config
+
+import fsar_jax
+from fsar_jax import samplers
+from fsar_jax.backbones.scan_maps import ScanMaps
+from fsar_jax.training.losses import episode_loss
+from fsar_jax.training.state import sigma_schedule
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+TINY = {
+    'model.backbone.width': 4, 'model.enrichment.patches': 2, 'model.matcher.dim': 8, 'model.matcher.heads': 2,
+    'model.sampler.dense_frames': 5, 'model.sampler.scan_size': 32, 'model.sampler.num_samples': 16, 'model.sampler.samples_per_chunk': 8,
+    'model.sampler.hidden': 6, 'model.sampler.task_dim': 4, 'episode.frames': 3, 'episode.image_size': 32, 'data.resize': 32,
+}
+
+
+class TinyScan(nn.Module):
+    """A scan network that compiles fast; the real ones are in tests/backbones."""
+
+    @nn.compact
+    def __call__(self, frames, train=False):
+        x = nn.relu(nn.Conv(6, (8, 8), strides=8)(frames))
+        return ScanMaps(stages=(x, x, x), last=x, features=x.mean((1, 2)))
+
+
+@pytest.fixture(autouse=True)
+def tiny_scan_network(monkeypatch):
+    monkeypatch.setattr(samplers, 'create_scan_network', lambda name, **_: TinyScan())
+
+
+def tiny_vim(preset='', **changes):
+    config = get_config('vim', preset)
+    with config.unlocked():
+        config.model.backbone.width = 4
+        config.update_from_flattened_dict({**TINY, **changes})
+    return config
+
+
+def episode(way=2, shot=1, queries=3, dense=5):
+    rng = np.random.default_rng(0)
+    clips = lambda *lead: jnp.asarray(rng.integers(0, 256, (*lead, dense, 32, 32, 3)), jnp.uint8)
+    return clips(way, shot), clips(queries)
+
+
+def started(learner, support, query):
+    """Random variables, without compiling their start."""
+    shapes = jax.eval_shape(learner.init, jax.random.key(0), support, query)
+    rng = np.random.default_rng(0)
+    draw = lambda path, x: jnp.asarray(rng.normal(1.0 if path[-1].key in ('scale', 'var') else 0.0, 0.1, x.shape), jnp.float32)
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@pytest.mark.parametrize('preset', ['', 'otam', 'strm'])
+def test_any_method_behind_the_sampler(preset):
+    """One training episode: every part of the sampler learns; at test, scans that were kept give the logits of the whole."""
+    config = tiny_vim(preset)
+    learner = fsar_jax.create_learner(config.model)
+    support, query = episode()
+    variables, labels = started(learner, support, query), jnp.array([0, 1, 0])
+
+    @jax.jit
+    def step(params):
+        def loss(params):
+            prediction, _ = learner.apply({**variables, 'params': params, 'schedule': {'sampler': {'sigma': 0.5}}}, support, query,
+                                          train=True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(1), 'sampler': jax.random.key(2)})
+            return episode_loss(prediction, labels, config), prediction
+        return jax.value_and_grad(loss, has_aux=True)(params)
+    (value, prediction), gradients = step(variables['params'])
+    assert np.isfinite(value) and prediction.auxiliary['query_indices'].shape == (3, 3)
+    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients['sampler']):
+        assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0, jax.tree_util.keystr(path)
+
+    @jax.jit
+    def at_test(variables):
+        whole = learner.apply(variables, support, query)
+        scans = [learner.apply(variables, videos, method='embed') for videos in (support[:, 0], query)]
+        return whole.logits, learner.apply(variables, jax.tree.map(lambda x: x[:, None], scans[0]), scans[1], method='match').logits
+    whole, parts = at_test(variables)
+    np.testing.assert_allclose(whole, parts, rtol=1e-4, atol=1e-4)
+    assert np.ptp(whole) > 0
+
+
+def test_a_sampler_without_adaptation_is_part_of_the_embedding():
+    config = tiny_vim(**{'model.sampler.adaptive': False})
+    learner = fsar_jax.create_learner(config.model)
+    support, query = episode()
+    variables = started(learner, support, query)
+    embed = jax.jit(lambda v, x: learner.apply(v, x, method='embed'))
+    kept = embed(variables, query)
+    assert kept['temporal_matching'].shape[:2] == (3, 3) and 'frames' not in kept['sampling']
+    alone = embed(variables, query[1:2])
+    np.testing.assert_allclose(kept['temporal_matching'][1], alone['temporal_matching'][0], rtol=1e-4, atol=1e-4)
+
+
+def test_turned_off_at_test():
+    """Without sampler and alignment at test, VIM is ProtoNet on evenly spaced frames: the same backbone gives the same logits."""
+    config = tiny_vim(**{'model.sampler.at_test': False, 'model.align_at_test': False})
+    learner = fsar_jax.create_learner(config.model)
+    support, query = episode()
+    variables = started(learner, support, query)
+    with config.unlocked():
+        config.model.sampler.name, config.model.matcher.name, config.model.enrichment.temporal_transform = 'uniform', 'prototypes', False
+    plain = fsar_jax.create_learner(config.model)
+    kept = {collection: {'backbone': tree['backbone']} for collection, tree in variables.items()}
+    even = np.array([0, 2, 4])
+    off, expected = jax.jit(lambda: (learner.apply(variables, support, query).logits, plain.apply(kept, support[:, :, even], query[:, even]).logits))()
+    np.testing.assert_allclose(off, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_information_losses_are_weighted_and_counted_per_query():
+    config = tiny_vim()
+    learner = fsar_jax.create_learner(config.model)
+    support, query = episode()
+    variables, labels = started(learner, support, query), jnp.array([0, 1, 0])
+    prediction = jax.jit(learner.apply)(variables, support, query)
+    weights = [(0.0, 0.0), (1.0, 0.0), (2.0, 0.0), (0.0, 1.0), (2.0, 1.0)]
+    values = []
+    for intra, inter in weights:
+        with config.unlocked():
+            config.model.sampler.intra_weight, config.model.matcher.inter_weight = intra, inter
+        values.append(float(episode_loss(prediction, labels, config)))
+    none, one, two, alignment, both = values
+    assert abs(one - none) > 1e-4 and abs(alignment - none) > 1e-4
+    np.testing.assert_allclose([two - none, both - none], [2 * (one - none), 2 * (one - none) + alignment - none], rtol=1e-3)
+    with config.unlocked():
+        config.model.sampler.intra_weight, config.train.loss_reduction = 1.0, 'mean'
+    np.testing.assert_allclose(episode_loss(prediction, labels, config), (one + alignment - none) / 3, rtol=1e-4)
+
+
+def test_sigma_follows_its_schedule():
+    config = tiny_vim(**{'model.sampler.sigma': 0.2, 'train.num_steps': 10})
+    np.testing.assert_allclose([sigma_schedule(config)(step) for step in (0, 5, 10, 20)], [0.2, 0.1, 0.0, 0.0], atol=1e-7)
+    with config.unlocked():
+        config.model.sampler.update(sigma_schedule='steps', sigma_steps=4, sigma_factor=0.5, sigma_end=0.04)
+    np.testing.assert_allclose([sigma_schedule(config)(step) for step in (0, 3, 4, 8, 12)], [0.2, 0.2, 0.1, 0.05, 0.04], atol=1e-7)
+
+
+def test_more_frames_wanted_than_scanned():
+    config = tiny_vim(**{'model.sampler.dense_frames': 2})
+    with pytest.raises(ValueError, match='config.model.sampler.dense_frames=2 is fewer than config.episode.frames=3'):
+        fsar_jax.config.validate(config)
