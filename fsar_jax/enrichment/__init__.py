@@ -48,4 +48,4 @@ def create_temporal_transform(config):
     if not config.enrichment.temporal_transform:
         return None
     return TemporalTransform(dropout=config.enrichment.dropout, frozen=config.backbone.batch_norm == 'frozen',
-                             dtype=jnp.dtype(config.dtype))
+                             at_test=config.align_at_test, dtype=jnp.dtype(config.dtype))

@@ -23,17 +23,21 @@ class TemporalTransform(nn.Module):
     Args:
       dropout: rate on the maps, before everything else, while training.
       frozen: batch norm uses running statistics in training too.
+      at_test: False leaves test clips as they are, (a, b) = (1, 0).
       dtype: compute dtype; positions and (a, b) are float32.
 
     Input maps [B, L, h, w, C]; output (maps [B, L, h, w, C], window float32 [B, 2] = (a, b)).
     """
     dropout: float = 0.0
     frozen: bool = False
+    at_test: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, maps, train: bool = False):
         chex.assert_rank(maps, 5)
+        if not (train or self.at_test or self.is_initializing()):
+            return maps, jnp.broadcast_to(jnp.array([1.0, 0.0]), (len(maps), 2))
         maps = nn.Dropout(self.dropout)(maps.astype(self.dtype), deterministic=not train)
         x = maps
         for i, features in enumerate((64, 128), start=1):

@@ -32,6 +32,8 @@ class ActionCoordination(nn.Module):
       perturbation: amplitude of the perturbed offsets of 'mask'.
       pairs_per_chunk: at most so many support-query pairs (rounded down to whole queries, at least one) are coordinated at
         once, 0 for all. Less memory, the same result. Training with batch statistics needs all pairs at once, and so does not chunk.
+      order: 'temporal_first', or 'spatial_first' (VIM, Table 14): offsets from the maps as they come, then the pooled pairs in time.
+      at_test: False compares test maps as they come, by the spatial mean of plain prototypes (VIM, Table 17).
       frozen, dtype: as in `OffsetPredictor`.
     """
     temporal: bool = True
@@ -39,10 +41,15 @@ class ActionCoordination(nn.Module):
     perturbation: float = 0.2
     variant: str = 'code'
     pairs_per_chunk: int = 0
+    order: str = 'temporal_first'
+    at_test: bool = True
     frozen: bool = False
     dtype: Any = jnp.float32
 
     def setup(self):
+        if self.order == 'spatial_first' and self.spatial == 'enumerate':
+            raise ValueError("config.model.matcher.order='spatial_first' needs offsets that are predicted: set config.model.matcher.spatial "
+                             "to 'mask', 'grid' or 'none'")
         linear = lambda: Linear(None, use_bias=False, dtype=self.dtype)
         if self.temporal:
             self.key, self.query, self.value = linear(), linear(), linear()
@@ -62,8 +69,12 @@ class ActionCoordination(nn.Module):
     def __call__(self, support, query, train: bool = False):
         """Per episode: support [way, shot, L, h, w, C], query [Q, L, h, w, C] → (logits float32 [Q, way], auxiliary).
 
-        auxiliary: what alignment did to each pair: 'evolution' [Q, way, L, L], M; 'offsets' [Q, way, L, 2], (x, y).
+        auxiliary: what alignment did to each pair: 'evolution' [Q, way, L, L], M; 'offsets' [Q, way, L, 2], (x, y); 'query_frames'
+        [Q, L, C] before and, except for 'enumerate', 'aligned_frames' [Q, way, L, C] after it.
         """
+        if not (train or self.at_test or self.is_initializing()):
+            p, q = (x.astype(jnp.float32).mean((-3, -2)) for x in (support.mean(1), query))
+            return -(1.0 - (unit(p)[None] * unit(q)[:, None]).sum(-1)).sum(-1), {}
         prototypes, query = self.prototypes(support, query)
         chunk = max(1, self.pairs_per_chunk // prototypes.shape[0])
         whole = not self.pairs_per_chunk or chunk >= len(query) or (train and not self.frozen) or self.is_initializing()
@@ -102,26 +113,37 @@ class ActionCoordination(nn.Module):
 
     def compare(self, prototypes, query, train: bool = False):
         """prototypes [way, L, h, w, C], query [Q, L, h, w, C] → (logits [Q, way], auxiliary)."""
-        prototypes, values, moved, auxiliary = self.coordinate_time(prototypes, query)
+        first = self.order == 'temporal_first'
+        still = prototypes, None, jnp.zeros((1, 1, 1, 1), jnp.float32), {}
+        prototypes, values, moved, auxiliary = self.coordinate_time(prototypes, query) if first and self.temporal else still
+        auxiliary['query_frames'] = query.astype(jnp.float32).mean((-3, -2))
         if self.spatial == 'enumerate':
             cosine = self.best_whole_offset(prototypes, query, moved)
         else:
             p, q, offsets = self.coordinate_space(prototypes, query, values, moved, auxiliary.get('evolution'), train)
             if offsets is not None:
                 auxiliary['offsets'] = offsets
+            if not first and self.temporal:
+                p, q, auxiliary['evolution'] = self.coordinate_pooled(p, q)
+            auxiliary['aligned_frames'] = q
             cosine = (unit(p) * unit(q)).sum(-1)
         chex.assert_shape(cosine, (query.shape[0], *prototypes.shape[:2]))
         return -(1.0 - cosine).sum(-1), auxiliary
 
     def coordinate_time(self, prototypes, query):
         """Eq. 2 and 3: (coordinated prototypes [way, L, h, w, C], values [Q, L, C], M·values [Q, way, L, C], {'evolution': M})."""
-        if not self.temporal:
-            return prototypes, None, jnp.zeros((1, 1, 1, 1), jnp.float32), {}
         of_support, of_query = prototypes.mean((-3, -2)), query.mean((-3, -2))
         evolution = self.evolution('wxc,qyc->qwxy', self.key(of_support), self.query(of_query))
         values = self.value(of_query)
         moved = einsum_float32('qwxy,qyc->qwxc', evolution.astype(self.dtype), values)
         return prototypes + self.value(of_support)[..., None, None, :], values, moved, {'evolution': evolution}
+
+    def coordinate_pooled(self, p, q):
+        """Eq. 2 and 3 on pairs without space left: p and q [Q or 1, way, L, C] → both coordinated, and M [Q, way, L, L]."""
+        p = jnp.broadcast_to(p, q.shape)
+        evolution = self.evolution('qwxc,qwyc->qwxy', self.key(p), self.query(q))
+        moved = einsum_float32('qwxy,qwyc->qwxc', evolution.astype(self.dtype), self.value(q))
+        return p + self.value(p), q + moved, evolution
 
     def coordinate_space(self, prototypes, query, values, moved, evolution, train: bool = False):
         """Eq. 4 to 6: averages of both maps where they overlap, float32 [Q, way, L, C] each, and the offsets [Q, way, L, 2]."""
