@@ -96,6 +96,7 @@ def default_config() -> ml_collections.ConfigDict:
         episodes_file=_optional(str),             # exchange an episode list: read it instead of drawing
         episodes_per_chunk=250,
         videos_per_batch=32,
+        misalignment_episodes=0,                  # main.py measures alignment over the first so many test episodes; 0: not at all
     )
     return config.lock()
 
@@ -147,7 +148,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         'episode.way': 2, 'episode.shot': 1, 'episode.query': 1, 'episode.frames': 1, 'episode.image_size': 1, 'eval.query': 1,
         'train.num_steps': 1, 'train.episodes_per_step': 1, 'train.accumulation_steps': 1, 'train.checkpoint_steps': 1,
         'train.log_steps': 1, 'train.keep_checkpoints': 1, 'eval.num_episodes': 1, 'eval.val_episodes': 0,
-        'eval.episodes_per_chunk': 1, 'eval.videos_per_batch': 1, 'data.num_threads': 0, 'data.num_workers': 0,
+        'eval.episodes_per_chunk': 1, 'eval.videos_per_batch': 1, 'eval.misalignment_episodes': 0, 'data.num_threads': 0, 'data.num_workers': 0,
         'model.enrichment.patches': 1, 'model.backbone.batch_norm_groups': 1, 'model.matcher.pairs_per_chunk': 0, 'model.matcher.heads': 1, 'seed': 0, 'eval.seed': 0, 'train.warmup_steps': 0,
     }
     if config.model.matcher.smoothness <= 0:
