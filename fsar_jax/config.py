@@ -50,6 +50,7 @@ def default_config() -> ml_collections.ConfigDict:
         temporal=True, spatial='mask',            # 'action_coordination': TC on or off; SC 'mask', 'grid', 'enumerate', 'none'
         perturbation=0.2,                         # of the offsets of 'mask'
         pairs_per_chunk=0,                        # support-query pairs coordinated at once, 0: all of an episode
+        distance_norm=False,                      # LayerNorm of its logits over the classes
         heads=8, position=(10.0, 1.0),            # 'set_matching': of the attentions; (A, B): features * sqrt(D/A), code * B
         alpha=1.0, kernel='meta_learner', residual=True,      # 'attention_fusion'; kernel 'mean' has no meta-learner
         loss_weight=1.0,                          # of the matcher's cross entropy in the loss

@@ -25,6 +25,8 @@ def coordination_table(model, dim) -> dict[str, Entry]:
         table.update(batch_norm(f'{theirs}.5', f'{ours}/bn2', 128))
         table.update(linear(f'{theirs}.10', f'{ours}/linear', 64, 128, 'conv1d', window=(1,)))
         table.update(linear(f'{theirs}.12', f'{ours}/offset', 2, 64, 'conv1d', window=(1,)))
+    if matcher.distance_norm:
+        table.update(layer_norm('protypicalNet.norm_layer', 'matcher/norm', None))
     return table
 
 
