@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 
 from fsar_jax import weights
-from fsar_jax.config import resolved_plan, validate
+from fsar_jax.config import default_config, resolved_plan, validate
 from fsar_jax.data import episodes, loader
 from fsar_jax.data.dataset import open_dataset, videos_present
 from fsar_jax.learner import create_learner
@@ -250,7 +250,9 @@ FREE_IN_EVALUATION = ('model.dtype', 'model.backbone.weights', 'model.backbone.r
 
 def check_settings(directory, config, matters) -> None:
     """Raises ValueError naming the settings that matter in which `config` departs from the run whose checkpoints lie there."""
-    before, now = saved_settings(directory), flatten(json.loads(config.to_json()))
+    settings = lambda config: flatten(json.loads(config.to_json()))
+    before, now = saved_settings(directory), settings(config)
+    before = before and settings(default_config()) | before            # a setting younger than the run is at its default
     changed = [f'{key}={before.get(key)!r} there, {now.get(key)!r} here' for key in sorted(before | now)
                if matters(key) and before.get(key) != now.get(key)]
     if before and changed:

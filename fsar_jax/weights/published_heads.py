@@ -81,7 +81,7 @@ HEADS = {
                              ('align.firststage.locnet.0.weight', 1))),
     'set_matching': (set_matching_table, r'pe\.pe|classification_layer\.(weight|bias)',
                      (('temporal_atte.fc.weight', 1), ('temporal_atte.w_qs.weight', 1), ('temporal_atte_before.norm.weight', 0))),
-    'attention_fusion': (attention_fusion_table, r'classifier\.(weight|bias)|cam\..*', (('classifier.weight', 1),)),
+    'attention_fusion': (attention_fusion_table, r'(classifier|base\.fc)\.(weight|bias)|cam\..*', (('classifier.weight', 1),)),
 }
 
 

@@ -83,7 +83,7 @@ def eight_devices(tmp_path_factory):
 
 
 @pytest.mark.parametrize('method', METHODS)
-def test_stopped_after_a_checkpoint_and_continued(method, tmp_path):
+def test_stopped_after_a_checkpoint_and_continued(method, tmp_path, eight_devices):      # which start now, and work meanwhile
     """Bit for bit: what a checkpoint holds is all that the next step depends on."""
     state, _ = run_steps(method, range(1))
     with Checkpoints(tmp_path / 'run') as checkpoints:
