@@ -14,5 +14,6 @@ def get_config(preset: str = ''):
     if preset:
         published_recipe(config, preset)
         config.model.backbone.normalize = 'grey'
+        config.train.loss_reduction = 'mean'
     config.model.matcher.update(name='otam', alignment='otam', smoothness=0.1)
     return config

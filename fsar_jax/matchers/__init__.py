@@ -23,7 +23,8 @@ MATCHERS = {
         alignment=_one_of(model, 'alignment', ALIGNMENTS), smoothness=model.matcher.smoothness, keep=model.matcher.keep),
     'action_coordination': lambda model: ActionCoordination(
         temporal=model.matcher.temporal, spatial=_one_of(model, 'spatial', SPATIAL), perturbation=model.matcher.perturbation,
-        pairs_per_chunk=model.matcher.pairs_per_chunk, order=model.matcher.order, at_test=model.align_at_test, **_head_settings(model)),
+        pairs_per_chunk=model.matcher.pairs_per_chunk, distance_norm=model.matcher.distance_norm, order=model.matcher.order,
+        at_test=model.align_at_test, **_head_settings(model)),
     'set_matching': lambda model: SetMatching(
         heads=model.matcher.heads, position=tuple(model.matcher.position), classes=model.classifier.classes, variant=model.variant,
         dtype=jnp.dtype(model.dtype)),

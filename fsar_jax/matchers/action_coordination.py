@@ -22,9 +22,9 @@ class ActionCoordination(nn.Module):
     and the average of both maps over where they then overlap. Prototypes of several shots: each shot is aligned in time to the
     first of its class by projections of their own, and the mean taken; the query's map then passes that value projection too.
 
-    variant='code' (rows A3 to A12 of docs/paper_vs_code.md). variant='paper': the masks' sign is the printed one, their
-    slope is 3, there are 8 perturbations (not the zero one) in training and none at test, and the shots of a class are aligned
-    by temporal coordination itself, with its weights.
+    The variants differ in rows A6 to A8, A10 and A12 of docs/paper_vs_code.md; A3 to A5, A9 and A11 are as the code in both.
+    variant='paper': the masks' sign is the printed one, their slope is 3, there are 8 perturbations (not the zero one) in training
+    and none at test, and the shots of a class are aligned by temporal coordination itself, with its weights.
 
     Args:
       temporal: temporal coordination, between shots too; False takes maps and plain mean prototypes as they are.
@@ -34,6 +34,7 @@ class ActionCoordination(nn.Module):
         once, 0 for all. Less memory, the same result. Training with batch statistics needs all pairs at once, and so does not chunk.
       order: 'temporal_first', or 'spatial_first' (VIM, Table 14): offsets from the maps as they come, then the pooled pairs in time.
       at_test: False compares test maps as they come, by the spatial mean of plain prototypes (VIM, Table 17).
+      distance_norm: LayerNorm over the classes of a query's logits (row A14); its parameters fit one number of classes.
       frozen, dtype: as in `OffsetPredictor`.
     """
     temporal: bool = True
@@ -43,6 +44,7 @@ class ActionCoordination(nn.Module):
     pairs_per_chunk: int = 0
     order: str = 'temporal_first'
     at_test: bool = True
+    distance_norm: bool = False
     frozen: bool = False
     dtype: Any = jnp.float32
 
@@ -57,6 +59,8 @@ class ActionCoordination(nn.Module):
                 self.key_multi, self.query_multi, self.value_multi = linear(), linear(), linear()
         if self.spatial in ('mask', 'grid'):
             self.offsets = OffsetPredictor(frozen=self.frozen, dtype=self.dtype)
+        if self.distance_norm:
+            self.norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False)
 
     def batch_norm_passes(self, queries: int) -> int:
         """How often an episode updates the running statistics of batch norm."""
@@ -75,7 +79,11 @@ class ActionCoordination(nn.Module):
         if not (train or self.at_test or self.is_initializing()):
             p, q = (x.astype(jnp.float32).mean((-3, -2)) for x in (support.mean(1), query))
             return -(1.0 - (unit(p)[None] * unit(q)[:, None]).sum(-1)).sum(-1), {}
-        prototypes, query = self.prototypes(support, query)
+        logits, auxiliary = self.compare_in_chunks(*self.prototypes(support, query), train)
+        return self.norm(logits) if self.distance_norm else logits, auxiliary
+
+    def compare_in_chunks(self, prototypes, query, train: bool = False):
+        """`compare`, of at most `pairs_per_chunk` pairs at once."""
         chunk = max(1, self.pairs_per_chunk // prototypes.shape[0])
         whole = not self.pairs_per_chunk or chunk >= len(query) or (train and not self.frozen) or self.is_initializing()
         if whole:

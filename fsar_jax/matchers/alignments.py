@@ -1,8 +1,10 @@
 """Temporal alignments: a matrix of frame distances [..., l, m] → the soft-min cost of aligning the two sequences [...].
 
-Each is one `lax.scan` over the rows of the matrix. Within a row, moves to the right form a linear recurrence of
-exp(−cost/λ), which a cumulative log-sum-exp solves at once; so the scan has l steps and nothing overflows.
+Each fills a table whose entry needs its neighbours to the left, above and diagonally, softmin(x) = −λ log Σ exp(−x/λ). The entries
+of an anti-diagonal do not need each other: one `lax.scan` over l + m − 1 of them computes each for all matrices at once.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ def ordered_alignment(distances, smoothness: float = 0.1):
 
     The columns get a zero column on either side, 0 … m+1. A path moves right or diagonally; only at the ends, columns 1 and
     m+1, also down, so that rows before and after the action cost nothing. c[·, 0] = 0, the first row is a running sum,
-    c[r, j] = d[r, j] + softmin(c[r−1, j−1], c[r, j−1] and at the ends c[r−1, j]), softmin(x) = −λ log Σ exp(−x/λ).
+    c[r, j] = d[r, j] + softmin(c[r−1, j−1], c[r, j−1] and at the ends c[r−1, j]).
 
     Args:
       distances: float [..., l, m].
@@ -24,17 +26,16 @@ def ordered_alignment(distances, smoothness: float = 0.1):
     Returns:
       float32 [...], c[l−1, m+1]. Rows against columns only: the other direction is that of the transposed matrix.
     """
-    padded = jnp.pad(distances.astype(jnp.float32), [(0, 0)] * (distances.ndim - 1) + [(1, 1)])
+    padded = jnp.pad(distances, [(0, 0)] * (distances.ndim - 1) + [(1, 1)])
+    end = padded.shape[-1] - 1
 
-    def row(above, costs):
-        left, last = above[..., :1], above[..., -1:]
-        entries = jnp.concatenate([
-            left, _softmin(left, above[..., 1:2], smoothness), above[..., 1:-2],
-            _softmin(above[..., -2:-1], last, smoothness)], -1)
-        return _along_row(entries + costs, costs, smoothness), None
+    def entry(row, column, cost, left, above, diagonal):
+        inside = (row > 0) & (column > 0)                      # elsewhere from the left alone: a running sum, and of zeros before it
+        diagonal = jnp.where(inside, diagonal, BLOCKED)
+        above = jnp.where(inside & ((column == 1) | (column == end)), above, BLOCKED)
+        return cost + _softmin(smoothness, diagonal, left, above)
 
-    rows = jnp.moveaxis(padded, -2, 0)
-    return jax.lax.scan(row, jnp.cumsum(rows[0], -1), rows[1:])[0][..., -1]
+    return _last_entry(entry, padded, 0.0)
 
 
 def soft_dtw(distances, smoothness: float = 0.1):
@@ -43,15 +44,14 @@ def soft_dtw(distances, smoothness: float = 0.1):
     R[r, j] = d[r, j] + softmin(R[r−1, j−1], R[r−1, j], R[r, j−1]); the zero rows let a path begin and end at any column.
     Arguments and result as `ordered_alignment`.
     """
-    distances = distances.astype(jnp.float32)
+    padded = jnp.pad(distances, [(0, 0)] * (distances.ndim - 2) + [(0, 1), (0, 0)])
 
-    def row(above, costs):
-        entries = jnp.concatenate([above[..., :1], _softmin(above[..., :-1], above[..., 1:], smoothness)], -1)
-        return _along_row(entries + costs, costs, smoothness), None
+    def entry(row, column, cost, left, above, diagonal):
+        above, diagonal = (jnp.where(row == 0, 0.0, x) for x in (above, diagonal))
+        left, diagonal = (jnp.where(column <= 0, BLOCKED, x) for x in (left, diagonal))
+        return cost + _softmin(smoothness, diagonal, left, above)
 
-    rows = jnp.moveaxis(distances, -2, 0)
-    rows = jnp.concatenate([rows, jnp.zeros_like(rows[:1])])
-    return jax.lax.scan(row, jnp.zeros_like(rows[0]), rows)[0][..., -1]
+    return _last_entry(entry, padded, 0.0)
 
 
 def drop_dtw(distances, smoothness: float = 0.1, keep: float = 0.3):
@@ -69,33 +69,51 @@ def drop_dtw(distances, smoothness: float = 0.1, keep: float = 0.3):
     Returns:
       float32 [...], D[l, m].
     """
-    distances = distances.astype(jnp.float32)
     entries_count = distances.shape[-1] * distances.shape[-2]
     rank = max(1, int(keep * entries_count)) - 1
-    flat = jax.lax.stop_gradient(distances).reshape(*distances.shape[:-2], entries_count)
-    drop = jnp.sort(flat, -1)[..., rank, None]                                                 # δ, [..., 1]
+    flat = jax.lax.stop_gradient(distances).reshape(-1, entries_count).astype(jnp.float32)
+    drop = jnp.sort(flat, -1)[:, rank]                                                         # δ of every matrix
 
-    def row(above, costs):
-        before, matched = above        # D[r−1, j−1] and D⁺[r−1, j]
-        entries = costs + _softmin(before, matched, smoothness)
-        total = _along_row(entries, _softmin(costs, drop, smoothness), smoothness)
-        left = jnp.concatenate([jnp.full_like(total[..., :1], BLOCKED), total[..., :-1]], -1)
-        return (left, _softmin(entries, costs + left, smoothness)), total
+    def entry(row, column, cost, left, above, diagonal):
+        (_, left), (matched, _), (_, before) = left, above, diagonal
+        left, before = (jnp.where(column <= 0, BLOCKED, x) for x in (left, before))
+        before = jnp.where(row == 0, drop * jnp.maximum(column, 0), before)                    # D[0, j−1]: all dropped
+        matched = cost + _softmin(smoothness, before, left, jnp.where(row == 0, BLOCKED, matched))
+        return matched, _softmin(smoothness, matched, drop + left)
 
-    rows = jnp.moveaxis(distances, -2, 0)
-    start = drop * jnp.arange(distances.shape[-1])                                              # D[0, j−1]: all dropped
-    _, totals = jax.lax.scan(row, (start, jnp.full_like(rows[0], BLOCKED)), rows)
-    return totals[-1][..., -1]
+    return _last_entry(entry, distances, (BLOCKED, BLOCKED))[1]
 
 
-def _softmin(x, y, smoothness):
-    return -smoothness * jnp.logaddexp(-x / smoothness, -y / smoothness)
+def _softmin(smoothness, *values):
+    lowest = jax.lax.stop_gradient(functools.reduce(jnp.minimum, values))
+    return lowest - smoothness * jnp.log(sum(jnp.exp((lowest - x) / smoothness) for x in values))
 
 
-def _along_row(entering, steps, smoothness):
-    """c[j] = softmin(entering[j], c[j−1] + steps[j]) along the last axis, c[−1] unreachable."""
-    travelled = jnp.cumsum(steps, -1)
-    return travelled - smoothness * jax.lax.cumlogsumexp((travelled - entering) / smoothness, axis=entering.ndim - 1)
+def _last_entry(entry, costs, start):
+    """The last entry of the table of every matrix of `costs` [..., l, n].
+
+    entry(row, column, cost, left, above, diagonal) → entry, elementwise on [l, matrices], or a tree of such arrays; it is also called
+    for columns outside the table, whose results are not used as long as columns at most 0 do not look to the left. `start`: a tree
+    of the same structure, values before the first anti-diagonal.
+    """
+    *batch, rows, columns = costs.shape
+    costs = jnp.moveaxis(costs.astype(jnp.float32).reshape(-1, rows, columns), 0, -1)          # matrices last: they fill the vectors
+    diagonals = rows + columns - 1
+    # Padded by `rows` and cut anew into rows one shorter, row r moves r to the right: [diagonals, rows, matrices].
+    flat = jnp.pad(costs, ((0, 0), (0, rows), (0, 0))).reshape(rows * (columns + rows), -1)[:rows * diagonals]
+    skewed = flat.reshape(rows, diagonals, -1).swapaxes(0, 1)
+    row = jnp.arange(rows)[:, None]
+    lower = lambda tree: jax.tree.map(lambda x: jnp.concatenate([x[:1], x[:-1]]), tree)
+
+    def step(carry, diagonal):
+        last, before = carry
+        number, cost = diagonal
+        new = entry(row, number - row, cost, last, lower(last), lower(before))
+        return (new, last), None
+
+    start = jax.tree.map(lambda x: jnp.full(skewed.shape[1:], x, jnp.float32), start)
+    (last, _), _ = jax.lax.scan(step, (start, start), (jnp.arange(diagonals), skewed))
+    return jax.tree.map(lambda x: x[-1].reshape(batch), last)
 
 
 # name → (alignment, weight of each of the two directions)

@@ -36,7 +36,7 @@ class OrderedAlignment(nn.Module):
         distances = 1.0 - frame_cosine('qxd,wsyd->qwsxy', query, support, COSINE_MARGIN)
         cost, weight = ALIGNMENTS[self.alignment]
         settings = {'keep': self.keep} if self.alignment == 'drop_dtw' else {}
-        both = sum(cost(d, self.smoothness, **settings) for d in (distances, distances.swapaxes(-1, -2)))
-        logits = -weight * both.mean(-1)
+        both = cost(jnp.stack([distances, distances.swapaxes(-1, -2)]), self.smoothness, **settings)
+        logits = -weight * both.sum(0).mean(-1)
         chex.assert_shape(logits, (query.shape[0], support.shape[0]))
         return logits.astype(jnp.float32)

@@ -40,7 +40,7 @@ class WithinVideo(nn.Module):
         dim = frames.shape[-1]
         x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm')(frames)
         query, key, value = jnp.split(Linear(3 * dim, use_bias=False, dtype=self.dtype, name='qkv')(x), 3, -1)
-        return frames + Linear(dim, dtype=self.dtype, name='out')(attend(query, key, value, self.heads))
+        return frames + Linear(dim, dtype=self.dtype, name='out')(attend(query, key, value, self.heads)).astype(jnp.float32)
 
 
 class AcrossVideos(nn.Module):
@@ -52,23 +52,19 @@ class AcrossVideos(nn.Module):
     def __call__(self, tokens):
         project = lambda name: Linear(None, use_bias=False, dtype=self.dtype, name=name)(tokens)
         attended = attend(project('query'), project('key'), project('value'), self.heads)
-        x = tokens + Linear(None, dtype=self.dtype, name='out')(attended)
-        return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm')(x)
+        x = tokens + Linear(None, dtype=self.dtype, name='out')(attended).astype(jnp.float32)
+        return nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name='norm')(x)
 
 
 class Fusion(nn.Module):
-    """W [g; z] + b per frame, W 2D → D, each half computed once: frames [..., L, D] and the videos' tokens [..., D] broadcast.
-
-    The result is float32: after two relations the frames of an episode are alike, and their distances small beside them.
-    """
-    dtype: Any
+    """W [g; z] + b per frame, W 2D → D, each half computed once, in float32: frames [..., L, D] and the videos' tokens [..., D] broadcast."""
 
     @nn.compact
     def __call__(self, frames, token):
         dim = frames.shape[-1]
-        kernel = self.param('kernel', torch_start(2 * dim), (2 * dim, dim), jnp.float32).astype(self.dtype)
+        kernel = self.param('kernel', torch_start(2 * dim), (2 * dim, dim), jnp.float32)
         bias = self.param('bias', torch_start(2 * dim), (dim,), jnp.float32)
-        project = lambda x, half: einsum_float32('...d,df->...f', x.astype(self.dtype), half)
+        project = lambda x, half: einsum_float32('...d,df->...f', x, half)
         return project(frames, kernel[:dim]) + project(token, kernel[dim:])[..., None, :] + bias
 
 
@@ -87,7 +83,8 @@ class SetMatching(nn.Module):
       position: (A, B), 'code' only: features are multiplied by √(D/A), the position code by B.
       classes: training classes of the classifier on related frames; None for none.
       variant: 'code' or 'paper'.
-      dtype: compute dtype; scores, softmax and distances are float32.
+      dtype: compute dtype of the attentions. Frames and tokens stay float32, as scores, softmax and distances do: the relations
+        make the frames of an episode alike, and a distance between two of them is small beside what bfloat16 rounds off them.
     """
     heads: int = 8
     position: tuple[float, float] = POSITION_SCALE
@@ -97,21 +94,21 @@ class SetMatching(nn.Module):
 
     def setup(self):
         self.within, self.across = WithinVideo(self.heads, self.dtype), AcrossVideos(self.heads, self.dtype)
-        self.fuse = Fusion(self.dtype)
+        self.fuse = Fusion()
         if self.classes:
             self.classifier = Linear(self.classes, dtype=self.dtype)
 
     def project(self, features: VideoFeatures, train: bool = False):
         """Per video: frames [B, L, D], related to each other."""
-        frames = features.frames.astype(self.dtype)
+        frames = features.frames.astype(jnp.float32)
         length, dim = frames.shape[-2:]
         if dim % self.heads:
             raise ValueError(f'config.model.matcher.heads={self.heads} must divide the feature dimension, {dim}')
         if self.variant == 'paper':
-            return self.within(frames + jnp.asarray(sinusoidal_positions(length, dim), self.dtype))
+            return self.within(frames + sinusoidal_positions(length, dim))
         scale, amplitude = self.position
-        frames = np.sqrt(dim / scale).astype(np.float32) * frames + jnp.asarray(amplitude * channel_positions(length, dim), self.dtype)
-        return nn.relu(self.within(frames.astype(self.dtype)))
+        frames = np.sqrt(dim / scale).astype(np.float32) * frames + np.float32(amplitude) * channel_positions(length, dim)
+        return nn.relu(self.within(frames))
 
     def __call__(self, support, query, train: bool = False):
         """Per episode: support [way, shot, L, D], query [Q, L, D] → (logits float32 [Q, way], auxiliary).

@@ -10,11 +10,12 @@ import ml_collections
 import numpy as np
 
 from fsar_jax import weights
-from fsar_jax.config import resolved_plan, validate
+from fsar_jax.config import default_config, resolved_plan, validate
 from fsar_jax.data import episodes, loader
 from fsar_jax.data.dataset import open_dataset, videos_present
 from fsar_jax.learner import create_learner
 from fsar_jax.training import results
+from fsar_jax.training.alignment_report import measure
 from fsar_jax.training.checkpoints import Checkpoints, flatten, saved_settings
 from fsar_jax.training.evaluation import episodes_of, evaluate
 from fsar_jax.training.mesh import episode_mesh, replicate, shard
@@ -143,6 +144,9 @@ def report(learner, variables, config, workdir, dataset, mesh, method, selected_
     """Evaluates once on config.eval.split, writes results.json, prints the accuracy beside chance."""
     found = evaluate(learner, variables, config, config.eval.split, config.eval.num_episodes,
                      method=method, selected_on=selected_on, mesh=mesh, dataset=dataset)
+    if config.eval.misalignment_episodes:
+        measured = episodes_of(dataset, config, config.eval.split, config.eval.num_episodes)
+        found['misalignment'] = measure(learner, variables, dataset, measured, config)
     path = results.write_results(workdir, found)
     say(f"{method}, {found['dataset']}, {found['split']}, {found['way']}-way {found['shot']}-shot: "
         f"{found['accuracy']:.2%} ± {found['ci95']:.2%} (95% interval over {found['num_episodes']} episodes; "
@@ -244,8 +248,9 @@ def select(checkpoints) -> tuple[int, str]:
 # Where the data lies, how it is read, and what is printed cannot change the parameters or the selection.
 MAY_CHANGE_ON_RESUME = (
     'data.dir', 'data.num_threads', 'data.num_workers', 'data.prefetch', 'train.log_steps', 'train.keep_checkpoints',
-    'train.accumulation_steps', 'model.backbone.weights', 'model.sampler.scan_weights', 'model.backbone.remat', 'eval.split', 'eval.num_episodes', 'eval.cache',
-    'eval.episodes_file', 'eval.episodes_per_chunk', 'eval.videos_per_batch')
+    'train.accumulation_steps', 'model.backbone.weights', 'model.sampler.scan_weights', 'model.backbone.remat', 'eval.split',
+    'eval.num_episodes', 'eval.cache', 'eval.episodes_file', 'eval.episodes_per_chunk', 'eval.videos_per_batch',
+    'eval.misalignment_episodes')
 # What makes the classifier; way, shot, dataset and precision may be others than in training.
 MUST_AGREE_IN_EVALUATION = ('model.', 'episode.frames', 'episode.image_size', 'data.resize', 'data.sampling', 'data.short_videos')
 FREE_IN_EVALUATION = ('model.dtype', 'model.backbone.weights', 'model.sampler.scan_weights', 'model.backbone.remat',
@@ -254,7 +259,9 @@ FREE_IN_EVALUATION = ('model.dtype', 'model.backbone.weights', 'model.sampler.sc
 
 def check_settings(directory, config, matters) -> None:
     """Raises ValueError naming the settings that matter in which `config` departs from the run whose checkpoints lie there."""
-    before, now = saved_settings(directory), flatten(json.loads(config.to_json()))
+    settings = lambda config: flatten(json.loads(config.to_json()))
+    before, now = saved_settings(directory), settings(config)
+    before = before and settings(default_config()) | before            # a setting younger than the run is at its default
     changed = [f'{key}={before.get(key)!r} there, {now.get(key)!r} here' for key in sorted(before | now)
                if matters(key) and before.get(key) != now.get(key)]
     if before and changed:

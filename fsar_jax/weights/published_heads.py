@@ -25,6 +25,8 @@ def coordination_table(model, dim) -> dict[str, Entry]:
         table.update(batch_norm(f'{theirs}.5', f'{ours}/bn2', 128))
         table.update(linear(f'{theirs}.10', f'{ours}/linear', 64, 128, 'conv1d', window=(1,)))
         table.update(linear(f'{theirs}.12', f'{ours}/offset', 2, 64, 'conv1d', window=(1,)))
+    if matcher.distance_norm:
+        table.update(layer_norm('protypicalNet.norm_layer', 'matcher/norm', None))
     return table
 
 
@@ -79,7 +81,7 @@ HEADS = {
                              ('align.firststage.locnet.0.weight', 1))),
     'set_matching': (set_matching_table, r'pe\.pe|classification_layer\.(weight|bias)',
                      (('temporal_atte.fc.weight', 1), ('temporal_atte.w_qs.weight', 1), ('temporal_atte_before.norm.weight', 0))),
-    'attention_fusion': (attention_fusion_table, r'classifier\.(weight|bias)|cam\..*', (('classifier.weight', 1),)),
+    'attention_fusion': (attention_fusion_table, r'(classifier|base\.fc)\.(weight|bias)|cam\..*', (('classifier.weight', 1),)),
 }
 
 

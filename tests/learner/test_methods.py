@@ -8,6 +8,7 @@ import pytest
 import fsar_jax
 from fsar_jax.training.losses import episode_loss
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 METHODS = {
     'ta2n': dict(temporal_transform=True, name='action_coordination'),
     'ta2n_paper': dict(variant='paper', temporal_transform=True, name='action_coordination'),
@@ -33,11 +34,11 @@ def method_config(name):
 
 @pytest.fixture(scope='module', params=METHODS)
 def method(request):
-    """(config, learner, variables away from their trivial start, support [3, 2, 4, 4, 4, 8], query [5, 4, 4, 4, 8])."""
+    """(config, learner, variables away from their trivial start, support [3, 2, 4, 4, 4, 32], query [5, 4, 4, 4, 32])."""
     config = method_config(request.param)
     learner = fsar_jax.create_learner(config.model)
     keys = jax.random.split(jax.random.key(0), 3)
-    support, query = jax.random.normal(keys[0], (3, 2, 4, 4, 4, 8)), jax.random.normal(keys[1], (5, 4, 4, 4, 8))
+    support, query = jax.random.normal(keys[0], (3, 2, 4, 4, 4, 32)), jax.random.normal(keys[1], (5, 4, 4, 4, 32))
     variables = jax.jit(learner.init)(keys[2], support, query)
     if 'params' in variables:
         move = lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape)
@@ -87,12 +88,11 @@ def test_gradients_are_finite_at_zero_distance_and_at_zero_features(method):
             assert np.isfinite(gradient).all(), jax.tree_util.keystr(path)
 
 
-def test_bfloat16_compute_stays_close(method):
+def test_bfloat16_compute_stays_within_one_percent(method):
     config, _, variables, support, query, run = method
     exact = run(variables, support, query).logits
     config = config.copy_and_resolve_references()
     config.model.dtype = 'bfloat16'
-    rounded = fsar_jax.create_learner(config.model).apply(variables, support, query).logits
+    rounded = jax.jit(fsar_jax.create_learner(config.model).apply)(variables, support, query).logits
     assert rounded.dtype == jnp.float32
-    # Logits are sums of cosine distances, each of order 1: rounding is measured against that where all are near zero.
-    assert np.abs(rounded - exact).max() <= 0.03 * max(1.0, np.abs(exact).max())
+    assert np.abs(rounded - exact).max() <= 0.01 * np.abs(exact).max()

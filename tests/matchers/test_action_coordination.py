@@ -174,6 +174,21 @@ def test_head_equals_published(published, assert_close_to_published, name):
     assert_close_to_published(gradient[1], maps(f.gradients['query']), 'gradient of the query')
 
 
+def test_layer_norm_over_the_classes_follows_by_option(published, assert_close_to_published):
+    """Its weights are in every published dict; without the option they are left out, as in the test above."""
+    f = published('ta2n_head_1shot_a')
+    config = fsar_jax.default_config()
+    config.model.backbone.name = 'features'
+    config.model.enrichment.temporal_transform = True
+    config.model.matcher.update(name='action_coordination', perturbation=f.meta['perturb_delta'], distance_norm=True, pairs_per_chunk=10)
+    scale, bias = (f.weights[f'protypicalNet.norm_layer.{leaf}'] for leaf in ('weight', 'bias'))
+    support, query = f.support_by_class(maps(f.inputs['support'])), maps(f.inputs['query'])
+    run = jax.jit(fsar_jax.create_learner(config.model).apply)
+    x = f.outputs['logits'][0].astype(np.float64)
+    expected = scale * (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) + bias
+    assert_close_to_published(run(from_torch(f.weights, config.model), support, query).logits, expected, 'normalised logits')
+
+
 def random_maps(way=3, shot=2, queries=5, length=4, size=4, channels=6):
     keys = jax.random.split(jax.random.key(5))
     clip = (length, size, size, channels)

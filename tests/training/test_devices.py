@@ -1,5 +1,6 @@
-"""The same numbers on one device, on eight, and on two processes that train, select and evaluate together."""
+"""The same numbers on one device, on eight, after a checkpoint, and on two processes that train, select and evaluate together."""
 
+import functools
 import os
 import socket
 import subprocess
@@ -23,37 +24,82 @@ OPTIMIZER = {'train.optimizer': os.environ.get('FSAR_OPTIMIZER', 'sgd'), 'train.
              'train.learning_rate': 0.01 if os.environ.get('FSAR_OPTIMIZER', 'sgd') == 'sgd' else 1e-3}
 
 
-def three_steps():
-    """Losses and final state, as trees of numpy, of STRM on the devices that this process has."""
-    config = tiny_config('strm', {**OPTIMIZER, 'episode.query': 1, 'train.episodes_per_step': 8, 'train.accumulation_steps': 2})
+SHAPE = {'episode.query': 1, 'train.episodes_per_step': 8}
+CLASSIFIER = {'model.classifier.classes': 2}
+METHODS = {                                       # those with a head of their own; the classifier needs the number of classes
+    'strm': {'train.accumulation_steps': 2}, 'otam': {}, 'ta2n': {}, 'hyrsm': CLASSIFIER, 'mastaf': CLASSIFIER,
+}
+
+
+@functools.cache
+def prepared(method):
+    """(config, mesh, initial state, compiled step) of a method on the devices that this process has."""
+    config = tiny_config(method, {**OPTIMIZER, **SHAPE, **METHODS[method]}, width=None if method == 'strm' else 8)
     mesh = episode_mesh()
     config = fit_accumulation(config, mesh.size)
     learner = create_learner(config.model)
-    state = replicate(mesh, create_train_state(config, learner))
-    train_step = make_train_step(learner, config, mesh)
+    return config, mesh, jax.tree.map(np.asarray, create_train_state(config, learner)), make_train_step(learner, config, mesh)
+
+
+def run_steps(method, steps, state=None):
+    """The state after these steps, from the initial one unless another is given, and their losses."""
+    config, mesh, start, train_step = prepared(method)
+    state = replicate(mesh, jax.tree.map(jax.numpy.array, start)) if state is None else state
     losses = []
-    for step in range(3):
+    for step in steps:
         state, metrics = train_step(state, shard(mesh, random_batch(config, seed=step), axis=1))
         losses.append(np.asarray(metrics['losses']).ravel())
-    return {'losses': np.array(losses), 'params': jax.tree.map(np.asarray, state.params),
-            'batch_stats': jax.tree.map(np.asarray, state.batch_stats)}
+    return state, np.array(losses)
 
 
-def test_one_device_and_eight(tmp_path):
+@functools.cache
+def three_steps(method):
+    """Losses and final state, as trees of numpy."""
+    state, losses = run_steps(method, range(3))
+    return {'losses': losses, **{name: jax.tree.map(np.asarray, getattr(state, name)) for name in ('params', 'batch_stats', 'opt_state')}}
+
+
+@pytest.fixture(scope='module')
+def eight_devices(tmp_path_factory):
+    """Starts eight devices in another process, which works through METHODS; a function that waits for the arrays of one."""
+    folder = tmp_path_factory.mktemp('eight')
     code = ('import sys; sys.path[:0] = [".", "tests", "tests/training"]\n'
             'import jax, numpy as np, test_devices\n'
             'assert jax.device_count() == 8\n'
-            'np.savez(sys.argv[1], *jax.tree.leaves(test_devices.three_steps()))')
+            'for method in test_devices.METHODS:\n'
+            '    np.savez(f"{sys.argv[1]}/{method}.npz", *jax.tree.leaves(test_devices.three_steps(method)))')
     env = {**CPU, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
-    eight = subprocess.Popen([sys.executable, '-c', code, tmp_path / 'eight.npz'], cwd=REPOSITORY, env=env,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        one = three_steps()
-    finally:
-        [(_, err)] = finish(eight)
-    assert eight.returncode == 0, err[-3000:]
-    with np.load(tmp_path / 'eight.npz') as file:
-        other = jax.tree.unflatten(jax.tree.structure(one), [file[name] for name in file.files])
+    process = subprocess.Popen([sys.executable, '-c', code, folder], cwd=REPOSITORY, env=env,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    ended = []
+
+    def arrays(method):
+        ended[:] = ended or finish(process)
+        assert process.returncode == 0, ended[0][1][-3000:]
+        with np.load(folder / f'{method}.npz') as file:
+            return [file[name] for name in file.files]
+    yield arrays
+    finish(process)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_stopped_after_a_checkpoint_and_continued(method, tmp_path, eight_devices):      # which start now, and work meanwhile
+    """Bit for bit: what a checkpoint holds is all that the next step depends on."""
+    state, _ = run_steps(method, range(1))
+    with Checkpoints(tmp_path / 'run') as checkpoints:
+        checkpoints.save(1, state)
+    with Checkpoints(tmp_path / 'run', read_only=True) as checkpoints:
+        restored, _ = checkpoints.restore(state)
+    continued, _ = run_steps(method, range(1, 3), restored)
+    whole = three_steps(method)
+    for part in ('params', 'batch_stats', 'opt_state'):
+        jax.tree.map(np.testing.assert_array_equal, getattr(continued, part), whole[part])
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_one_device_and_eight(method, eight_devices):
+    one = three_steps(method)
+    other = jax.tree.unflatten(jax.tree.structure(one), eight_devices(method))
     for part in one:
         assert largest_difference(one[part], other[part]) < 1e-5, part
     assert np.ptp(one['losses']) > 1e-2

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_evaluation import TRACES, TinyDataset, TinyLearner, make_config, make_variables
+from tiny_run import tiny_config
 
 from fsar_jax.data import episodes as episode_lists
 from fsar_jax.data import loader
+from fsar_jax.learner import create_learner
 from fsar_jax.training import evaluation
 from fsar_jax.training import mesh as meshes
 
@@ -50,6 +52,20 @@ def test_cached_equals_published_way_equals_one_episode_at_a_time(setting):
     np.testing.assert_array_equal(cached.correct, published.correct)
     np.testing.assert_array_equal(cached.confusion, published.confusion)
     assert 11 < cached.correct.sum() < 33    # neither chance (11) nor perfect
+
+
+@pytest.mark.parametrize('method', ['otam', 'ta2n', 'hyrsm', 'mastaf'])
+def test_cached_equals_published_way_for_every_matcher(setting, method, quick_compilation):
+    _, _, dataset, _, mesh = setting
+    config = make_config()
+    config.model = tiny_config(method, {'model.classifier.classes': 4}, width=4).model
+    learner, episodes = create_learner(config.model), draw(dataset, config, 3)
+    variables = jax.jit(lambda: make_variables(learner, config))()
+    move = lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)          # windows and offsets start without effect
+    variables = {**variables, 'params': jax.tree.map(move, variables['params'])}
+    cached, published = (evaluation.evaluate_episodes(learner, variables, dataset, episodes, config, mesh, cache) for cache in (True, False))
+    close(cached.logits, published.logits)
+    assert np.ptp(cached.logits, axis=-1).min() > 1e-4
 
 
 def test_each_video_is_loaded_once_and_only_if_it_occurs(setting):

@@ -1,5 +1,6 @@
 """Killed at any moment and started again with the same command, a run ends as one that was not."""
 
+import json
 import os
 import random
 import signal
@@ -11,7 +12,7 @@ import pytest
 from tiny_run import error_of, finish, run_main, start_main, tiny_config, tiny_flags
 
 from fsar_jax.training import train
-from fsar_jax.training.checkpoints import Checkpoints
+from fsar_jax.training.checkpoints import CONFIG_FILE, Checkpoints
 from fsar_jax.training.progress import METRICS_FILE, read_metrics
 from fsar_jax.training.results import read_results
 
@@ -104,6 +105,18 @@ def test_what_may_change_and_what_may_not(tiny_data, unbroken):
     config.eval.val_episodes = 3                                       # another selection
     with pytest.raises(ValueError, match=r'\(eval.val_episodes=20 there, 3 here\)'):
         train.check_settings(workdir / 'checkpoints', config, matters)
+
+
+def test_a_setting_younger_than_the_run_counts_as_its_default(tmp_path):
+    config = tiny_config('ta2n')
+    saved = json.loads(config.to_json())
+    del saved['model']['matcher']['distance_norm']
+    (tmp_path / '3').mkdir()
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(saved))
+    train.check_settings(tmp_path, config, lambda key: True)
+    config.model.matcher.distance_norm = True
+    with pytest.raises(ValueError, match=r'\(model.matcher.distance_norm=False there, True here\)'):
+        train.check_settings(tmp_path, config, lambda key: True)
 
 
 class FakeCheckpoints:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_run import tiny_config
 from torch_files import Tensor, write_legacy, write_zip
 
 import fsar_jax
@@ -134,6 +135,83 @@ def test_full_dicts_fill_the_learner(method, backbone):
     weights = sequential(drawn(torchvision_shapes(*ARCHITECTURES[backbone]))) | drawn(shapes)
     variables = from_torch(weights, model)
     assert_same_tree(variables, learner_shapes(model))
+
+
+def alignment_shapes(method, dim, classes=12):
+    """Names and shapes of the heads of TA2N, HyRSM and MASTAF, with what of them has no use here, apart from the code under test."""
+    shapes = {}
+    def layer(name, *shape, bias=True):
+        shapes.update({f'{name}.weight': shape, **({f'{name}.bias': shape[:1]} if bias else {})})
+
+    if method == 'ta2n':
+        for stage, inputs, features in (('firststage.locnet', (dim, 64), (64, 128)), ('secondstage.mvnet', (2 * dim, 128), (128, 128))):
+            for place, i, o in zip((0, 4), inputs, features):
+                layer(f'align.{stage}.{place}', o, i, 3, 3, 3)
+                shapes.update(batch_norm_shapes(f'align.{stage}.{place + 1}', o))
+        layer('align.firststage.locnet.10', 32, 128)
+        layer('align.firststage.locnet.12', 2, 32)
+        layer('align.secondstage.mvnet.10', 64, 128, 1)
+        layer('align.secondstage.mvnet.12', 2, 64, 1)
+        for name in ('key', 'query', 'value'):
+            layer(f'align.secondstage.{name}net', dim, dim, 1, bias=False)
+            layer(f'align.{name}net_multi', dim, dim, 1, bias=False)
+        layer('protypicalNet.norm_layer', 5)
+    if method == 'hyrsm':
+        shapes['pe.pe'] = (1, 20, dim)
+        layer('temporal_atte_before.norm', dim)
+        layer('temporal_atte_before.fn.to_qkv', 3 * dim, dim, bias=False)
+        layer('temporal_atte_before.fn.to_out.0', dim, dim)
+        for name in ('w_qs', 'w_ks', 'w_vs'):
+            layer(f'temporal_atte.{name}', dim, dim, bias=False)
+        layer('temporal_atte.fc', dim, dim)
+        layer('temporal_atte.layer_norm', dim)
+        layer('layer2.0', dim, 2 * dim, 1)
+        layer('classification_layer', classes, dim)
+    if method == 'mastaf':
+        layer('cam.conv1.conv', 6, 49, 1, 1)
+        shapes.update(batch_norm_shapes('cam.conv1.bn', 6))
+        layer('cam.conv2', 49, 6, 1, 1)
+        layer('classifier', classes, dim, 1, 1, 1)
+        layer('base.fc', 11, dim)                              # of the pretraining
+    return shapes
+
+
+@pytest.mark.parametrize('method, backbone, classes', [
+    ('otam', 'resnet18', None), ('ta2n', 'resnet18', None), ('hyrsm', 'resnet18', None), ('hyrsm', 'resnet18', 12),
+    ('mastaf', 'resnet3d50', None), ('mastaf', 'resnet3d50', 12)])
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_full_dicts_of_the_alignment_methods_fill_the_learner(method, backbone, classes, wrapped):
+    """Backbone and head as published, thinner; and under the names of multi-GPU training."""
+    model, width, clips = tiny_config(method).model, 4, backbone == 'resnet3d50'
+    with model.unlocked():
+        model.backbone.update(name=backbone, width=width)
+    model.matcher.heads, model.classifier.classes = 4, classes
+    base = torchvision_shapes(*ARCHITECTURES['resnet50' if clips else backbone], width=width)
+    if clips:                                                  # the kernels are cubes
+        base = {name: (*shape, shape[-1]) if len(shape) == 4 else shape for name, shape in base.items()}
+    dim = width * (32 if clips else 8)
+    base = drawn(base)
+    base = {f'base.{name}': value for name, value in base.items()} if clips else (
+        {f'resnet.{name}': value for name, value in base.items()} if method == 'ta2n' else
+        {name.replace('resnet.', 'backbone.', 1): value for name, value in sequential(base).items()})
+    weights = base | drawn(alignment_shapes(method, dim))
+    if wrapped:
+        weights = {name.replace('.', '.module.', 1): value for name, value in weights.items()}
+    variables = from_torch(weights, model)
+    # 16 frames of 224 pixels are the 49 positions of MASTAF's kernel.
+    frames = (16, 224, 224, 3) if clips else (8, 64, 64, 3)
+    learner, support, query = fsar_jax.create_learner(model), jnp.zeros((2, 1, *frames)), jnp.zeros((1, *frames))
+    expected = jax.eval_shape(lambda: learner.init(jax.random.key(0), support, query, train=False))
+    assert_same_tree(variables, expected)
+    plain = {name.replace('.module.', '.', 1): value for name, value in weights.items()}
+    place = {'otam': ('backbone.0.weight', 'backbone/conv1/kernel', (2, 3, 1, 0)),
+             'ta2n': ('align.secondstage.mvnet.4.weight', 'matcher/offsets/conv2/kernel', (2, 3, 4, 1, 0)),
+             'hyrsm': ('temporal_atte.w_ks.weight', 'matcher/across/key/kernel', (1, 0)),
+             'mastaf': ('base.layer2.0.conv2.weight', 'backbone/layer2_0/conv2/kernel', (2, 3, 4, 1, 0))}[method]
+    found = variables['params']
+    for key in place[1].split('/'):
+        found = found[key]
+    np.testing.assert_array_equal(found, plain[place[0]].transpose(place[2]))
 
 
 def test_protonet_on_features_has_nothing_to_load():
