@@ -41,8 +41,8 @@ def measure(learner, variables, dataset, episodes, config) -> dict:
     """The section 'misalignment' of results.json, over queries and, where it takes two, each query with the support of its class.
 
     'action_start': how many queries begin at frame 0 … L−1, or not at all; 'aem': Eq. 10; both 'before' any alignment and 'after'
-    the temporal transform, and 'aem' also 'rearranged', the query's evolution by M. 'alignment_cost': means of Eq. 35. What the method
-    does not do is left out. 'truth', where the records hold it: `truth_measures`.
+    the temporal transform, and 'aem' also 'rearranged', the query's evolution by M (lowered, too, by an M that just averages all frames).
+    'alignment_cost': means of Eq. 35. What the method does not do is left out. 'truth', where the records hold it: `truth_measures`.
 
     Args:
       learner, variables: as for `fsar_jax.training.evaluation.evaluate_episodes`.
@@ -57,9 +57,10 @@ def measure(learner, variables, dataset, episodes, config) -> dict:
     seen = jax.tree.map(lambda *x: np.stack(x), *seen)
 
     labels = episodes.labels
-    of_true_class = lambda x: np.take_along_axis(x, labels.reshape(*labels.shape, *[1] * (x.ndim - 2)), 2)[:, :, 0]   # [E, Q, way, …]
-    own = lambda x: np.moveaxis(np.diagonal(x, axis1=1, axis2=-1), -1, 1)                                             # [E, way, …, way]
-    by_query = lambda x: x[np.arange(count)[:, None], labels]                                                         # [E, way, …] → [E, Q, …]
+    # [E, Q, way, …] → [E, Q, …]; [E, way, …, way] → [E, way, …]; [E, way, …] → [E, Q, …]
+    of_true_class = lambda x: np.take_along_axis(x, labels.reshape(*labels.shape, *[1] * (x.ndim - 2)), 2)[:, :, 0]
+    own = lambda x: np.moveaxis(np.diagonal(x, axis1=1, axis2=-1), -1, 1)
+    by_query = lambda x: x[np.arange(count)[:, None], labels]
     auxiliary = seen['auxiliary']
     window, offsets = auxiliary.get('query_window'), auxiliary.get('offsets')
     moves = of_true_class(auxiliary['evolution']) if 'evolution' in auxiliary else None
@@ -67,8 +68,7 @@ def measure(learner, variables, dataset, episodes, config) -> dict:
 
     found = {'episodes': count, 'action_start': {}, 'aem': {}}
     for name, (support, query) in zip(('before', 'after'), seen['evolution']):
-        support = by_query(own(support))                                                                              # [E, Q, shot, L]
-        query = of_true_class(np.moveaxis(query, -1, 2))                                                              # [E, Q, L]
+        support, query = by_query(own(support)), of_true_class(np.moveaxis(query, -1, 2))          # [E, Q, shot, L], [E, Q, L]
         found['action_start'][name] = np.bincount(action_start(query).ravel(), minlength=query.shape[-1] + 1).tolist()
         found['aem'][name] = aem_score(query[:, :, None], support)
     if moves is not None:
@@ -93,7 +93,7 @@ def truth_measures(dataset, episodes, config, windows, offsets) -> dict | None:
       (x, y), null where it is undefined; 'displacement': mean length of the true offset ('before') and of what the predicted one
       leaves of it ('after'), half a frame being 1. Of several shots, the mean place counts.
     """
-    positions = np.concatenate([episodes.support.reshape(len(episodes), -1), episodes.query], 1)                      # [E, clips]
+    positions = np.concatenate([episodes.support.reshape(len(episodes), -1), episodes.query], 1)      # [E, clips]
     used, row = np.unique(positions, return_inverse=True)
     records = [dataset.read(int(position)) for position in used]
     if not all(key in records[0] for key in ('action_start', 'action_end', 'boxes')):
@@ -109,10 +109,10 @@ def truth_measures(dataset, episodes, config, windows, offsets) -> dict | None:
         return found
 
     times = window[..., :1] * np.linspace(-1, 1, config.episode.frames) + window[..., 1:]
-    places = stored_places(times, indices[row])                                                                       # [E, clips, L]
+    places = stored_places(times, indices[row])                                                       # [E, clips, L]
     centres = np.array([[_centres(records[r], p, config) for r, p in zip(*both)] for both in zip(row, places)])
     split = episodes.support[0].size
-    support = centres[:, :split].reshape(*episodes.support.shape, *centres.shape[2:]).mean(2)                         # [E, way, L, 2]
+    support = centres[:, :split].reshape(*episodes.support.shape, *centres.shape[2:]).mean(2)         # [E, way, L, 2]
     true = centres[:, split:] - support[np.arange(len(row))[:, None], episodes.labels]
     true = true if config.model.variant == 'code' else -true
     length = lambda x: _or_none(np.nanmean(np.linalg.norm(x, axis=-1))) if np.isfinite(x).any() else None

@@ -14,8 +14,9 @@ from fsar_jax.layers import frame_cosine
 def class_evolution(frames, support):
     """Probability of every class at every frame, which TA2N's supplement takes from a trained classifier.
 
-    Novel classes have none, so this is the episode's own: softmax over the classes of L·cos(frame, mean support frame), the
-    answer of the frame-wise cosine matcher (TA2N, Eq. 7 and 8) to a video that shows this frame alone.
+    Novel classes have none, so this is the episode's own: softmax over the classes of L·cos(frame, mean frame of the class), the
+    answer of the frame-wise cosine matcher (TA2N, Eq. 7 and 8) to a video that shows this frame alone. The mean support frame of
+    the episode is taken off first: what all frames have in common would make all cosines nearly 1.
 
     Args:
       frames: [..., L, D]; support: [way, shot, L, D]; spatial means of maps.
@@ -23,7 +24,9 @@ def class_evolution(frames, support):
     Returns:
       float32 [..., L, way].
     """
-    cosine = frame_cosine('nd,wd->nw', frames.reshape(-1, frames.shape[-1]), support.astype(jnp.float32).mean((1, 2)))
+    of_class = support.astype(jnp.float32).mean((1, 2))
+    centred = frames.reshape(-1, frames.shape[-1]) - of_class.mean(0)
+    cosine = frame_cosine('nd,wd->nw', centred, of_class - of_class.mean(0))
     return jax.nn.softmax(frames.shape[-2] * cosine).reshape(*frames.shape[:-1], -1)
 
 

@@ -32,9 +32,11 @@ def test_the_evolution_of_a_class_is_the_answer_to_a_still_of_the_frame():
     frames = jax.random.normal(jax.random.key(1), (5, 4, 6))
     found = misalignment.class_evolution(frames, support)
     np.testing.assert_allclose(found.sum(-1), 1.0, rtol=1e-5)
-    mean, frame = np.asarray(support).mean((1, 2)), np.asarray(frames[3, 2])
+    common = np.asarray(support).mean((0, 1, 2))
+    mean, frame = np.asarray(support).mean((1, 2)) - common, np.asarray(frames[3, 2]) - common
     cosine = mean @ frame / np.linalg.norm(mean, axis=-1) / np.linalg.norm(frame)
     np.testing.assert_allclose(found[3, 2], np.exp(4 * cosine) / np.exp(4 * cosine).sum(), rtol=1e-5)
+    np.testing.assert_allclose(misalignment.class_evolution(frames + 100.0, support + 100.0), found, rtol=1e-2)
 
 
 def test_the_cost_of_an_alignment_is_the_sum_of_its_parts():
