@@ -212,8 +212,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
 
 def frames_read(config: ml_collections.ConfigDict) -> int:
-    """How many frames of a clip the loader hands over: L, or the M among which a sampler chooses L."""
-    return config.episode.frames if config.model.sampler.name == 'uniform' else config.model.sampler.dense_frames
+    """How many frames of a clip the loader hands over: L, or the M among which a sampler chooses L. Without config.model: L."""
+    chooses = 'model' in config and config.model.sampler.name != 'uniform'
+    return config.model.sampler.dense_frames if chooses else config.episode.frames
 
 
 def resolved_plan(config: ml_collections.ConfigDict, mode: str, facts: dict[str, str]) -> str:
