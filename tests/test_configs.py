@@ -116,15 +116,16 @@ def test_published_values(method, preset):
 
 
 def test_parameter_counts():
-    """47.1 M is VIM's count of TRX with ResNet-50 and Ω = {2, 3} (its Fig. 22)."""
+    """Fig. 22 of VIM: TRX with Ω = {2, 3} has 47.1 M, HyRSM 65.6 M, and VIM 32.4 M more than ProtoNet."""
     counts = {}
-    for method in ISSUE_METHODS:
+    for method in (*ISSUE_METHODS, 'hyrsm', 'vim'):
         config = get_config(method, 'ssv2')
         learner = create_learner(config.model)
         variables = jax.eval_shape(functools.partial(learner.init, train=False), jax.random.key(0), *example_episode(config))
         counts[method] = parameters(variables['params']) / 1e6
     print({method: f'{count:.2f} M' for method, count in counts.items()})
-    assert abs(counts['trx'] - 47.1) < 0.05
+    assert abs(counts['trx'] - 47.1) < 0.05 and abs(counts['hyrsm'] - 65.6) < 0.2
+    assert abs(counts['vim'] - counts['protonet'] - 32.4) < 0.4
     # By hand: ResNet-50 without its classifier; keys and values of pairs of 2048 channels with bias and one LayerNorm.
     assert counts['protonet'] == pytest.approx(23.508032)
     assert counts['trm'] - counts['protonet'] == pytest.approx((2 * (4096 * 1152 + 1152) + 2 * 1152) / 1e6)
