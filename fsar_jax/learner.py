@@ -98,6 +98,11 @@ class FewShotLearner(nn.Module):
             auxiliary[f'support_{name}'], auxiliary[f'query_{name}'] = support['sampling'][name], query['sampling'][name]
         return Prediction(logits=logits, auxiliary=auxiliary)
 
+    @property
+    def encodes_in_match(self) -> bool:
+        """Whether `match` runs the backbone, because the sampler waits for the episode."""
+        return self.sampler.per_episode
+
     def of_episode(self, per_video, support, query, train: bool = False):
         """Runs a per-video function on support leaves [way, shot, …] and query leaves [Q, …]: one after the other, as published, or
         as one batch (`joint_batch`), which differs by batch norm alone."""

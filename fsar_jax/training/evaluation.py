@@ -171,7 +171,7 @@ def _run_cached(learner, variables, dataset, episodes, config, mesh):
     embedded = time.perf_counter()
     count = len(support)
     chunk = config.eval.episodes_per_chunk
-    if getattr(learner.sampler, 'per_episode', False):                # matching runs the backbone: as many clips at once as embedding
+    if getattr(learner, 'encodes_in_match', False):                   # as many clips at once as in embedding
         chunk = max(1, config.eval.videos_per_batch // (support[0].size + query[0].size))
     chunk = meshes.round_up(min(chunk, count), mesh)
     rows = meshes.local_rows(mesh, chunk)
