@@ -22,6 +22,12 @@ TINY = {
     'eval.num_episodes': 30, 'eval.val_episodes': 20, 'eval.episodes_per_chunk': 20, 'eval.videos_per_batch': 8,
 }
 
+# VIM's sampler in front of prototypes: its alignment is TA2N's.
+SAMPLER = {
+    'model.sampler.dense_frames': 6, 'model.sampler.scan_size': 32, 'model.sampler.num_samples': 16, 'model.sampler.samples_per_chunk': 8,
+    'model.sampler.hidden': 8, 'model.sampler.task_dim': 4, 'model.enrichment.temporal_transform': False, 'model.matcher.name': 'prototypes',
+}
+
 
 def get_config(method, preset=''):
     """configs/<method>.py, loaded as the command line loads it."""

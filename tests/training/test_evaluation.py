@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_evaluation import TRACES, TinyDataset, TinyLearner, make_config, make_variables
-from tiny_run import tiny_config
+from tiny_run import SAMPLER, tiny_config
 
 from fsar_jax.data import episodes as episode_lists
 from fsar_jax.data import loader
@@ -54,11 +54,11 @@ def test_cached_equals_published_way_equals_one_episode_at_a_time(setting):
     assert 11 < cached.correct.sum() < 33    # neither chance (11) nor perfect
 
 
-@pytest.mark.parametrize('method', ['otam', 'ta2n', 'hyrsm', 'mastaf'])
+@pytest.mark.parametrize('method', ['otam', 'ta2n', 'hyrsm', 'mastaf', 'vim'])
 def test_cached_equals_published_way_for_every_matcher(setting, method, quick_compilation):
     _, _, dataset, _, mesh = setting
     config = make_config()
-    config.model = tiny_config(method, {'model.classifier.classes': 4}, width=4).model
+    config.model = tiny_config(method, {'model.classifier.classes': 4, **(SAMPLER if method == 'vim' else {})}, width=4).model
     learner, episodes = create_learner(config.model), draw(dataset, config, 3)
     variables = jax.jit(lambda: make_variables(learner, config))()
     move = lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)          # windows and offsets start without effect
