@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from fsar_jax import create_learner
+from fsar_jax.config import frames_read
 from fsar_jax.training.mesh import episode_mesh, replicate, shard
 from fsar_jax.training.state import create_train_state, make_train_step
 from fsar_jax.training.train import fit_accumulation
@@ -37,7 +38,7 @@ def batch_shapes(config):
     """What the loader gives for one step (fsar_jax.data.loader.training_batches)."""
     episode, train = config.episode, config.train
     leading = (train.accumulation_steps, train.episodes_per_step // train.accumulation_steps)
-    clip, queries = (episode.frames, episode.image_size, episode.image_size, 3), episode.way * episode.query
+    clip, queries = (frames_read(config), episode.image_size, episode.image_size, 3), episode.way * episode.query
     shapes = {'support': (np.uint8, (episode.way, episode.shot, *clip)), 'query': (np.uint8, (queries, *clip)),
               'labels': (np.int32, (queries,)), 'support_flip': (bool, (episode.way, episode.shot)),
               'query_flip': (bool, (queries,)), 'classes': (np.int32, (episode.way,)), 'episode': (np.int64, ())}
