@@ -28,8 +28,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x):
         features = self.features or x.shape[-1]
-        bound = 1.0 / np.sqrt(x.shape[-1])
-        start = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+        start = torch_start(x.shape[-1])
         kernel = self.param('kernel', start, (x.shape[-1], features), jnp.float32)
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
         if self.use_bias:
@@ -41,6 +40,15 @@ def torch_start(inputs: int) -> nn.initializers.Initializer:
     """Uniform in ±1/√inputs: how torch starts the weights and biases of linear maps and convolutions."""
     bound = 1.0 / np.sqrt(inputs)
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def frames_as_floats(frames: jax.Array) -> jax.Array:
+    """uint8 frames → float32 in [0, 1]; floats as they are; ValueError for anything else."""
+    if frames.dtype == jnp.uint8:
+        return frames.astype(jnp.float32) / 255.0
+    if not jnp.issubdtype(frames.dtype, jnp.floating):
+        raise ValueError(f'frames are {frames.dtype}: pass uint8, or floats in [0, 1]')
+    return frames
 
 
 def sinusoidal_positions(length: int, dim: int) -> np.ndarray:
@@ -110,8 +118,7 @@ class TupleLinear(nn.Module):
     @nn.compact
     def __call__(self, frames):
         length, dim = frames.shape[-2:]
-        bound = 1.0 / np.sqrt(self.cardinality * dim)
-        start = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+        start = torch_start(self.cardinality * dim)
         kernel = self.param('kernel', start, (self.cardinality * dim, self.features), jnp.float32)
         blocks = kernel.reshape(self.cardinality, dim, self.features).astype(self.dtype)
         frames, tuples = frames.astype(self.dtype), frame_tuples(length, self.cardinality)

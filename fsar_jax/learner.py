@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from fsar_jax import backbones, enrichment, matchers, samplers
 from fsar_jax.enrichment import VideoFeatures, adaptive_max_pool
+from fsar_jax.layers import frames_as_floats
 
 
 @flax.struct.dataclass
@@ -123,10 +124,7 @@ class FewShotLearner(nn.Module):
 
     def feature_maps(self, videos, train: bool = False):
         """The backbone: videos [B, L, H, W, 3] → maps [B, L, h, w, C]."""
-        if videos.dtype == jnp.uint8:
-            videos = videos.astype(jnp.float32) / 255.0
-        elif not jnp.issubdtype(videos.dtype, jnp.floating):
-            raise ValueError(f'frames are {videos.dtype}: pass uint8, or floats in [0, 1]')
+        videos = frames_as_floats(videos)
         if getattr(self.backbone, 'takes_clips', False):
             return self.backbone(videos, train)
         maps = self.backbone(videos.reshape(-1, *videos.shape[2:]), train)

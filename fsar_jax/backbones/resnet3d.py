@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from fsar_jax.backbones.batch_norm import BatchNorm
-from fsar_jax.backbones.resnet import KAIMING_FAN_OUT, normalize_frames
+from fsar_jax.backbones.resnet import KAIMING_FAN_OUT, normalize_frames, residual_stage
 
 
 def conv3d(features: int, size: int, stride, dtype, name: str) -> nn.Conv:
@@ -53,13 +53,10 @@ class ResNet3D(nn.Module):
     @nn.compact
     def __call__(self, clips, train: bool = False):
         norm = {'groups': self.groups, 'frozen': self.frozen}
-        block = nn.remat(Bottleneck3D, static_argnums=(2,)) if self.remat else Bottleneck3D
         x = normalize_frames(clips, self.normalize).astype(self.dtype)
         x = conv3d(self.width, 7, (1, 2, 2), self.dtype, 'conv1')(x)
         x = nn.relu(BatchNorm(**norm, dtype=self.dtype, name='bn1')(x, train))
         x = nn.max_pool(x, (3, 3, 3), (2, 2, 2), padding=((1, 1),) * 3)
         for stage, count in enumerate(self.blocks):
-            for i in range(count):
-                stride = 2 if i == 0 and stage > 0 else 1
-                x = block(self.width * 2 ** stage, stride, norm, self.dtype, name=f'layer{stage + 1}_{i}')(x, train)
+            x = residual_stage(x, stage + 1, count, Bottleneck3D, self.width * 2 ** stage, norm, self.dtype, self.remat, train)
         return x

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from fsar_jax.enrichment import VideoFeatures
 from fsar_jax.layers import Linear, einsum_float32, unit
 from fsar_jax.matchers.offset_masks import DIRECTIONS, OffsetPredictor, grid_weights, integer_offset_weights, mask_weights
+from fsar_jax.matchers.prototypes import frame_cosine_logits
 
 SPATIAL = ('mask', 'grid', 'enumerate', 'none')
 
@@ -77,8 +78,7 @@ class ActionCoordination(nn.Module):
         [Q, L, C] before and, except for 'enumerate', 'aligned_frames' [Q, way, L, C] after it.
         """
         if not (train or self.at_test or self.is_initializing()):
-            p, q = (x.astype(jnp.float32).mean((-3, -2)) for x in (support.mean(1), query))
-            return -(1.0 - (unit(p)[None] * unit(q)[:, None]).sum(-1)).sum(-1), {}
+            return frame_cosine_logits(*(x.astype(jnp.float32).mean((-3, -2)) for x in (support.mean(1), query))), {}
         logits, auxiliary = self.compare_in_chunks(*self.prototypes(support, query), train)
         return self.norm(logits) if self.distance_norm else logits, auxiliary
 

@@ -27,7 +27,7 @@ class Prototypes(nn.Module):
         """Per episode: support [way, shot, (L,) D], query [Q, (L,) D] → logits float32 [Q, way]."""
         support, query = support.astype(jnp.float32), query.astype(jnp.float32)
         if self.distance == 'frame_cosine':
-            logits = (einsum_float32('qld,wld->qwl', unit(query), unit(support.mean(1))) - 1.0).sum(-1)
+            logits = frame_cosine_logits(support.mean(1), query)
         elif self.distance == 'mean_cosine':
             lengths = norm(query)[:, None, None] * norm(support)
             logits = (einsum_float32('qd,wsd->qws', query, support) / (lengths + COSINE_MARGIN)).mean(-1)
@@ -35,3 +35,8 @@ class Prototypes(nn.Module):
             logits = -jnp.square(query[:, None] - support.mean(1)).sum(-1)
         chex.assert_shape(logits, (query.shape[0], support.shape[0]))
         return logits
+
+
+def frame_cosine_logits(prototypes, query):
+    """−Σ_t (1 − cos(p_t, q_t)) (TA2N, Eq. 7 and 8): prototypes [way, L, D], query [Q, L, D] → float32 [Q, way]."""
+    return (einsum_float32('qld,wld->qwl', unit(query), unit(prototypes)) - 1.0).sum(-1)

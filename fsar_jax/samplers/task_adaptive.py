@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fsar_jax.layers import Linear, einsum_float32, sinusoidal_positions, unit
+from fsar_jax.layers import Linear, einsum_float32, frames_as_floats, sinusoidal_positions, unit
 from fsar_jax.samplers import amplifier
 from fsar_jax.samplers.top_k import evenly_spaced_indicator, hard_top_k, perturbed_top_k
 
@@ -192,9 +192,9 @@ class TaskAdaptiveSampler(nn.Module):
 
         def one(frames, indices, mixed, maps):
             if mixed is None:
-                chosen = _as_float(frames[indices]).astype(self.dtype)
+                chosen = frames_as_floats(frames[indices]).astype(self.dtype)
             else:
-                chosen = einsum_float32('tm,mhwc->thwc', mixed.astype(self.dtype), _as_float(frames).astype(self.dtype)).astype(self.dtype)
+                chosen = einsum_float32('tm,mhwc->thwc', mixed.astype(self.dtype), frames_as_floats(frames).astype(self.dtype)).astype(self.dtype)
             if maps is None:
                 return chosen
             if self.spatial == 'amplify':
@@ -239,20 +239,11 @@ def tiled_class_means(guide, way: int):
     return jnp.tile(means, (len(guide) // way, 1))
 
 
-def _as_float(frames):
-    """uint8 → float32 in [0, 1]; floats as they are."""
-    if frames.dtype == jnp.uint8:
-        return frames.astype(jnp.float32) / 255.0
-    if not jnp.issubdtype(frames.dtype, jnp.floating):
-        raise ValueError(f'frames are {frames.dtype}: pass uint8, or floats in [0, 1]')
-    return frames
-
-
 def _shrink(videos, size):
     """Videos [B, M, H, W, 3] → float [B·M, size, size, 3], one video at a time: the large frames are never all floats at once."""
     if videos.shape[2:4] == (size, size):
-        small = _as_float(videos)
+        small = frames_as_floats(videos)
     else:
-        resize = lambda video: jax.image.resize(_as_float(video), (len(video), size, size, video.shape[-1]), 'bilinear')
+        resize = lambda video: jax.image.resize(frames_as_floats(video), (len(video), size, size, video.shape[-1]), 'bilinear')
         small = jax.lax.map(resize, videos)
     return small.reshape(-1, *small.shape[2:])
