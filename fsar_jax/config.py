@@ -30,7 +30,8 @@ def default_config() -> ml_collections.ConfigDict:
         temporal=True,                            # 'task_adaptive': choose frames (TS); False: evenly spaced ones of the M
         spatial='amplify',                        # and how each is warped (SA): 'amplify', 'crop' or 'none'
         adaptive=True,                            # by weights that the support set generates; False: learned, the same for all
-        scan_network='shufflenet_v2_small', scan_weights=_optional(str), scan_size=64,
+        scan_network='shufflenet_v2_small', scan_size=64,
+        scan_weights=_optional(str),              # to start it from, as backbone.weights
         hidden=64, task_dim=64,                   # d: width of the evaluator; of the task feature, published: 128
         num_samples=100, samples_per_chunk=50,    # n: draws of noise for the perturbed top-k, so many at once; published: 500
         sigma=0.1, sigma_schedule='linear',       # their amplitude: 'constant', 'linear' (to sigma_end at num_steps) or 'steps'
@@ -41,7 +42,7 @@ def default_config() -> ml_collections.ConfigDict:
     model.align_at_test = True                    # False: evaluation leaves out temporal transform and action coordination
     model.backbone = _section(
         name='resnet_small',                      # 'features' takes maps [..., L, h, w, C] instead of frames
-        weights=_optional(str),                   # torchvision .pth or .safetensors to start from
+        weights=_optional(str),                   # to start from: torchvision .pth or .safetensors, or the workdir of a run
         batch_norm='split',                       # B: statistics of support and query apart, 'joint', or 'frozen'
         batch_norm_groups=1,                      # B: 4 emulates the statistics of DataParallel on four GPUs
         normalize='unit',                         # N: pixels / 255 only; 'imagenet' subtracts mean, divides by std; 'grey': 0.45, 0.225

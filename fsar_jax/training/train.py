@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import json
 import pathlib
 
@@ -130,13 +131,7 @@ def evaluate_only(config: ml_collections.ConfigDict, workdir, method: str, publi
     else:
         check_settings(workdir / 'checkpoints', config,
                        lambda key: key.startswith(MUST_AGREE_IN_EVALUATION) and key not in FREE_IN_EVALUATION)
-        with Checkpoints(workdir / 'checkpoints', config=config, read_only=True) as checkpoints:
-            best, selected_on = select(checkpoints)
-            trained = config.copy_and_resolve_references()      # the optimiser's state has the shape that its run gave it
-            trained.update_from_flattened_dict({
-                key: value for key, value in saved_settings(checkpoints.directory).items() if key.startswith('train.')})
-            state, _ = checkpoints.restore(replicate(mesh, create_train_state(trained, learner)), best)
-        variables = state.variables
+        variables, selected_on = best_of_run(workdir, mesh)
     return report(learner, variables, config, workdir, dataset, mesh, method, selected_on)
 
 
@@ -210,17 +205,45 @@ def only_run(workdir):
 
 
 def with_pretrained_weights(state, config, mesh):
-    """The state with parameters and statistics from the files that the config names (ImageNet, torchvision's names): of the backbone,
-    and of a sampler's scan network."""
+    """The state with parameters and statistics of a backbone, and of a sampler's scan network, where the config names a start: a file
+    with torchvision's names (ImageNet), or the workdir of an earlier run, of which the best checkpoint counts."""
     params, batch_stats = state.params, state.batch_stats
-    if config.model.backbone.weights:
-        loaded = replicate(mesh, weights.load_backbone(config.model.backbone.weights, config.model.backbone))
+    backbone, sampler = config.model.backbone, config.model.sampler
+    if backbone.weights:
+        loaded = start_of(('backbone',), 'model.backbone.weights', backbone.weights, params, mesh) or weights.load_backbone(backbone.weights, backbone)
+        loaded = replicate(mesh, loaded)
         params, batch_stats = params | {'backbone': loaded['params']}, batch_stats | {'backbone': loaded['batch_stats']}
-    if config.model.sampler.scan_weights and 'scan_network' in params.get('sampler', {}):
-        loaded = replicate(mesh, weights.load_scan_network(config.model.sampler.scan_weights, config.model.sampler.scan_network))
+    if sampler.scan_weights and 'scan_network' in params.get('sampler', {}):
+        loaded = (start_of(('sampler', 'scan_network'), 'model.sampler.scan_weights', sampler.scan_weights, params, mesh)
+                  or weights.load_scan_network(sampler.scan_weights, sampler.scan_network))
+        loaded = replicate(mesh, loaded)
         params = params | {'sampler': params['sampler'] | {'scan_network': loaded['params']}}
         batch_stats = batch_stats | {'sampler': {'scan_network': loaded['batch_stats']}}
     return state.replace(params=params, batch_stats=batch_stats)
+
+
+def start_of(stage, key, path, params, mesh):
+    """{'params', 'batch_stats'} of one stage ('sampler', 'scan_network') of the run in the workdir `path`; None where that is a file."""
+    if not pathlib.Path(path).is_dir():
+        return None
+    variables, _ = best_of_run(path, mesh)
+    inside = '.'.join(stage) + '.'
+    there, here = ({name: (x.shape, x.dtype) for name, x in flatten(tree).items() if name.startswith(inside)}
+                   for tree in (variables['params'], params))
+    if there != here:
+        raise ValueError(f'config.{key}={path} holds a run whose {" ".join(stage)} is another one: name a run with the same, or a file')
+    return {kind: functools.reduce(lambda tree, name: tree[name], stage, variables[kind]) for kind in ('params', 'batch_stats')}
+
+
+def best_of_run(workdir, mesh) -> tuple[dict, str]:
+    """Variables of the checkpoint that counts in the run in `workdir`, built from the settings that lie beside it, and how it was chosen."""
+    directory = pathlib.Path(workdir) / 'checkpoints'
+    config = default_config().unlock()
+    config.update_from_flattened_dict(saved_settings(directory))
+    with Checkpoints(directory, config=config, read_only=True) as checkpoints:
+        best, selected_on = select(checkpoints)
+        state, _ = checkpoints.restore(replicate(mesh, create_train_state(config, create_learner(config.model))), best)
+    return state.variables, selected_on
 
 
 def record(writer, step: int, metrics: dict, checkpoints) -> None:

@@ -6,15 +6,19 @@ import random
 import signal
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_run import error_of, finish, run_main, start_main, tiny_config, tiny_flags
+from tiny_run import SAMPLER, error_of, finish, largest_difference, run_main, start_main, tiny_config, tiny_flags
 
+from fsar_jax.learner import create_learner
 from fsar_jax.training import train
 from fsar_jax.training.checkpoints import CONFIG_FILE, Checkpoints
+from fsar_jax.training.mesh import episode_mesh
 from fsar_jax.training.progress import METRICS_FILE, read_metrics
 from fsar_jax.training.results import read_results
+from fsar_jax.training.state import create_train_state
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 KILLS = int(os.environ.get('FSAR_KILLS', 3))
@@ -126,6 +130,42 @@ def test_a_setting_younger_than_the_run_counts_as_its_default(tmp_path):
     config.model.matcher.distance_norm = True
     with pytest.raises(ValueError, match=r'\(model.matcher.distance_norm=False there, True here\)'):
         train.check_settings(tmp_path, config, lambda key: True)
+
+
+def test_a_run_starts_from_a_stage_of_another(tiny_data, unbroken, tmp_path):
+    """The backbone of its best checkpoint, and nothing else; its matcher may be another."""
+    workdir, _ = unbroken
+    config = tiny_config('otam', {'data.dir': str(tiny_data), 'model.backbone.weights': str(workdir)})
+    mesh = episode_mesh()
+    fresh = create_train_state(config, create_learner(config.model))
+    started = train.with_pretrained_weights(fresh, config, mesh)
+    with Checkpoints(workdir / 'checkpoints', read_only=True) as checkpoints:
+        theirs = create_train_state(tiny_config('protonet', SETTINGS), create_learner(tiny_config('protonet').model))
+        theirs, _ = checkpoints.restore(theirs, checkpoints.best_step)
+    assert largest_difference(started.params['backbone'], theirs.params['backbone']) == 0
+    assert largest_difference(started.batch_stats['backbone'], theirs.batch_stats['backbone']) == 0
+    assert largest_difference(started.params['backbone'], fresh.params['backbone']) > 0
+    assert started.step == 0 and largest_difference(started.opt_state, fresh.opt_state) == 0
+
+    thin = tiny_config('otam', {'data.dir': str(tiny_data), 'model.backbone.weights': str(workdir)}, width=8)
+    with pytest.raises(ValueError, match=rf'config.model.backbone.weights={workdir} holds a run whose backbone is another one'):
+        train.with_pretrained_weights(create_train_state(thin, create_learner(thin.model)), thin, mesh)
+    config.model.backbone.weights = str(tmp_path)
+    with pytest.raises(FileNotFoundError, match=rf'no checkpoint in {tmp_path}'):
+        train.with_pretrained_weights(fresh, config, mesh)
+
+
+def test_a_scan_network_starts_from_that_of_another_run(tmp_path):
+    config = tiny_config('vim', {**SAMPLER, 'model.sampler.scan_weights': str(tmp_path)})
+    theirs = create_train_state(config, create_learner(config.model))
+    theirs = theirs.replace(params=jax.tree.map(lambda x: x + 1, theirs.params))
+    with Checkpoints(tmp_path / 'checkpoints', config=config) as checkpoints:
+        checkpoints.save(3, theirs)
+    fresh = create_train_state(config, create_learner(config.model))
+    started = train.with_pretrained_weights(fresh, config, episode_mesh())
+    assert largest_difference(started.params['sampler']['scan_network'], theirs.params['sampler']['scan_network']) == 0
+    rest = lambda params: {**params, 'sampler': {name: x for name, x in params['sampler'].items() if name != 'scan_network'}}
+    assert largest_difference(rest(started.params), rest(fresh.params)) == 0
 
 
 class FakeCheckpoints:
