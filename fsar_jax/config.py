@@ -117,7 +117,7 @@ def default_config() -> ml_collections.ConfigDict:
         episodes_file=_optional(str),             # exchange an episode list: read it instead of drawing
         episodes_per_chunk=250,
         videos_per_batch=32,
-        misalignment_episodes=0,                  # main.py measures alignment over the first so many test episodes; 0: not at all
+        measured_episodes=0,                      # main.py measures alignment and selection over the first so many test episodes
     )
     return config.lock()
 
@@ -171,7 +171,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         'episode.way': 2, 'episode.shot': 1, 'episode.query': 1, 'episode.frames': 1, 'episode.image_size': 1, 'eval.query': 1,
         'train.num_steps': 1, 'train.episodes_per_step': 1, 'train.accumulation_steps': 1, 'train.checkpoint_steps': 1,
         'train.log_steps': 1, 'train.keep_checkpoints': 1, 'eval.num_episodes': 1, 'eval.val_episodes': 0,
-        'eval.episodes_per_chunk': 1, 'eval.videos_per_batch': 1, 'eval.misalignment_episodes': 0, 'data.num_threads': 0, 'data.num_workers': 0,
+        'eval.episodes_per_chunk': 1, 'eval.videos_per_batch': 1, 'eval.measured_episodes': 0, 'data.num_threads': 0, 'data.num_workers': 0,
         'model.enrichment.patches': 1, 'model.backbone.batch_norm_groups': 1, 'model.matcher.pairs_per_chunk': 0, 'model.matcher.heads': 1, 'seed': 0, 'eval.seed': 0, 'train.warmup_steps': 0,
         'model.sampler.num_samples': 1, 'model.sampler.samples_per_chunk': 1, 'model.sampler.scan_size': 1,
         'model.sampler.sigma_steps': 1, 'model.sampler.hidden': 1, 'model.sampler.task_dim': 1,
@@ -195,9 +195,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if frames_read(config) < frames:
         raise ValueError(f'config.model.sampler.dense_frames={config.model.sampler.dense_frames} is fewer than '
                          f'config.episode.frames={frames}, which the sampler has to choose among them: raise it')
-    if config.eval.misalignment_episodes and config.model.sampler.name != 'uniform':
-        raise ValueError(f'config.eval.misalignment_episodes={config.eval.misalignment_episodes} measures evenly spaced frames: '
-                         f"set config.model.sampler.name='uniform', or leave it at 0")
     if config.model.backbone.name == 'features':
         raise ValueError("config.model.backbone.name='features' is for the library (create_learner on stored feature maps): "
                          'main.py reads frames, choose a backbone')

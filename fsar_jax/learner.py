@@ -70,6 +70,12 @@ class FewShotLearner(nn.Module):
             return self.sampler.scan(videos, train)
         return self.represent(self.sampler(videos, train), train)
 
+    def sample(self, support, query, train: bool = False):
+        """What the sampler gives of an episode's videos, {'frames': …}: leaves [way, shot, …] and [Q, …]."""
+        if self.sampler.per_episode:
+            return self.sampler.sample_episode(*self.of_episode(self.sampler.scan, support, query, train), train)
+        return self.of_episode(self.sampler, support, query, train)
+
     def represent(self, sampled, train: bool = False):
         """What a sampler gives for B videos, {'frames': [B, L, H, W, 3], …}, → what the matcher needs of each."""
         features = self.enrich(self.feature_maps(sampled['frames'], train), train)

@@ -113,6 +113,11 @@ def cropped_positions(maps: jax.Array, height: int, width: int) -> tuple[jax.Arr
     return _window(maps.sum(-1), height), _window(maps.sum(-2), width)
 
 
+def positions(maps: jax.Array, height: int, width: int, spatial: str, variant: str = 'code') -> tuple[jax.Array, jax.Array]:
+    """(rows, columns) that spatial='amplify' or 'crop' reads a frame at, as the functions above."""
+    return amplified_positions(maps, height, width, variant) if spatial == 'amplify' else cropped_positions(maps, height, width)
+
+
 def _read(frames, rows, columns):
     """frames [..., H, W, C] at rows [..., H'] and columns [..., W'] → float32 [..., H', W', C]."""
     dtype = frames.dtype if jnp.issubdtype(frames.dtype, jnp.floating) else jnp.float32

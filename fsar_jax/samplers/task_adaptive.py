@@ -197,11 +197,7 @@ class TaskAdaptiveSampler(nn.Module):
                 chosen = einsum_float32('tm,mhwc->thwc', mixed.astype(self.dtype), frames_as_floats(frames).astype(self.dtype)).astype(self.dtype)
             if maps is None:
                 return chosen
-            if self.spatial == 'amplify':
-                rows, columns = amplifier.amplified_positions(maps, *chosen.shape[1:3], self.variant)
-            else:
-                rows, columns = amplifier.cropped_positions(maps, *chosen.shape[1:3])
-            return amplifier.resample(chosen, rows, columns)
+            return amplifier.resample(chosen, *amplifier.positions(maps, *chosen.shape[1:3], self.spatial, self.variant))
         return jax.lax.map(lambda video: jax.checkpoint(one)(*video), (frames, indices, mixed, maps))
 
 

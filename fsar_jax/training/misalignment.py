@@ -1,7 +1,7 @@
 """How misaligned two clips are, how much a method moves them, and how far that is from the truth: measures on plain arrays.
 
 From TA2N's supplement (start of the action; Eq. 10) and VIM (Eq. 35), and overlap and correlation with the true window and
-offsets. `fsar_jax.training.alignment_report` takes them over the episodes of an evaluation.
+offsets. `fsar_jax.training.episode_report` takes them over the episodes of an evaluation.
 """
 
 import jax

@@ -16,7 +16,7 @@ from fsar_jax.data import episodes, loader
 from fsar_jax.data.dataset import open_dataset, videos_present
 from fsar_jax.learner import create_learner
 from fsar_jax.training import results
-from fsar_jax.training.alignment_report import measure
+from fsar_jax.training.episode_report import measure
 from fsar_jax.training.checkpoints import Checkpoints, flatten, saved_settings
 from fsar_jax.training.evaluation import episodes_of, evaluate
 from fsar_jax.training.mesh import episode_mesh, replicate, shard
@@ -139,9 +139,9 @@ def report(learner, variables, config, workdir, dataset, mesh, method, selected_
     """Evaluates once on config.eval.split, writes results.json, prints the accuracy beside chance."""
     found = evaluate(learner, variables, config, config.eval.split, config.eval.num_episodes,
                      method=method, selected_on=selected_on, mesh=mesh, dataset=dataset)
-    if config.eval.misalignment_episodes:
+    if config.eval.measured_episodes:
         measured = episodes_of(dataset, config, config.eval.split, config.eval.num_episodes)
-        found['misalignment'] = measure(learner, variables, dataset, measured, config)
+        found |= measure(learner, variables, dataset, measured, config)
     path = results.write_results(workdir, found)
     say(f"{method}, {found['dataset']}, {found['split']}, {found['way']}-way {found['shot']}-shot: "
         f"{found['accuracy']:.2%} ± {found['ci95']:.2%} (95% interval over {found['num_episodes']} episodes; "
@@ -273,7 +273,7 @@ MAY_CHANGE_ON_RESUME = (
     'data.dir', 'data.num_threads', 'data.num_workers', 'data.prefetch', 'train.log_steps', 'train.keep_checkpoints',
     'train.accumulation_steps', 'model.backbone.weights', 'model.sampler.scan_weights', 'model.backbone.remat', 'eval.split',
     'eval.num_episodes', 'eval.cache', 'eval.episodes_file', 'eval.episodes_per_chunk', 'eval.videos_per_batch',
-    'eval.misalignment_episodes')
+    'eval.measured_episodes')
 # What makes the classifier; way, shot, dataset and precision may be others than in training.
 MUST_AGREE_IN_EVALUATION = ('model.', 'episode.frames', 'episode.image_size', 'data.resize', 'data.sampling', 'data.short_videos')
 FREE_IN_EVALUATION = ('model.dtype', 'model.backbone.weights', 'model.sampler.scan_weights', 'model.backbone.remat',

@@ -11,7 +11,7 @@ from tiny_evaluation import TinyDataset, make_config
 from fsar_jax.data import episodes as episode_lists
 from fsar_jax.learner import create_learner
 from fsar_jax.training import misalignment
-from fsar_jax.training.alignment_report import measure, truth_measures
+from fsar_jax.training.episode_report import Truth, measure, truth_measures
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 CLIP = np.array([1, 5, 9, 13, 17])               # five sampled frames of a clip of 19
@@ -95,7 +95,7 @@ class KnownDataset(TinyDataset):
 
 @pytest.fixture(scope='module')
 def setting():
-    config = make_config(misalignment_episodes=3)
+    config = make_config(measured_episodes=3)
     with config.unlocked():
         config.model.enrichment.temporal_transform = True
         config.model.matcher.name = 'action_coordination'
@@ -107,23 +107,24 @@ def setting():
 def test_truth_by_hand(setting):
     config, dataset, episodes = setting
     # The test rule takes frames 1, 3, 5, 8 of 10; (a, b) = (1/3, 0) is the time from 3 to 5, (1, 0) that from 1 to 8.
-    windows = tuple(np.broadcast_to([1 / 3, 0.0], (*x.shape, 2)) for x in (episodes.support, episodes.query))
+    windows = np.broadcast_to([1 / 3, 0.0], (5, 9, 2))
+    truth = Truth.of(dataset, episodes, config)
     x = lambda positions: (positions % 5 + 2) / 6                                          # half a frame is 6 pixels
     e, q = np.indices(episodes.query.shape)
     true = x(episodes.query) - x(episodes.support).mean(2)[e, episodes.labels]
     offsets = np.zeros((5, 3, 4, 2))
     offsets[..., 0] = 0.5 * true[..., None]
     offsets[:, :, 1] = 9.0                                                                 # at place 3 + 2/3, frame 4: no box
-    found = truth_measures(dataset, episodes, config, windows, offsets)
+    found = truth_measures(truth, episodes, config, windows, offsets)
     assert found['temporal_overlap'] == pytest.approx({'whole_clip': 4 / 8, 'window': 3 / 4})
     assert found['offset_correlation'] == [pytest.approx(1.0), None]                       # nothing moves along y
     assert found['displacement'] == pytest.approx({'before': np.abs(true).mean(), 'after': np.abs(true).mean() / 2})
     config = config.copy_and_resolve_references()
     config.model.variant = 'paper'
-    assert truth_measures(dataset, episodes, config, windows, offsets)['offset_correlation'][0] == pytest.approx(-1.0)
-    plain = truth_measures(dataset, episodes, config, None, None)
+    assert truth_measures(truth, episodes, config, windows, offsets)['offset_correlation'][0] == pytest.approx(-1.0)
+    plain = truth_measures(truth, episodes, config, None, None)
     assert plain == {'temporal_overlap': {'whole_clip': pytest.approx(4 / 8)}}
-    assert truth_measures(TinyDataset(), episodes, config, windows, offsets) is None
+    assert Truth.of(TinyDataset(), episodes, config) is None
 
 
 def test_report_of_a_learner_that_aligns_and_of_one_that_does_not(setting):
@@ -137,6 +138,8 @@ def test_report_of_a_learner_that_aligns_and_of_one_that_does_not(setting):
         clips = jnp.zeros((3, 2, 4, 12, 12, 3), jnp.uint8)
         found = measure(learner, jax.jit(learner.init)(jax.random.key(0), clips, clips[:, 0]), dataset, episodes, config)
         json.dumps(found, allow_nan=False)
+        assert list(found) == ['misalignment']
+        found = found['misalignment']
         stages = ['before', 'after'] if aligns else ['before']
         assert found['episodes'] == 3 and list(found['action_start']) == stages
         assert all(len(counts) == 5 and sum(counts) == 9 for counts in found['action_start'].values())

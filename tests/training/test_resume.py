@@ -113,7 +113,7 @@ def test_what_may_change_and_what_may_not(tiny_data, unbroken):
 
 def test_alignment_is_measured_when_asked(tiny_data, unbroken):
     workdir, expected = unbroken
-    config = tiny_config('protonet', {**SETTINGS, 'data.dir': str(tiny_data), 'eval.misalignment_episodes': 2})
+    config = tiny_config('protonet', {**SETTINGS, 'data.dir': str(tiny_data), 'eval.measured_episodes': 2})
     found = train.evaluate_only(config, workdir, 'protonet')
     assert read_results(workdir)['misalignment'] == found['misalignment'] and 'misalignment' not in expected
     assert found['misalignment']['episodes'] == 2 and set(found['misalignment']) == {'episodes', 'action_start', 'aem'}
