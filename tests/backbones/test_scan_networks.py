@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fsar_jax.backbones.depthwise import grouped_convolution, shifted_products
+from fsar_jax.backbones.depthwise import grouped_convolution, diagonal_convolution
 from fsar_jax.backbones.scan import SCAN_NETWORKS, create_scan_network
 from fsar_jax.backbones.shufflenet_v2 import ShuffleNetV2
 from fsar_jax.weights.published import scan_network_from_torch, scan_network_table
@@ -49,14 +49,14 @@ def test_maps_and_running_statistics_equal_the_published(case, name, published, 
 
 @pytest.mark.parametrize('stride', [1, 2])
 @pytest.mark.parametrize('size', [(6, 5), (7, 8)])
-def test_shifted_products_are_the_depthwise_convolution(stride, size):
+def test_the_diagonal_convolution_is_the_depthwise_convolution(stride, size):
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, *size, 3)).astype(np.float32), rng.normal(size=(3, 3, 1, 3)).astype(np.float32)
-    both = [jax.vjp(lambda x, k: compute(x, k, stride), x, kernel) for compute in (shifted_products, grouped_convolution)]
+    both = [jax.vjp(lambda x, k: compute(x, k, stride), x, kernel) for compute in (diagonal_convolution, grouped_convolution)]
     np.testing.assert_allclose(both[0][0], both[1][0], atol=1e-5)
     cotangent = rng.normal(size=both[0][0].shape).astype(np.float32)
-    for shifted, reference in zip(both[0][1](cotangent), both[1][1](cotangent)):
-        np.testing.assert_allclose(shifted, reference, atol=1e-5)
+    for ours, reference in zip(both[0][1](cotangent), both[1][1](cotangent)):
+        np.testing.assert_allclose(ours, reference, atol=1e-5)
 
 
 class SlowMobileNetV2:
