@@ -49,10 +49,11 @@ def test_maps_and_running_statistics_equal_the_published(case, name, published, 
 
 @pytest.mark.parametrize('stride', [1, 2])
 @pytest.mark.parametrize('size', [(6, 5), (7, 8)])
-def test_the_diagonal_convolution_is_the_depthwise_convolution(stride, size):
+@pytest.mark.parametrize('compute', [diagonal_convolution, shifted_products])
+def test_what_cpus_compute_is_the_depthwise_convolution(compute, stride, size):
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, *size, 3)).astype(np.float32), rng.normal(size=(3, 3, 1, 3)).astype(np.float32)
-    both = [jax.vjp(lambda x, k: compute(x, k, stride), x, kernel) for compute in (diagonal_convolution, grouped_convolution)]
+    both = [jax.vjp(lambda x, k: f(x, k, stride), x, kernel) for f in (compute, grouped_convolution)]
     np.testing.assert_allclose(both[0][0], both[1][0], atol=1e-5)
     cotangent = rng.normal(size=both[0][0].shape).astype(np.float32)
     for ours, reference in zip(both[0][1](cotangent), both[1][1](cotangent)):
