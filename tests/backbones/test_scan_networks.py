@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fsar_jax.backbones.depthwise import grouped_convolution, diagonal_convolution
+from fsar_jax.backbones.depthwise import diagonal_convolution, grouped_convolution, shifted_products
 from fsar_jax.backbones.scan import SCAN_NETWORKS, create_scan_network
 from fsar_jax.backbones.shufflenet_v2 import ShuffleNetV2
 from fsar_jax.weights.published import scan_network_from_torch, scan_network_table
