@@ -2,6 +2,7 @@
 
 Random clips, so the loader is not measured (benchmarks/loading.py does). At paper size the step is compiled and timed on an
 accelerator; on a CPU it is only traced, as one part, which shows that it builds and how many operations it has.
+A method with a sampler (vim) is followed by the same with evenly spaced frames, and by the sampler's share of the step.
 """
 
 import pathlib
@@ -77,6 +78,19 @@ def trace(config, mesh):
     return time.perf_counter() - start, lowered.cost_analysis()['flops'] / 1e12
 
 
+def row(name, config, mesh, only_traced):
+    """Prints a line of the table and returns what the step costs: TFLOP where it is only traced, else seconds."""
+    episodes, parts = config.train.episodes_per_step, config.train.accumulation_steps
+    print(f'{name:<10} {episodes:>8} {parts:>6} {config.model.dtype:>9} ', end='', flush=True)
+    if only_traced:
+        seconds, operations = trace(config, mesh)
+        print(f'{seconds:>8.1f} {operations:>11.1f}', flush=True)
+        return operations
+    first, median = measure(config, mesh)
+    print(f'{first:>8.1f} {1e3 * median:>8.1f} {episodes / median:>11.1f}', flush=True)
+    return median
+
+
 def main(_):
     logging.set_verbosity(logging.WARNING)
     mesh = episode_mesh()
@@ -90,14 +104,10 @@ def main(_):
         config = fit_accumulation(load(method), mesh.size)
         if only_traced:
             config.train.accumulation_steps = 1   # on a CPU the parts are unrolled, and each would be traced
-        episodes, parts = config.train.episodes_per_step, config.train.accumulation_steps
-        row = f'{method:<10} {episodes:>8} {parts:>6} {config.model.dtype:>9} '
-        if only_traced:
-            seconds, operations = trace(config, mesh)
-            print(f'{row}{seconds:>8.1f} {operations:>11.1f}', flush=True)
-        else:
-            first, median = measure(config, mesh)
-            print(f'{row}{first:>8.1f} {1e3 * median:>8.1f} {episodes / median:>11.1f}', flush=True)
+        cost = row(method, config, mesh, only_traced)
+        if config.model.sampler.name != 'uniform':
+            config.model.sampler.name = 'uniform'
+            print(f"{'':<10} the sampler: {1 - row('  without', config, mesh, only_traced) / cost:.0%} of the step", flush=True)
     memory = device.memory_stats() or {}
     if 'peak_bytes_in_use' in memory:
         print(f"peak memory of a device, largest row: {memory['peak_bytes_in_use'] / 2**30:.1f} GiB")
