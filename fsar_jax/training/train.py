@@ -19,7 +19,7 @@ from fsar_jax.training import results
 from fsar_jax.training.episode_report import measure
 from fsar_jax.training.checkpoints import Checkpoints, flatten, saved_settings
 from fsar_jax.training.evaluation import episodes_of, evaluate
-from fsar_jax.training.mesh import episode_mesh, replicate, shard
+from fsar_jax.training.mesh import episode_mesh, replicate, replicated, shard
 from fsar_jax.training.progress import MetricWriter, Progress
 from fsar_jax.training.state import create_train_state, make_train_step
 
@@ -242,7 +242,9 @@ def best_of_run(workdir, mesh) -> tuple[dict, str]:
     config.update_from_flattened_dict(saved_settings(directory))
     with Checkpoints(directory, config=config, read_only=True) as checkpoints:
         best, selected_on = select(checkpoints)
-        state, _ = checkpoints.restore(replicate(mesh, create_train_state(config, create_learner(config.model))), best)
+        like = jax.eval_shape(lambda: create_train_state(config, create_learner(config.model)))
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), like)
+        state, _ = checkpoints.restore(like, best)
     return state.variables, selected_on
 
 

@@ -47,16 +47,31 @@ def run_steps(method, steps, state=None):
     state = replicate(mesh, jax.tree.map(jax.numpy.array, start)) if state is None else state
     losses = []
     for step in steps:
-        state, metrics = train_step(state, shard(mesh, random_batch(config, seed=step), axis=1))
+        state, metrics = train_step(state, shard(mesh, batch_of(method, config, step), axis=1))
         losses.append(np.asarray(metrics['losses']).ravel())
     return state, np.array(losses)
+
+
+def batch_of(method, config, seed):
+    """Noise; for VIM in changing light, because frames of one brightness score nearly alike, and rounding would decide which are taken."""
+    batch, rng = random_batch(config, seed), np.random.default_rng(seed)
+    light = lambda x: (x * rng.uniform(0.1, 1.0, (*x.shape[:-3], 1, 1, 1))).astype(np.uint8)
+    return {**batch, 'support': light(batch['support']), 'query': light(batch['query'])} if method == 'vim' else batch
+
+
+def logits_at_test(method):
+    """Of the first batch and the initial parameters: float32 [episodes, Q, way]."""
+    config, mesh, start, _ = prepared(method)
+    learner, batch = create_learner(config.model), shard(mesh, batch_of(method, config, 0), axis=1)
+    predict = jax.jit(jax.vmap(lambda support, query: learner.apply(start.variables, support, query).logits))
+    return np.asarray(predict(batch['support'][0], batch['query'][0]))
 
 
 @functools.cache
 def three_steps(method):
     """Losses and final state, as trees of numpy."""
     state, losses = run_steps(method, range(3))
-    return {'losses': losses, **{name: jax.tree.map(np.asarray, getattr(state, name)) for name in ('params', 'batch_stats', 'opt_state')}}
+    return {'losses': losses, **({'logits': logits_at_test(method)} if method == 'vim' else {}), **{name: jax.tree.map(np.asarray, getattr(state, name)) for name in ('params', 'batch_stats', 'opt_state')}}
 
 
 @pytest.fixture(scope='module')
@@ -100,8 +115,10 @@ def test_stopped_after_a_checkpoint_and_continued(method, tmp_path, eight_device
 def test_one_device_and_eight(method, eight_devices):
     one = three_steps(method)
     other = jax.tree.unflatten(jax.tree.structure(one), eight_devices(method))
-    if method == 'vim':                           # frames of nearly equal score: rounding can swap two in a sample, and the update then differs
-        np.testing.assert_allclose(one['losses'][0], other['losses'][0], atol=1e-4)
+    if method == 'vim':    # resampling a noise image has a gradient that jumps from pixel to pixel, so rounding shows in the update (0.03% of it)
+        np.testing.assert_allclose(one['losses'][0], other['losses'][0], atol=2e-5)
+        np.testing.assert_allclose(one['logits'], other['logits'], atol=2e-5)
+        assert np.ptp(one['logits']) > 1e-2
         return
     for part in one:
         assert largest_difference(one[part], other[part]) < 1e-5, part
