@@ -54,7 +54,7 @@ def measure(learner, variables, dataset, episodes, config) -> dict:
     seen = [jax.tree.map(np.asarray, run(variables, batch['support'][0], batch['query'][0]))
             for batch in loader.episode_batches(dataset, config, episodes, 1)]
     seen = jax.tree.map(lambda *x: np.stack(x), *seen)
-    truth = Truth.of(dataset, episodes, config)
+    truth = Truth.of(dataset, episodes)
     found = {'misalignment': alignment_measures(seen, truth, episodes, config)}
     if config.model.sampler.name != 'uniform':
         found['selection'] = selection_measures(seen['auxiliary'], truth, config)
@@ -114,8 +114,7 @@ def selection_measures(auxiliary, truth, config) -> dict:
     if truth is None:
         return found
     inside = lambda indices: share_inside(truth.stored(config, indices), truth.start, truth.end)
-    even = np.broadcast_to(np.array([frame_indices(int(n), config.episode.frames, config.data.sampling) for n in truth.num_frames])[truth.row],
-                           (*chosen.shape[:2], config.episode.frames))
+    even = truth.evenly_spaced(config, config.episode.frames)
     found['inside_action'] = {'chosen': inside(chosen), 'evenly_spaced': share_inside(even, truth.start, truth.end),
                               'of_another_clip': inside(np.roll(chosen, 1, axis=0))}
     saliency = of_clips(auxiliary, 'saliency')
@@ -152,7 +151,7 @@ class Truth:
     end: np.ndarray
 
     @classmethod
-    def of(cls, dataset, episodes, config):
+    def of(cls, dataset, episodes):
         """None where the records do not say."""
         positions = np.concatenate([episodes.support.reshape(len(episodes), -1), episodes.query], 1)
         used, row = np.unique(positions, return_inverse=True)
@@ -163,9 +162,13 @@ class Truth:
         start, end = (np.array([int(record[key]) for record in records])[row] for key in ('action_start', 'action_end'))
         return cls(records, dataset.num_frames[used], row, start, end)
 
+    def evenly_spaced(self, config, count):
+        """The stored frames [E, clips, count] that the loader reads of each clip at test."""
+        return np.array([frame_indices(int(n), count, config.data.sampling) for n in self.num_frames])[self.row]
+
     def stored(self, config, chosen=None):
         """The stored frames [E, clips, L] that the learner was given; `chosen` [E, clips, T] among them."""
-        read = np.array([frame_indices(int(n), frames_read(config), config.data.sampling) for n in self.num_frames])[self.row]
+        read = self.evenly_spaced(config, frames_read(config))
         return read if chosen is None else np.take_along_axis(read, chosen, -1)
 
     def boxes(self, config, places):

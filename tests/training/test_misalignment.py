@@ -108,7 +108,7 @@ def test_truth_by_hand(setting):
     config, dataset, episodes = setting
     # The test rule takes frames 1, 3, 5, 8 of 10; (a, b) = (1/3, 0) is the time from 3 to 5, (1, 0) that from 1 to 8.
     windows = np.broadcast_to([1 / 3, 0.0], (5, 9, 2))
-    truth = Truth.of(dataset, episodes, config)
+    truth = Truth.of(dataset, episodes)
     x = lambda positions: (positions % 5 + 2) / 6                                          # half a frame is 6 pixels
     e, q = np.indices(episodes.query.shape)
     true = x(episodes.query) - x(episodes.support).mean(2)[e, episodes.labels]
@@ -124,7 +124,7 @@ def test_truth_by_hand(setting):
     assert truth_measures(truth, episodes, config, windows, offsets)['offset_correlation'][0] == pytest.approx(-1.0)
     plain = truth_measures(truth, episodes, config, None, None)
     assert plain == {'temporal_overlap': {'whole_clip': pytest.approx(4 / 8)}}
-    assert Truth.of(TinyDataset(), episodes, config) is None
+    assert Truth.of(TinyDataset(), episodes) is None
 
 
 def test_report_of_a_learner_that_aligns_and_of_one_that_does_not(setting):

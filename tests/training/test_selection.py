@@ -46,7 +46,7 @@ def test_selection_by_hand():
     """The action takes the stored frames 2 … 5; the centre crop takes two columns off the left of the frame, and of the boxes."""
     config, dataset = sampling_config(), KnownDataset()
     episodes = episode_lists.draw_episodes(dataset, 3, 2, 1, 0, 3)
-    truth = episode_report.Truth.of(dataset, episodes, config)
+    truth = episode_report.Truth.of(dataset, episodes)
     read = truth.stored(config)[0, 0]
     inside = (read >= 2) & (read <= 5)
     best, worst = np.sort(np.argsort(~inside, kind='stable')[:4]), np.sort(np.argsort(inside, kind='stable')[:4])
