@@ -108,16 +108,23 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
         return functools.partial(source_record, settings=self.builder_config.record_settings())
 
     def _root(self):
-        config = self.builder_config
-        manual = pathlib.Path(config.manual_dir) if config.manual_dir else pathlib.Path(self.downloads.manual_dir)
-        root = pathlib.Path(config.videos) if config.videos else manual / self.name
-        if not root.exists() and not config.videos:
-            root = manual
-        if not root.exists():
+        videos, manual = self.builder_config.videos, self._manual_dir()
+        root = pathlib.Path(videos) if videos else manual and (manual / self.name if (manual / self.name).exists() else manual)
+        if root is None or not root.exists():
             raise FileNotFoundError(
-                f'no videos of {self.name} in {root}: give --videos=PATH, see {self.name}/README.md for what it may be'
+                f'no videos of {self.name} in {root or "manual_dir"}: give --videos=PATH, see {self.name}/README.md for what it '
+                'may be'
             )
         return extracted(root, self.ARCHIVES, pathlib.Path(self.downloads.download_dir, 'extracted'))
+
+    def _manual_dir(self) -> pathlib.Path | None:
+        """Of the config, else of tfds' download manager; None where that has none."""
+        if self.builder_config.manual_dir:
+            return pathlib.Path(self.builder_config.manual_dir)
+        try:
+            return pathlib.Path(self.downloads.manual_dir)
+        except AssertionError:  # how tfds says that the folder is not there, or empty
+            return None
 
     def _from_folders(self, files, published, label):
         """Every file in a class folder is a video of the class, in the order of bytes."""
@@ -179,8 +186,7 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
 
     def annotation_folders(self) -> list[pathlib.Path]:
         """Where files of the authors besides the videos may lie."""
-        config = self.builder_config
-        roots = [pathlib.Path(path) for path in (config.videos, config.manual_dir) if path]
+        roots = [pathlib.Path(path) for path in (self.builder_config.videos, self._manual_dir()) if path]
         folders = [folder for root in roots for folder in (root, root.parent, root / self.name, root / 'labels')]
         return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
@@ -220,7 +226,7 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
         urls = ', '.join(mirrors[0][split].url for split in SPLITS)
         raise FileNotFoundError(
             f'the list files cannot be downloaded ({", ".join(errors)}): put them into '
-            f'{self.builder_config.manual_dir} yourself, from {urls}'
+            f'{self._manual_dir() or "manual_dir"} yourself, from {urls}'
         )
 
 

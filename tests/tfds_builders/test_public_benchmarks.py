@@ -352,15 +352,37 @@ def test_where_the_videos_are_not(tmp_path):
         verify.report('ucf101_arn', tmp_path)
 
 
-def test_a_named_config_and_the_download_and_prepare_of_tfds(small, tmp_path):
+def test_a_named_config(small, tmp_path):
     videos, lists, lines, _ = small('ucf101_arn')
     directory = copies.build_copy('ucf101_arn/eight', tmp_path, videos, lists, '--max_frames=8')
     assert directory == tmp_path / 'ucf101_arn' / 'eight' / '1.0.0'
     assert set(open_dataset('ucf101_arn/eight', tmp_path, 'val').num_frames) == {8}
-    builder_class = build.BENCHMARKS['ucf101_arn']
-    manual = tmp_path / 'manual'
-    shutil.copytree(videos, manual / 'UCF-101')
-    builder = builder_class(config='default', data_dir=tmp_path / 'tfds', processes=0)
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual))
-    source = builder.as_data_source('train')
-    assert [record['video_id'].decode() for record in source] == lines['train']
+
+
+@pytest.mark.parametrize('dataset', COUNTS)
+def test_what_the_builder_test_case_of_tfds_checks(dataset, small, tmp_path, monkeypatch):
+    """tfds.testing.DatasetBuilderTestCase cannot be imported without TensorFlow: these are its checks, read through as_data_source."""
+    videos, lists, lines, _ = small(dataset)
+    monkeypatch.setattr(tfds.download.DownloadManager, 'download', lambda *_: pytest.fail('a list is in manual_dir: no download'))
+    shutil.copytree(lists, tmp_path / 'manual')
+    shutil.copytree(videos, tmp_path / 'manual' / dataset)
+    kind = build.BENCHMARKS[dataset]
+    assert dataset in tfds.list_builders(with_community_datasets=False)
+    assert kind.get_metadata().description.startswith(f'# {dataset}')
+    builder = kind(data_dir=tmp_path / 'data', processes=0)
+    assert builder.info.name == dataset and builder.builder_config.name == 'default' and builder.builder_config.description
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=tmp_path / 'manual'))
+    again = tfds.builder_from_directory(builder.data_path)
+    assert again.info.features.get_serialized_info() == builder.info.features.get_serialized_info()
+    seen = []
+    for split in SPLITS:
+        records = list(again.as_data_source(split))
+        assert len(records) == len(lines[split]) == again.info.splits[split].num_examples == builder.info.splits[split].num_examples
+        assert [record['video_id'].decode() for record in records] == lines[split]
+        for record in records:
+            assert record.keys() == again.info.features.keys()
+            for key, spec in again.info.features.items():
+                wanted = np.dtype(spec.np_dtype).kind
+                assert np.asarray(record[key]).dtype.kind == ('S' if wanted == 'O' else wanted), key
+            seen.append(hashlib.sha256(b''.join(record['frames'])).digest())
+    assert len(set(seen)) == len(seen), 'two records, of one split or of two, hold the same frames'
