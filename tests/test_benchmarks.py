@@ -3,11 +3,13 @@
 import runpy
 
 import jax
+import numpy as np
 import pytest
 from tiny_run import REPOSITORY, random_batch, tiny_config
 
 from fsar_jax.data import loader
 from fsar_jax.data.dataset import open_dataset
+from fsar_jax.data.frame_sampling import frame_indices
 
 
 @pytest.mark.parametrize('changes', [{}, {'model.sampler.name': 'motion_guided', 'model.sampler.dense_frames': 6}])
@@ -19,3 +21,26 @@ def test_the_train_step_benchmark_feeds_what_the_loader_does(tiny_data, changes)
     loaded = described(next(batches))
     batches.close()
     assert described(benchmark['batch_shapes'](config)) == loaded == described(random_batch(config))
+
+
+def test_the_rules_of_frames_by_rule(tiny_data):
+    """Which frames they take of a clip whose action is known, and that the clips they make hold those."""
+    benchmark = runpy.run_path(str(REPOSITORY / 'benchmarks/frames_by_rule.py'), run_name='benchmark')
+    rules, (n, start, end) = benchmark['rules'](8), (32, 11, 20)
+    chosen = {name: np.asarray(rule(n, start, end)) for name, rule in rules.items()}
+    for name, places in chosen.items():
+        assert places.shape == (8,) and (np.diff(places) >= 0).all() and 0 <= places[0] and places[-1] < n, name
+        assert rules[name](n, 0, n - 1)[-1] < n and rules[name](8, 7, 7)[0] >= 0, name
+    inside = {name: ((start <= places) & (places <= end)).sum() for name, places in chosen.items()}
+    assert inside['evenly inside the action'] == inside['its first and its last frame'] == 8
+    assert set(chosen['its first and its last frame']) == {11, 20} and inside['half before, half after it'] == 2
+    assert list(chosen['from 2 before it to 2 after it'][[0, -1]]) == [9, 22]
+    dense = frame_indices(n, 20)
+    assert list(chosen['first 5 and last 3 of 20']) == [*dense[:5], *dense[-3:]]
+    assert list(chosen['first 8 of 20']) == list(dense[:8]) and list(chosen['middle 8 of 20']) == list(dense[6:14])
+    dataset = open_dataset('video_folder/tiny', tiny_data, 'test')
+    dataset.read = lambda position, read=dataset.read: read(position) | {'action_start': 2, 'action_end': 5}
+    clips, share = benchmark['by_rule'](dataset, lambda n, start, end: [0, start, end, n - 1], 4)
+    assert share == 0.5 and len(clips) == len(dataset) and set(clips.num_frames) == {4}
+    stored = dataset.read(3)['frames']
+    assert clips.read(3)['frames'] == [stored[i] for i in (0, 2, 5, 7)]

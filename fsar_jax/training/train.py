@@ -235,11 +235,16 @@ def start_of(stage, key, path, params, mesh):
     return {kind: functools.reduce(lambda tree, name: tree[name], stage, variables[kind]) for kind in ('params', 'batch_stats')}
 
 
+def run_config(workdir) -> ml_collections.ConfigDict:
+    """The settings of the run in `workdir`, those that are younger than it at their defaults."""
+    config = default_config().unlock()
+    config.update_from_flattened_dict(saved_settings(pathlib.Path(workdir) / 'checkpoints'))
+    return config
+
+
 def best_of_run(workdir, mesh) -> tuple[dict, str]:
     """Variables of the checkpoint that counts in the run in `workdir`, built from the settings that lie beside it, and how it was chosen."""
-    directory = pathlib.Path(workdir) / 'checkpoints'
-    config = default_config().unlock()
-    config.update_from_flattened_dict(saved_settings(directory))
+    directory, config = pathlib.Path(workdir) / 'checkpoints', run_config(workdir)
     with Checkpoints(directory, config=config, read_only=True) as checkpoints:
         best, selected_on = select(checkpoints)
         like = jax.eval_shape(lambda: create_train_state(config, create_learner(config.model)))

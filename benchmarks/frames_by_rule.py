@@ -1,0 +1,74 @@
+"""What the choice of frames is worth to a trained run: python benchmarks/frames_by_rule.py --workdir=runs/protonet [--num_episodes=3000]
+
+The frames of every test clip are chosen by a rule that knows when the action happens, in place of the run's own sampler; episodes,
+backbone and matcher stay. A sampler that chooses by content could gain what lies between 'evenly over the clip' and the best
+rule; one that has the same habit for all clips, what the last three rows gain. Needs a dataset that knows (synthetic_actions).
+"""
+
+import copy
+
+import numpy as np
+from absl import app, flags, logging
+
+from fsar_jax.data.frame_sampling import frame_indices
+from fsar_jax.learner import create_learner
+from fsar_jax.training.evaluation import episodes_of, evaluate_episodes
+from fsar_jax.training.mesh import episode_mesh
+from fsar_jax.training.selection import share_inside
+from fsar_jax.training.train import best_of_run, open_split, run_config
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'Of the run.', required=True)
+DATA = flags.DEFINE_string('dir', 'data', 'Where datasets are kept.')
+EPISODES = flags.DEFINE_integer('num_episodes', 3000, 'The same ones for every rule.')
+
+
+def rules(length, dense=20):
+    """{name: function of (stored frames n, first and last frame of the action) -> `length` of the n frames, in order}."""
+    between = lambda first, last, count: np.rint(np.linspace(first, last, count)).astype(int)
+    half = length // 2
+    fixed = lambda chosen: lambda n, start, end: frame_indices(n, dense)[chosen]
+    late = 3 * length // 8
+    return {
+        'evenly over the clip': lambda n, start, end: frame_indices(n, length),
+        'evenly inside the action': lambda n, start, end: between(start, end, length),
+        'from 2 before it to 2 after it': lambda n, start, end: between(max(start - 2, 0), min(end + 2, n - 1), length),
+        'half before, half after it': lambda n, start, end: np.r_[between(0, start, half), between(end, n - 1, length - half)],
+        'its first and its last frame': lambda n, start, end: np.r_[[start] * half, [end] * (length - half)],
+        f'first {length - late} and last {late} of {dense}': fixed([*range(length - late), *range(dense - late, dense)]),
+        f'first {length} of {dense}': fixed([*range(length)]),
+        f'middle {length} of {dense}': fixed([*range((dense - length) // 2, (dense + length) // 2)]),
+    }
+
+
+def by_rule(dataset, rule, length):
+    """The dataset with clips that hold the frames of the rule alone, and [clips, length], which ones these are."""
+    records = [dataset.read(position) for position in range(len(dataset))]
+    chosen = np.array([rule(len(r['frames']), int(r['action_start']), int(r['action_end'])) for r in records])
+    assert chosen.shape == (len(records), length)
+    short = copy.copy(dataset)
+    short.num_frames = np.full(len(records), length, np.int32)
+    short.read = lambda position: records[position] | {'frames': [records[position]['frames'][i] for i in chosen[position]]}
+    start, end = (np.array([int(record[key]) for record in records]) for key in ('action_start', 'action_end'))
+    return short, share_inside(chosen, start, end)
+
+
+def main(_):
+    logging.set_verbosity(logging.WARNING)
+    config, mesh = run_config(WORKDIR.value), episode_mesh()
+    variables, _ = best_of_run(WORKDIR.value, mesh)
+    config.data.dir, config.model.sampler.name = DATA.value, 'uniform'
+    dataset = open_split(config, 'test', config.eval.query)
+    episodes, learner = episodes_of(dataset, config, 'test', EPISODES.value), create_learner(config.model)
+    print(f"{'frames':<32} {'inside':>7} {'accuracy':>16} {'minus evenly spaced':>20}")
+    for name, rule in rules(config.episode.frames).items():
+        clips, inside = by_rule(dataset, rule, config.episode.frames)
+        found = evaluate_episodes(learner, variables, clips, episodes, config, mesh)
+        share = found.correct / episodes.labels.shape[1]
+        if name == 'evenly over the clip':
+            evenly = share
+        interval = lambda x: f'{100 * x.mean():.2f} ± {196 * x.std(ddof=1) / len(x) ** 0.5:.2f}'
+        print(f'{name:<32} {inside:>7.3f} {interval(share):>16} {interval(share - evenly):>20}', flush=True)
+
+
+if __name__ == '__main__':
+    app.run(main)
