@@ -207,19 +207,22 @@ def only_run(workdir):
 def with_pretrained_weights(state, config, mesh):
     """The state with parameters and statistics of a backbone, and of a sampler's scan network, where the config names a start: a file
     with torchvision's names (ImageNet), or the workdir of an earlier run, of which the best checkpoint counts."""
-    params, batch_stats = state.params, state.batch_stats
     backbone, sampler = config.model.backbone, config.model.sampler
-    if backbone.weights:
-        loaded = start_of(('backbone',), 'model.backbone.weights', backbone.weights, params, mesh) or weights.load_backbone(backbone.weights, backbone)
-        loaded = replicate(mesh, loaded)
-        params, batch_stats = params | {'backbone': loaded['params']}, batch_stats | {'backbone': loaded['batch_stats']}
-    if sampler.scan_weights and 'scan_network' in params.get('sampler', {}):
-        loaded = (start_of(('sampler', 'scan_network'), 'model.sampler.scan_weights', sampler.scan_weights, params, mesh)
-                  or weights.load_scan_network(sampler.scan_weights, sampler.scan_network))
-        loaded = replicate(mesh, loaded)
-        params = params | {'sampler': params['sampler'] | {'scan_network': loaded['params']}}
-        batch_stats = batch_stats | {'sampler': {'scan_network': loaded['batch_stats']}}
+    starts = (
+        (('backbone',), 'model.backbone.weights', backbone.weights, weights.load_backbone, backbone),
+        (('sampler', 'scan_network'), 'model.sampler.scan_weights', sampler.scan_weights, weights.load_scan_network, sampler.scan_network),
+    )
+    params, batch_stats = state.params, state.batch_stats
+    for stage, key, path, read, kind in starts:
+        if path and any(name.startswith('.'.join(stage) + '.') for name in flatten(params)):
+            loaded = replicate(mesh, start_of(stage, key, path, params, mesh) or read(path, kind))
+            params, batch_stats = (_placed(tree, stage, loaded[name]) for tree, name in ((params, 'params'), (batch_stats, 'batch_stats')))
     return state.replace(params=params, batch_stats=batch_stats)
+
+
+def _placed(tree, stage, value):
+    """The nested dict with `value` at the keys `stage`."""
+    return tree | {stage[0]: _placed(tree.get(stage[0], {}), stage[1:], value)} if stage else value
 
 
 def start_of(stage, key, path, params, mesh):
