@@ -23,10 +23,11 @@ REASONS = {
     'not a video': 'no known container: a text file, an archive, or a header that is damaged',
     'no video stream': 'a container without pictures: audio or subtitles only',
     'no frames': 'a video stream of which not one frame could be decoded',
-    'truncated': 'fewer than 95% of the frames that the header promises: cut, or the download broke off',
+    'truncated': 'less than 95% of the frames and of the time that the header promises: cut, or the download broke off',
     'decode errors': 'more than 5% of the frames are damaged',
     'frame size changes': 'the kept frames do not all have the same size',
     'too short': 'fewer frames than asked for',
+    'decoder failed': 'the decoder raised an error of its own: the detail says which',
 }
 COMPLETE_FRACTION = 0.95  # sound files measure 1.00 to 1.01 of the promised frames, cut ones 0.5 to 0.85
 DAMAGED_FRACTION = 0.05
@@ -105,12 +106,13 @@ def read_video(
     """
     path = pathlib.Path(path)
     _check_file(path)
-    promised, packets = _count(path)
+    promised, packets, covered = _count(path)
     # How many frames there are is only known after decoding. The packets tell it nearly always; when they do
     # not and the frames kept are not the right ones, the file is decoded again.
     video, kept = _decode(path, kept_frames(packets, max_frames), convert)
-    # Packets count too: an edit list hides frames that are there.
-    if max(video.source_frames, packets) < COMPLETE_FRACTION * promised:
+    # Packets count too: an edit list hides frames that are there. So does the time: where the frame rate varies, headers
+    # promise a frame for every place in time.
+    if max(video.source_frames, packets) < COMPLETE_FRACTION * promised and covered < COMPLETE_FRACTION:
         raise VideoError('truncated', f'{video.source_frames} frames, the header promises {promised}')
     if video.source_frames == 0:
         raise VideoError('no frames', f'{packets} packets, none decodable')
@@ -167,7 +169,7 @@ def _check_file(path):
 
 def _open(path):
     try:
-        container = av.open(os.fspath(path))
+        container = av.open(os.fspath(path), metadata_errors='replace')  # titles are in any encoding
     except av.error.FFmpegError as error:
         raise _not_a_video(path, error.strerror or '') from None
     if not container.streams.video:
@@ -204,21 +206,27 @@ def _packets(container, stream) -> Iterator[av.Packet | None]:
 
 
 def _count(path):
-    """(frames that the header promises, packets with a frame that is shown); nothing is decoded."""
+    """(frames that the header promises, packets with a frame that is shown, share of the promised time that they cover).
+
+    Nothing is decoded. The share is 0 where the header says no time.
+    """
     with _open(path) as container:
         stream = container.streams.video[0]
-        if stream.frames:
-            promised = stream.frames
-        else:
-            # .webm has no count. Sound may outlast the pictures: the file's duration is the last resort.
-            seconds = (
-                float(stream.duration * stream.time_base)
-                if stream.duration
-                else _tagged_seconds(stream.metadata) or (container.duration or 0) / av.time_base
-            )
-            promised = int(seconds * float(stream.average_rate or 0))
-        packets = sum(1 for packet in _packets(container, stream) if packet is not None and packet.size)
-        return promised, packets
+        # Sound may outlast the pictures: the file's duration is the last resort.
+        seconds = (
+            float(stream.duration * stream.time_base)
+            if stream.duration
+            else _tagged_seconds(stream.metadata) or (container.duration or 0) / av.time_base
+        )
+        promised = stream.frames or int(seconds * float(stream.average_rate or 0))  # .webm has no count
+        packets, last = 0, stream.start_time or 0
+        for packet in _packets(container, stream):
+            if packet is not None and packet.size:
+                packets += 1
+                times = [time for time in (packet.dts, packet.pts) if time is not None]
+                last = max([last, *(time + (packet.duration or 0) for time in times)])
+        covered = float((last - (stream.start_time or 0)) * stream.time_base)
+        return promised, packets, covered / seconds if seconds else 0.0
 
 
 def _tagged_seconds(metadata):

@@ -37,6 +37,44 @@ def reason_of(path, **arguments):
     return caught.value.reason
 
 
+def write_uneven(path, frames, every, missing):
+    """Frame i at time i of 25 a second, except those with i % every == missing: an uneven rate, no frame lost."""
+    name, options = video_files.CODECS[path.suffix]
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream(name, rate=25, options=dict(options))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt, stream.codec_context.max_b_frames = 'yuv420p', 0
+        for i, picture in enumerate(frames):
+            if i % every != missing:
+                frame = av.VideoFrame.from_ndarray(picture, format='rgb24')
+                frame.pts = i
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize('every', (2, 10))
+@pytest.mark.parametrize('suffix', SUFFIXES)
+def test_an_uneven_frame_rate_is_no_damage(tmp_path, suffix, every):
+    """The header of an .avi counts the gaps as frames, .webm and .mkv tell the time only."""
+    path = tmp_path / f'clip{suffix}'
+    write_uneven(path, moving_bar(60), every, every - 1)
+    assert read_video(path).source_frames == 60 - 60 // every
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 6 // 10])
+    assert reason_of(path) == 'truncated'
+
+
+def test_a_title_in_another_encoding(tmp_path):
+    path = tmp_path / 'clip.avi'
+    write_video(path, moving_bar(20))
+    data = path.read_bytes()
+    end = 20 + int.from_bytes(data[16:20], 'little')                     # of the LIST of headers
+    info = b'INFOINAM' + (6).to_bytes(4, 'little') + b'caf\xe9\0\0'
+    data = data[:end] + b'LIST' + len(info).to_bytes(4, 'little') + info + data[end:]
+    path.write_bytes(data[:4] + (len(data) - 8).to_bytes(4, 'little') + data[8:])
+    assert read_video(path).source_frames == 20
+
+
 @pytest.mark.parametrize('suffix', SUFFIXES)
 def test_what_was_written_is_read_in_order(tmp_path, suffix):
     frames = moving_bar(30)
@@ -64,7 +102,7 @@ def test_only_kept_frames_are_converted(tmp_path):
 def test_a_wrong_packet_count_does_not_change_the_frames(tmp_path, monkeypatch, wrong_by):
     write_video(tmp_path / 'clip.mp4', moving_bar(30))
     expected = read_video(tmp_path / 'clip.mp4', max_frames=8)
-    monkeypatch.setattr(video_files, '_count', lambda path: (30, 30 + wrong_by))
+    monkeypatch.setattr(video_files, '_count', lambda path: (30, 30 + wrong_by, 1.0))
     video = read_video(tmp_path / 'clip.mp4', max_frames=8)
     np.testing.assert_array_equal(video.frame_index, expected.frame_index)
     np.testing.assert_array_equal(np.stack(video.frames), np.stack(expected.frames))
