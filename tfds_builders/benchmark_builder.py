@@ -100,6 +100,7 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
         files = SourceFiles(root, class_names)
         list_them = self._from_folders if self.FOLDERS_ARE_THE_LIST else self._from_lists
         splits, skipped, notes = list_them(files, published, label)
+        skipped += [Skipped('', folder, name, 'unreadable', why) for folder, name, why in files.unreadable]
         if files.unused:
             notes.append(f'{files.unused} videos of {root} are not in the lists')
         return VideoList(class_names, splits, skipped, expected, notes)
@@ -115,7 +116,8 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
                 f'no videos of {self.name} in {root or "manual_dir"}: give --videos=PATH, see {self.name}/README.md for what it '
                 'may be'
             )
-        return extracted(root, self.ARCHIVES, pathlib.Path(self.downloads.download_dir, 'extracted'))
+        class_names = [name for split in self.published().values() for name in split['classes']]
+        return extracted(root, self.ARCHIVES, class_names, pathlib.Path(self.downloads.download_dir, 'extracted'))
 
     def _manual_dir(self) -> pathlib.Path | None:
         """Of the config, else of tfds' download manager; None where that has none."""
@@ -187,16 +189,22 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
     def annotation_folders(self) -> list[pathlib.Path]:
         """Where files of the authors besides the videos may lie."""
         roots = [pathlib.Path(path) for path in (self.builder_config.videos, self._manual_dir()) if path]
-        folders = [folder for root in roots for folder in (root, root.parent, root / self.name, root / 'labels')]
+        folders = [
+            folder
+            for root in roots
+            for folder in (root / self.name, root, root / 'labels', root.parent, root.parent / 'labels')
+        ]
         return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
     def _list_texts(self):
         """{split: text} from manual_dir, from the folder of the videos, or from the network."""
-        mirrors, texts, local = self.list_files(), {}, {}
+        mirrors, texts, local, others = self.list_files(), {}, {}, _lists_of_others(type(self))
         for split in SPLITS:
             names = dict.fromkeys(mirror[split].name for mirror in mirrors)
-            places = (folder / name for folder in self.annotation_folders() for name in names)
-            local[split] = next((path for path in places if path.is_file()), None)
+            places = [folder / name for folder in self.annotation_folders() for name in names]
+            # The lists of several benchmarks have one name, and may lie in one folder.
+            found = [path for path in places if path.is_file() and _sha256(path) not in others]
+            local[split] = next((path for path in found if _sha256(path) == mirrors[0][split].sha256), (found or [None])[0])
         if not all(local.values()):
             if any(local.values()):
                 absent = next(split for split in SPLITS if not local[split])
@@ -206,13 +214,12 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
                 )
             local = self._downloaded(mirrors)
         for split in SPLITS:
-            data = local[split].read_bytes()
-            if hashlib.sha256(data).hexdigest() != mirrors[0][split].sha256 and not self.builder_config.own_lists:
+            if _sha256(local[split]) != mirrors[0][split].sha256 and not self.builder_config.own_lists:
                 raise ValueError(
                     f'{local[split]} is not the published list: get it from {mirrors[0][split].url}, or give '
                     '--own_lists to build from it all the same'
                 )
-            texts[split] = data.decode('utf-8')
+            texts[split] = local[split].read_text(encoding='utf-8')
         return texts
 
     def _downloaded(self, mirrors):
@@ -228,6 +235,17 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
             f'the list files cannot be downloaded ({", ".join(errors)}): put them into '
             f'{self._manual_dir() or "manual_dir"} yourself, from {urls}'
         )
+
+
+def _sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _lists_of_others(builder_class) -> set[str]:
+    """SHA-256 of the published lists of the other benchmarks."""
+    own = builder_class.code_path.parent.name
+    others = [path for path in pathlib.Path(__file__).parent.glob('*/checksums.tsv') if path.parent.name != own]
+    return {row.split('\t')[2] for path in others for row in path.read_text().splitlines()}
 
 
 def source_record(source: VideoSource, settings: RecordSettings) -> dict:

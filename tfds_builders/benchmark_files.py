@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import collections
+import fcntl
 import os
 import pathlib
 import shutil
 import subprocess
+import zipfile
 
 from fsar_jax.data.frame_files import FrameFolder, is_frame, zipped_videos
 
@@ -30,14 +32,16 @@ def normal(name: str) -> str:
 class SourceFiles:
     """The videos below a folder, or in a .zip of frames.
 
-    A video is a file with a video's suffix, a folder of JPEG files, or such a folder in a .zip; the folder it lies
-    in may be its class. Whatever is above does not matter.
+    A video is a file with a video's suffix, a folder of nothing but JPEG files, or such a folder in a .zip; the folder it
+    lies in may be its class. Whatever is above does not matter.
+
+    unreadable: [(folder, name, the system's words)] of what could not be looked into; the rest counts.
     """
 
     def __init__(self, root: pathlib.Path, class_names: list[str]):
         self._classes = {normal(name) for name in class_names}
         self._by_stem = collections.defaultdict(list)  # stem -> [(folder, name, origin)], sorted
-        self._used = set()
+        self._used, self._walked, self.unreadable = set(), set(), []
         found = _zip(root) if root.is_file() else self._walk(root, 0)
         for folder, stem, name, origin in found:
             self._by_stem[stem].append((folder, name, origin))
@@ -57,7 +61,8 @@ class SourceFiles:
                 in_class = [file for file in there if normal(file[0]) == wanted]
                 # A file in the folder of another class of the benchmark is that class's; flat layouts have neither.
                 neutral = [file for file in there if normal(file[0]) not in self._classes]
-                chosen = in_class or neutral or there
+                # Kinetics comes with a folder of whole files for those that were broken.
+                chosen = sorted(in_class + neutral or there, key=lambda file: not normal(file[0]).startswith('replacement'))
                 return chosen[0][2], chosen[0][1], [name for _, name, _ in chosen[1:]]
         return None, '', []
 
@@ -81,23 +86,35 @@ class SourceFiles:
 
     def _walk(self, folder, depth):
         """(folder's name, stem, name, path or FrameFolder), sorted."""
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in self._walked:  # a link to a folder that was seen, or that this one is in
+            return
+        self._walked.add((status.st_dev, status.st_ino))
+        entries = [entry for entry in sorted(os.scandir(folder), key=lambda entry: entry.name) if not entry.name.startswith('.')]
         may_be_video = depth > 0 and normal(os.path.basename(folder)) not in self._classes
-        if may_be_video and any(is_frame(entry.name) for entry in entries):
+        # A thumbnail beside videos does not make their folder a video.
+        others = any(entry.is_dir() or _is_video(entry.name) for entry in entries)
+        if may_be_video and not others and any(is_frame(entry.name) for entry in entries):
             name = os.path.basename(folder)
             yield os.path.basename(os.path.dirname(folder)), name, name, FrameFolder(os.fspath(folder))
             return
         for entry in entries:
-            if entry.name.startswith('.'):
-                continue
-            if entry.is_dir():
-                yield from self._walk(entry.path, depth + 1)
-                continue
-            stem, suffix = os.path.splitext(entry.name)
-            if suffix.lower() in SUFFIXES:
-                yield os.path.basename(folder) if depth else '', stem, entry.name, entry.path
-            elif suffix.lower() == '.zip':
-                yield from _zip(pathlib.Path(entry.path))
+            try:
+                if entry.is_dir():
+                    yield from self._walk(entry.path, depth + 1)
+                elif _is_video(entry.name):
+                    yield os.path.basename(folder) if depth else '', os.path.splitext(entry.name)[0], entry.name, entry.path
+                elif entry.name.lower().endswith('.zip'):
+                    if zipfile.is_zipfile(entry.path):
+                        yield from _zip(pathlib.Path(entry.path))
+                    else:
+                        self.unreadable.append((os.path.basename(folder), entry.name, 'no .zip, or one whose end is missing'))
+            except OSError as error:
+                self.unreadable.append((os.path.basename(folder), entry.name, error.strerror or str(error)))
+
+
+def _is_video(name):
+    return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def _zip(path):
@@ -107,23 +124,37 @@ def _zip(path):
         yield folder, video, video, frames
 
 
-def extracted(root: pathlib.Path, archives: tuple[str, ...], place: pathlib.Path) -> pathlib.Path:
-    """`root`, or where its .rar was extracted to: `place`/<name>, once. `root`: a .rar, or a folder with one of
-    `archives` and nothing else that could be videos.
+def extracted(
+    root: pathlib.Path, archives: tuple[str, ...], class_names: list[str], place: pathlib.Path
+) -> pathlib.Path:
+    """`root`, or where its .rar was extracted to: `place`/<name>, once, whichever process comes first.
+
+    Args:
+      root: a .rar; or a folder with one of `archives`, or with a .rar for each class, and no folder of a class.
 
     Raises:
       ValueError: no program here extracts .rar, or it failed.
     """
+    sources = [root]
     if root.is_dir():
-        there = [root / name for name in archives if (root / name).is_file()]
-        if not there or any(entry.is_dir() for entry in os.scandir(root)):
+        classes = set(map(normal, class_names))
+        of_classes = sorted(path for path in root.glob('*.rar') if normal(path.stem) in classes)
+        sources = [root / name for name in archives if (root / name).is_file()][:1] or of_classes
+        if not sources or any(normal(name) in classes for _, folders, _ in os.walk(root) for name in folders):
             return root
-        root = there[0]
-    if root.suffix.lower() != '.rar':
+    elif root.suffix.lower() != '.rar':
         return root
-    target = place / root.stem
-    if target.is_dir():
-        return target
+    target = place / (sources[0].stem if len(sources) == 1 else root.name)
+    place.mkdir(parents=True, exist_ok=True)
+    with open(place / f'{target.name}.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the other slices of a build wait here
+        if not target.is_dir():
+            _extract_all(sources, target)
+    return target
+
+
+def _extract_all(sources, target):
+    root = sources[0]
     program = next((name for name in EXTRACTORS if shutil.which(name)), None)
     if program is None:
         raise ValueError(
@@ -132,17 +163,19 @@ def extracted(root: pathlib.Path, archives: tuple[str, ...], place: pathlib.Path
         )
     draft = target.with_name(target.name + '.incomplete')
     shutil.rmtree(draft, ignore_errors=True)
-    _extract(program, root, draft)
-    for inner in sorted(draft.rglob('*.rar')):  # HMDB51 is a .rar of one .rar per class
-        folder = inner.with_suffix('')
+    if len(sources) == 1:
+        _extract(program, root, draft)
+        sources = sorted(draft.rglob('*.rar'))  # HMDB51 is a .rar of one .rar per class
+    for inner in sources:
+        folder = draft / inner.stem
         _extract(program, inner, draft / 'inner')
-        inner.unlink()
+        if draft in inner.parents:
+            inner.unlink()
         # With or without a folder of the class's name inside: it ends as <class>/<video>.
         only = list((draft / 'inner').iterdir())
         (only[0] if len(only) == 1 and only[0].is_dir() else draft / 'inner').rename(folder)
         shutil.rmtree(draft / 'inner', ignore_errors=True)
     draft.rename(target)
-    return target
 
 
 def _extract(program, archive, folder):

@@ -14,27 +14,34 @@ NAMES = (
 )
 
 
-def annotated_classes(folders: list[pathlib.Path]) -> dict[str, str]:
-    """{video id: normal(template)} of the annotation files in `folders`, {} where there are none."""
+def annotated_classes(folders: list[pathlib.Path]) -> tuple[dict[str, str], list[str]]:
+    """({video id: normal(template)} of the first folder with annotation files, [a note per file that is something else]).
+
+    The comparison is worth having and nothing depends on it: a file of another project with such a name stops no build.
+    """
+    notes = []
     for folder in folders:
         for names in NAMES:
-            paths = [folder / name for name in names if (folder / name).is_file()]
-            if paths:
-                return {
-                    str(row['id']): normal(row['template'])
-                    for path in paths
-                    for row in json.loads(path.read_text(encoding='utf-8'))
-                    if 'template' in row
-                }
-    return {}
+            found = {}
+            for path in (folder / name for name in names if (folder / name).is_file()):
+                try:
+                    rows = [row for row in json.loads(path.read_text(encoding='utf-8')) if 'template' in row]
+                    found |= {str(row['id']): normal(row['template']) for row in rows or [{}]}  # no row at all: KeyError
+                except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+                    notes.append(f'annotations: {path} is not read, it is no list of videos with id and template '
+                                 f'({type(error).__name__})')
+            if found:
+                return found, notes
+    return {}, notes
 
 
-def disagreements(classes: dict[str, str], listed: list[tuple[str, str]]) -> list[str]:
-    """One note about the `listed` (video id, class name) whose annotation is another class, none if there are none."""
+def disagreements(folders: list[pathlib.Path], listed: list[tuple[str, str]]) -> list[str]:
+    """Notes about the `listed` (video id, class name) whose annotation in `folders` is another class."""
+    classes, notes = annotated_classes(folders)
     if not classes:
-        return []
+        return [*notes, 'annotations: none found, so the classes in the lists were not compared with them']
     known = [(video, name) for video, name in listed if video in classes]
     other = [(video, name) for video, name in known if classes[video] != normal(name)]
     unknown = f', {len(listed) - len(known)} are not in them' if len(known) < len(listed) else ''
     first = f', first {other[0][0]}, listed as {other[0][1]!r}' if other else ''
-    return [f'annotations: {len(other)} of {len(known)} listed videos have another class there{first}{unknown}']
+    return [*notes, f'annotations: {len(other)} of {len(known)} listed videos have another class there{first}{unknown}']

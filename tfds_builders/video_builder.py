@@ -30,6 +30,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer
 from tqdm import tqdm
 
+from fsar_jax.data.frame_files import bytes_of
 from fsar_jax.data.records import RecordSettings, record_features
 from fsar_jax.data.video_files import VideoError
 from tfds_builders.shards import Shard, cut_into_shards, read_note, remove_all_but, remove_notes, write_shard
@@ -176,7 +177,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         """
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        to_do = [shard for shard in shards if read_note(folder, shard) is None]
+        to_do = [shard for shard in shards if _is_to_do(shard, read_note(folder, shard))]
         serialise = example_serializer.ExampleSerializer(self.info.features.get_serialized_info())
         count, left = (sum(len(shard.sources) for shard in part) for part in (shards, to_do))
         with (
@@ -192,7 +193,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             # One stream over all shards, so that no process waits where one shard ends.
             stream = run(source for shard in to_do for source in shard.sources)
             for shard in to_do:
-                note = {'videos': {'video_id': [], 'label': [], 'num_frames': []}, 'skipped': []}
+                note = {'videos': {'video_id': [], 'label': [], 'num_frames': []}, 'skipped': [], 'skipped_bytes': {}}
                 records = self._records(shard, stream, progress, note)
                 # Protobuf orders a map by a hash that differs from process to process unless told not to.
                 examples = map(serialise.get_tf_example, records)
@@ -210,6 +211,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
                 if self.strict:
                     raise _strict_error(skip)
                 note['skipped'].append([source.video_id, *dataclasses.astuple(skip)])
+                note['skipped_bytes'][source.video_id] = bytes_of(source.origin)
                 continue
             index['video_id'].append(source.video_id)
             index['label'].append(source.label)
@@ -304,6 +306,19 @@ def _strict_error(skip):
     )
 
 
+def _is_to_do(shard, note):
+    """Not finished, or finished without a file that has changed since: somebody has put a whole one there."""
+    if note is None:
+        return True
+    reasons = {video_id: reason for video_id, _, _, _, reason, _ in note['skipped']}
+    then = note.get('skipped_bytes', {})
+    return any(
+        reasons[source.video_id] == 'unreadable' or then.get(source.video_id) != bytes_of(source.origin)
+        for source in shard.sources
+        if source.video_id in reasons and source.origin is not None
+    )
+
+
 def videos_per_shard(settings: RecordSettings) -> int:
     """How many videos make a shard of about SHARD_BYTES, a function of the settings alone."""
     short_side, frames = settings.short_side or 720, settings.max_frames or 300
@@ -321,6 +336,10 @@ def _attempt(make_record, source):
         return make_record(source), None
     except VideoError as error:
         return None, error
+    except MemoryError:
+        raise
+    except Exception as error:  # of a decoder, which may raise anything: one file must not end the build
+        return None, VideoError('decoder failed', ' '.join(f'{type(error).__name__}: {error}'.split())[:200])
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import threading
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
 
 
 class VideoDataset:
@@ -63,6 +64,26 @@ class VideoDataset:
         record['frame_index'] = np.array(record['frame_index'], np.int32)
         record['video_id'] = record['video_id'].decode()
         return record
+
+    def lost_files(self) -> list[str]:
+        """The split's record files that are not there or do not hold the records that they should, with the reason; opens each."""
+        split = tfds.builder_from_directory(self._directory).info.splits[self.split]
+        lost = []
+        for path, count in zip(split.filepaths, split.shard_lengths):
+            path = pathlib.Path(path)
+            if not path.is_file():
+                lost.append(f'{path.name} is not there')
+                continue
+            try:
+                reader = array_record_module.ArrayRecordReader(str(path))
+                found = reader.num_records()
+                reader.close()
+            except (RuntimeError, ValueError) as error:
+                lost.append(f'{path.name} cannot be read ({" ".join(str(error).split())[:100]})')
+                continue
+            if found != count:
+                lost.append(f'{path.name} holds {found} records, not {count}')
+        return lost
 
     def __getstate__(self):
         return {key: value for key, value in self.__dict__.items() if key not in ('_source', '_lock')}

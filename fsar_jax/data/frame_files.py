@@ -41,7 +41,20 @@ class ZippedFrames:
 
 
 def is_frame(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
+    """Whether a file, or a member of a .zip, is one; '._1.jpg' is what macOS leaves beside it."""
+    return name.lower().endswith(SUFFIXES) and not name.rpartition('/')[2].startswith('.')
+
+
+def bytes_of(origin) -> int:
+    """Size of what a video is made of: a file, a FrameFolder or ZippedFrames; -1 where that cannot be told."""
+    try:
+        if isinstance(origin, FrameFolder):
+            return sum(entry.stat().st_size for entry in os.scandir(origin.path) if is_frame(entry.name))
+        if isinstance(origin, ZippedFrames):
+            return int(origin.sizes.sum())
+        return os.stat(origin).st_size if isinstance(origin, (str, os.PathLike)) else -1
+    except OSError:
+        return -1
 
 
 def frame_order(name: str) -> tuple:

@@ -1,7 +1,8 @@
 """Is a built dataset complete?  python -m fsar_jax.data.verify --dataset=ucf101_arn --dir=data
 
 Prints, per split, what is there beside what a complete copy holds: classes, videos, the shortest clip, and the hash of
-the list of videos; then the classes with missing videos. Reads the dataset's metadata only. The hash is over the video
+the list of videos; then record files that were lost, and the classes with missing videos. Reads the dataset's metadata, and
+of each record file how many records it has. The hash is over the video
 ids in the order of the records; for a complete copy of a public benchmark it is the SHA-256 of the published list file.
 """
 
@@ -39,10 +40,12 @@ def split_report(dataset) -> dict:
 def report(name: str, data_dir: str, limit: int = 40) -> str:
     """The text that the command prints. FileNotFoundError where the dataset is not built."""
     rows = [('split', 'classes', 'videos present', 'shortest clip', 'hash of the list', 'expected', '')]
-    missing, complete, known = [], True, False
+    missing, lost, complete, known = [], [], True, False
     for split in SPLITS:
         try:
-            found = split_report(open_dataset(name, data_dir, split))
+            dataset = open_dataset(name, data_dir, split)
+            found = split_report(dataset)
+            lost += dataset.lost_files()
         except ValueError as error:
             if 'has no split' not in str(error):  # empty: every clip is missing
                 rows.append((split, '0', 'none', '-', '-', '-', str(error)))
@@ -67,6 +70,9 @@ def report(name: str, data_dir: str, limit: int = 40) -> str:
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = [f'{name}: {version_directory(name, data_dir)}']
     lines += ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    if lost:
+        lines.append(f'\n{len(lost)} record files are not whole, build it again with --overwrite:')
+        lines += [f'  {file}' for file in lost[:limit]]
     if missing:
         lines.append(f'\n{len(missing)} classes have another number of videos than published (see skipped.tsv there):')
         lines += [
@@ -77,7 +83,7 @@ def report(name: str, data_dir: str, limit: int = 40) -> str:
     if known:
         lines.append(
             'every published video is there'
-            if complete
+            if complete and not lost
             else 'not the published set: numbers from it are not comparable with published ones'
         )
     return '\n'.join(lines)

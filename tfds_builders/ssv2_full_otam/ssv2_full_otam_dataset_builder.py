@@ -1,7 +1,7 @@
 """ssv2_full_otam: Something-Something V2, the full split of OTAM (64/12/24 classes)."""
 
 from tfds_builders.benchmark_builder import BenchmarkBuilder
-from tfds_builders.ssv2_annotations import annotated_classes, disagreements
+from tfds_builders.ssv2_annotations import disagreements
 
 
 class Builder(BenchmarkBuilder):
@@ -17,4 +17,4 @@ class Builder(BenchmarkBuilder):
             for split in ('train', 'test')
             for s in splits[split]
         ]
-        return disagreements(annotated_classes(self.annotation_folders()), listed)
+        return disagreements(self.annotation_folders(), listed)

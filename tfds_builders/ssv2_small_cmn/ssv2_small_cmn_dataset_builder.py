@@ -1,7 +1,7 @@
 """ssv2_small_cmn: Something-Something V2, the small split of CMN (64/12/24 classes of 100 videos)."""
 
 from tfds_builders.benchmark_builder import BenchmarkBuilder
-from tfds_builders.ssv2_annotations import annotated_classes, disagreements
+from tfds_builders.ssv2_annotations import disagreements
 
 
 class Builder(BenchmarkBuilder):
@@ -12,4 +12,4 @@ class Builder(BenchmarkBuilder):
     def check_annotations(self, splits, label):
         names = list(label)
         listed = [(s.video_id.rpartition('/')[2], names[s.label]) for part in splits.values() for s in part]
-        return disagreements(annotated_classes(self.annotation_folders()), listed)
+        return disagreements(self.annotation_folders(), listed)
