@@ -114,7 +114,8 @@ def open_dataset(name: str, data_dir: str | pathlib.Path, split: str) -> VideoDa
 
 
 def videos_present(dataset) -> dict:
-    """{'present': videos, 'expected': of a complete copy or None, 'hash': SHA-256 of their list} of an open split.
+    """{'present': videos, 'classes': that have one, 'expected', 'expected_classes': of a complete copy or None, 'hash': SHA-256 of
+    the list of videos} of an open split.
 
     The hash is over the lines `<video id>\\n` in the order of the records. For a complete copy of a public benchmark, that
     is the SHA-256 of its published list file.
@@ -127,7 +128,9 @@ def videos_present(dataset) -> dict:
         digest.update(f'{video_id}\n'.encode())
     return {
         'present': len(dataset.video_ids),
+        'classes': len(np.unique(dataset.labels)),
         'expected': expected['videos'] if expected else None,
+        'expected_classes': len(expected['classes']) if expected else None,
         'hash': digest.hexdigest(),
     }
 

@@ -28,8 +28,6 @@ def split_report(dataset) -> dict:
     counts = collections.Counter(dataset.class_names[label] for label in dataset.labels)
     classes = expected['classes'] if expected else {}
     return {
-        'classes': len(counts),
-        'expected_classes': len(classes) if expected else None,
         **there,
         'expected_hash': expected['hash'] if expected else None,
         'shortest': int(dataset.num_frames.min()),

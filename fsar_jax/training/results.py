@@ -78,7 +78,7 @@ def summarise(*, method: str, config, split: str, classes: list[str], correct, c
       seconds: timings, the only values that differ from run to run.
       seed: that the episodes were drawn with.
       records: how the dataset's records were made (short side, stored frames, JPEG quality, …).
-      videos_present: {'present', 'expected', 'hash'} of the split, fsar_jax.data.dataset.videos_present: missing
+      videos_present: {'present', 'classes', 'expected', 'expected_classes', 'hash'} of the split, fsar_jax.data.dataset.videos_present: missing
         videos are why published numbers drift.
 
     Returns:

@@ -71,6 +71,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str) 
     check_settings(workdir / 'checkpoints', config, lambda key: not key.startswith(MAY_CHANGE_ON_RESUME))
     with only_run(workdir), Checkpoints(workdir / 'checkpoints', keep=train.keep_checkpoints, config=config) as checkpoints:
         start = checkpoints.latest_step or 0
+        note_videos(workdir, start, [s for s in (train_set, val_set) if s is not None])
         if start:
             state, _ = checkpoints.restore(state)
             say(f'resumed from step {start}')
@@ -142,11 +143,26 @@ def report(learner, variables, config, workdir, dataset, mesh, method, selected_
     if config.eval.measured_episodes:
         measured = episodes_of(dataset, config, config.eval.split, config.eval.num_episodes)
         found |= measure(learner, variables, dataset, measured, config)
+    if (workdir / TRAINED_ON).exists():
+        found['trained_on'] = json.loads((workdir / TRAINED_ON).read_text())
     path = results.write_results(workdir, found)
     say(f"{method}, {found['dataset']}, {found['split']}, {found['way']}-way {found['shot']}-shot: "
         f"{found['accuracy']:.2%} ± {found['ci95']:.2%} (95% interval over {found['num_episodes']} episodes; "
         f"chance {found['chance']:.0%}; selected on {selected_on})\n{path}")
     return found
+
+
+def note_videos(workdir, start: int, datasets) -> None:
+    """Writes which videos a run learns from and is selected on, for its results; ValueError where it would go on with others."""
+    path, now = workdir / TRAINED_ON, {dataset.split: videos_present(dataset) for dataset in datasets}
+    resumed = start and path.exists()
+    before = json.loads(path.read_text()) if resumed else now
+    for split in before.keys() & now.keys():
+        if before[split]['hash'] != now[split]['hash']:
+            raise ValueError(f"{workdir} holds a run that began with other {split} videos ({before[split]['present']:,} then, "
+                             f"{now[split]['present']:,} now): use another --workdir, or the dataset as it was")
+    if jax.process_index() == 0 and not resumed:
+        path.write_text(json.dumps(now))
 
 
 def say(text: str) -> None:
@@ -278,6 +294,7 @@ def select(checkpoints) -> tuple[int, str]:
     return best, f'val accuracy at step {best}'
 
 
+TRAINED_ON = 'trained_on.json'
 # Where the data lies, how it is read, and what is printed cannot change the parameters or the selection.
 MAY_CHANGE_ON_RESUME = (
     'data.dir', 'data.num_threads', 'data.num_workers', 'data.prefetch', 'train.log_steps', 'train.keep_checkpoints',
@@ -308,8 +325,10 @@ def facts(config, mesh, datasets) -> dict[str, str]:
     rows = {'devices': f'{mesh.size} x {kind.device_kind} ({kind.platform}), {jax.process_count()} process(es), compute in {config.model.dtype}'}
     for dataset in datasets:
         there = videos_present(dataset)
+        absent = (there['expected_classes'] or 0) - there['classes']
         rows[f'data {dataset.split}'] = f'{config.data.dataset}: {len(np.unique(dataset.labels))} classes, {len(dataset)} clips' + (
             f' ({len(dataset.dropped)} shorter than {config.episode.frames} frames left out)' if len(dataset.dropped) else '') + (
-            f", videos present {there['present']:,} of {there['expected']:,}" if there['expected'] else '')
+            f", videos present {there['present']:,} of {there['expected']:,}" if there['expected'] else '') + (
+            f", {absent} of its {there['expected_classes']} classes have no video" if absent > 0 else '')
     rows['S, R  as stored'] = ', '.join(f'{key} {value}' for key, value in sorted(datasets[0].settings.items()))
     return rows

@@ -112,7 +112,7 @@ def test_a_complete_copy(dataset, small, tmp_path, capsys):
         assert opened.video_ids == lines[split]
         assert [opened.class_names[label] for label in opened.labels] == [class_of[line] for line in lines[split]]
         listed = hashlib.sha256(''.join(f'{line}\n' for line in lines[split]).encode()).hexdigest()
-        assert videos_present(opened) == {'present': 9, 'expected': 9, 'hash': listed}
+        assert videos_present(opened) == {'present': 9, 'classes': 3, 'expected': 9, 'expected_classes': 3, 'hash': listed}
         for position in (0, 7):
             record, line = opened.read(position), lines[split][position]
             assert (record['video_id'], record['num_frames'], record['width']) == (line, 10, 32)

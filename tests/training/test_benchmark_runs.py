@@ -62,7 +62,12 @@ def test_the_papers_preset_trains_and_is_evaluated(dataset, tmp_path):
     assert results['dataset'] == dataset and results['num_episodes'] == 20
     assert results['videos_present'] == {
         'present': 9,
+        'classes': 3,
         'expected': expected,
+        'expected_classes': len(build.BENCHMARKS[dataset].published()['test']['classes']),
         'hash': hashlib.sha256(test_lines).hexdigest(),
     }
-    assert f'videos present 9 of {expected:,}' in done.stdout
+    assert f'videos present 9 of {expected:,}, ' in done.stdout and 'classes have no video' in done.stdout
+    for split in ('train', 'val'):
+        listed = hashlib.sha256(''.join(f'{line}\n' for line in lines[split]).encode()).hexdigest()
+        assert (results['trained_on'][split]['present'], results['trained_on'][split]['hash']) == (9, listed)

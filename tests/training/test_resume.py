@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -166,6 +167,16 @@ def test_a_scan_network_starts_from_that_of_another_run(tmp_path):
     assert largest_difference(started.params['sampler']['scan_network'], theirs.params['sampler']['scan_network']) == 0
     rest = lambda params: {**params, 'sampler': {name: x for name, x in params['sampler'].items() if name != 'scan_network'}}
     assert largest_difference(rest(started.params), rest(fresh.params)) == 0
+
+
+def test_a_run_goes_on_with_the_videos_it_began_with(tmp_path):
+    videos = lambda split, *ids: types.SimpleNamespace(split=split, video_ids=ids, labels=[0] * len(ids))
+    train.note_videos(tmp_path, 0, [videos('train', 'a', 'b'), videos('val', 'c')])
+    train.note_videos(tmp_path, 4, [videos('train', 'a', 'b')])
+    with pytest.raises(ValueError, match='began with other train videos .2 then, 1 now.: use another --workdir'):
+        train.note_videos(tmp_path, 4, [videos('train', 'a'), videos('val', 'c')])
+    assert json.loads((tmp_path / train.TRAINED_ON).read_text())['val']['present'] == 1
+    train.note_videos(tmp_path, 0, [videos('train', 'd')])
 
 
 class FakeCheckpoints:
