@@ -48,12 +48,12 @@ def unbroken(tmp_path_factory):
 
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='inodes and SIGKILL')
 def test_killed_at_random_moments(unbroken, tmp_path):
-    """FSAR_JAX_KILLS=20 for more of them."""
+    """Without worker processes and with them, in turn. FSAR_JAX_KILLS=20 for more of them."""
     moments, folder = random.Random(), tmp_path / NAME
     kept, kills, started = {}, 0, time.monotonic()
     while kills < KILLS:
         process = subprocess.Popen(
-            [sys.executable, '-m', 'fsar_jax.data.build', *arguments(tmp_path)],
+            [sys.executable, '-m', 'fsar_jax.data.build', *arguments(tmp_path), f'--processes={kills % 2 * 2}'],
             cwd=REPOSITORY,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
