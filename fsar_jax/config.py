@@ -25,7 +25,7 @@ def default_config() -> ml_collections.ConfigDict:
     model.sampler = _section(
         name='uniform',                           # 'uniform', 'motion_guided' (MGSampler) or 'task_adaptive' (VIM)
         dense_frames=20,                          # M: frames that the latter two choose episode.frames of (`frames` below is the same)
-        variant='paper',                          # of 'task_adaptive' alone: 'code' lacks w_s and has k times the gradient (V3, V10, V11)
+        variant='paper',                          # of 'task_adaptive' and of the information losses: V3, V6, V8, V10 to V13, V18
         smoothing=0.5,                            # 'motion_guided': exponent of a frame's share of the motion
         temporal=True,                            # 'task_adaptive': choose frames (TS); False: evenly spaced ones of the M
         spatial='amplify',                        # and how each is warped (SA): 'amplify', 'crop' or 'none'
@@ -173,9 +173,17 @@ def validate(config: ml_collections.ConfigDict) -> None:
         'train.log_steps': 1, 'train.keep_checkpoints': 1, 'eval.num_episodes': 1, 'eval.val_episodes': 0,
         'eval.episodes_per_chunk': 1, 'eval.videos_per_batch': 1, 'eval.measured_episodes': 0, 'data.num_threads': 0, 'data.num_workers': 0,
         'model.enrichment.patches': 1, 'model.backbone.batch_norm_groups': 1, 'model.matcher.pairs_per_chunk': 0, 'model.matcher.heads': 1, 'seed': 0, 'eval.seed': 0, 'train.warmup_steps': 0,
-        'model.sampler.num_samples': 1, 'model.sampler.samples_per_chunk': 1, 'model.sampler.scan_size': 1,
+        'model.sampler.num_samples': 1, 'model.sampler.samples_per_chunk': 0, 'model.sampler.scan_size': 1,
         'model.sampler.sigma_steps': 1, 'model.sampler.hidden': 1, 'model.sampler.task_dim': 1,
     }
+    for key in ('sigma', 'sigma_end', 'sigma_factor', 'smoothing', 'intra_weight'):
+        if _get(config, f'model.sampler.{key}') < 0:
+            raise ValueError(f"config.model.sampler.{key}={_get(config, f'model.sampler.{key}')} must be at least 0")
+    sampler = config.model.sampler
+    if (sampler.name, sampler.variant, sampler.temporal) == ('task_adaptive', 'code', True) and sampler.sigma_schedule != 'constant' and (
+            sampler.sigma_end < 0.01):
+        raise ValueError(f"config.model.sampler.sigma_end={sampler.sigma_end} is too small for config.model.sampler.variant='code': the noise of "
+                         'its gradient grows as 1/sigma, which the released code keeps at 0.01 at least')
     if config.model.matcher.smoothness <= 0:
         raise ValueError(f'config.model.matcher.smoothness={config.model.matcher.smoothness} must be greater than 0')
     for key, allowed in choices.items():

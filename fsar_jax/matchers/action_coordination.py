@@ -147,8 +147,7 @@ class ActionCoordination(nn.Module):
         return prototypes + self.value(of_support)[..., None, None, :], values, moved, {'evolution': evolution}
 
     def coordinate_pooled(self, p, q):
-        """Eq. 2 and 3 on pairs without space left: p and q [Q or 1, way, L, C] → both coordinated, and M [Q, way, L, L]."""
-        p = jnp.broadcast_to(p, q.shape)
+        """Eq. 2 and 3 on pairs without space left: p and q [Q, way, L, C] → both coordinated, and M [Q, way, L, L]."""
         evolution = self.evolution('qwxc,qwyc->qwxy', self.key(p), self.query(q))
         moved = einsum_float32('qwxy,qwyc->qwxc', evolution.astype(self.dtype), self.value(q))
         return p + self.value(p), q + moved, evolution
@@ -157,7 +156,8 @@ class ActionCoordination(nn.Module):
         """Eq. 4 to 6: averages of both maps where they overlap, float32 [Q, way, L, C] each, and the offsets [Q, way, L, 2]."""
         if self.spatial == 'none':
             p, q = (x.astype(jnp.float32).mean((-3, -2)) for x in (prototypes, query))
-            return p[None], q[:, None] + moved, None
+            pairs = (len(query), len(prototypes), *p.shape[1:])
+            return jnp.broadcast_to(p, pairs), jnp.broadcast_to(q[:, None] + moved, pairs), None
         offsets = self.offsets(prototypes, query[:, None], evolution, values, train)
         of_support, of_query = self.pooling_weights(offsets, *prototypes.shape[2:4], train)
         p = einsum_float32('qwlij,wlijc->qwlc', of_support.astype(self.dtype), prototypes)

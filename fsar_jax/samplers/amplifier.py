@@ -140,8 +140,11 @@ def _inverse(density):
 
 
 def _capped(*marginals):
-    """Each marginal [..., S] in units of its mean, five times cut at the smaller of the two maxima and refilled to the mean 1."""
-    marginals = [m / m.mean(-1, keepdims=True) for m in marginals]
+    """Each marginal [..., S] in units of its mean, five times cut at the smaller of the two maxima and refilled to the mean 1.
+
+    One that is 0 everywhere becomes flat.
+    """
+    marginals = [m / jnp.maximum(m.mean(-1, keepdims=True), 1e-12) for m in marginals]
     for i in range(CAP_ROUNDS):
         cap = jnp.minimum(*(m.max(-1, keepdims=True) for m in marginals))
         cap = jnp.minimum(cap, DENSEST) if i == 0 else cap

@@ -98,13 +98,17 @@ class TaskAdaptiveSampler(nn.Module):
             maps = per_video(amplifier.stage_saliency(scanned.stages))
             kept['saliency'] = amplifier.min_max_enlarged(maps, height, width)
         elif self.spatial != 'none':
+            if scanned.last.shape[1:3] == (1, 1):
+                raise ValueError(f'the scan network sees frames of {self.scan_size} pixels as one cell, in which nothing can be salient: '
+                                 "raise config.model.sampler.scan_size, or set config.model.sampler.spatial='none'")
             kept['attended'] = amplifier.attend_channels(per_video(scanned.last)).astype(self.dtype)
         return kept
 
     @property
     def per_episode(self):
         """Whether what is sampled of a video depends on its episode."""
-        return self.adaptive
+        by_task = self.temporal or (self.spatial != 'none' and self.variant == 'paper')
+        return self.adaptive and by_task
 
     def sample_episode(self, support, query, train: bool = False):
         """One episode: support leaves [way, shot, …] and query leaves [Q, …] of `scan` → a dict of leaves [way, shot, …] and one of [Q, …].

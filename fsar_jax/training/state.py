@@ -46,11 +46,12 @@ def sigma_schedule(config) -> optax.Schedule:
     sigma_end (its released code and Sec. 4.2).
     """
     s = config.model.sampler
+    start, end, factor, steps = s.sigma, s.sigma_end, s.sigma_factor, s.sigma_steps
     return {
-        'constant': lambda: optax.constant_schedule(s.sigma),
-        'linear': lambda: optax.linear_schedule(s.sigma, s.sigma_end, config.train.num_steps),
-        'steps': lambda: optax.exponential_decay(s.sigma, s.sigma_steps, s.sigma_factor, staircase=True, end_value=s.sigma_end),
-    }[s.sigma_schedule]()
+        'constant': optax.constant_schedule(start),
+        'linear': optax.linear_schedule(start, end, config.train.num_steps),
+        'steps': lambda step: jnp.maximum(start * factor ** (step // steps), end),
+    }[s.sigma_schedule]
 
 
 def create_optimizer(train) -> optax.GradientTransformation:

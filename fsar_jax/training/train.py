@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 
 from fsar_jax import weights
-from fsar_jax.config import default_config, resolved_plan, validate
+from fsar_jax.config import default_config, frames_read, resolved_plan, validate
 from fsar_jax.data import episodes, loader
 from fsar_jax.data.dataset import open_dataset, videos_present
 from fsar_jax.learner import create_learner
@@ -63,6 +63,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str) 
     if not config.model.backbone.weights and config.model.backbone.name != 'resnet_small':
         say(f'note: {config.model.backbone.name} starts from random weights, the published runs from ImageNet: '
             f'set --config.model.backbone.weights to a torchvision .pth or .safetensors file')
+    if config.model.sampler.name == 'task_adaptive' and config.model.sampler.scan_network != 'shufflenet_v2_small' and not config.model.sampler.scan_weights:
+        say(f'note: the scan network {config.model.sampler.scan_network} starts from random weights, that of the paper from ImageNet: '
+            f'set --config.model.sampler.scan_weights to a torchvision .pth or .safetensors file')
     state = create_train_state(config, learner)
     state = replicate(mesh, state)
 
@@ -325,10 +328,12 @@ def facts(config, mesh, datasets) -> dict[str, str]:
     rows = {'devices': f'{mesh.size} x {kind.device_kind} ({kind.platform}), {jax.process_count()} process(es), compute in {config.model.dtype}'}
     for dataset in datasets:
         there = videos_present(dataset)
+        few = int((np.asarray(dataset.num_frames) < frames_read(config)).sum()) if config.model.sampler.name != 'uniform' else 0
         absent = (there['expected_classes'] or 0) - there['classes']
         rows[f'data {dataset.split}'] = f'{config.data.dataset}: {len(np.unique(dataset.labels))} classes, {len(dataset)} clips' + (
             f' ({len(dataset.dropped)} shorter than {config.episode.frames} frames left out)' if len(dataset.dropped) else '') + (
             f", videos present {there['present']:,} of {there['expected']:,}" if there['expected'] else '') + (
-            f", {absent} of its {there['expected_classes']} classes have no video" if absent > 0 else '')
+            f", {absent} of its {there['expected_classes']} classes have no video" if absent > 0 else '') + (
+            f', {few} of fewer than {frames_read(config)} frames: a sampler sees some of them twice' if few else '')
     rows['S, R  as stored'] = ', '.join(f'{key} {value}' for key, value in sorted(datasets[0].settings.items()))
     return rows

@@ -140,6 +140,25 @@ def test_sigma_follows_its_schedule():
     with config.unlocked():
         config.model.sampler.update(sigma_schedule='steps', sigma_steps=4, sigma_factor=0.5, sigma_end=0.04)
     np.testing.assert_allclose([sigma_schedule(config)(step) for step in (0, 3, 4, 8, 12)], [0.2, 0.2, 0.1, 0.05, 0.04], atol=1e-7)
+    with config.unlocked():
+        config.model.sampler.sigma_factor = 1.0
+    np.testing.assert_allclose([sigma_schedule(config)(step) for step in (0, 100)], [0.2, 0.2])
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'sigma': -1.0}, 'config.model.sampler.sigma=-1.0 must be at least 0'),
+    ({'intra_weight': -0.5}, 'config.model.sampler.intra_weight=-0.5 must be at least 0'),
+    ({'variant': 'code'}, "config.model.sampler.sigma_end=0.0 is too small for config.model.sampler.variant='code'"),
+])
+def test_settings_that_would_ruin_a_run(changes, message):
+    config = tiny_vim()
+    with config.unlocked():
+        config.model.sampler.update(**changes)
+    with pytest.raises(ValueError, match=message):
+        fsar_jax.config.validate(config)
+    if 'variant' in changes:
+        config.model.sampler.sigma_end = 0.01
+        fsar_jax.config.validate(config)
 
 
 def test_more_frames_wanted_than_scanned():

@@ -10,6 +10,7 @@ from fsar_jax.layers import unit
 from fsar_jax.matchers import ActionCoordination, Prototypes
 from fsar_jax.matchers.offset_masks import OffsetPredictor, integer_offset_weights, offset_mask
 from fsar_jax.training.losses import episode_loss
+from fsar_jax.training.mutual_information import inter_video_loss
 from fsar_jax.weights import from_torch
 
 
@@ -238,6 +239,23 @@ def test_without_either_coordination_it_is_the_prototype_matcher():
     logits, _ = ActionCoordination(temporal=False, spatial='none').apply({}, support, query)
     plain = Prototypes().apply({}, support.mean((-3, -2)), query.mean((-3, -2)))
     np.testing.assert_allclose(logits, plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('temporal', (False, True))
+def test_order_does_not_matter_without_space(temporal):
+    """spatial='none' compares pooled pairs, before or after; and each has the shape of a pair, for the losses."""
+    rng = np.random.default_rng(3)
+    support, query = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((4, 1, 3, 2, 2, 6), (5, 3, 2, 2, 6)))
+    found = []
+    for order in ('temporal_first', 'spatial_first'):
+        matcher = ActionCoordination(temporal=temporal, spatial='none', order=order, variant='paper')
+        logits, auxiliary = matcher.apply(matcher.init(jax.random.key(0), support, query), support, query, train=True)
+        assert auxiliary['aligned_frames'].shape == (5, 4, 3, 6) and auxiliary['query_frames'].shape == (5, 3, 6)
+        labels = jnp.array([3, 0, 1, 2, 3])
+        loss = inter_video_loss(logits, labels, auxiliary['query_frames'], auxiliary['aligned_frames'])
+        assert np.isfinite(loss)
+        found.append(logits)
+    np.testing.assert_allclose(*found, rtol=1e-5)
 
 
 def test_enumerating_whole_offsets_finds_a_shifted_object():

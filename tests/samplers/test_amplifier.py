@@ -57,6 +57,12 @@ def gathered(frame, rows, columns):
     return out
 
 
+@pytest.mark.parametrize('variant', ('code', 'paper'))
+def test_a_map_without_anything_salient(variant):
+    rows, columns = amplifier.amplified_positions(jnp.zeros((2, 4, 4)), 16, 16, variant)
+    assert np.isfinite(rows).all() and np.isfinite(columns).all() and (np.diff(rows) > 0).all()
+
+
 def test_resampling_is_bilinear_reading():
     rng = np.random.default_rng(0)
     frame, rows, columns = rng.random((5, 7, 2)), np.array([-1.5, -0.3, 2.0, 3.7, 4.6, 9.0]), np.array([-0.5, 0.2, 5.9, 6.5])

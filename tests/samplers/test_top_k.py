@@ -111,6 +111,13 @@ def test_evenly_spaced_frames():
     np.testing.assert_array_equal(evenly_spaced_indicator(1, 20, 1).argmax(-1)[0], [0])
 
 
+def test_evenly_spaced_frames_are_distinct_for_every_count():
+    for frames in range(1, 65):
+        for k in range(1, frames + 1):
+            chosen = np.asarray(evenly_spaced_indicator(1, frames, k)[0]).argmax(-1)
+            assert len(set(chosen)) == k and (chosen[0], chosen[-1]) == (0, frames - 1 if k > 1 else 0), (frames, k)
+
+
 def test_noise_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r'expected \[B, num_samples, M\] = \(2, 10, 5\)'):
         perturbed_top_k(jnp.zeros((10, 2, 5)), jnp.zeros((2, 5)), 2, jnp.float32(0.1), 10)
