@@ -9,7 +9,6 @@ import threading
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
 
 
 class VideoDataset:
@@ -67,8 +66,9 @@ class VideoDataset:
 
     def lost_files(self) -> list[str]:
         """The split's record files that are not there or do not hold the records that they should, with the reason; opens each."""
-        split = tfds.builder_from_directory(self._directory).info.splits[self.split]
-        lost = []
+        from array_record.python import array_record_module  # not on every platform; reading needs it only here
+
+        split, lost = tfds.builder_from_directory(self._directory).info.splits[self.split], []
         for path, count in zip(split.filepaths, split.shard_lengths):
             path = pathlib.Path(path)
             if not path.is_file():

@@ -78,7 +78,8 @@ def inter_video_loss(logits, labels, raw_query, aligned_query, variant: str = 'p
     """−(I(Y; F̄_q) − I(F̄_q; F_q)) (VIM, Eq. 33): alignment should add what tells of the class, and not repeat the query.
 
     Of the aligned queries only those to the true class enter: the others say how a video looks beside a class it does not belong to.
-    Each frame is a sample, although those of one clip resemble each other: the estimate is of the batch's frames. variant='paper': no gradient to the raw query, which is what alignment starts from.
+    Each frame is a sample, although those of one clip resemble each other: the estimate is of the batch's frames.
+    variant='paper': no gradient to the raw query, which is what alignment starts from.
     variant='code': `label_loss` + `frame_divergence` (V18), the first without gradient.
 
     Args:

@@ -63,8 +63,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str) 
     if not config.model.backbone.weights and config.model.backbone.name != 'resnet_small':
         say(f'note: {config.model.backbone.name} starts from random weights, the published runs from ImageNet: '
             f'set --config.model.backbone.weights to a torchvision .pth or .safetensors file')
-    if config.model.sampler.name == 'task_adaptive' and config.model.sampler.scan_network != 'shufflenet_v2_small' and not config.model.sampler.scan_weights:
-        say(f'note: the scan network {config.model.sampler.scan_network} starts from random weights, that of the paper from ImageNet: '
+    sampler = config.model.sampler
+    if sampler.name == 'task_adaptive' and sampler.scan_network != 'shufflenet_v2_small' and not sampler.scan_weights:
+        say(f'note: the scan network {sampler.scan_network} starts from random weights, that of the paper from ImageNet: '
             f'set --config.model.sampler.scan_weights to a torchvision .pth or .safetensors file')
     state = create_train_state(config, learner)
     state = replicate(mesh, state)
