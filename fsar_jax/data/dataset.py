@@ -66,7 +66,7 @@ class VideoDataset:
 
     def lost_files(self) -> list[str]:
         """The split's record files that are not there or do not hold the records that they should, with the reason; opens each."""
-        from array_record.python import array_record_module  # not on every platform; reading needs it only here
+        from array_record.python import array_record_module  # has no wheel for some platforms
 
         split, lost = tfds.builder_from_directory(self._directory).info.splits[self.split], []
         for path, count in zip(split.filepaths, split.shard_lengths):
