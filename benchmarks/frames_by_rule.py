@@ -14,6 +14,7 @@ from fsar_jax.data.frame_sampling import frame_indices
 from fsar_jax.learner import create_learner
 from fsar_jax.training.evaluation import episodes_of, evaluate_episodes
 from fsar_jax.training.mesh import episode_mesh
+from fsar_jax.training.results import accuracy_with_interval
 from fsar_jax.training.selection import share_inside
 from fsar_jax.training.train import best_of_run, open_split, run_config
 
@@ -40,9 +41,8 @@ def rules(length, dense=20):
     }
 
 
-def by_rule(dataset, rule, length):
-    """The dataset with clips that hold the frames of the rule alone, and [clips, length], which ones these are."""
-    records = [dataset.read(position) for position in range(len(dataset))]
+def by_rule(dataset, records, rule, length):
+    """The dataset, whose clips are `records`, with the frames of the rule alone; and the share of these inside the action."""
     chosen = np.array([rule(len(r['frames']), int(r['action_start']), int(r['action_end'])) for r in records])
     assert chosen.shape == (len(records), length)
     short = copy.copy(dataset)
@@ -59,15 +59,15 @@ def main(_):
     config.data.dir, config.model.sampler.name = DATA.value, 'uniform'
     dataset = open_split(config, 'test', config.eval.query)
     episodes, learner = episodes_of(dataset, config, 'test', EPISODES.value), create_learner(config.model)
+    records, queries = [dataset.read(position) for position in range(len(dataset))], episodes.labels.shape[1]
+    interval = lambda correct: '{:.2f} ± {:.2f}'.format(*(100 * x for x in accuracy_with_interval(correct, queries)))
     print(f"{'frames':<32} {'inside':>7} {'accuracy':>16} {'minus evenly spaced':>20}")
     for name, rule in rules(config.episode.frames).items():
-        clips, inside = by_rule(dataset, rule, config.episode.frames)
+        clips, inside = by_rule(dataset, records, rule, config.episode.frames)
         found = evaluate_episodes(learner, variables, clips, episodes, config, mesh)
-        share = found.correct / episodes.labels.shape[1]
         if name == 'evenly over the clip':
-            evenly = share
-        interval = lambda x: f'{100 * x.mean():.2f} ± {196 * x.std(ddof=1) / len(x) ** 0.5:.2f}'
-        print(f'{name:<32} {inside:>7.3f} {interval(share):>16} {interval(share - evenly):>20}', flush=True)
+            evenly = found.correct
+        print(f'{name:<32} {inside:>7.3f} {interval(found.correct):>16} {interval(found.correct - evenly):>20}', flush=True)
 
 
 if __name__ == '__main__':

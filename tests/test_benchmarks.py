@@ -40,7 +40,8 @@ def test_the_rules_of_frames_by_rule(tiny_data):
     assert list(chosen['first 8 of 20']) == list(dense[:8]) and list(chosen['middle 8 of 20']) == list(dense[6:14])
     dataset = open_dataset('video_folder/tiny', tiny_data, 'test')
     dataset.read = lambda position, read=dataset.read: read(position) | {'action_start': 2, 'action_end': 5}
-    clips, share = benchmark['by_rule'](dataset, lambda n, start, end: [0, start, end, n - 1], 4)
+    records = [dataset.read(position) for position in range(len(dataset))]
+    clips, share = benchmark['by_rule'](dataset, records, lambda n, start, end: [0, start, end, n - 1], 4)
     assert share == 0.5 and len(clips) == len(dataset) and set(clips.num_frames) == {4}
     stored = dataset.read(3)['frames']
     assert clips.read(3)['frames'] == [stored[i] for i in (0, 2, 5, 7)]

@@ -203,8 +203,9 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
             names = dict.fromkeys(mirror[split].name for mirror in mirrors)
             places = [folder / name for folder in self.annotation_folders() for name in names]
             # The lists of several benchmarks have one name, and may lie in one folder.
-            found = [path for path in places if path.is_file() and _sha256(path) not in others]
-            local[split] = next((path for path in found if _sha256(path) == mirrors[0][split].sha256), (found or [None])[0])
+            found = {path: sha for path in places if path.is_file() and (sha := _sha256(path)) not in others}
+            published = (path for path, sha in found.items() if sha == mirrors[0][split].sha256)
+            local[split] = next(published, next(iter(found), None))
         if not all(local.values()):
             if any(local.values()):
                 absent = next(split for split in SPLITS if not local[split])
