@@ -1,5 +1,6 @@
 """Small copies of the public benchmarks in their authors' layouts and codecs: real files, few of them, all classes or some."""
 
+import csv
 import json
 import pathlib
 
@@ -101,3 +102,9 @@ def build_copy(dataset, data_dir, videos, lists, *flags):
             ]
         )
     )
+
+
+def skipped_in(directory):
+    with open(directory / 'skipped.tsv', newline='') as file:
+        rows = csv.DictReader(file, delimiter='\t')
+        return {(row['split'], row['class'], row['name']): (row['reason'], row['detail']) for row in rows}

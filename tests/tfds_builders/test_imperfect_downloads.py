@@ -1,0 +1,129 @@
+"""What lies about in real downloads, and what is wrong with them: the videos that are whole are built all the same."""
+
+import os
+import pathlib
+import shutil
+import zipfile
+
+import benchmark_copies as copies
+import numpy as np
+from benchmark_copies import skipped_in
+
+from fsar_jax.data import build, verify
+from fsar_jax.data.dataset import open_dataset
+from fsar_jax.data.frames import encode_jpeg
+from fsar_jax.data.video_files import read_video
+from tfds_builders import benchmark_builder, benchmark_files
+
+
+def test_what_lies_about_in_a_download(small, tmp_path):
+    """A thumbnail, what macOS leaves, a link that goes round, a .zip that is none: the videos beside them are there."""
+    videos, lists, lines, _ = small('activitynet100')
+    copy = shutil.copytree(videos, tmp_path / 'anet' / 'videos')
+    shutil.copy(next(videos.glob('*.mp4')), copy / '._0.mp4')
+    (copy / 'v_0.jpg').write_bytes(encode_jpeg(np.zeros((8, 8, 3), np.uint8)))
+    (copy / 'up').symlink_to('..')
+    (tmp_path / 'anet' / 'labels.zip').write_bytes(b'')
+    directory = copies.build_copy('activitynet100', tmp_path, tmp_path / 'anet', lists)
+    assert list(skipped_in(directory).items()) == [(('', 'anet', 'labels.zip'), ('unreadable', 'no .zip, or one whose end is missing'))]
+    assert open_dataset('activitynet100', tmp_path, 'test').video_ids == lines['test']
+
+
+def test_what_macos_leaves_among_frames(small, tmp_path):
+    videos, lists, lines, class_of = small('ssv2_small_cmn')
+    for line in sum(lines.values(), []):
+        folder = tmp_path / 'frames' / class_of[line] / line.split('/')[1]
+        folder.mkdir(parents=True)
+        for i, frame in enumerate(read_video(videos / f'{line.split("/")[1]}.webm').frames):
+            (folder / f'{i}.jpg').write_bytes(encode_jpeg(frame, 90))
+        (folder / '._0.jpg').write_bytes(b'Mac OS X')
+    with zipfile.ZipFile(tmp_path / 'frames.zip', 'w') as archive:
+        for file in sorted((tmp_path / 'frames').rglob('*.jpg')):
+            name = file.relative_to(tmp_path / 'frames')
+            archive.write(file, pathlib.Path('__MACOSX' if file.name.startswith('.') else '', name))
+    for source in ('frames', 'frames.zip'):
+        directory = copies.build_copy('ssv2_small_cmn', tmp_path / f'of_{source}', tmp_path / source, lists)
+        assert skipped_in(directory) == {}
+        assert set(open_dataset('ssv2_small_cmn', directory.parents[1], 'train').num_frames) == {10}
+
+
+def test_a_folder_that_must_not_be_looked_into(small, tmp_path, monkeypatch):
+    videos, lists, _, class_of = small('kinetics100_cmn')
+    closed, scan = next(iter(class_of.values())), os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == closed:
+            raise PermissionError(13, 'Permission denied', path)
+        return scan(path)
+
+    monkeypatch.setattr(benchmark_files.os, 'scandir', refuse)
+    skipped = skipped_in(copies.build_copy('kinetics100_cmn', tmp_path, videos, lists))
+    assert skipped.pop(('', videos.name, closed)) == ('unreadable', 'Permission denied')
+    assert len(skipped) == 3 and {(place[1], *why) for place, why in skipped.items()} == {(closed, 'missing', '')}
+
+
+def test_a_replacement_for_a_broken_video(small, tmp_path):
+    videos, lists, lines, class_of = small('kinetics100_cmn')
+    copy = shutil.copytree(videos, tmp_path / 'videos')
+    line = lines['test'][0]
+    file = copy / copies.file_of('kinetics100_cmn', class_of[line], line.split('/')[1])
+    (copy / 'replacement_for_corrupted_k400').mkdir()
+    shutil.copy(file, copy / 'replacement_for_corrupted_k400' / file.name)
+    file.write_bytes(file.read_bytes()[:300])
+    directory = copies.build_copy('kinetics100_cmn', tmp_path, copy, lists)
+    assert skipped_in(directory) == {('test', class_of[line], file.name): ('duplicate id', f'as {file.name}')}
+    assert open_dataset('kinetics100_cmn', tmp_path, 'test').video_ids == lines['test']
+
+
+def test_lists_of_other_benchmarks_in_one_folder(small, tmp_path):
+    """Three of them have lists of one name: those of another are passed over, the ones in a folder of one's own come first."""
+    videos, lists, lines, _ = small('activitynet100')
+    manual = shutil.copytree(lists, tmp_path / 'manual' / 'activitynet100').parent
+    for file in lists.iterdir():
+        (manual / file.name).write_text('of somebody else\n')
+    directory = copies.build_copy('activitynet100', tmp_path, videos, manual)
+    assert skipped_in(directory) == {}
+    theirs = {row.split('\t')[2] for row in (build.BENCHMARKS['ucf101_arn'].code_path.parent / 'checksums.tsv').read_text().splitlines()}
+    assert theirs and theirs <= benchmark_builder._lists_of_others(build.BENCHMARKS['activitynet100'])
+    assert not theirs & benchmark_builder._lists_of_others(build.BENCHMARKS['ucf101_arn'])
+
+
+def test_annotations_that_are_something_else(small, tmp_path, capsys):
+    videos, lists, lines, class_of = small('ssv2_small_cmn')
+    shutil.copytree(videos, tmp_path / 'ssv2' / '20bn-something-something-v2')
+    copies.write_annotations(tmp_path / 'ssv2' / 'labels', lines, class_of, ('train.json', 'validation.json'))
+    for text in ('[1, 2]', '[{"template": null, "id": 3}]', '{broken', '{"a": 1}'):
+        (tmp_path / 'ssv2' / 'train.json').write_text(text)
+        copies.build_copy('ssv2_small_cmn', tmp_path / 'data', tmp_path / 'ssv2' / '20bn-something-something-v2', lists, '--overwrite')
+        said = capsys.readouterr().out
+        assert 'ssv2/train.json is not read, it is no list of videos' in said, text
+        assert 'annotations: 0 of 27 listed videos have another class there' in said, text
+    shutil.rmtree(tmp_path / 'ssv2' / 'labels')
+    copies.build_copy('ssv2_small_cmn', tmp_path / 'data', videos, lists, '--overwrite')
+    assert 'annotations: none found' in capsys.readouterr().out
+
+
+def test_verify_sees_what_was_lost(small, tmp_path):
+    videos, lists, *_ = small('kinetics100_cmn')
+    directory = copies.build_copy('kinetics100_cmn', tmp_path, videos, lists, '--videos_per_shard=3')
+    assert 'every published video is there' in verify.report('kinetics100_cmn', tmp_path)
+    first, second = sorted(directory.glob('*test.array_record*'))[:2]
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:100])
+    report = verify.report('kinetics100_cmn', tmp_path)
+    assert '2 record files are not whole, build it again with --overwrite' in report and 'not the published set' in report
+    assert f'{first.name} is not there' in report and f'{second.name} cannot be read' in report
+
+
+def test_an_error_of_the_decoders_own_ends_no_build(small, tmp_path, monkeypatch):
+    videos, lists, lines, class_of = small('kinetics100_cmn')
+    make, broken = benchmark_builder.record_from_file, lines['val'][1]
+
+    def fails(path, video_id, *rest):
+        if video_id == broken:
+            raise RuntimeError('pixel format 99\nis new to me')
+        return make(path, video_id, *rest)
+
+    monkeypatch.setattr(benchmark_builder, 'record_from_file', fails)
+    skipped = skipped_in(copies.build_copy('kinetics100_cmn', tmp_path, videos, lists))
+    assert list(skipped.values()) == [('decoder failed', 'RuntimeError: pixel format 99 is new to me')]
