@@ -36,8 +36,8 @@ def bytes_of(directory):
 
 
 def finished(folder):
-    """{shard: identity of its file on disk} of the shards that are finished."""
-    notes = list(folder.glob('*.array_record-*.json'))
+    """{shard: identity of its file on disk} of the shards that are finished: drafts (hidden, a kill leaves them) are not."""
+    notes = [note for note in folder.glob('*.array_record-*.json') if not note.name.startswith('.')]
     return {note.stem: (folder / note.stem).stat().st_ino for note in notes if (folder / note.stem).exists()}
 
 
@@ -79,6 +79,33 @@ def test_killed_at_random_moments(unbroken, tmp_path):
     assert {name: (directory / name).stat().st_ino for name in kept} == kept
     assert bytes_of(directory) == unbroken
     assert kept, 'every kill came too early to test anything'
+
+
+@pytest.mark.parametrize('renamed', [0, 1], ids=['before the records have their name', 'before their note has its name'])
+def test_killed_while_a_shard_gets_its_name(unbroken, tmp_path, monkeypatch, renamed):
+    """The two moments, too short to be met by chance, at which a whole shard is there and yet is not finished."""
+    names, rename = [], pathlib.Path.replace
+
+    class Killed(BaseException):
+        """What a kill does: nothing is tidied up."""
+
+    def replace(self, target):
+        names.append(target.name)
+        if len(names) == 2 * 3 + renamed + 1:  # in the fourth shard
+            raise Killed
+        return rename(self, target)
+
+    monkeypatch.setattr(pathlib.Path, 'replace', replace)
+    monkeypatch.setattr(pathlib.Path, 'unlink', lambda self, missing_ok=False: None)
+    with pytest.raises(Killed):
+        run(tmp_path)
+    monkeypatch.undo()
+    folder = tmp_path / NAME / 'incomplete'
+    kept, drafts = finished(folder), [path.name for path in folder.iterdir() if path.name.startswith('.')]
+    assert (len(kept), len(drafts)) == (3, 2 - renamed)
+    directory = run(tmp_path)
+    assert {name: (directory / name).stat().st_ino for name in kept} == kept
+    assert bytes_of(directory) == unbroken
 
 
 def test_slices_in_any_order_then_finish(unbroken, tmp_path, capsys):
