@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import fcntl
 import pathlib
 import shutil
 import sys
@@ -27,6 +26,7 @@ import time
 import tensorflow_datasets as tfds
 
 from fsar_jax.data.dataset import version_directory
+from fsar_jax.machine import file_lock
 from tfds_builders import benchmark_builder, video_builder
 from tfds_builders.activitynet100 import activitynet100_dataset_builder as activitynet100
 from tfds_builders.hmdb51_arn import hmdb51_arn_dataset_builder as hmdb51_arn
@@ -275,13 +275,10 @@ def _check_same(name, there, settings):
 
 @contextlib.contextmanager
 def _only_builder(folder, shared=False):
-    """Two builds of one dataset would remove each other's files; slices (`shared`) only add to them.
-
-    The lock ends with the process, in any case.
-    """
-    with open(folder / '.lock', 'w') as file:
+    """Two builds of one dataset would remove each other's files; slices (`shared`) only add to them."""
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            held.enter_context(file_lock(folder / '.lock', shared=shared))
         except BlockingIOError:
             raise ValueError(f'another process is building {folder}: wait for it to end') from None
         yield

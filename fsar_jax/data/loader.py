@@ -26,6 +26,7 @@ from fsar_jax.config import frames_read
 from fsar_jax.data import episodes as episode_lists
 from fsar_jax.data import frames as frame_tools
 from fsar_jax.data.frame_sampling import frame_indices
+from fsar_jax.machine import usable_cores
 
 ENDLESS = 1 << 40                                 # elements of the training stream: the caller decides when it ends
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1           # parameters of glibc's mallopt
@@ -280,7 +281,7 @@ def _batches(source, config, size, finish=lambda batch: batch):
 
 def _elements(source, config, batch_size):
     """Generator of the source's elements, read in parallel, config.data.prefetch batches ahead."""
-    threads, workers, ahead = config.data.num_threads or os.cpu_count(), config.data.num_workers, max(1, config.data.prefetch) * batch_size
+    threads, workers, ahead = config.data.num_threads or usable_cores(), config.data.num_workers, max(1, config.data.prefetch) * batch_size
     elements = grain.MapDataset.source(source)
     if workers:
         if not flags.FLAGS.is_parsed():           # Grain reads absl flags when it starts a process, even outside an absl app

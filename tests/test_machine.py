@@ -1,0 +1,55 @@
+"""The cores of the job, and locks where there are some and where there are none."""
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fsar_jax import machine
+
+
+@pytest.mark.skipif(not hasattr(os, 'sched_getaffinity'), reason='this system does not bind processes to cores')
+def test_the_cores_of_the_job_and_not_of_the_machine():
+    core = min(os.sched_getaffinity(0))
+    program = f'import os; os.sched_setaffinity(0, [{core}]); from fsar_jax.machine import usable_cores; print(usable_cores())'
+    assert subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True).stdout == '1\n'
+
+
+def test_shared_and_exclusive(tmp_path):
+    path = tmp_path / 'lock'
+    with machine.file_lock(path, shared=True), machine.file_lock(path, shared=True):
+        with pytest.raises(BlockingIOError), machine.file_lock(path):
+            pass
+    with machine.file_lock(path), pytest.raises(BlockingIOError), machine.file_lock(path, shared=True):
+        pass
+
+
+def test_locks_of_the_kind_that_nfs_makes_of_them(tmp_path, monkeypatch):
+    """Byte ranges, which a shared lock may take in a file that is open for reading only, an exclusive one for writing."""
+    monkeypatch.setattr(fcntl, 'flock', fcntl.lockf)
+    for shared in (True, False):
+        with machine.file_lock(tmp_path / 'lock', shared=shared):
+            pass
+
+
+@pytest.mark.parametrize('number', machine.NO_LOCKS)
+def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, 'flock', refuse)
+    with machine.file_lock(tmp_path / 'lock'):
+        pass
+    assert 'this file system has no locks, do not start' in capsys.readouterr().err
+
+
+def test_another_error_is_one(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, 'flock', refuse)
+    with pytest.raises(OSError, match='Input/output error'), machine.file_lock(tmp_path / 'lock'):
+        pass
