@@ -7,6 +7,7 @@ and a clip of a few seconds is read faster from end to end.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -18,7 +19,8 @@ import numpy as np
 # reason -> what it means; the only reasons a VideoError has.
 REASONS = {
     'missing': 'there is no such file',
-    'unreadable': 'the file is there, but the system does not let it be read',
+    'unreadable': 'the file is there, but the system does not let it be read: looked at again by the next call',
+    'ended the process': 'twice the process that read it died: out of memory, or the decoder crashes; looked at again by the next call',
     'empty file': 'the file has 0 bytes',
     'not a video': 'no known container: a text file, an archive, or a header that is damaged',
     'no video stream': 'a container without pictures: audio or subtitles only',
@@ -31,6 +33,7 @@ REASONS = {
 }
 COMPLETE_FRACTION = 0.95  # sound files measure 1.00 to 1.01 of the promised frames, cut ones 0.5 to 0.85
 DAMAGED_FRACTION = 0.05
+OF_THE_SYSTEM = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.EACCES, errno.EMFILE, errno.ENFILE)
 
 # suffix -> (encoder, its options); quality near lossless, speed before size
 H264 = {
@@ -171,6 +174,7 @@ def _open(path):
     try:
         container = av.open(os.fspath(path), metadata_errors='replace')  # titles are in any encoding
     except av.error.FFmpegError as error:
+        _raise_if_of_the_system(error)
         raise _not_a_video(path, error.strerror or '') from None
     if not container.streams.video:
         kinds = sorted({stream.type for stream in container.streams})
@@ -192,6 +196,12 @@ def _not_a_video(path, detail):
     return VideoError('not a video', detail)
 
 
+def _raise_if_of_the_system(error):
+    """A disk, a network or memory that fails now says nothing about the file."""
+    if error.errno in OF_THE_SYSTEM:
+        raise VideoError('unreadable', error.strerror or str(error)) from None
+
+
 def _packets(container, stream) -> Iterator[av.Packet | None]:
     """The stream's packets, the closing empty one included; None where the damage is too much to go on."""
     packets = container.demux(stream)
@@ -200,7 +210,8 @@ def _packets(container, stream) -> Iterator[av.Packet | None]:
             yield next(packets)
         except StopIteration:
             return
-        except av.error.FFmpegError:
+        except av.error.FFmpegError as error:
+            _raise_if_of_the_system(error)
             yield None
             return
 
@@ -255,7 +266,8 @@ def _decode(path, frame_index, convert):
                     frames = packet.decode()
             except av.error.EOFError:
                 frames = []
-            except av.error.FFmpegError:
+            except av.error.FFmpegError as error:
+                _raise_if_of_the_system(error)
                 errors += 1
                 continue
             for frame in frames:

@@ -1,5 +1,6 @@
 """Real files in every container, whole and broken in every way that REASONS names."""
 
+import errno
 import pickle
 
 import av
@@ -62,6 +63,38 @@ def test_an_uneven_frame_rate_is_no_damage(tmp_path, suffix, every):
     data = path.read_bytes()
     path.write_bytes(data[: len(data) * 6 // 10])
     assert reason_of(path) == 'truncated'
+
+
+@pytest.mark.parametrize('place', ['open', 'demux'])
+@pytest.mark.parametrize('number', [errno.EIO, errno.ESTALE, errno.ENOMEM])
+def test_a_disk_that_fails_says_nothing_about_the_file(tmp_path, monkeypatch, place, number):
+    path = tmp_path / 'clip.mp4'
+    write_video(path, moving_bar(20))
+    original = av.open
+
+    class Failing:
+        def __init__(self, container):
+            self.container, self.streams, self.duration = container, container.streams, container.duration
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.container.close()
+
+        def demux(self, stream):
+            for i, packet in enumerate(self.container.demux(stream)):
+                if i == 5:
+                    raise av.error.FFmpegError(number, 'of the system')
+                yield packet
+
+    def fails(*args, **keywords):
+        if place == 'open':
+            raise av.error.FFmpegError(number, 'of the system')
+        return Failing(original(*args, **keywords))
+
+    monkeypatch.setattr(av, 'open', fails)
+    assert reason_of(path) == 'unreadable'
 
 
 def test_a_title_in_another_encoding(tmp_path):
