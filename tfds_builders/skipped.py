@@ -10,7 +10,10 @@ import os
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """A file (or folder) that is not in the dataset, and why; `class_name` and `split` may be empty."""
+    """A file (or folder) that is not in the dataset, and why; `class_name` and `split` may be empty.
+
+    Bytes of a name that are not UTF-8 are kept as '\\xe9'.
+    """
 
     split: str
     class_name: str
@@ -18,9 +21,17 @@ class Skipped:
     reason: str
     detail: str = ''
 
+    def __post_init__(self):
+        for field in ('class_name', 'name', 'detail'):
+            object.__setattr__(self, field, _printable(getattr(self, field)))
+
     @property
     def path(self) -> str:
         return '/'.join(filter(None, (self.split, self.class_name, self.name)))
+
+
+def _printable(name):
+    return name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
 
 
 def write_skipped(path: str | os.PathLike, skipped: list[Skipped]) -> None:

@@ -33,10 +33,12 @@ from tqdm import tqdm
 from fsar_jax.data.frame_files import bytes_of
 from fsar_jax.data.records import RecordSettings, record_features
 from fsar_jax.data.video_files import VideoError
+from fsar_jax.machine import usable_cores
 from tfds_builders.shards import Shard, cut_into_shards, read_note, remove_all_but, remove_notes, write_shard
 from tfds_builders.skipped import Skipped, skipped_table, write_skipped
 
 SHARD_BYTES = 250e6
+AGAIN = ('unreadable', 'ended the process')  # reasons that the next call looks at again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,19 +90,23 @@ class VideoConfig(tfds.core.BuilderConfig):
 class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     """Base of the builders; a subclass gives VERSION, `list_videos` and `record_maker`.
 
+    USUAL_FRAMES: of a whole video, for the size of the shards where all frames are kept.
+
     Args:
       config: a VideoConfig, or the name of one of BUILDER_CONFIGS.
-      processes: that decode; 0 decodes in this process; None: one per core.
+      processes: that decode; 0 decodes in this process; None: one per usable core.
       strict: the first file that cannot be used is a ValueError instead of a line in the table.
 
     `plan`, `write_shards` and `finish` are the steps of a build that may be killed and spread over machines;
     `download_and_prepare` is all three. Then `skipped` is the list of what was left out.
     """
 
+    USUAL_FRAMES = 300
+
     def __init__(self, *, processes: int | None = None, strict: bool = False, file_format=None, **kwargs):
         # tfds forgets the format when it copies a builder, and its default needs TensorFlow.
         super().__init__(file_format=file_format or 'array_record', **kwargs)
-        self.processes = (os.cpu_count() or 1) if processes is None else processes
+        self.processes = usable_cores() if processes is None else processes
         self.strict = strict
         self.skipped: list[Skipped] = []
         self.notes: list[str] = []
@@ -131,7 +137,9 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         splits, first = {split: [] for split in videos.splits}, {}
         for split, sources in videos.splits.items():
             for source in sources:
-                if source.video_id in first:
+                if not _is_utf8(source.video_id):
+                    listed.append(Skipped(split, videos.class_names[source.label], source.name, 'name is not UTF-8'))
+                elif source.video_id in first:
                     where = f'as {first[source.video_id]}'
                     listed.append(
                         Skipped(split, videos.class_names[source.label], source.name, 'duplicate id', where)
@@ -161,7 +169,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             'version': str(self.version),
             'config': config.name,
         }
-        length = config.videos_per_shard or videos_per_shard(config.record_settings())
+        length = config.videos_per_shard or videos_per_shard(config.record_settings(), self.USUAL_FRAMES)
         return cut_into_shards(self.name, splits, length, decides)
 
     def download_manager(self, folder: str | os.PathLike):
@@ -193,7 +201,8 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             # One stream over all shards, so that no process waits where one shard ends.
             stream = run(source for shard in to_do for source in shard.sources)
             for shard in to_do:
-                note = {'videos': {'video_id': [], 'label': [], 'num_frames': []}, 'skipped': [], 'skipped_bytes': {}}
+                videos = {'video_id': [], 'label': [], 'num_frames': []}
+                note = {'videos': videos, 'skipped': [], 'source_bytes': _source_bytes(shard)}
                 records = self._records(shard, stream, progress, note)
                 # Protobuf orders a map by a hash that differs from process to process unless told not to.
                 examples = map(serialise.get_tf_example, records)
@@ -211,7 +220,6 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
                 if self.strict:
                     raise _strict_error(skip)
                 note['skipped'].append([source.video_id, *dataclasses.astuple(skip)])
-                note['skipped_bytes'][source.video_id] = bytes_of(source.origin)
                 continue
             index['video_id'].append(source.video_id)
             index['label'].append(source.label)
@@ -224,7 +232,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         What it leaves behind is a dataset, and the shards' notes (shards.remove_notes).
 
         Raises:
-          ValueError: shards that are not there, or not one usable video.
+          ValueError: shards that are not there, or of other files; with `strict`, a video that was skipped; not one usable video.
         """
         folder, metadata = pathlib.Path(folder), self.info.metadata
         lengths, sizes = {split: [] for split in metadata['videos']}, collections.Counter()
@@ -234,6 +242,13 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             if note is None:
                 absent.append(shard)
                 continue
+            if note['source_bytes'] != _source_bytes(shard):
+                raise ValueError(
+                    f'{shard.file_name} was made of other files than those that are there now: give the command without '
+                    '--finish to build such shards again'
+                )
+            if self.strict and note['skipped']:
+                raise _strict_error(Skipped(*note['skipped'][0][1:]))
             lengths[shard.split].append(len(note['videos']['label']))
             sizes[shard.split] += note['record_bytes']
             for key, values in note['videos'].items():
@@ -307,21 +322,33 @@ def _strict_error(skip):
 
 
 def _is_to_do(shard, note):
-    """Not finished, or finished without a file that has changed since: somebody has put a whole one there."""
-    if note is None:
-        return True
-    reasons = {video_id: reason for video_id, _, _, _, reason, _ in note['skipped']}
-    then = note.get('skipped_bytes', {})
-    return any(
-        reasons[source.video_id] == 'unreadable' or then.get(source.video_id) != bytes_of(source.origin)
-        for source in shard.sources
-        if source.video_id in reasons and source.origin is not None
+    """Not finished, or without a video that may be readable now, or made of files that have changed since.
+
+    Somebody may have put a whole file where a broken one was, or named another copy of the dataset: one built from two
+    copies would be like neither.
+    """
+    return (
+        note is None
+        or any(reason in AGAIN for _, _, _, _, reason, _ in note['skipped'])
+        or note['source_bytes'] != _source_bytes(shard)
     )
 
 
-def videos_per_shard(settings: RecordSettings) -> int:
+def _is_utf8(text):
+    """Names of files may hold any bytes, which Python keeps as surrogates; records and metadata take text only."""
+    try:
+        return bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _source_bytes(shard):
+    return sum(bytes_of(source.origin) for source in shard.sources)
+
+
+def videos_per_shard(settings: RecordSettings, usual_frames: int = VideoBuilder.USUAL_FRAMES) -> int:
     """How many videos make a shard of about SHARD_BYTES, a function of the settings alone."""
-    short_side, frames = settings.short_side or 720, settings.max_frames or 300
+    short_side, frames = settings.short_side or 720, settings.max_frames or usual_frames
     bytes_per_frame = (
         0.33 * short_side * short_side * 4 / 3
     )  # JPEG at quality 95: a third of a byte per pixel
@@ -349,33 +376,63 @@ def _ordered_pool(processes: int, make_record) -> Iterator[Callable]:
     if not processes:
         yield functools.partial(map, attempt)
         return
-    # An executor, not multiprocessing.Pool: when a decoder crashes or memory runs out, Pool waits for ever.
-    pool = concurrent.futures.ProcessPoolExecutor(
-        processes, multiprocessing.get_context('spawn'), _start_worker
-    )
+    pool, died, succeeded = _pool(processes), 0, False
 
     def run(sources):
         pending = collections.deque()
         for source in sources:
-            pending.append((source, pool.submit(attempt, source)))
+            pending.append((source, submit(source)))
             if len(pending) >= 4 * processes:
                 yield result(*pending.popleft())
         while pending:
             yield result(*pending.popleft())
 
-    def result(source, future):
+    def submit(source):
+        nonlocal pool
         try:
-            return future.result()
+            return pool.submit(attempt, source)
         except concurrent.futures.process.BrokenProcessPool:
-            raise ChildProcessError(
-                f'a worker process died while at or near {source.video_id}: out of memory, or a file that '
-                'crashes the decoder; use fewer --processes, or 0 to see which'
-            ) from None
+            pool.shutdown()
+            pool = _pool(processes)
+            return pool.submit(attempt, source)
+
+    def result(source, future):
+        nonlocal succeeded
+        try:
+            found = future.result()
+        except concurrent.futures.process.BrokenProcessPool:
+            return alone(source)
+        succeeded = True
+        return found
+
+    def alone(source):
+        """A worker died, of this file or of another that was read then: in a process of its own the guilty one shows."""
+        nonlocal died, succeeded
+        single = _pool(1)
+        try:
+            found = single.submit(attempt, source).result()
+        except concurrent.futures.process.BrokenProcessPool:
+            died += 1
+            if died >= 3 and not succeeded:
+                raise ChildProcessError(
+                    'worker processes die at whatever they read: too little memory, or a script that starts a build '
+                    "outside if __name__ == '__main__'; --processes=0 does without them"
+                ) from None
+            return None, VideoError('ended the process', 'out of memory, or the decoder crashes')
+        finally:
+            single.shutdown()
+        succeeded = True
+        return found
 
     try:
         yield run
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _pool(processes):
+    # An executor, not multiprocessing.Pool: when a decoder crashes or memory runs out, Pool waits for ever.
+    return concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'), _start_worker)
 
 
 def _start_worker():

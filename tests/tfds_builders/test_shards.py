@@ -62,7 +62,7 @@ def test_killed_at_random_moments(unbroken, tmp_path):
         before = len(finished(folder / 'incomplete')) if folder.exists() else 0
         while process.poll() is None and not folder.exists():
             time.sleep(0.01)
-        patience = moments.random() < 0.7 and before < 24
+        patience = (moments.random() < 0.7 or not kills) and before < 24
         while patience and process.poll() is None and len(finished(folder / 'incomplete')) <= before:
             time.sleep(0.002)
         time.sleep(moments.uniform(0, 0.15))

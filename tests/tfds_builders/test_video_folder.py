@@ -5,6 +5,7 @@ import itertools
 import os
 import pathlib
 import shutil
+import time
 
 import av
 import numpy as np
@@ -297,16 +298,30 @@ def test_two_builds_at_once(whole, tmp_path):
         run(whole, tmp_path)
 
 
-def die(source):
-    os._exit(3)
+def die_of_the_bad(source):
+    if source.name == 'bad':
+        os._exit(3)
+    return source.video_id
 
 
-def test_a_worker_that_dies_is_an_error_and_no_wait():
-    with pytest.raises(
-        ChildProcessError, match='a worker process died while at or near jump/a: out of memory'
-    ):
-        with _ordered_pool(1, die) as run_pool:
-            list(run_pool([VideoSource('jump/a', 0, 'a.mp4', 'a.mp4')]))
+def clips(bad, count):
+    return [VideoSource(f'jump/{i}', 0, 'a path', 'bad' if i in bad else 'good') for i in range(count)]
+
+
+def test_a_file_that_ends_the_worker_is_skipped_and_the_others_are_read():
+    """Slower to write than to read: the pool may break while nobody waits for it."""
+    found = []
+    with _ordered_pool(1, die_of_the_bad) as run_pool:
+        for record, error in run_pool(clips((5,), 12)):
+            found.append(record or error.reason)
+            time.sleep(0.05)
+    assert found == [f'jump/{i}' if i != 5 else 'ended the process' for i in range(12)]
+
+
+def test_workers_that_die_of_everything_are_an_error_and_no_wait():
+    with pytest.raises(ChildProcessError, match='worker processes die at whatever they read: too little memory'):
+        with _ordered_pool(1, die_of_the_bad) as run_pool:
+            list(run_pool(clips(range(9), 9)))
 
 
 def test_the_table_is_cut_but_its_counts_are_not():
@@ -331,3 +346,17 @@ def test_the_readme_names_every_reason():
     for reason in (*BROKEN.values(), *REASONS):
         if reason != 'missing':  # a folder lists what is there
             assert reason.split(' (')[0] in readme, reason
+
+
+def test_names_that_are_no_text(whole, tmp_path):
+    """Python keeps the bytes of such a name as surrogates, which neither records nor tables can hold."""
+    folder = shutil.copytree(whole, tmp_path / 'clips')
+    clip = next(folder.rglob('*.mp4'))
+    shutil.copy(clip, os.fsdecode(os.fsencode(clip.parent) + b'/caf\xe9.mp4'))
+    pathlib.Path(os.fsdecode(os.fsencode(clip.parent) + b'/caf\xe9.txt')).write_text('notes')
+    directory = run(folder, tmp_path)
+    rows = [line.split('\t')[2:4] for line in (directory / 'skipped.tsv').read_text().splitlines()[1:]]
+    assert sorted(rows) == [['caf\\xe9.mp4', 'name is not UTF-8'], ['caf\\xe9.txt', 'unknown extension']]
+    clip.parent.rename(os.fsdecode(os.fsencode(clip.parent) + b'\xe9'))
+    with pytest.raises(ValueError, match=r"class folder '.*\\udce9' of .* cannot be printed: rename it"):
+        run(folder, tmp_path / 'other')

@@ -7,6 +7,7 @@ from tfds_builders.ssv2_annotations import disagreements
 class Builder(BenchmarkBuilder):
     """Something-Something V2, the full split of OTAM (64/12/24 classes)."""
 
+    USUAL_FRAMES = 45
     LISTS_FROM = ('tobyperrett/trx/main/splits/ssv2_OTAM',)
 
     def check_annotations(self, splits, label):

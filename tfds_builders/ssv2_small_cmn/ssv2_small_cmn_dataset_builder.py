@@ -7,6 +7,7 @@ from tfds_builders.ssv2_annotations import disagreements
 class Builder(BenchmarkBuilder):
     """Something-Something V2, the small split of CMN (64/12/24 classes of 100 videos)."""
 
+    USUAL_FRAMES = 45
     LISTS_FROM = ('tobyperrett/trx/main/splits/ssv2_CMN', 'ffmpbgrnn/CMN/master/smsm-100')
 
     def check_annotations(self, splits, label):

@@ -80,6 +80,9 @@ def list_folder(root: str | os.PathLike) -> VideoList:
     if not class_names:
         raise ValueError(f'no class folders in {root}: clips belong in <split>/<class>/ or <class>/')
 
+    for name in class_names:
+        if not name.isprintable():  # neither are the bytes of a name that is not UTF-8
+            raise ValueError(f'class folder {name!a} of {root} has letters that cannot be printed: rename it')
     class_names.sort()
     label = {name: i for i, name in enumerate(class_names)}
     splits = {}
