@@ -101,6 +101,11 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
         list_them = self._from_folders if self.FOLDERS_ARE_THE_LIST else self._from_lists
         splits, skipped, notes = list_them(files, published, label)
         skipped += [Skipped('', folder, name, 'unreadable', why) for folder, name, why in files.unreadable]
+        if not any(source.origin is not None for sources in splits.values() for source in sources):
+            raise FileNotFoundError(
+                f'not one of the videos of {self.name} is in {root} ({files.unused} other videos are; a .zip must hold frames '
+                f'as .jpg): give --videos=PATH, see {self.name}/README.md for what it may be'
+            )
         if files.unused:
             notes.append(f'{files.unused} videos of {root} are not in the lists')
         return VideoList(class_names, splits, skipped, expected, notes)
@@ -224,10 +229,13 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
         return texts
 
     def _downloaded(self, mirrors):
+        # Without its manual_dir: tfds would take a file of the same name there, which is another benchmark's list.
+        folder = pathlib.Path(self.downloads.download_dir)
+        network = self._make_download_manager(folder, tfds.download.DownloadConfig(manual_dir=folder / 'nothing'))
         errors = []
         for mirror in mirrors:
             try:
-                paths = self.downloads.download({split: mirror[split].url for split in SPLITS})
+                paths = network.download({split: mirror[split].url for split in SPLITS})
                 return {split: pathlib.Path(path) for split, path in paths.items()}
             except Exception as error:  # of requests, of tfds: they have no common base
                 errors.append(type(error).__name__)

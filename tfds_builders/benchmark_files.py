@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-import fcntl
+import hashlib
 import os
 import pathlib
 import shutil
@@ -11,6 +11,7 @@ import subprocess
 import zipfile
 
 from fsar_jax.data.frame_files import FrameFolder, is_frame, zipped_videos
+from fsar_jax.machine import file_lock
 
 SUFFIXES = ('.mp4', '.avi', '.webm', '.mkv', '.m4v', '.mov')
 
@@ -105,12 +106,10 @@ class SourceFiles:
                 elif _is_video(entry.name):
                     yield os.path.basename(folder) if depth else '', os.path.splitext(entry.name)[0], entry.name, entry.path
                 elif entry.name.lower().endswith('.zip'):
-                    if zipfile.is_zipfile(entry.path):
-                        yield from _zip(pathlib.Path(entry.path))
-                    else:
-                        self.unreadable.append((os.path.basename(folder), entry.name, 'no .zip, or one whose end is missing'))
-            except OSError as error:
-                self.unreadable.append((os.path.basename(folder), entry.name, error.strerror or str(error)))
+                    yield from _zip(pathlib.Path(entry.path))
+            except (OSError, ValueError) as error:
+                why = getattr(error, 'strerror', None) or str(error).removeprefix(f'{entry.path}: ').removeprefix(f'{entry.path} is ')
+                self.unreadable.append((os.path.basename(folder), entry.name, why))
 
 
 def _is_video(name):
@@ -127,13 +126,13 @@ def _zip(path):
 def extracted(
     root: pathlib.Path, archives: tuple[str, ...], class_names: list[str], place: pathlib.Path
 ) -> pathlib.Path:
-    """`root`, or where its .rar was extracted to: `place`/<name>, once, whichever process comes first.
+    """`root`, or where its .rar was extracted to: `place`/<name>-<digest of names and sizes>, once, whichever process comes first.
 
     Args:
       root: a .rar; or a folder with one of `archives`, or with a .rar for each class, and no folder of a class.
 
     Raises:
-      ValueError: no program here extracts .rar, or it failed.
+      ValueError: no program here extracts .rar, or all that are here failed.
     """
     sources = [root]
     if root.is_dir():
@@ -144,23 +143,32 @@ def extracted(
             return root
     elif root.suffix.lower() != '.rar':
         return root
-    target = place / (sources[0].stem if len(sources) == 1 else root.name)
+    # Archives that come later, or whole where a download broke off, are others.
+    digest = hashlib.sha256(repr([(path.name, path.stat().st_size) for path in sources]).encode()).hexdigest()[:8]
+    target = place / f'{sources[0].stem if len(sources) == 1 else root.name}-{digest}'
     place.mkdir(parents=True, exist_ok=True)
-    with open(place / f'{target.name}.lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the other slices of a build wait here
+    with file_lock(place / f'{target.name}.lock', wait=True):  # the other slices of a build wait here
         if not target.is_dir():
             _extract_all(sources, target)
     return target
 
 
 def _extract_all(sources, target):
+    there, failed = [name for name in EXTRACTORS if shutil.which(name)], []
+    for program in there:
+        try:
+            return _extract_all_with(program, sources, target)
+        except ValueError as error:  # 7z without its part for .rar, for one: another may do it
+            failed.append(str(error))
+    raise ValueError(
+        '; '.join(failed)
+        or f'no program here extracts {sources[0].name}: install one of {", ".join(EXTRACTORS)} (apt install unrar), or '
+        'extract it elsewhere and give --videos=FOLDER'
+    )
+
+
+def _extract_all_with(program, sources, target):
     root = sources[0]
-    program = next((name for name in EXTRACTORS if shutil.which(name)), None)
-    if program is None:
-        raise ValueError(
-            f'no program here extracts {root.name}: install one of {", ".join(EXTRACTORS)} (apt install unrar), or '
-            f'extract it elsewhere and give --videos=FOLDER'
-        )
     draft = target.with_name(target.name + '.incomplete')
     shutil.rmtree(draft, ignore_errors=True)
     if len(sources) == 1:

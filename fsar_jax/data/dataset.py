@@ -49,16 +49,26 @@ class VideoDataset:
         return f'VideoDataset({self.name}, {self.split}, {len(self)} videos)'
 
     def read(self, position: int) -> dict:
-        """The record at `position` (0 to N - 1): the fields of data/records.py, `frames` a list of JPEG bytes."""
+        """The record at `position` (0 to N - 1): the fields of data/records.py, `frames` a list of JPEG bytes.
+
+        Raises:
+          OSError: the files cannot be read, or are more than may be open at once.
+        """
         if not 0 <= position < len(self):
             raise IndexError(
                 f'position {position} is outside split {self.split!r} of {self.name}, '
                 f'which has {len(self)} videos'
             )
-        with self._lock:
-            if self._source is None:
-                self._source = tfds.builder_from_directory(self._directory).as_data_source(self.split)
-        record = self._source[int(position)]
+        try:
+            with self._lock:
+                if self._source is None:
+                    self._source = tfds.builder_from_directory(self._directory).as_data_source(self.split)
+            record = self._source[int(position)]
+        except RuntimeError as error:  # how the reader of the files, which is C++ code, says everything
+            raise OSError(
+                f'{self._directory} cannot be read ({" ".join(str(error).split())[:200]}): see what is lost with '
+                f'python -m fsar_jax.data.verify --dataset={self.name}; where too many files are open, raise ulimit -n'
+            ) from None
         record['frames'] = list(record['frames'])
         record['frame_index'] = np.array(record['frame_index'], np.int32)
         record['video_id'] = record['video_id'].decode()

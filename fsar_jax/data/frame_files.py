@@ -32,7 +32,7 @@ class FrameFolder:
 class ZippedFrames:
     """The frames of one video in a .zip: int64 [N] offsets of the members and their sizes, in frame order.
 
-    Numbers and no names, so that the list of a data set with millions of frames stays small.
+    Numbers and no names: 16 bytes a frame. Listing them costs more for a moment, about 0.9 KB a frame inside `zipfile`.
     """
 
     path: str

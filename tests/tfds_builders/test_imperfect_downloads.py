@@ -2,11 +2,13 @@
 
 import os
 import pathlib
+import resource
 import shutil
 import zipfile
 
 import benchmark_copies as copies
 import numpy as np
+import pytest
 from benchmark_copies import skipped_in
 
 from fsar_jax.data import build, verify
@@ -25,7 +27,7 @@ def test_what_lies_about_in_a_download(small, tmp_path):
     (copy / 'up').symlink_to('..')
     (tmp_path / 'anet' / 'labels.zip').write_bytes(b'')
     directory = copies.build_copy('activitynet100', tmp_path, tmp_path / 'anet', lists)
-    assert list(skipped_in(directory).items()) == [(('', 'anet', 'labels.zip'), ('unreadable', 'no .zip, or one whose end is missing'))]
+    assert list(skipped_in(directory).items()) == [(('', 'anet', 'labels.zip'), ('unreadable', 'no .zip, or one whose end is missing: File is not a zip file'))]
     assert open_dataset('activitynet100', tmp_path, 'test').video_ids == lines['test']
 
 
@@ -127,3 +129,49 @@ def test_an_error_of_the_decoders_own_ends_no_build(small, tmp_path, monkeypatch
     monkeypatch.setattr(benchmark_builder, 'record_from_file', fails)
     skipped = skipped_in(copies.build_copy('kinetics100_cmn', tmp_path, videos, lists))
     assert list(skipped.values()) == [('decoder failed', 'RuntimeError: pixel format 99 is new to me')]
+
+
+def test_another_copy_of_the_videos_is_not_mixed_in(small, tmp_path):
+    """A build that was stopped and goes on with files of other sizes under the same names makes all of it of those."""
+    videos, lists, *_ = small('kinetics100_cmn')
+    better = shutil.copytree(videos, tmp_path / 'better')
+    for file in better.rglob('*.mp4'):
+        file.write_bytes(file.read_bytes() + bytes(16))  # what follows the last box is passed over
+    flags = ('--videos_per_shard=3',)
+    unbroken = copies.build_copy('kinetics100_cmn', tmp_path / 'unbroken', better, lists, *flags)
+    stopped = copies.build_copy('kinetics100_cmn', tmp_path, videos, lists, *flags, '--shards=0/2')
+    before = {path.name: path.stat().st_ino for path in stopped.glob('*.array_record-?????-of-?????')}
+    copies.build_copy('kinetics100_cmn', tmp_path, better, lists, *flags, '--shards=1/2')
+    with pytest.raises(ValueError, match='-00000-of-00... was made of other files than those that are there now'):
+        copies.build_copy('kinetics100_cmn', tmp_path, better, lists, *flags, '--finish')
+    directory = copies.build_copy('kinetics100_cmn', tmp_path, better, lists, *flags)
+    assert before and not any((directory / name).stat().st_ino == number for name, number in before.items())
+    for path in unbroken.glob('*.array_record*'):
+        assert (directory / path.name).read_bytes() == path.read_bytes()
+
+
+def test_strict_holds_for_shards_of_an_earlier_call(small, tmp_path):
+    videos, lists, lines, class_of = small('kinetics100_cmn')
+    copy = shutil.copytree(videos, tmp_path / 'videos')
+    line = lines['val'][0]
+    file = copy / copies.file_of('kinetics100_cmn', class_of[line], line.split('/')[1])
+    file.write_bytes(file.read_bytes()[:300])
+    for i in range(2):
+        copies.build_copy('kinetics100_cmn', tmp_path, copy, lists, f'--shards={i}/2')
+    with pytest.raises(ValueError, match=f'{file.name} cannot be used: truncated .*without --strict'):
+        copies.build_copy('kinetics100_cmn', tmp_path, copy, lists, '--finish', '--strict')
+
+
+def test_too_many_open_files_are_one_line(small, tmp_path):
+    videos, lists, *_ = small('kinetics100_cmn')
+    copies.build_copy('kinetics100_cmn', tmp_path, videos, lists, '--videos_per_shard=1')
+    dataset = open_dataset('kinetics100_cmn', tmp_path, 'train')
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')) + 4, hard))
+    try:
+        with pytest.raises(OSError, match='cannot be read .*raise ulimit -n') as caught:
+            for position in range(len(dataset)):
+                dataset.read(position)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert '\n' not in str(caught.value)

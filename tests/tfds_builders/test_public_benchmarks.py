@@ -21,7 +21,7 @@ from fsar_jax.data import build, verify
 from fsar_jax.data.dataset import open_dataset, videos_present
 from fsar_jax.data.frames import decode_jpeg, encode_jpeg
 from fsar_jax.data.video_files import read_video
-from tfds_builders import benchmark_files
+from tfds_builders import benchmark_builder, benchmark_files
 from tfds_builders.benchmark_builder import SPLITS, ListFile
 
 # The issue's table: classes and videos of train, val and test.
@@ -242,6 +242,14 @@ def test_lists_from_the_network_are_checked(small, tmp_path, monkeypatch):
     try:
         directory = copies.build_copy('activitynet100', tmp_path, videos, nothing)
         assert skipped_in(directory) == {}
+        # Another benchmark's lists, where tfds would look first.
+        manual = tmp_path / 'manual' / 'downloads' / 'manual'
+        manual.mkdir(parents=True)
+        for file in files.values():
+            (manual / file.name).write_text('of another\n')
+        theirs = {hashlib.sha256(b'of another\n').hexdigest()}
+        monkeypatch.setattr(benchmark_builder, '_lists_of_others', lambda _: theirs)
+        assert skipped_in(copies.build_copy('activitynet100', tmp_path / 'manual', videos, nothing)) == {}
         (served / 'testlist03.txt').write_text('Juggling/v_x\n')
         with pytest.raises(FileNotFoundError, match=r'cannot be downloaded \(NonMatchingChecksumError\): put them into'):
             copies.build_copy('activitynet100', tmp_path / 'other', videos, nothing)
@@ -311,13 +319,32 @@ def test_an_archive_of_archives(small, tmp_path, monkeypatch):
     extract = lambda _: benchmark_files.extracted(archive, ('hmdb51_org.rar',), [], tmp_path / 'twice')
     with concurrent.futures.ThreadPoolExecutor() as pool:
         one, two = pool.map(extract, range(2))
-    assert one == two == tmp_path / 'twice' / 'hmdb51_org' and len((tmp_path / 'calls').read_text().splitlines()) == 1 + 9
+    assert one == two and one.parent == tmp_path / 'twice' and len((tmp_path / 'calls').read_text().splitlines()) == 1 + 9
+    # A class that comes later is extracted with the others.
+    late = shutil.copytree(inner, tmp_path / 'late')
+    last = sorted(late.iterdir())[-1].rename(tmp_path / 'last.rar')
+    archives = lambda: benchmark_files.extracted(late, (), [path.name for path in videos.iterdir()], tmp_path / 'places')
+    assert len(list(archives().iterdir())) == 8
+    shutil.copy(last, late / sorted(inner.iterdir())[-1].name)
+    assert len(list(archives().iterdir())) == 9
+    # The first program that is here fails, the next one does it.
+    monkeypatch.setitem(benchmark_files.EXTRACTORS, 'bsdtar', benchmark_files.EXTRACTORS['unrar'])
+    shutil.copy(program, program.with_name('bsdtar'))
     program.write_text('#!/bin/sh\necho wrong password >&2; exit 3\n')
-    with pytest.raises(ValueError, match='unrar could not extract .*hmdb51_org.rar: wrong password'):
+    copies.build_copy('hmdb51_arn', tmp_path / 'next', archive, lists)
+    program.with_name('bsdtar').write_text('#!/bin/sh\nexit 4\n')
+    with pytest.raises(ValueError, match='unrar could not extract .*hmdb51_org.rar: wrong password; bsdtar could not .* status 4'):
         copies.build_copy('hmdb51_arn', tmp_path / 'other', archive, lists)
 
 
-def test_where_the_videos_are_not(tmp_path):
+def test_where_the_videos_are_not(small, tmp_path):
+    for dataset in ('hmdb51_arn', 'kinetics100_cmn'):
+        _, lists, *_ = small(dataset)
+        (tmp_path / 'wrong').mkdir(exist_ok=True)
+        (tmp_path / 'wrong' / 'holiday.mp4').write_bytes(b'x')
+        with pytest.raises(FileNotFoundError, match=f'not one of the videos of {dataset} is in .*wrong .1 other videos are') as caught:
+            copies.build_copy(dataset, tmp_path / 'data', tmp_path / 'wrong', lists)
+        assert '\n' not in str(caught.value) and not list((tmp_path / 'data' / dataset).glob('*/*'))
     with pytest.raises(FileNotFoundError, match='no videos of ucf101_arn in .*: give --videos=PATH'):
         build.build(build.parse(['--dataset=ucf101_arn', f'--dir={tmp_path}']))
     with pytest.raises(ValueError, match='after ucf101_arn/ comes nothing or a name'):
