@@ -114,7 +114,7 @@ def test_evenly_spaced_frames():
 def test_evenly_spaced_frames_are_distinct_for_every_count():
     for frames in range(1, 65):
         for k in range(1, frames + 1):
-            chosen = np.asarray(evenly_spaced_indicator(1, frames, k)[0]).argmax(-1)
+            chosen = np.asarray(evenly_spaced_indicator(1, frames, k))[0].argmax(-1)
             assert len(set(chosen)) == k and (chosen[0], chosen[-1]) == (0, frames - 1 if k > 1 else 0), (frames, k)
 
 
