@@ -31,7 +31,7 @@ class MotionGuidedSampler(nn.Module):
         if train or self.at_test:
             indices = motion_indices(videos, self.frames, self.smoothing, draws)
         else:
-            indices = evenly_spaced_indicator(*videos.shape[:2], self.frames).argmax(-1)
+            indices = jnp.argmax(evenly_spaced_indicator(*videos.shape[:2], self.frames), -1)
         return {'frames': jnp.take_along_axis(videos, indices[:, :, None, None, None], axis=1), 'indices': indices}
 
 

@@ -151,7 +151,7 @@ class TaskAdaptiveSampler(nn.Module):
             hard, indicator, sampled['scores'] = self.choose(features, guide, weights, train)
         else:
             hard = indicator = evenly_spaced_indicator(*features.shape[:2], self.frames)
-        sampled['indices'] = hard.argmax(-1)
+        sampled['indices'] = jnp.argmax(hard, -1)
         sampled['dense_features'] = features.mean(1)
         sampled['selected_features'] = einsum_float32('btm,bmc->btc', indicator, features).mean(1)
         if active and self.spatial != 'none':

@@ -65,10 +65,10 @@ def perturbed_top_k(key_or_noise, scores, k: int, sigma, num_samples: int = 500,
     return _smoothed(k, num_samples, min(chunk or num_samples, num_samples), variant, key_or_noise, scores, sigma)
 
 
-def evenly_spaced_indicator(videos: int, frames: int, k: int) -> jax.Array:
-    """One-hot rows float32 [videos, k, frames] of k evenly spaced frames from the first to the last, truncated."""
+def evenly_spaced_indicator(videos: int, frames: int, k: int) -> np.ndarray:
+    """One-hot rows float32 [videos, k, frames] of k evenly spaced frames from the first to the last, truncated: a constant."""
     chosen = np.linspace(0, frames - 1, k).astype(np.int32)       # in float64: float32 falls below whole numbers
-    return jnp.asarray(np.broadcast_to(np.eye(frames, dtype=np.float32)[chosen], (videos, k, frames)))
+    return np.broadcast_to(np.eye(frames, dtype=np.float32)[chosen], (videos, k, frames))
 
 
 def places(scores: jax.Array, k: int) -> jax.Array:
