@@ -94,7 +94,7 @@ def small():
     keys = jax.random.split(jax.random.key(0), 3)
     support = jax.random.randint(keys[0], (3, 2, 4, 32, 32, 3), 0, 256).astype(jnp.uint8)
     query = jax.random.randint(keys[1], (5, 4, 32, 32, 3), 0, 256).astype(jnp.uint8)
-    variables = fsar_jax.create_learner(config.model).init(keys[2], support, query, train=False)
+    variables = jax.jit(fsar_jax.create_learner(config.model).init)(keys[2], support, query)
     variables['params']['patch_enrichment']['gamma'] = jnp.array([0.5])        # starts at 0, which would hide the attention
     return config, variables, support, query
 
