@@ -5,9 +5,7 @@ ResNet-50's 2048 features, 8 frames. TA2N: memory that one episode's match needs
 compiled program (compiled, not run), for the sizes of `config.model.matcher.pairs_per_chunk`.
 """
 
-import functools
 import time
-from unittest import mock
 
 from absl import app, flags
 import jax
@@ -17,6 +15,7 @@ from fsar_jax import create_learner, default_config
 from fsar_jax.layers import frame_cosine
 from fsar_jax.matchers.alignments import ALIGNMENTS
 from fsar_jax.matchers.otam import COSINE_MARGIN
+from unrolled import loops_unrolled
 
 WAY, FRAMES, CHANNELS = 5, 8, 2048
 SHOT = flags.DEFINE_integer('shot', 5, 'Support clips per class.')
@@ -38,8 +37,8 @@ def fastest(function, *arguments):
 
 
 def megaflop(function, *arguments):
-    """By XLA's cost analysis of the traced program; loops unrolled, because it counts the body of a loop once."""
-    with mock.patch.object(jax.lax, 'scan', functools.partial(jax.lax.scan, unroll=True)):
+    """By XLA's cost analysis of the traced program."""
+    with loops_unrolled():
         cost = jax.jit(lambda *x: function(*x)).lower(*arguments).cost_analysis()
     return (cost['flops'] + cost.get('transcendentals', 0.0)) / 1e6
 

@@ -19,6 +19,7 @@ from fsar_jax.config import frames_read
 from fsar_jax.training.mesh import episode_mesh, replicate, shard
 from fsar_jax.training.state import create_train_state, make_train_step
 from fsar_jax.training.train import fit_accumulation
+from unrolled import loops_unrolled
 
 METHODS = flags.DEFINE_list('methods', ['protonet', 'trm', 'trx', 'strm'], 'Files in configs/.')
 PRESET = flags.DEFINE_string('preset', '', "'' for the embedded default, or ssv2, kinetics, hmdb51, ucf101.")
@@ -74,7 +75,8 @@ def trace(config, mesh):
     learner = create_learner(config.model)
     state = jax.eval_shape(lambda: create_train_state(config, learner))
     start = time.perf_counter()
-    lowered = make_train_step(learner, config, mesh).lower(state, batch_shapes(config))
+    with loops_unrolled():
+        lowered = make_train_step(learner, config, mesh).lower(state, batch_shapes(config))
     return time.perf_counter() - start, lowered.cost_analysis()['flops'] / 1e12
 
 

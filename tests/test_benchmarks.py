@@ -3,6 +3,7 @@
 import runpy
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_run import REPOSITORY, random_batch, tiny_config
@@ -13,7 +14,8 @@ from fsar_jax.data.frame_sampling import frame_indices
 
 
 @pytest.mark.parametrize('changes', [{}, {'model.sampler.name': 'motion_guided', 'model.sampler.dense_frames': 6}])
-def test_the_train_step_benchmark_feeds_what_the_loader_does(tiny_data, changes):
+def test_the_train_step_benchmark_feeds_what_the_loader_does(tiny_data, monkeypatch, changes):
+    monkeypatch.syspath_prepend(REPOSITORY / 'benchmarks')            # as for `python benchmarks/train_step.py`
     config = tiny_config('protonet', {'data.dir': str(tiny_data), **changes})
     benchmark = runpy.run_path(str(REPOSITORY / 'benchmarks/train_step.py'), run_name='benchmark')
     batches = loader.training_batches(open_dataset('video_folder/tiny', tiny_data, 'train'), config, 0)
@@ -21,6 +23,21 @@ def test_the_train_step_benchmark_feeds_what_the_loader_does(tiny_data, changes)
     loaded = described(next(batches))
     batches.close()
     assert described(benchmark['batch_shapes'](config)) == loaded == described(random_batch(config))
+
+
+@pytest.mark.parametrize('loop', [
+    lambda x: jax.lax.map(lambda each: each @ each, x), lambda x: jax.lax.map(lambda each: each @ each, x, batch_size=2),
+    lambda x: jax.lax.scan(lambda total, each: (total + each @ each, None), jnp.zeros((16, 16)), x)[0]])
+def test_the_body_of_a_loop_is_counted_every_time(monkeypatch, loop):
+    monkeypatch.syspath_prepend(REPOSITORY / 'benchmarks')
+    from unrolled import loops_unrolled
+    x = jax.ShapeDtypeStruct((6, 16, 16), jnp.float32)
+    counted = lambda: jax.jit(lambda x: loop(x)).lower(x).cost_analysis()['flops']
+    products = 6 * 2 * 16**3
+    assert counted() < products / 2
+    with loops_unrolled():
+        assert products <= counted() < 1.2 * products
+    assert counted() < products / 2
 
 
 def test_the_rules_of_frames_by_rule(tiny_data):
