@@ -104,9 +104,10 @@ def selection_measures(auxiliary, truth, config) -> dict:
     """What a sampler chooses, over all clips of the episodes; against the truth where the records hold it.
 
     'places': how often each of the M frames is chosen, a share. 'inside_action': share of frames inside the true action: of the
-    'chosen' ones; of 'evenly_spaced' ones, as without a sampler; and of those that the sampler chose 'of_another_clip', which is
-    what its habit is worth without looking at the clip. 'inside_box', of a sampler that amplifies: share of the 'saliency' that lies
-    in the object's box, of the pixels that show it in the 'amplified' and in the plain 'frame'; chosen frames where it is visible.
+    'chosen' ones; of 'evenly_spaced' ones, as without a sampler; and of those that the sampler chose 'of_another_clip', of the
+    episode before, which is what its habit is worth without looking at the clip (null for one episode). 'inside_box', of a
+    sampler that amplifies: share of the 'saliency' that lies in the object's box, of the pixels that show it in the 'amplified'
+    and in the plain 'frame'; chosen frames where it is visible.
     """
     chosen = of_clips(auxiliary, 'indices')                                                           # [E, clips, T]
     dense = frames_read(config)
@@ -116,7 +117,7 @@ def selection_measures(auxiliary, truth, config) -> dict:
     inside = lambda indices: share_inside(truth.stored(config, indices), truth.start, truth.end)
     even = truth.evenly_spaced(config, config.episode.frames)
     found['inside_action'] = {'chosen': inside(chosen), 'evenly_spaced': share_inside(even, truth.start, truth.end),
-                              'of_another_clip': inside(np.roll(chosen, 1, axis=0))}
+                              'of_another_clip': inside(np.roll(chosen, 1, axis=0)) if len(chosen) > 1 else None}
     saliency = of_clips(auxiliary, 'saliency')
     if saliency is not None:
         size, sampler = config.episode.image_size, config.model.sampler
