@@ -1,6 +1,6 @@
 """HyRSM (Wang et al. 2022): relation within and across videos, bidirectional mean Hausdorff distance, classifier with weight 0.6.
 
-VIM, Table 2 (ResNet-50, 5-way, 1-shot / 5-shot): HMDB51 60.3 / 76.0, UCF101 83.9 / 94.7, Kinetics 73.7 / 86.1, SSv2 40.6 / 56.1.
+VIM, Table 1 (ResNet-50, 5-way, 1-shot / 5-shot): HMDB51 60.3 / 76.0, UCF101 83.9 / 94.7, Kinetics 73.7 / 86.1, SSv2 40.6 / 56.1.
     python main.py --config=configs/hyrsm.py --workdir=runs/hyrsm
     python main.py --config=configs/hyrsm.py:ssv2 --config.data.dir=DIR
 """
