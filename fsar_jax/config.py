@@ -176,15 +176,17 @@ def validate(config: ml_collections.ConfigDict) -> None:
         'model.sampler.num_samples': 1, 'model.sampler.samples_per_chunk': 0, 'model.sampler.scan_size': 1,
         'model.sampler.sigma_steps': 1, 'model.sampler.hidden': 1, 'model.sampler.task_dim': 1,
     }
-    for key in ('sigma', 'sigma_end', 'sigma_factor', 'smoothing', 'intra_weight'):
-        if _get(config, f'model.sampler.{key}') < 0:
-            raise ValueError(f"config.model.sampler.{key}={_get(config, f'model.sampler.{key}')} must be at least 0")
+    not_negative = ('model.matcher.loss_weight', 'model.matcher.inter_weight', 'model.classifier.weight', 'model.query_similarity.weight',
+                    *(f'model.sampler.{name}' for name in ('intra_weight', 'sigma', 'sigma_end', 'sigma_factor', 'smoothing')))
+    for key in not_negative:
+        if not _get(config, key) >= 0:            # so that NaN is refused too
+            raise ValueError(f'config.{key}={_get(config, key)} must be at least 0')
     sampler = config.model.sampler
     if (sampler.name, sampler.variant, sampler.temporal) == ('task_adaptive', 'code', True) and sampler.sigma_schedule != 'constant' and (
             sampler.sigma_end < 0.01):
         raise ValueError(f"config.model.sampler.sigma_end={sampler.sigma_end} is too small for config.model.sampler.variant='code': the noise of "
                          'its gradient grows as 1/sigma, which the released code keeps at 0.01 at least')
-    if config.model.matcher.smoothness <= 0:
+    if not config.model.matcher.smoothness > 0:
         raise ValueError(f'config.model.matcher.smoothness={config.model.matcher.smoothness} must be greater than 0')
     for key, allowed in choices.items():
         if _get(config, key) not in allowed:

@@ -264,6 +264,14 @@ def test_a_value_that_is_too_small_is_named(key):
     assert message_of({key: least - 1}).startswith(f'config.{key}={least - 1} is too small, it must be at least {least}')
 
 
+@pytest.mark.parametrize('key', [
+    'matcher.loss_weight', 'matcher.inter_weight', 'classifier.weight', 'query_similarity.weight', 'sampler.intra_weight', 'sampler.sigma',
+    'sampler.sigma_end'])
+def test_a_weight_below_0_is_named(key):
+    for value in (-1.0, math.nan):
+        assert message_of({f'model.{key}': value}) == f'config.model.{key}={value} must be at least 0'
+
+
 def test_values_that_do_not_fit_together():
     assert message_of({'episode.frames': 2}) == (
         'config.model.matcher.cardinalities=(2, 3) must be distinct and lie between 1 and config.episode.frames=2, '
