@@ -182,9 +182,14 @@ def validate(config: ml_collections.ConfigDict) -> None:
         if not _get(config, key) >= 0:            # so that NaN is refused too
             raise ValueError(f'config.{key}={_get(config, key)} must be at least 0')
     sampler = config.model.sampler
-    if (sampler.name, sampler.variant, sampler.temporal) == ('task_adaptive', 'code', True) and sampler.sigma_schedule != 'constant' and (
-            sampler.sigma_end < 0.01):
-        raise ValueError(f"config.model.sampler.sigma_end={sampler.sigma_end} is too small for config.model.sampler.variant='code': the noise of "
+    constant = sampler.sigma_schedule == 'constant'
+    if not constant and sampler.sigma_end > sampler.sigma:
+        raise ValueError(f'config.model.sampler.sigma_end={sampler.sigma_end} must be at most config.model.sampler.sigma={sampler.sigma}: '
+                         'the noise is to fall')
+    key, least = ('sigma', sampler.sigma) if constant else ('sigma_end', sampler.sigma_end)
+    by_code = (sampler.name, sampler.variant, sampler.temporal) == ('task_adaptive', 'code', True)
+    if by_code and sampler.sigma > 0 and least < 0.01:                # exactly 0 throughout has no gradient
+        raise ValueError(f"config.model.sampler.{key}={least} is too small for config.model.sampler.variant='code': the noise of "
                          'its gradient grows as 1/sigma, which the released code keeps at 0.01 at least')
     if not config.model.matcher.smoothness > 0:
         raise ValueError(f'config.model.matcher.smoothness={config.model.matcher.smoothness} must be greater than 0')

@@ -149,6 +149,9 @@ def test_sigma_follows_its_schedule():
     ({'sigma': -1.0}, 'config.model.sampler.sigma=-1.0 must be at least 0'),
     ({'intra_weight': -0.5}, 'config.model.sampler.intra_weight=-0.5 must be at least 0'),
     ({'variant': 'code'}, "config.model.sampler.sigma_end=0.0 is too small for config.model.sampler.variant='code'"),
+    ({'variant': 'code', 'sigma_schedule': 'constant', 'sigma': 1e-4}, "config.model.sampler.sigma=0.0001 is too small for .*variant='code'"),
+    ({'sigma_end': 0.5}, 'config.model.sampler.sigma_end=0.5 must be at most config.model.sampler.sigma=0.1'),
+    ({'sigma': float('nan')}, 'config.model.sampler.sigma=nan must be at least 0'),
 ])
 def test_settings_that_would_ruin_a_run(changes, message):
     config = tiny_vim()
@@ -156,9 +159,14 @@ def test_settings_that_would_ruin_a_run(changes, message):
         config.model.sampler.update(**changes)
     with pytest.raises(ValueError, match=message):
         fsar_jax.config.validate(config)
-    if 'variant' in changes:
-        config.model.sampler.sigma_end = 0.01
-        fsar_jax.config.validate(config)
+
+
+@pytest.mark.parametrize('changes', [{'sigma_end': 0.01}, {'sigma_schedule': 'constant', 'sigma_end': 0.5}, {'sigma': 0.0}])
+def test_an_amplitude_that_the_code_can_have(changes):
+    config = tiny_vim()
+    with config.unlocked():
+        config.model.sampler.update(variant='code', **changes)
+    fsar_jax.config.validate(config)
 
 
 def test_more_frames_wanted_than_scanned():
