@@ -203,6 +203,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
             why = ': an episode needs at least two classes to choose between' if key == 'episode.way' else ''
             raise ValueError(f'config.{key}={_get(config, key)} is too small, it must be at least {least}{why}')
     matcher, frames = config.model.matcher, config.episode.frames
+    # L_intra is not refused: the ablations of configs/vim.py change its sampler by one flag, and the plan says that it is off.
+    if matcher.inter_weight and not loss_weights(config.model)['L_inter'][1]:
+        raise ValueError(f"config.model.matcher.inter_weight={matcher.inter_weight} has no effect with config.model.matcher.name='{matcher.name}' "
+                         f"and .spatial='{matcher.spatial}', where no query is aligned: set it to 0")
     omega = tuple(matcher.cardinalities)
     if not omega or len(set(omega)) < len(omega) or not all(1 <= w <= frames for w in omega):
         raise ValueError(f'config.model.matcher.cardinalities={omega} must be distinct and lie between 1 and '
@@ -230,13 +234,27 @@ def frames_read(config: ml_collections.ConfigDict) -> int:
     return config.model.sampler.dense_frames if chooses else config.episode.frames
 
 
+def loss_weights(model) -> dict[str, tuple[float, bool]]:
+    """What training minimises (fsar_jax.training.losses): {name: (weight, whether this model has what the loss is of)}."""
+    matcher = model.matcher
+    return {
+        'matching': (matcher.loss_weight, True),
+        'query similarity': (model.query_similarity.weight, True),
+        'classes': (model.classifier.weight, matcher.name in ('set_matching', 'attention_fusion')),
+        'L_intra': (model.sampler.intra_weight, model.sampler.name == 'task_adaptive'),
+        'L_inter': (matcher.inter_weight, matcher.name == 'action_coordination' and matcher.spatial != 'enumerate'),
+    }
+
+
 def resolved_plan(config: ml_collections.ConfigDict, mode: str, facts: dict[str, str]) -> str:
     """The text printed at start: what will run (mode 'train' or 'evaluate'), each hidden factor by name, and `facts` of data and device."""
     m, e, d, t, v = config.model, config.episode, config.data, config.train, config.eval
     rows = {
         'method': f'{m.backbone.name} (weights: {m.backbone.weights or "random start"}) -> enrichment {m.enrichment.patch}/{m.enrichment.frame} -> {m.matcher.name}, variant {m.variant}',
         'episode': f'{e.way}-way {e.shot}-shot, {e.query} queries per class in training, {e.frames} frames of {e.image_size} px',
-        'sampler': m.sampler.name if m.sampler.name == 'uniform' else f'{m.sampler.name}: {e.frames} of {m.sampler.dense_frames} frames',
+        'sampler': m.sampler.name if m.sampler.name == 'uniform' else f'{m.sampler.name}: {e.frames} of {m.sampler.dense_frames} frames, {_parts(m.sampler)}',
+        'losses': ', '.join(f'{name} {weight:g}' + ('' if there else ' (without effect)')
+                            for name, (weight, there) in loss_weights(m).items() if weight),
         'optimisation': f'{t.num_steps} steps of {t.episodes_per_step} episodes (in {t.accumulation_steps} parts), {t.optimizer}, '
                         f'rate {t.learning_rate:g} {t.schedule}',
         'N  input scaling': m.backbone.normalize,
@@ -254,11 +272,23 @@ def resolved_plan(config: ml_collections.ConfigDict, mode: str, facts: dict[str,
                         if v.val_episodes else 'the last step; test is touched once, at the end',
     }
     if mode == 'evaluate':
-        for row in ('optimisation', 'L  loss over queries', 'T  selection'):
+        for row in ('losses', 'optimisation', 'L  loss over queries', 'T  selection'):
             del rows[row]
     rows.update(facts)
     width = max(map(len, rows))
     return '\n'.join(f'  {key:<{width}}  {value}' for key, value in rows.items())
+
+
+def _parts(sampler) -> str:
+    """What a sampler that chooses is made of."""
+    at_test = '' if sampler.at_test else '; at test evenly spaced ones'
+    if sampler.name != 'task_adaptive':
+        return f'smoothing {sampler.smoothing:g}' + at_test
+    sigma = f'{sampler.sigma:g} ' + {
+        'constant': 'throughout', 'linear': f'falling to {sampler.sigma_end:g}',
+        'steps': f'times {sampler.sigma_factor:g} every {sampler.sigma_steps} steps, at least {sampler.sigma_end:g}'}[sampler.sigma_schedule]
+    return (f"{f'chosen with sigma {sigma}' if sampler.temporal else 'evenly spaced'}, spatial {sampler.spatial}, "
+            f"{'adaptive' if sampler.adaptive else 'not adaptive'}, variant {sampler.variant}{at_test}")
 
 
 def _section(**values) -> ml_collections.ConfigDict:

@@ -272,6 +272,41 @@ def test_a_weight_below_0_is_named(key):
         assert message_of({f'model.{key}': value}) == f'config.model.{key}={value} must be at least 0'
 
 
+def row(config, name):
+    """Of the plan."""
+    lines = configuration.resolved_plan(config, 'train', {}).splitlines()
+    return next(line.split(maxsplit=1)[1] for line in lines if line.split()[0] == name)
+
+
+def test_the_plan_tells_the_losses_that_act():
+    config = get_config('vim')
+    assert row(config, 'losses') == 'matching 1, L_intra 0.5, L_inter 1'
+    config.model.sampler.name = 'uniform'
+    assert row(config, 'losses') == 'matching 1, L_intra 0.5 (without effect), L_inter 1'
+    assert row(get_config('vim', 'strm-ssv2'), 'losses') == 'matching 1, query similarity 0.1, L_intra 0.5'
+    assert row(get_config('hyrsm'), 'losses') == 'matching 1, classes 0.6'
+    assert row(get_config('mastaf'), 'losses') == 'matching 0.5, classes 1'
+    assert 'losses' not in configuration.resolved_plan(config, 'evaluate', {})
+
+
+def test_a_loss_between_videos_without_alignment_is_refused():
+    for changes in ({}, {'model.matcher.name': 'action_coordination', 'model.matcher.spatial': 'enumerate'}):
+        assert message_of({'model.matcher.inter_weight': 0.5, **changes}).startswith('config.model.matcher.inter_weight=0.5 has no effect with')
+
+
+def test_the_plan_tells_the_parts_of_the_sampler():
+    config = get_config('vim')
+    assert row(config, 'sampler') == (
+        'task_adaptive: 8 of 20 frames, chosen with sigma 0.1 falling to 0, spatial amplify, adaptive, variant paper')
+    config.model.sampler.update(temporal=False, adaptive=False, at_test=False)
+    assert row(config, 'sampler') == (
+        'task_adaptive: 8 of 20 frames, evenly spaced, spatial amplify, not adaptive, variant paper; at test evenly spaced ones')
+    assert 'chosen with sigma 0.1 times 0.8 every 50000 steps, at least 0, spatial' in row(get_config('vim', 'ssv2'), 'sampler')
+    config.model.sampler.update(name='motion_guided', at_test=True)
+    assert row(config, 'sampler') == 'motion_guided: 8 of 20 frames, smoothing 0.5'
+    assert row(get_config('trx'), 'sampler') == 'uniform'
+
+
 def test_values_that_do_not_fit_together():
     assert message_of({'episode.frames': 2}) == (
         'config.model.matcher.cardinalities=(2, 3) must be distinct and lie between 1 and config.episode.frames=2, '

@@ -26,6 +26,7 @@ TINY = {
 SAMPLER = {
     'model.sampler.dense_frames': 6, 'model.sampler.scan_size': 32, 'model.sampler.num_samples': 16, 'model.sampler.samples_per_chunk': 8,
     'model.sampler.hidden': 8, 'model.sampler.task_dim': 4, 'model.enrichment.temporal_transform': False, 'model.matcher.name': 'prototypes',
+    'model.matcher.inter_weight': 0.0,
 }
 
 
