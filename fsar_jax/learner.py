@@ -151,6 +151,9 @@ class FewShotLearner(nn.Module):
 
 def create_learner(model) -> FewShotLearner:
     """The learner that `config.model` describes; unknown names are one-line ValueErrors that list the known ones."""
+    if model.backbone.name == 'features' and model.sampler.name != 'uniform':
+        raise ValueError(f"config.model.backbone.name='features' takes maps, and config.model.sampler.name='{model.sampler.name}' looks at "
+                         "frames: set config.model.sampler.name='uniform'")
     return FewShotLearner(
         sampler=samplers.create(model),
         backbone=backbones.create(model.backbone, jnp.dtype(model.dtype)),

@@ -173,3 +173,10 @@ def test_more_frames_wanted_than_scanned():
     config = tiny_vim(**{'model.sampler.dense_frames': 2})
     with pytest.raises(ValueError, match='config.model.sampler.dense_frames=2 is fewer than config.episode.frames=3'):
         fsar_jax.config.validate(config)
+
+
+@pytest.mark.parametrize('sampler', ['task_adaptive', 'motion_guided'])
+def test_maps_are_not_sampled_as_if_they_were_frames(sampler):
+    config = tiny_vim(**{'model.backbone.name': 'features', 'model.sampler.name': sampler})
+    with pytest.raises(ValueError, match=f"'features' takes maps, and config.model.sampler.name='{sampler}' looks at frames: set"):
+        fsar_jax.create_learner(config.model)
