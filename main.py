@@ -2,7 +2,8 @@
 
     python main.py --config=configs/strm.py                                  train, select on val, evaluate test once
     python main.py --config=configs/strm.py:ssv2 --config.data.dir=DIR       the paper's setting
-    python main.py --config=configs/strm.py --mode=evaluate                  the best checkpoint of the workdir, again
+    python main.py --config=configs/strm.py --mode=evaluate                  the best checkpoint of the workdir, with the settings
+                                                                             of its training but for the flags given here
     python main.py --config=configs/strm.py:ssv2 --mode=evaluate --weights=checkpoint.pth      published PyTorch weights
 
 Any value of fsar_jax/config.py is a flag: --config.episode.shot=5. The same command goes on where it was stopped.
@@ -15,7 +16,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fsar_jax.training.train import evaluate_only, train_and_evaluate
+from fsar_jax.training.train import evaluate_only, evaluation_config, train_and_evaluate
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/<method>.py, or configs/<method>.py:<preset>.', lock_config=True)
 WORKDIR = flags.DEFINE_string('workdir', None, 'Checkpoints, metrics and results; default runs/<method>[-<preset>].')
@@ -40,9 +41,12 @@ def main(argv):
     method = pathlib.Path(path).stem
     workdir = WORKDIR.value or f'runs/{method}-{preset}'.rstrip('-')
     if MODE.value == 'train':
-        train_and_evaluate(CONFIG.value, workdir, method)
-    else:
+        train_and_evaluate(CONFIG.value, workdir, method, preset)
+    elif WEIGHTS.value:
         evaluate_only(CONFIG.value, workdir, method, WEIGHTS.value)
+    else:
+        given = config_flags.get_override_values(flags.FLAGS['config'])
+        evaluate_only(evaluation_config(CONFIG.value, given, workdir, method, preset), workdir, method)
 
 
 def start_distributed(spec: str):

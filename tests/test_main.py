@@ -50,15 +50,41 @@ def test_results_hold_what_a_reader_needs(trained):
 
 
 def test_evaluating_again_with_and_without_cache(trained):
-    flags, workdir, _ = trained
+    """With the settings of the run, none of which is given again."""
+    _, workdir, _ = trained
     first = read_results(workdir)
-    run_main(*flags, '--mode=evaluate')
+    again = f'--workdir={workdir}', '--mode=evaluate'
+    said = run_main('--config=configs/strm.py', *again)
     assert without_seconds(read_results(workdir)) == without_seconds(first)
-    run_main(*flags, '--mode=evaluate', '--config.eval.cache=False')
+    assert 'not as the run' not in said
+    run_main('--config=configs/strm.py', *again, '--config.eval.cache=False')
     uncached = read_results(workdir)
     assert 'episodes' in uncached['seconds'] and 'embed' in first['seconds']
     for key in ('accuracy', 'correct', 'confusion', 'episodes_hash', 'params_hash', 'selected_on'):
         assert uncached[key] == first[key], key
+
+
+def test_what_departs_from_the_run_is_said_and_kept_apart(trained):
+    _, workdir, _ = trained
+    before = (workdir / 'results.json').read_bytes()
+    said = run_main('--config=configs/strm.py', f'--workdir={workdir}', '--mode=evaluate', '--config.episode.shot=2', '--config.episode.way=2',
+                    '--config.eval.num_episodes=5', '--config.model.dtype=bfloat16', '--config.data.num_threads=1', '--config.eval.split=val')
+    assert (workdir / 'results.json').read_bytes() == before
+    path = workdir / 'results_val.shot=2.num_episodes=5.dtype=bfloat16.json'
+    results = read_results(path)
+    assert said.endswith(f'{path}\n')
+    [line] = [line for line in said.splitlines() if line.startswith('  not as the run ')]
+    assert line.endswith("  episode.shot=2 (1 in the run), eval.num_episodes=5 (30 in the run), eval.split='val' ('test' in the run), "
+                         "model.dtype='bfloat16' ('float32' in the run)")
+    assert (results['shot'], results['way'], results['num_episodes'], results['split']) == (2, 2, 5, 'val')
+    assert results['config']['model']['matcher']['dim'] == 16          # of the run, and nowhere in this command
+
+
+@pytest.mark.parametrize('config', ['trx.py', 'trm.py', 'strm.py:ssv2'])
+def test_a_run_of_another_method_is_one_line(config, trained):
+    _, workdir, _ = trained
+    assert error_of(f'--config=configs/{config}', f'--workdir={workdir}', '--mode=evaluate') == (
+        f'error: {workdir} holds a run of strm.py, not of {config}: evaluate it with the --config of its training, or another --workdir')
 
 
 def test_an_exchanged_episode_list(trained, tiny_data, tmp_path):
@@ -68,9 +94,9 @@ def test_an_exchanged_episode_list(trained, tiny_data, tmp_path):
     episodes = episode_lists.draw_episodes(dataset, 2, 1, 1, seed=5, count=12)
     episode_lists.write_episodes(tmp_path / 'episodes.jsonl', dataset, episodes)
     run_main(*flags, '--mode=evaluate', f'--config.eval.episodes_file={tmp_path}/episodes.jsonl')
-    results = read_results(workdir)
-    assert results['num_episodes'] == 12
-    assert results['episodes_hash'] == episode_lists.episodes_hash(dataset, episodes)
+    digest = episode_lists.episodes_hash(dataset, episodes)
+    results = read_results(workdir / f'results.episodes_file=episodes-{digest[:8]}.json')
+    assert results['num_episodes'] == 12 and results['episodes_hash'] == digest
 
 
 def strm_state_dict(rng, dim=2048, out=16, patches=4, frames=4):

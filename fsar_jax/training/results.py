@@ -9,9 +9,12 @@ import importlib.metadata
 import json
 import pathlib
 import platform
+import re
 
 import jax
 import numpy as np
+
+from fsar_jax.training.checkpoints import flatten
 
 FILE = 'results.json'
 
@@ -106,15 +109,37 @@ def summarise(*, method: str, config, split: str, classes: list[str], correct, c
     }
 
 
-def write_results(workdir, results: dict) -> pathlib.Path:
-    """Writes workdir/results.json, or results_<split>.json for another split than test, and returns its path.
+def file_name(results: dict, departures: dict) -> str:
+    """results.json, or results_<split>.json for another split than test; with `departures` {'episode.shot': 2} from the settings
+    of the run results.shot=2.json, so that it lies beside the run's own: safe for any file system, at most 170 characters."""
+    keys, said = flatten(results['config']), ''
+    for key, value in departures.items():
+        if key == 'eval.episodes_file' and value:
+            value = f"{pathlib.Path(value).stem}-{results['episodes_hash'][:8]}"
+        if key != 'eval.split':
+            said += f'.{_short(key, keys)}={value}'
+    name = re.sub(r'[^\w.,=+-]', '-', said, flags=re.ASCII)
+    if len(name) > 140:
+        name = f'{name[:130]}-{hashlib.sha256(said.encode()).hexdigest()[:8]}'
+    return f"{'results' if results['split'] == 'test' else 'results_' + results['split']}{name}.json"
+
+
+def _short(key: str, keys) -> str:
+    """The last part of a key, or as many as tell it from the other keys: 'shot', but 'eval.query'."""
+    parts = key.split('.')
+    endings = ('.'.join(parts[-n:]) for n in range(1, len(parts)))
+    return next((e for e in endings if sum(other == e or other.endswith(f'.{e}') for other in keys) == 1), key)
+
+
+def write_results(workdir, results: dict, departures: dict | None = None) -> pathlib.Path:
+    """Writes workdir/results.json, or where `file_name` says, and returns its path.
 
     Process 0 only. Lists of numbers take one line each.
 
     Raises:
       ValueError: a value that strict JSON does not have, such as NaN.
     """
-    path = pathlib.Path(workdir) / (FILE if results['split'] == 'test' else f"results_{results['split']}.json")
+    path = pathlib.Path(workdir) / file_name(results, departures or {})
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix('.tmp')

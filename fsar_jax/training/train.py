@@ -24,7 +24,7 @@ from fsar_jax.training.progress import MetricWriter, Progress
 from fsar_jax.training.state import create_train_state, make_train_step
 
 
-def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str) -> dict:
+def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str, preset: str = '') -> dict:
     """Trains, or goes on training what `workdir` holds, selects a checkpoint on val and evaluates it on config.eval.split once.
 
     Killed at any moment and called again with the same arguments, it ends with the same parameters (bit for bit on a CPU)
@@ -35,6 +35,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str) 
       config: as from configs/*.py.
       workdir: checkpoints/, metrics.jsonl, TensorBoard events and results.json go here.
       method: name for results.json.
+      preset: of the config file; the run is evaluated with the same.
 
     Returns:
       The content of results.json.
@@ -76,6 +77,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str) 
     with only_run(workdir), Checkpoints(workdir / 'checkpoints', keep=train.keep_checkpoints, config=config) as checkpoints:
         start = checkpoints.latest_step or 0
         note_videos(workdir, start, [s for s in (train_set, val_set) if s is not None])
+        if jax.process_index() == 0:
+            (workdir / METHOD).write_text(f'{named(method, preset)}\n')
         if start:
             state, _ = checkpoints.restore(state)
             say(f'resumed from step {start}')
@@ -116,32 +119,42 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str) 
 def evaluate_only(config: ml_collections.ConfigDict, workdir, method: str, published: str | None = None) -> dict:
     """Evaluates on config.eval.split: the best checkpoint of `workdir`, or a PyTorch checkpoint that the method's authors published.
 
+    results.json stays that of the run: where `config` departs from its settings in what can change a number, the results
+    go to a file beside it whose name says so.
+
     Args:
-      config, workdir, method: as for `train_and_evaluate`.
+      config: for a checkpoint of `workdir` as from `evaluation_config`, else as from configs/*.py.
+      workdir: of a run; with `published` any directory.
+      method: name for the results.
       published: path of a .pth or .safetensors file; None for the workdir's own checkpoint.
 
     Returns:
-      The content of results.json.
+      The content of the results file.
+
+    Raises:
+      ValueError, FileNotFoundError: one line about what is wrong with the config, the data, the workdir or the file.
     """
     validate(config)
-    workdir, mesh = pathlib.Path(workdir), episode_mesh()
+    workdir, mesh, departures = pathlib.Path(workdir), episode_mesh(), {}
+    if not published:
+        config = with_classes_of_run(config, run_config(workdir))
+        check_settings(workdir / 'checkpoints', config, must_agree)
+        departures = changed_settings(workdir / 'checkpoints', config, lambda key: not key.startswith(SAME_RESULTS))
     dataset = open_split(config, config.eval.split, config.eval.query)
-    say(resolved_plan(config, 'evaluate', facts(config, mesh, [dataset])))
-    if config.model.classifier.weight and not published:
-        config = with_training_classes(config, open_split(config, 'train', config.episode.query))
+    departing = ', '.join(f'{key}={here!r} ({there!r} in the run)' for key, (there, here) in departures.items())
+    say(resolved_plan(config, 'evaluate', facts(config, mesh, [dataset]) | ({'not as the run': departing} if departing else {})))
     learner = create_learner(config.model)
     if published:
         variables = weights.load(published, config.model)
         selected_on = f'published weights, {pathlib.Path(published).name}'
     else:
-        check_settings(workdir / 'checkpoints', config,
-                       lambda key: key.startswith(MUST_AGREE_IN_EVALUATION) and key not in FREE_IN_EVALUATION)
         variables, selected_on = best_of_run(workdir, mesh)
-    return report(learner, variables, config, workdir, dataset, mesh, method, selected_on)
+    return report(learner, variables, config, workdir, dataset, mesh, method, selected_on,
+                  {key: here for key, (_, here) in departures.items()})
 
 
-def report(learner, variables, config, workdir, dataset, mesh, method, selected_on) -> dict:
-    """Evaluates once on config.eval.split, writes results.json, prints the accuracy beside chance."""
+def report(learner, variables, config, workdir, dataset, mesh, method, selected_on, departures=None) -> dict:
+    """Evaluates once on config.eval.split, writes results.json or, with `departures`, a file beside it, prints the accuracy beside chance."""
     found = evaluate(learner, variables, config, config.eval.split, config.eval.num_episodes,
                      method=method, selected_on=selected_on, mesh=mesh, dataset=dataset)
     if config.eval.measured_episodes:
@@ -149,7 +162,7 @@ def report(learner, variables, config, workdir, dataset, mesh, method, selected_
         found |= measure(learner, variables, dataset, measured, config)
     if (workdir / TRAINED_ON).exists():
         found['trained_on'] = json.loads((workdir / TRAINED_ON).read_text())
-    path = results.write_results(workdir, found)
+    path = results.write_results(workdir, found, departures or {})
     say(f"{method}, {found['dataset']}, {found['split']}, {found['way']}-way {found['shot']}-shot: "
         f"{found['accuracy']:.2%} ± {found['ci95']:.2%} (95% interval over {found['num_episodes']} episodes; "
         f"chance {found['chance']:.0%}; selected on {selected_on})\n{path}")
@@ -192,6 +205,15 @@ def with_training_classes(config, train_set):
                          'leave it unset to take theirs')
     config = config.copy_and_resolve_references()
     config.model.classifier.classes = found
+    return config
+
+
+def with_classes_of_run(config, run):
+    """The config with the number of training classes that the run counted, where it names none."""
+    if config.model.classifier.classes is not None:
+        return config
+    config = config.copy_and_resolve_references()
+    config.model.classifier.classes = run.model.classifier.classes
     return config
 
 
@@ -259,10 +281,43 @@ def start_of(stage, key, path, params, mesh):
 
 
 def run_config(workdir) -> ml_collections.ConfigDict:
-    """The settings of the run in `workdir`, those that are younger than it at their defaults."""
+    """The settings of the run in `workdir`, those that are younger than it at their defaults; FileNotFoundError where there is no run."""
+    directory = pathlib.Path(workdir) / 'checkpoints'
+    settings = saved_settings(directory)
+    if not settings:
+        raise FileNotFoundError(f'no checkpoint in {directory}: train first, or check --workdir')
     config = default_config().unlock()
-    config.update_from_flattened_dict(saved_settings(pathlib.Path(workdir) / 'checkpoints'))
+    config.update_from_flattened_dict(settings)
     return config
+
+
+def evaluation_config(config: ml_collections.ConfigDict, given: dict, workdir, method: str, preset: str = '') -> ml_collections.ConfigDict:
+    """The settings with which `evaluate_only` evaluates the run in `workdir`: its own, but for what is given explicitly.
+
+    Args:
+      config: of the command line, as from configs/*.py with its flags.
+      given: {'episode.shot': 2}, the values of the flags alone.
+      workdir: of the run.
+      method, preset: which config file and which preset of it the command line names.
+
+    Raises:
+      FileNotFoundError, ValueError: no run there, or one of another method or preset.
+    """
+    run, workdir = run_config(workdir), pathlib.Path(workdir)
+    if (workdir / METHOD).exists():
+        there, here = (workdir / METHOD).read_text().strip(), named(method, preset)
+        if there != here:
+            raise ValueError(f'{workdir} holds a run of {there}, not of {here}: evaluate it with the --config of its training, or another '
+                             '--workdir')
+    else:                                                              # a run from before its method was noted
+        check_settings(workdir / 'checkpoints', with_classes_of_run(config, run), must_agree)
+    run.update_from_flattened_dict(given)
+    return run.lock()
+
+
+def named(method: str, preset: str) -> str:
+    """'strm.py', or with a preset 'strm.py:ssv2', as the command line has it."""
+    return f'{method}.py:{preset}' if preset else f'{method}.py'
 
 
 def best_of_run(workdir, mesh) -> tuple[dict, str]:
@@ -298,7 +353,7 @@ def select(checkpoints) -> tuple[int, str]:
     return best, f'val accuracy at step {best}'
 
 
-TRAINED_ON = 'trained_on.json'
+TRAINED_ON, METHOD = 'trained_on.json', 'method.txt'
 # Where the data lies, how it is read, and what is printed cannot change the parameters or the selection.
 MAY_CHANGE_ON_RESUME = (
     'data.dir', 'data.num_threads', 'data.num_workers', 'data.prefetch', 'train.log_steps', 'train.keep_checkpoints',
@@ -311,16 +366,32 @@ FREE_IN_EVALUATION = ('model.dtype', 'model.backbone.weights', 'model.sampler.sc
                       'model.sampler.at_test', 'model.align_at_test')
 
 
-def check_settings(directory, config, matters) -> None:
-    """Raises ValueError naming the settings that matter in which `config` departs from the run whose checkpoints lie there."""
+# Where the data lies, how it is read, and what of training is over cannot change the results of a checkpoint.
+SAME_RESULTS = (
+    'data.dir', 'data.num_threads', 'data.num_workers', 'data.prefetch', 'train.', 'model.backbone.weights', 'model.sampler.scan_weights',
+    'model.backbone.remat', 'eval.cache', 'eval.val_episodes', 'eval.episodes_per_chunk', 'eval.videos_per_batch')
+
+
+def must_agree(key: str) -> bool:
+    """Whether an evaluation must have the value that the run has."""
+    return key.startswith(MUST_AGREE_IN_EVALUATION) and key not in FREE_IN_EVALUATION
+
+
+def changed_settings(directory, config, matters) -> dict[str, tuple]:
+    """{key: (there, here)} of the settings that matter in which `config` departs from the run whose checkpoints lie there; {} without one."""
     settings = lambda config: flatten(json.loads(config.to_json()))
     before, now = saved_settings(directory), settings(config)
-    before = before and settings(default_config()) | before            # a setting younger than the run is at its default
-    changed = [f'{key}={before.get(key)!r} there, {now.get(key)!r} here' for key in sorted(before | now)
-               if matters(key) and before.get(key) != now.get(key)]
-    if before and changed:
-        raise ValueError(f'{directory} holds a run with other settings ({"; ".join(changed)}): '
-                         f'use another --workdir, or those settings')
+    if not before:
+        return {}
+    before = settings(default_config()) | before                       # a setting younger than the run is at its default
+    return {key: (before.get(key), now.get(key)) for key in sorted(before | now) if matters(key) and before.get(key) != now.get(key)}
+
+
+def check_settings(directory, config, matters) -> None:
+    """Raises ValueError naming the settings that matter in which `config` departs from the run whose checkpoints lie there."""
+    changed = '; '.join(f'{key}={there!r} there, {here!r} here' for key, (there, here) in changed_settings(directory, config, matters).items())
+    if changed:
+        raise ValueError(f'{directory} holds a run with other settings ({changed}): use another --workdir, or those settings')
 
 
 def facts(config, mesh, datasets) -> dict[str, str]:

@@ -8,6 +8,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from fsar_jax.config import default_config
 from fsar_jax.training import results
 
 
@@ -75,6 +76,19 @@ def test_repeated_runs_write_the_same_bytes_but_for_the_seconds(tmp_path):
     assert first == second
     assert [line for line in first.splitlines() if line not in slower.splitlines()] == ['    "total": 1.0']
     assert json.loads(first) == results.read_results(tmp_path / 'a') == make_results()
+
+
+def test_the_name_says_what_departs_from_the_run():
+    config = default_config()
+    config.data.dataset = 'synthetic_actions/shifted'
+    name = lambda departures, split='test': results.file_name(make_results(config=config, split=split), departures)
+    assert (name({}), name({}, 'val'), name({'eval.split': 'val'}, 'val')) == ('results.json', 'results_val.json', 'results_val.json')
+    assert name({'episode.shot': 2, 'eval.num_episodes': 5}) == 'results.shot=2.num_episodes=5.json'
+    assert name({'episode.query': 2, 'eval.query': 3, 'eval.seed': 4, 'seed': 5}) == 'results.episode.query=2.eval.query=3.eval.seed=4.seed=5.json'
+    assert name({'data.dataset': 'synthetic_actions/shifted'}) == 'results.dataset=synthetic_actions-shifted.json'
+    assert name({'eval.episodes_file': '/some/where/list 1.jsonl'}) == 'results.episodes_file=list-1-abc.json'
+    long, other = (name({'data.dataset': f'video_folder/{"x" * 300}{end}'}) for end in 'ab')
+    assert len(long) <= 170 and long != other and long.startswith('results.dataset=video_folder-xxx')
 
 
 def test_nan_is_refused_and_leaves_the_old_file(tmp_path):

@@ -116,9 +116,30 @@ def test_alignment_is_measured_when_asked(tiny_data, unbroken):
     workdir, expected = unbroken
     config = tiny_config('protonet', {**SETTINGS, 'data.dir': str(tiny_data), 'eval.measured_episodes': 2})
     found = train.evaluate_only(config, workdir, 'protonet')
-    assert read_results(workdir)['misalignment'] == found['misalignment'] and 'misalignment' not in expected
+    kept = read_results(workdir / 'results.measured_episodes=2.json')
+    assert kept['misalignment'] == found['misalignment'] and 'misalignment' not in expected
     assert found['misalignment']['episodes'] == 2 and set(found['misalignment']) == {'episodes', 'action_start', 'aem'}
     assert found['correct'] == expected['correct']
+
+
+def test_an_evaluation_has_the_settings_of_the_run(unbroken):
+    """Even of a run from before its method was noted, where it must then fit those of the command line."""
+    workdir, expected = unbroken
+    config, given = tiny_config('protonet'), {'episode.shot': 2, 'model.matcher.cardinalities': (2,), 'data.dir': 'elsewhere'}
+    found = train.evaluation_config(config, given, workdir, 'protonet')
+    saved = train.run_config(workdir)
+    saved.update_from_flattened_dict(given)
+    assert found.to_json() == saved.to_json() and found.is_locked and found.train.num_steps == STEPS
+    with pytest.raises(ValueError, match='holds a run of protonet.py, not of protonet.py:ssv2'):
+        train.evaluation_config(config, given, workdir, 'protonet', 'ssv2')
+    noted = workdir / train.METHOD
+    noted.rename(workdir / 'away')
+    try:
+        assert train.evaluation_config(config, given, workdir, 'protonet').to_json() == found.to_json()
+        with pytest.raises(ValueError, match="model.matcher.name='prototypes' there, 'otam' here"):
+            train.evaluation_config(tiny_config('otam'), given, workdir, 'protonet')
+    finally:
+        (workdir / 'away').rename(noted)
 
 
 def test_a_setting_younger_than_the_run_counts_as_its_default(tmp_path):
