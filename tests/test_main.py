@@ -11,6 +11,7 @@ from fsar_jax.data import episodes as episode_lists
 from fsar_jax.data import loader
 from fsar_jax.data.dataset import open_dataset
 from fsar_jax.training.results import read_results
+from fsar_jax.training.train import TRAINED_ON
 
 TRAIN = {'train.num_steps': 2, 'episode.query': 1}
 KEYS = {'method', 'dataset', 'split', 'way', 'shot', 'queries', 'seed', 'num_episodes', 'accuracy', 'ci95', 'per_class',
@@ -147,10 +148,12 @@ def test_published_weights_without_torch(tiny_data, tmp_path):
     flags = [*tiny_flags('strm', tiny_data, tmp_path / 'run', {**TRAIN, 'model.backbone.name': 'resnet18', 'eval.num_episodes': 10}),
              '--mode=evaluate', f'--weights={tmp_path}/strm.safetensors']
     flags[flags.index('--config.model.enrichment.patches=2')] = '--config.model.enrichment.patches=1'
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / TRAINED_ON).write_text('{"train": {}}')         # of a run of one's own, whose workdir this is
     run_main(*flags)
-    results = read_results(tmp_path / 'run')
-    assert results['selected_on'] == 'published weights, strm.safetensors'
-    assert not (tmp_path / 'run' / 'checkpoints').exists()
+    results = read_results(tmp_path / 'run' / 'results.weights=strm.json')
+    assert results['selected_on'] == 'published weights, strm.safetensors' and 'trained_on' not in results
+    assert sorted(path.name for path in (tmp_path / 'run').iterdir()) == ['results.weights=strm.json', TRAINED_ON]
     # Of another model: one line that lists what does not fit.
     del arrays['attn_pat.gamma']
     save_file(arrays, tmp_path / 'strm.safetensors')

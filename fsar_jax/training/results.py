@@ -109,11 +109,11 @@ def summarise(*, method: str, config, split: str, classes: list[str], correct, c
     }
 
 
-def file_name(results: dict, departures: dict) -> str:
-    """results.json, or results_<split>.json for another split than test; with `departures` {'episode.shot': 2} from the settings
-    of the run results.shot=2.json, so that it lies beside the run's own: safe for any file system, at most 170 characters."""
+def file_name(results: dict, apart: dict) -> str:
+    """results.json, or results_<split>.json for another split than test; what is not as in the run, `apart` {'episode.shot': 2}, makes it
+    results.shot=2.json, so that it lies beside the run's own: safe for any file system, at most 170 characters."""
     keys, said = flatten(results['config']), ''
-    for key, value in departures.items():
+    for key, value in apart.items():
         if key == 'eval.episodes_file' and value:
             value = f"{pathlib.Path(value).stem}-{results['episodes_hash'][:8]}"
         if key != 'eval.split':
@@ -131,7 +131,7 @@ def _short(key: str, keys) -> str:
     return next((e for e in endings if sum(other == e or other.endswith(f'.{e}') for other in keys) == 1), key)
 
 
-def write_results(workdir, results: dict, departures: dict | None = None) -> pathlib.Path:
+def write_results(workdir, results: dict, apart: dict | None = None) -> pathlib.Path:
     """Writes workdir/results.json, or where `file_name` says, and returns its path.
 
     Process 0 only. Lists of numbers take one line each.
@@ -139,7 +139,7 @@ def write_results(workdir, results: dict, departures: dict | None = None) -> pat
     Raises:
       ValueError: a value that strict JSON does not have, such as NaN.
     """
-    path = pathlib.Path(workdir) / file_name(results, departures or {})
+    path = pathlib.Path(workdir) / file_name(results, apart or {})
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix('.tmp')

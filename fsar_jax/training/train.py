@@ -119,8 +119,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str, 
 def evaluate_only(config: ml_collections.ConfigDict, workdir, method: str, published: str | None = None) -> dict:
     """Evaluates on config.eval.split: the best checkpoint of `workdir`, or a PyTorch checkpoint that the method's authors published.
 
-    results.json stays that of the run: where `config` departs from its settings in what can change a number, the results
-    go to a file beside it whose name says so.
+    results.json stays that of the run: where `config` departs from its settings in what can change a number, or the weights are
+    published ones, the results go to a file beside it whose name says so.
 
     Args:
       config: for a checkpoint of `workdir` as from `evaluation_config`, else as from configs/*.py.
@@ -146,23 +146,23 @@ def evaluate_only(config: ml_collections.ConfigDict, workdir, method: str, publi
     learner = create_learner(config.model)
     if published:
         variables = weights.load(published, config.model)
-        selected_on = f'published weights, {pathlib.Path(published).name}'
+        selected_on, apart = f'published weights, {pathlib.Path(published).name}', {'weights': pathlib.Path(published).stem}
     else:
         variables, selected_on = best_of_run(workdir, mesh)
-    return report(learner, variables, config, workdir, dataset, mesh, method, selected_on,
-                  {key: here for key, (_, here) in departures.items()})
+        apart = {key: here for key, (_, here) in departures.items()}
+    return report(learner, variables, config, workdir, dataset, mesh, method, selected_on, apart)
 
 
-def report(learner, variables, config, workdir, dataset, mesh, method, selected_on, departures=None) -> dict:
-    """Evaluates once on config.eval.split, writes results.json or, with `departures`, a file beside it, prints the accuracy beside chance."""
+def report(learner, variables, config, workdir, dataset, mesh, method, selected_on, apart=None) -> dict:
+    """Evaluates once on config.eval.split, writes results.json or, where something sets it `apart`, a file beside it, prints the accuracy beside chance."""
     found = evaluate(learner, variables, config, config.eval.split, config.eval.num_episodes,
                      method=method, selected_on=selected_on, mesh=mesh, dataset=dataset)
     if config.eval.measured_episodes:
         measured = episodes_of(dataset, config, config.eval.split, config.eval.num_episodes)
         found |= measure(learner, variables, dataset, measured, config)
-    if (workdir / TRAINED_ON).exists():
+    if (workdir / TRAINED_ON).exists() and 'weights' not in (apart or {}):
         found['trained_on'] = json.loads((workdir / TRAINED_ON).read_text())
-    path = results.write_results(workdir, found, departures or {})
+    path = results.write_results(workdir, found, apart)
     say(f"{method}, {found['dataset']}, {found['split']}, {found['way']}-way {found['shot']}-shot: "
         f"{found['accuracy']:.2%} ± {found['ci95']:.2%} (95% interval over {found['num_episodes']} episodes; "
         f"chance {found['chance']:.0%}; selected on {selected_on})\n{path}")
