@@ -181,6 +181,8 @@ BAD = {
     'unknown mode': (['--mode=test'], 'flag --mode=test: value should be one of <train|evaluate>'),
     'nothing to evaluate': (['--mode=evaluate'], 'no checkpoint in {work}/checkpoints: train first, or check --workdir'),
     'absent weights': (['--mode=evaluate', '--weights=absent.pth'], 'absent.pth'),
+    'weights without a sampler': (['--config=configs/vim.py:otam', '--mode=evaluate', '--weights=otam.pth'],
+                                  "otam.pth: no published checkpoint has the learned sampler of config.model.sampler.name='task_adaptive'"),
     'bad cluster': (['--distributed=two'], "--distributed=two should be 'auto' or 'host:port,count,index'"),
     'unknown matcher': (['--config.model.matcher.name=dtw'], "config.model.matcher.name='dtw' is not one of "),
 }

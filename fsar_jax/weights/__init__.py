@@ -12,7 +12,7 @@ from fsar_jax.weights.published import backbone_from_torch, from_torch, sampler_
 
 
 def load(path, model) -> dict[str, Any]:
-    """Variables of the learner of `model` (config.model) from a checkpoint of the published STRM, TRX or TRM.
+    """Variables of the learner of `model` (config.model) from a checkpoint of the published STRM, TRX, TRM, OTAM, TA2N, HyRSM or MASTAF.
 
     Args:
       path: .pth (zip or legacy) or .safetensors; the state dict may lie under model_state_dict, model_state or
@@ -23,8 +23,11 @@ def load(path, model) -> dict[str, Any]:
       {'params': …, 'batch_stats': …}, as `from_torch`.
 
     Raises:
-      FileNotFoundError, ValueError: one line that names the file.
+      FileNotFoundError, ValueError: one line that names the file; or that no published file has the sampler of the model (VIM).
     """
+    if model.sampler.name == 'task_adaptive':
+        raise ValueError(f"{path}: no published checkpoint has the learned sampler of config.model.sampler.name='task_adaptive' beside its "
+                         "method's own weights: set --config.model.sampler.name=uniform, or motion_guided, which has none")
     return _naming(path, from_torch, model)
 
 
