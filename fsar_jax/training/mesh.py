@@ -10,9 +10,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 AXIS = 'episodes'
 
 
-def episode_mesh() -> Mesh:
-    """All devices of all processes in a row, along the one axis 'episodes'."""
-    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+def episode_mesh(episodes: int = 0) -> Mesh:
+    """All devices of all processes in a row, along the one axis 'episodes'; in training, of a single process, the most of them that
+    divide the `episodes` of a step."""
+    count = jax.device_count()
+    if episodes and jax.process_count() == 1:
+        count = max(n for n in range(1, count + 1) if episodes % n == 0)
+    return jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

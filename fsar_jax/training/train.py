@@ -47,7 +47,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str, 
     # ── What runs, on what ──────────────────────────────────────────────────────────────────────────────────────────
     validate(config)
     workdir = pathlib.Path(workdir)
-    mesh = episode_mesh()
+    mesh = episode_mesh(config.train.episodes_per_step)
     config = fit_accumulation(config, mesh.size)
 
     # ── Data: every split is opened now, so that a missing one fails before hours of training ───────────────────────
@@ -224,7 +224,8 @@ def fit_accumulation(config, devices: int):
     """
     total, parts = config.train.episodes_per_step, config.train.accumulation_steps
     if total % devices:
-        raise ValueError(f'config.train.episodes_per_step={total} must be a multiple of the {devices} devices')
+        raise ValueError(f'config.train.episodes_per_step={total} must be a multiple of the {devices} devices of all processes: set '
+                         f'--config.train.episodes_per_step={-(-total // devices) * devices}')
     fitting = max(p for p in range(1, parts + 1) if total % (p * devices) == 0)
     config = config.copy_and_resolve_references()
     config.train.accumulation_steps = fitting
@@ -398,6 +399,10 @@ def facts(config, mesh, datasets) -> dict[str, str]:
     """What the plan says beyond the config: devices, and the clips that are there."""
     kind = mesh.devices.flat[0]
     rows = {'devices': f'{mesh.size} x {kind.device_kind} ({kind.platform}), {jax.process_count()} process(es), compute in {config.model.dtype}'}
+    total = jax.device_count()
+    if mesh.size < total:
+        all_used = -(-config.train.episodes_per_step // total) * total
+        rows['devices'] += f'; {total - mesh.size} idle, --config.train.episodes_per_step={all_used} would use all {total}'
     for dataset in datasets:
         there = videos_present(dataset)
         few = int((np.asarray(dataset.num_frames) < frames_read(config)).sum()) if config.model.sampler.name != 'uniform' else 0

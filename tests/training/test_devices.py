@@ -139,12 +139,13 @@ def test_one_device_and_eight(method, eight_devices):
     assert np.ptp(one['losses']) > 1e-2
 
 
-def test_one_process_with_two_devices_and_two_processes(tiny_data, tmp_path):
-    """Training, checkpoints, selection on val and the evaluation of test, from the command line."""
+def test_one_process_with_two_of_three_devices_and_two_processes(tiny_data, tmp_path):
+    """Training, checkpoints, selection on val and the evaluation of test, from the command line. Three do not divide four episodes."""
     changes = {**OPTIMIZER, 'train.num_steps': 3, 'train.checkpoint_steps': 2, 'train.episodes_per_step': 4}
     method = 'trm'
-    run_main(*tiny_flags(method, tiny_data, tmp_path / 'one', changes),
-             env={'XLA_FLAGS': '--xla_force_host_platform_device_count=2'})
+    plan = run_main(*tiny_flags(method, tiny_data, tmp_path / 'one', changes),
+                    env={'XLA_FLAGS': '--xla_force_host_platform_device_count=3'})
+    assert '2 x cpu (cpu), 1 process(es), compute in float32; 1 idle, --config.train.episodes_per_step=6 would use all 3' in plan
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
@@ -170,3 +171,8 @@ def test_one_process_with_two_devices_and_two_processes(tiny_data, tmp_path):
     assert largest_difference(states[0].params, states[1].params) < 1e-5
     assert largest_difference(states[0].batch_stats, states[1].batch_stats) < 1e-5
     assert largest_difference(states[0].params, like.params) > 1e-4
+
+
+def test_several_processes_are_told_the_step_that_their_devices_need():
+    with pytest.raises(ValueError, match='episodes_per_step=8 must be a multiple of the 3 devices .*: set --config.train.episodes_per_step=9'):
+        fit_accumulation(tiny_config('trm', {'train.episodes_per_step': 8}), 3)

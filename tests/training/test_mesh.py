@@ -46,6 +46,7 @@ def test_eight_devices_split_episodes_and_copy_parameters():
         w = meshes.replicate(mesh, {'w': np.ones(3), 'key': jax.random.key(0)})
         assert w['w'].sharding.is_fully_replicated and len(w['w'].addressable_shards) == 8
         assert meshes.round_up(9, mesh) == 16
+        assert [meshes.episode_mesh(episodes).size for episodes in (1, 4, 6, 11, 12, 16)] == [1, 4, 6, 1, 6, 8]
         with pytest.raises(ValueError, match='6 episodes do not divide over 8 devices: make config.train.ep'):
             meshes.shard(mesh, np.zeros((1, 6)), 1)
     ''', env=EIGHT_DEVICES)
