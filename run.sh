@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# ./run.sh [flags of main.py]   set up, build the embedded dataset, train and evaluate (STRM unless --config says otherwise)
+# ./run.sh [flags of main.py]   set up, build the config's dataset where it is an embedded one, train and evaluate
+#                               (STRM unless --config says otherwise)
 # ./run.sh test [pytest args]   set up and run the tests
 # The environment lives in .venv/; a second call does not install again unless setup.cfg has changed.
 set -euo pipefail
@@ -26,10 +27,16 @@ if [ "${1:-}" = test ]; then
 fi
 
 setup run
-defaults=() embedded=yes
-case " $* " in *" --config="*|*" --config "*) ;; *) defaults=(--config=configs/strm.py) ;; esac
-case " $* " in *"config.data.dataset"*|*"config.data.dir"*) embedded=no ;; esac
-if [ $embedded = yes ]; then
-  .venv/bin/python -m fsar_jax.data.build --dataset=synthetic_actions/misaligned --dir=data
+case " $* " in *" --config="*|*" --config "*) ;; *) set -- --config=configs/strm.py "$@" ;; esac
+# What main.py would read; it is also the one to say what is wrong with the arguments.
+read -r dataset dir < <(.venv/bin/python -c '
+import sys
+from absl import flags
+from ml_collections import config_flags
+config = config_flags.DEFINE_config_file("config")
+flags.FLAGS(sys.argv, known_only=True)
+print(config.value.data.dataset, config.value.data.dir)' "$@" 2>/dev/null) || dataset=
+if [[ $dataset == synthetic_actions/* ]] && ! compgen -G "$dir/$dataset/*/dataset_info.json" >/dev/null; then
+  .venv/bin/python -m fsar_jax.data.build --dataset="$dataset" --dir="$dir"
 fi
-exec .venv/bin/python main.py ${defaults[@]+"${defaults[@]}"} "$@"
+exec .venv/bin/python main.py "$@"
