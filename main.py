@@ -16,7 +16,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fsar_jax.training.train import evaluate_only, evaluation_config, train_and_evaluate
+from fsar_jax.training.train import evaluate_only, train_and_evaluate
+from fsar_jax.training.workdir import evaluation_config
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/<method>.py, or configs/<method>.py:<preset>.', lock_config=True)
 WORKDIR = flags.DEFINE_string('workdir', None, 'Checkpoints, metrics and results; default runs/<method>[-<preset>].')

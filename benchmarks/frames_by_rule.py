@@ -16,7 +16,8 @@ from fsar_jax.training.evaluation import episodes_of, evaluate_episodes
 from fsar_jax.training.mesh import episode_mesh
 from fsar_jax.training.results import accuracy_with_interval
 from fsar_jax.training.selection import share_inside
-from fsar_jax.training.train import best_of_run, open_split, run_config
+from fsar_jax.training.train import open_split
+from fsar_jax.training.workdir import best_of_run, run_config
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Of the run.', required=True)
 DATA = flags.DEFINE_string('dir', 'data', 'Where datasets are kept.')

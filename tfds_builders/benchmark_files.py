@@ -8,7 +8,6 @@ import os
 import pathlib
 import shutil
 import subprocess
-import zipfile
 
 from fsar_jax.data.frame_files import FrameFolder, is_frame, zipped_videos
 from fsar_jax.machine import file_lock

@@ -1,8 +1,6 @@
 """A whole run in the order in which it happens: data, model, resume, the loop, selection on val, one look at test."""
 
 import contextlib
-import fcntl
-import functools
 import json
 import pathlib
 
@@ -11,17 +9,21 @@ import ml_collections
 import numpy as np
 
 from fsar_jax import weights
-from fsar_jax.config import default_config, frames_read, resolved_plan, validate
+from fsar_jax.config import frames_read, resolved_plan, validate
 from fsar_jax.data import episodes, loader
 from fsar_jax.data.dataset import open_dataset, videos_present
 from fsar_jax.learner import create_learner
 from fsar_jax.training import results
 from fsar_jax.training.episode_report import measure
-from fsar_jax.training.checkpoints import Checkpoints, flatten, saved_settings
+from fsar_jax.training.checkpoints import Checkpoints
 from fsar_jax.training.evaluation import episodes_of, evaluate
-from fsar_jax.training.mesh import episode_mesh, replicate, replicated, shard
+from fsar_jax.training.mesh import episode_mesh, replicate, shard
 from fsar_jax.training.progress import MetricWriter, Progress
+from fsar_jax.training.start import with_pretrained_weights
 from fsar_jax.training.state import create_train_state, make_train_step
+from fsar_jax.training.workdir import (
+    MAY_CHANGE_ON_RESUME, METHOD, SAME_RESULTS, TRAINED_ON, best_of_run, changed_settings, check_settings, must_agree, named, note_videos,
+    only_run, run_config, select, with_classes_of_run)
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str, preset: str = '') -> dict:
@@ -169,19 +171,6 @@ def report(learner, variables, config, workdir, dataset, mesh, method, selected_
     return found
 
 
-def note_videos(workdir, start: int, datasets) -> None:
-    """Writes which videos a run learns from and is selected on, for its results; ValueError where it would go on with others."""
-    path, now = workdir / TRAINED_ON, {dataset.split: videos_present(dataset) for dataset in datasets}
-    resumed = start and path.exists()
-    before = json.loads(path.read_text()) if resumed else now
-    for split in before.keys() & now.keys():
-        if before[split]['hash'] != now[split]['hash']:
-            raise ValueError(f"{workdir} holds a run that began with other {split} videos ({before[split]['present']:,} then, "
-                             f"{now[split]['present']:,} now): use another --workdir, or the dataset as it was")
-    if jax.process_index() == 0 and not resumed:
-        path.write_text(json.dumps(now))
-
-
 def say(text: str) -> None:
     """Prints, once however many processes there are."""
     if jax.process_index() == 0:
@@ -208,15 +197,6 @@ def with_training_classes(config, train_set):
     return config
 
 
-def with_classes_of_run(config, run):
-    """The config with the number of training classes that the run counted, where it names none."""
-    if config.model.classifier.classes is not None:
-        return config
-    config = config.copy_and_resolve_references()
-    config.model.classifier.classes = run.model.classifier.classes
-    return config
-
-
 def fit_accumulation(config, devices: int):
     """The config with as few sequential parts as asked for, or fewer, so that each part has an episode for every device.
 
@@ -232,106 +212,6 @@ def fit_accumulation(config, devices: int):
     return config
 
 
-@contextlib.contextmanager
-def only_run(workdir):
-    """Holds the workdir for this run; a second run in it is refused in one line, because the two would overwrite each other."""
-    if jax.process_index():
-        yield
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / 'lock').open('w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)       # let go by the system, however the process ends
-        except BlockingIOError:
-            raise ValueError(f'{workdir} is in use by another run: wait for it, or use another --workdir') from None
-        yield
-
-
-def with_pretrained_weights(state, config, mesh):
-    """The state with parameters and statistics of a backbone, and of a sampler's scan network, where the config names a start: a file
-    with torchvision's names (ImageNet), or the workdir of an earlier run, of which the best checkpoint counts."""
-    backbone, sampler = config.model.backbone, config.model.sampler
-    starts = (
-        (('backbone',), 'model.backbone.weights', backbone.weights, weights.load_backbone, backbone),
-        (('sampler', 'scan_network'), 'model.sampler.scan_weights', sampler.scan_weights, weights.load_scan_network, sampler.scan_network),
-    )
-    params, batch_stats = state.params, state.batch_stats
-    for stage, key, path, read, kind in starts:
-        if path and any(name.startswith('.'.join(stage) + '.') for name in flatten(params)):
-            loaded = replicate(mesh, start_of(stage, key, path, params, mesh) or read(path, kind))
-            params, batch_stats = (_placed(tree, stage, loaded[name]) for tree, name in ((params, 'params'), (batch_stats, 'batch_stats')))
-    return state.replace(params=params, batch_stats=batch_stats)
-
-
-def _placed(tree, stage, value):
-    """The nested dict with `value` at the keys `stage`."""
-    return tree | {stage[0]: _placed(tree.get(stage[0], {}), stage[1:], value)} if stage else value
-
-
-def start_of(stage, key, path, params, mesh):
-    """{'params', 'batch_stats'} of one stage ('sampler', 'scan_network') of the run in the workdir `path`; None where that is a file."""
-    if not pathlib.Path(path).is_dir():
-        return None
-    variables, _ = best_of_run(path, mesh)
-    inside = '.'.join(stage) + '.'
-    there, here = ({name: (x.shape, x.dtype) for name, x in flatten(tree).items() if name.startswith(inside)}
-                   for tree in (variables['params'], params))
-    if there != here:
-        raise ValueError(f'config.{key}={path} holds a run whose {" ".join(stage)} is another one: name a run with the same, or a file')
-    return {kind: functools.reduce(lambda tree, name: tree[name], stage, variables[kind]) for kind in ('params', 'batch_stats')}
-
-
-def run_config(workdir) -> ml_collections.ConfigDict:
-    """The settings of the run in `workdir`, those that are younger than it at their defaults; FileNotFoundError where there is no run."""
-    directory = pathlib.Path(workdir) / 'checkpoints'
-    settings = saved_settings(directory)
-    if not settings:
-        raise FileNotFoundError(f'no checkpoint in {directory}: train first, or check --workdir')
-    config = default_config().unlock()
-    config.update_from_flattened_dict(settings)
-    return config
-
-
-def evaluation_config(config: ml_collections.ConfigDict, given: dict, workdir, method: str, preset: str = '') -> ml_collections.ConfigDict:
-    """The settings with which `evaluate_only` evaluates the run in `workdir`: its own, but for what is given explicitly.
-
-    Args:
-      config: of the command line, as from configs/*.py with its flags.
-      given: {'episode.shot': 2}, the values of the flags alone.
-      workdir: of the run.
-      method, preset: which config file and which preset of it the command line names.
-
-    Raises:
-      FileNotFoundError, ValueError: no run there, or one of another method or preset.
-    """
-    run, workdir = run_config(workdir), pathlib.Path(workdir)
-    if (workdir / METHOD).exists():
-        there, here = (workdir / METHOD).read_text().strip(), named(method, preset)
-        if there != here:
-            raise ValueError(f'{workdir} holds a run of {there}, not of {here}: evaluate it with the --config of its training, or another '
-                             '--workdir')
-    else:                                                              # a run from before its method was noted
-        check_settings(workdir / 'checkpoints', with_classes_of_run(config, run), must_agree)
-    run.update_from_flattened_dict(given)
-    return run.lock()
-
-
-def named(method: str, preset: str) -> str:
-    """'strm.py', or with a preset 'strm.py:ssv2', as the command line has it."""
-    return f'{method}.py:{preset}' if preset else f'{method}.py'
-
-
-def best_of_run(workdir, mesh) -> tuple[dict, str]:
-    """Variables of the checkpoint that counts in the run in `workdir`, built from the settings that lie beside it, and how it was chosen."""
-    directory, config = pathlib.Path(workdir) / 'checkpoints', run_config(workdir)
-    with Checkpoints(directory, config=config, read_only=True) as checkpoints:
-        best, selected_on = select(checkpoints)
-        like = jax.eval_shape(lambda: create_train_state(config, create_learner(config.model)))
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), like)
-        state, _ = checkpoints.restore(like, best)
-    return state.variables, selected_on
-
-
 def record(writer, step: int, metrics: dict, checkpoints) -> None:
     """Writes the metrics of a finished step, and stops the run when its loss, or the parameters it leaves, are not finite."""
     losses = np.asarray(metrics['losses']).ravel()
@@ -344,55 +224,6 @@ def record(writer, step: int, metrics: dict, checkpoints) -> None:
             f'the {what} of step {step} is not finite, in training episodes {bad.tolist()}; last good checkpoint: '
             f'{checkpoints.directory / str(last) if last else "none yet"}. Lower config.train.learning_rate or set config.train.clip_norm')
     writer.write(step, {'loss': metrics['loss'], 'accuracy': metrics['accuracy']})
-
-
-def select(checkpoints) -> tuple[int, str]:
-    """The checkpoint that counts and how it was chosen: the best on val, or the last where val was not looked at."""
-    best = checkpoints.best_step
-    if best is None:
-        return checkpoints.latest_step, f'last step ({checkpoints.latest_step})'
-    return best, f'val accuracy at step {best}'
-
-
-TRAINED_ON, METHOD = 'trained_on.json', 'method.txt'
-# Where the data lies, how it is read, and what is printed cannot change the parameters or the selection.
-MAY_CHANGE_ON_RESUME = (
-    'data.dir', 'data.num_threads', 'data.num_workers', 'data.prefetch', 'train.log_steps', 'train.keep_checkpoints',
-    'train.accumulation_steps', 'model.backbone.weights', 'model.sampler.scan_weights', 'model.backbone.remat', 'eval.split',
-    'eval.num_episodes', 'eval.cache', 'eval.episodes_file', 'eval.episodes_per_chunk', 'eval.videos_per_batch',
-    'eval.measured_episodes')
-# What makes the classifier; way, shot, dataset and precision may be others than in training.
-MUST_AGREE_IN_EVALUATION = ('model.', 'episode.frames', 'episode.image_size', 'data.resize', 'data.sampling', 'data.short_videos')
-FREE_IN_EVALUATION = ('model.dtype', 'model.backbone.weights', 'model.sampler.scan_weights', 'model.backbone.remat',
-                      'model.sampler.at_test', 'model.align_at_test')
-
-
-# Where the data lies, how it is read, and what of training is over cannot change the results of a checkpoint.
-SAME_RESULTS = (
-    'data.dir', 'data.num_threads', 'data.num_workers', 'data.prefetch', 'train.', 'model.backbone.weights', 'model.sampler.scan_weights',
-    'model.backbone.remat', 'eval.cache', 'eval.val_episodes', 'eval.episodes_per_chunk', 'eval.videos_per_batch')
-
-
-def must_agree(key: str) -> bool:
-    """Whether an evaluation must have the value that the run has."""
-    return key.startswith(MUST_AGREE_IN_EVALUATION) and key not in FREE_IN_EVALUATION
-
-
-def changed_settings(directory, config, matters) -> dict[str, tuple]:
-    """{key: (there, here)} of the settings that matter in which `config` departs from the run whose checkpoints lie there; {} without one."""
-    settings = lambda config: flatten(json.loads(config.to_json()))
-    before, now = saved_settings(directory), settings(config)
-    if not before:
-        return {}
-    before = settings(default_config()) | before                       # a setting younger than the run is at its default
-    return {key: (before.get(key), now.get(key)) for key in sorted(before | now) if matters(key) and before.get(key) != now.get(key)}
-
-
-def check_settings(directory, config, matters) -> None:
-    """Raises ValueError naming the settings that matter in which `config` departs from the run whose checkpoints lie there."""
-    changed = '; '.join(f'{key}={there!r} there, {here!r} here' for key, (there, here) in changed_settings(directory, config, matters).items())
-    if changed:
-        raise ValueError(f'{directory} holds a run with other settings ({changed}): use another --workdir, or those settings')
 
 
 def facts(config, mesh, datasets) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """Rendered clips through real files into records, with the truth that belongs to them."""
 
-import os
 import pathlib
 import signal
 import subprocess

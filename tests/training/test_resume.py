@@ -19,7 +19,9 @@ from fsar_jax.training.checkpoints import CONFIG_FILE, Checkpoints
 from fsar_jax.training.mesh import episode_mesh
 from fsar_jax.training.progress import METRICS_FILE, read_metrics
 from fsar_jax.training.results import read_results
+from fsar_jax.training.start import with_pretrained_weights
 from fsar_jax.training.state import create_train_state
+from fsar_jax.training.workdir import MAY_CHANGE_ON_RESUME, METHOD, check_settings, evaluation_config, note_videos, run_config
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 KILLS = int(os.environ.get('FSAR_KILLS', 3))
@@ -103,13 +105,14 @@ def test_what_may_change_and_what_may_not(tiny_data, unbroken):
     # Of two runs with different numbers of steps even the common part differs, as the learning rate follows a cosine.
     error = error_of(*tiny_flags('protonet', tiny_data, workdir, {**SETTINGS, 'train.num_steps': STEPS + 2}))
     assert f'(train.num_steps={STEPS} there, {STEPS + 2} here)' in error
-    free = {**SETTINGS, 'data.num_threads': 1, 'train.log_steps': 5, 'eval.num_episodes': 10, 'train.keep_checkpoints': 1}
-    matters = lambda key: not key.startswith(train.MAY_CHANGE_ON_RESUME)
+    free = {**SETTINGS, 'data.num_threads': 1, 'train.log_steps': 5, 'eval.num_episodes': 10, 'train.keep_checkpoints': 1,
+            'model.sampler.samples_per_chunk': 5, 'model.matcher.pairs_per_chunk': 5}          # memory ran out
+    matters = lambda key: not key.startswith(MAY_CHANGE_ON_RESUME)
     config = tiny_config('protonet', {**free, 'data.dir': 'elsewhere'})
-    train.check_settings(workdir / 'checkpoints', config, matters)
+    check_settings(workdir / 'checkpoints', config, matters)
     config.eval.val_episodes = 3                                       # another selection
     with pytest.raises(ValueError, match=r'\(eval.val_episodes=20 there, 3 here\)'):
-        train.check_settings(workdir / 'checkpoints', config, matters)
+        check_settings(workdir / 'checkpoints', config, matters)
 
 
 def test_alignment_is_measured_when_asked(tiny_data, unbroken):
@@ -126,18 +129,18 @@ def test_an_evaluation_has_the_settings_of_the_run(unbroken):
     """Even of a run from before its method was noted, where it must then fit those of the command line."""
     workdir, expected = unbroken
     config, given = tiny_config('protonet'), {'episode.shot': 2, 'model.matcher.cardinalities': (2,), 'data.dir': 'elsewhere'}
-    found = train.evaluation_config(config, given, workdir, 'protonet')
-    saved = train.run_config(workdir)
+    found = evaluation_config(config, given, workdir, 'protonet')
+    saved = run_config(workdir)
     saved.update_from_flattened_dict(given)
     assert found.to_json() == saved.to_json() and found.is_locked and found.train.num_steps == STEPS
     with pytest.raises(ValueError, match='holds a run of protonet.py, not of protonet.py:ssv2'):
-        train.evaluation_config(config, given, workdir, 'protonet', 'ssv2')
-    noted = workdir / train.METHOD
+        evaluation_config(config, given, workdir, 'protonet', 'ssv2')
+    noted = workdir / METHOD
     noted.rename(workdir / 'away')
     try:
-        assert train.evaluation_config(config, given, workdir, 'protonet').to_json() == found.to_json()
+        assert evaluation_config(config, given, workdir, 'protonet').to_json() == found.to_json()
         with pytest.raises(ValueError, match="model.matcher.name='prototypes' there, 'otam' here"):
-            train.evaluation_config(tiny_config('otam'), given, workdir, 'protonet')
+            evaluation_config(tiny_config('otam'), given, workdir, 'protonet')
     finally:
         (workdir / 'away').rename(noted)
 
@@ -148,10 +151,10 @@ def test_a_setting_younger_than_the_run_counts_as_its_default(tmp_path):
     del saved['model']['matcher']['distance_norm']
     (tmp_path / '3').mkdir()
     (tmp_path / CONFIG_FILE).write_text(json.dumps(saved))
-    train.check_settings(tmp_path, config, lambda key: True)
+    check_settings(tmp_path, config, lambda key: True)
     config.model.matcher.distance_norm = True
     with pytest.raises(ValueError, match=r'\(model.matcher.distance_norm=False there, True here\)'):
-        train.check_settings(tmp_path, config, lambda key: True)
+        check_settings(tmp_path, config, lambda key: True)
 
 
 def test_a_run_starts_from_a_stage_of_another(tiny_data, unbroken, tmp_path):
@@ -160,7 +163,7 @@ def test_a_run_starts_from_a_stage_of_another(tiny_data, unbroken, tmp_path):
     config = tiny_config('otam', {'data.dir': str(tiny_data), 'model.backbone.weights': str(workdir)})
     mesh = episode_mesh()
     fresh = create_train_state(config, create_learner(config.model))
-    started = train.with_pretrained_weights(fresh, config, mesh)
+    started = with_pretrained_weights(fresh, config, mesh)
     with Checkpoints(workdir / 'checkpoints', read_only=True) as checkpoints:
         theirs = create_train_state(tiny_config('protonet', SETTINGS), create_learner(tiny_config('protonet').model))
         theirs, _ = checkpoints.restore(theirs, checkpoints.best_step)
@@ -171,10 +174,10 @@ def test_a_run_starts_from_a_stage_of_another(tiny_data, unbroken, tmp_path):
 
     thin = tiny_config('otam', {'data.dir': str(tiny_data), 'model.backbone.weights': str(workdir)}, width=8)
     with pytest.raises(ValueError, match=rf'config.model.backbone.weights={workdir} holds a run whose backbone is another one'):
-        train.with_pretrained_weights(create_train_state(thin, create_learner(thin.model)), thin, mesh)
+        with_pretrained_weights(create_train_state(thin, create_learner(thin.model)), thin, mesh)
     config.model.backbone.weights = str(tmp_path)
     with pytest.raises(FileNotFoundError, match=rf'no checkpoint in {tmp_path}'):
-        train.with_pretrained_weights(fresh, config, mesh)
+        with_pretrained_weights(fresh, config, mesh)
 
 
 def test_a_scan_network_starts_from_that_of_another_run(tmp_path):
@@ -184,7 +187,7 @@ def test_a_scan_network_starts_from_that_of_another_run(tmp_path):
     with Checkpoints(tmp_path / 'checkpoints', config=config) as checkpoints:
         checkpoints.save(3, theirs)
     fresh = create_train_state(config, create_learner(config.model))
-    started = train.with_pretrained_weights(fresh, config, episode_mesh())
+    started = with_pretrained_weights(fresh, config, episode_mesh())
     assert largest_difference(started.params['sampler']['scan_network'], theirs.params['sampler']['scan_network']) == 0
     rest = lambda params: {**params, 'sampler': {name: x for name, x in params['sampler'].items() if name != 'scan_network'}}
     assert largest_difference(rest(started.params), rest(fresh.params)) == 0
@@ -192,12 +195,12 @@ def test_a_scan_network_starts_from_that_of_another_run(tmp_path):
 
 def test_a_run_goes_on_with_the_videos_it_began_with(tmp_path):
     videos = lambda split, *ids: types.SimpleNamespace(split=split, video_ids=ids, labels=[0] * len(ids))
-    train.note_videos(tmp_path, 0, [videos('train', 'a', 'b'), videos('val', 'c')])
-    train.note_videos(tmp_path, 4, [videos('train', 'a', 'b')])
+    note_videos(tmp_path, 0, [videos('train', 'a', 'b'), videos('val', 'c')])
+    note_videos(tmp_path, 4, [videos('train', 'a', 'b')])
     with pytest.raises(ValueError, match='began with other train videos .2 then, 1 now.: use another --workdir'):
-        train.note_videos(tmp_path, 4, [videos('train', 'a'), videos('val', 'c')])
+        note_videos(tmp_path, 4, [videos('train', 'a'), videos('val', 'c')])
     assert json.loads((tmp_path / train.TRAINED_ON).read_text())['val']['present'] == 1
-    train.note_videos(tmp_path, 0, [videos('train', 'd')])
+    note_videos(tmp_path, 0, [videos('train', 'd')])
 
 
 class FakeCheckpoints:

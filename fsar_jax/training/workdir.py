@@ -1,0 +1,150 @@
+"""A workdir and what it says about its run: settings, method, videos, and the checkpoint that counts."""
+
+import contextlib
+import json
+import pathlib
+
+import jax
+import ml_collections
+
+from fsar_jax.config import default_config
+from fsar_jax.data.dataset import videos_present
+from fsar_jax.learner import create_learner
+from fsar_jax.machine import file_lock
+from fsar_jax.training.checkpoints import Checkpoints, flatten, saved_settings
+from fsar_jax.training.mesh import replicated
+from fsar_jax.training.state import create_train_state
+
+TRAINED_ON, METHOD = 'trained_on.json', 'method.txt'
+# Less memory, the same result.
+MEMORY_ONLY = ('model.backbone.remat', 'model.sampler.samples_per_chunk', 'model.matcher.pairs_per_chunk')
+# Where the data lies, how it is read, and what is printed cannot change the parameters or the selection.
+MAY_CHANGE_ON_RESUME = (
+    'data.dir', 'data.num_threads', 'data.num_workers', 'data.prefetch', 'train.log_steps', 'train.keep_checkpoints',
+    'train.accumulation_steps', 'model.backbone.weights', 'model.sampler.scan_weights', *MEMORY_ONLY, 'eval.split',
+    'eval.num_episodes', 'eval.cache', 'eval.episodes_file', 'eval.episodes_per_chunk', 'eval.videos_per_batch',
+    'eval.measured_episodes')
+# What makes the classifier; way, shot, dataset and precision may be others than in training.
+MUST_AGREE_IN_EVALUATION = ('model.', 'episode.frames', 'episode.image_size', 'data.resize', 'data.sampling', 'data.short_videos')
+FREE_IN_EVALUATION = ('model.dtype', 'model.backbone.weights', 'model.sampler.scan_weights', *MEMORY_ONLY,
+                      'model.sampler.at_test', 'model.align_at_test')
+# Where the data lies, how it is read, and what of training is over cannot change the results of a checkpoint.
+SAME_RESULTS = (
+    'data.dir', 'data.num_threads', 'data.num_workers', 'data.prefetch', 'train.', 'model.backbone.weights', 'model.sampler.scan_weights',
+    *MEMORY_ONLY, 'eval.cache', 'eval.val_episodes', 'eval.episodes_per_chunk', 'eval.videos_per_batch')
+
+
+@contextlib.contextmanager
+def only_run(workdir):
+    """Holds the workdir for this run; a second run in it is refused in one line, because the two would overwrite each other."""
+    with contextlib.ExitStack() as held:
+        if jax.process_index() == 0:
+            workdir.mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(file_lock(workdir / 'lock'))
+            except BlockingIOError:
+                raise ValueError(f'{workdir} is in use by another run: wait for it, or use another --workdir') from None
+        yield
+
+
+def note_videos(workdir, start: int, datasets) -> None:
+    """Writes which videos a run learns from and is selected on, for its results; ValueError where it would go on with others."""
+    path, now = workdir / TRAINED_ON, {dataset.split: videos_present(dataset) for dataset in datasets}
+    resumed = start and path.exists()
+    before = json.loads(path.read_text()) if resumed else now
+    for split in before.keys() & now.keys():
+        if before[split]['hash'] != now[split]['hash']:
+            raise ValueError(f"{workdir} holds a run that began with other {split} videos ({before[split]['present']:,} then, "
+                             f"{now[split]['present']:,} now): use another --workdir, or the dataset as it was")
+    if jax.process_index() == 0 and not resumed:
+        path.write_text(json.dumps(now))
+
+
+def run_config(workdir) -> ml_collections.ConfigDict:
+    """The settings of the run in `workdir`, those that are younger than it at their defaults; FileNotFoundError where there is no run."""
+    directory = pathlib.Path(workdir) / 'checkpoints'
+    settings = saved_settings(directory)
+    if not settings:
+        raise FileNotFoundError(f'no checkpoint in {directory}: train first, or check --workdir')
+    config = default_config().unlock()
+    config.update_from_flattened_dict(settings)
+    return config
+
+
+def evaluation_config(config: ml_collections.ConfigDict, given: dict, workdir, method: str, preset: str = '') -> ml_collections.ConfigDict:
+    """The settings with which `evaluate_only` evaluates the run in `workdir`: its own, but for what is given explicitly.
+
+    Args:
+      config: of the command line, as from configs/*.py with its flags.
+      given: {'episode.shot': 2}, the values of the flags alone.
+      workdir: of the run.
+      method, preset: which config file and which preset of it the command line names.
+
+    Raises:
+      FileNotFoundError, ValueError: no run there, or one of another method or preset.
+    """
+    run, workdir = run_config(workdir), pathlib.Path(workdir)
+    if (workdir / METHOD).exists():
+        there, here = (workdir / METHOD).read_text().strip(), named(method, preset)
+        if there != here:
+            raise ValueError(f'{workdir} holds a run of {there}, not of {here}: evaluate it with the --config of its training, or another '
+                             '--workdir')
+    else:                                                              # a run from before its method was noted
+        check_settings(workdir / 'checkpoints', with_classes_of_run(config, run), must_agree)
+    run.update_from_flattened_dict(given)
+    return run.lock()
+
+
+def named(method: str, preset: str) -> str:
+    """'strm.py', or with a preset 'strm.py:ssv2', as the command line has it."""
+    return f'{method}.py:{preset}' if preset else f'{method}.py'
+
+
+def best_of_run(workdir, mesh) -> tuple[dict, str]:
+    """Variables of the checkpoint that counts in the run in `workdir`, built from the settings that lie beside it, and how it was chosen."""
+    directory, config = pathlib.Path(workdir) / 'checkpoints', run_config(workdir)
+    with Checkpoints(directory, config=config, read_only=True) as checkpoints:
+        best, selected_on = select(checkpoints)
+        like = jax.eval_shape(lambda: create_train_state(config, create_learner(config.model)))
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), like)
+        state, _ = checkpoints.restore(like, best)
+    return state.variables, selected_on
+
+
+def select(checkpoints) -> tuple[int, str]:
+    """The checkpoint that counts and how it was chosen: the best on val, or the last where val was not looked at."""
+    best = checkpoints.best_step
+    if best is None:
+        return checkpoints.latest_step, f'last step ({checkpoints.latest_step})'
+    return best, f'val accuracy at step {best}'
+
+
+def with_classes_of_run(config, run):
+    """The config with the number of training classes that the run counted, where it names none."""
+    if config.model.classifier.classes is not None:
+        return config
+    config = config.copy_and_resolve_references()
+    config.model.classifier.classes = run.model.classifier.classes
+    return config
+
+
+def must_agree(key: str) -> bool:
+    """Whether an evaluation must have the value that the run has."""
+    return key.startswith(MUST_AGREE_IN_EVALUATION) and key not in FREE_IN_EVALUATION
+
+
+def changed_settings(directory, config, matters) -> dict[str, tuple]:
+    """{key: (there, here)} of the settings that matter in which `config` departs from the run whose checkpoints lie there; {} without one."""
+    settings = lambda config: flatten(json.loads(config.to_json()))
+    before, now = saved_settings(directory), settings(config)
+    if not before:
+        return {}
+    before = settings(default_config()) | before                       # a setting younger than the run is at its default
+    return {key: (before.get(key), now.get(key)) for key in sorted(before | now) if matters(key) and before.get(key) != now.get(key)}
+
+
+def check_settings(directory, config, matters) -> None:
+    """Raises ValueError naming the settings that matter in which `config` departs from the run whose checkpoints lie there."""
+    changed = '; '.join(f'{key}={there!r} there, {here!r} here' for key, (there, here) in changed_settings(directory, config, matters).items())
+    if changed:
+        raise ValueError(f'{directory} holds a run with other settings ({changed}): use another --workdir, or those settings')
