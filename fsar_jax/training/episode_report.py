@@ -47,6 +47,9 @@ def measure(learner, variables, dataset, episodes, config) -> dict:
     Args:
       learner, variables: as for `fsar_jax.training.evaluation.evaluate_episodes`.
       dataset: with positions that `episodes` index.
+
+    Raises:
+      ValueError: a position outside the dataset, a clip that is too short or cannot be decoded; one line that names it.
     """
     count = min(config.eval.measured_episodes, len(episodes))
     episodes = dataclasses.replace(episodes, **{name: getattr(episodes, name)[:count] for name in ('support', 'query', 'labels', 'classes')})

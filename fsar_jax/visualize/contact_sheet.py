@@ -30,6 +30,9 @@ def contact_sheet(dataset: VideoDataset, length: int = 8, clip: int = 0, columns
 
     Returns:
       An RGB image; the action's first and last stored frame stand under the name where the record has them.
+
+    Raises:
+      ValueError: `length` below 1, or a stored frame that cannot be decoded.
     """
     rows = []
     for label in np.unique(dataset.labels):
