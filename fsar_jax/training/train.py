@@ -22,8 +22,8 @@ from fsar_jax.training.progress import MetricWriter, Progress
 from fsar_jax.training.start import with_pretrained_weights
 from fsar_jax.training.state import create_train_state, make_train_step
 from fsar_jax.training.workdir import (
-    MAY_CHANGE_ON_RESUME, METHOD, SAME_RESULTS, TRAINED_ON, best_of_run, changed_settings, check_settings, must_agree, named, note_videos,
-    only_run, run_config, select, with_classes_of_run)
+    MAY_CHANGE_ON_RESUME, METHOD, TRAINED_ON, best_of_run, check_settings, departures, must_agree, named, note_videos, only_run, run_config,
+    select, with_classes_of_run)
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str, preset: str = '') -> dict:
@@ -115,7 +115,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str, 
         # ── Selection on val, then the only look at test ────────────────────────────────────────────────────────────────
         best, selected_on = select(checkpoints)
         state, _ = checkpoints.restore(state, best)
-    return report(learner, state.variables, config, workdir, test_set, mesh, method, selected_on)
+    # Where nothing was left to train, this is another evaluation of a run whose results may be there.
+    apart = {key: now for key, (_, now) in departures(workdir, config).items()} if start == train.num_steps else {}
+    return report(learner, state.variables, config, workdir, test_set, mesh, method, selected_on, apart)
 
 
 def evaluate_only(config: ml_collections.ConfigDict, workdir, method: str, published: str | None = None) -> dict:
@@ -137,32 +139,32 @@ def evaluate_only(config: ml_collections.ConfigDict, workdir, method: str, publi
       ValueError, FileNotFoundError: one line about what is wrong with the config, the data, the workdir or the file.
     """
     validate(config)
-    workdir, mesh, departures = pathlib.Path(workdir), episode_mesh(), {}
+    workdir, mesh, changed = pathlib.Path(workdir), episode_mesh(), {}
     if not published:
         config = with_classes_of_run(config, run_config(workdir))
         check_settings(workdir / 'checkpoints', config, must_agree)
-        departures = changed_settings(workdir / 'checkpoints', config, lambda key: not key.startswith(SAME_RESULTS))
+        changed = departures(workdir, config)
     dataset = open_split(config, config.eval.split, config.eval.query)
-    departing = ', '.join(f'{key}={here!r} ({there!r} in the run)' for key, (there, here) in departures.items())
-    say(resolved_plan(config, 'evaluate', facts(config, mesh, [dataset]) | ({'not as the run': departing} if departing else {})))
+    said = ', '.join(f'{key}={now!r} ({then!r} in the run)' for key, (then, now) in changed.items())
+    say(resolved_plan(config, 'evaluate', facts(config, mesh, [dataset]) | ({'not as the run': said} if said else {})))
     learner = create_learner(config.model)
     if published:
         variables = weights.load(published, config.model)
         selected_on, apart = f'published weights, {pathlib.Path(published).name}', {'weights': pathlib.Path(published).stem}
     else:
         variables, selected_on = best_of_run(workdir, mesh)
-        apart = {key: here for key, (_, here) in departures.items()}
+        apart = {key: now for key, (_, now) in changed.items()}
     return report(learner, variables, config, workdir, dataset, mesh, method, selected_on, apart)
 
 
-def report(learner, variables, config, workdir, dataset, mesh, method, selected_on, apart=None) -> dict:
+def report(learner, variables, config, workdir, dataset, mesh, method, selected_on, apart) -> dict:
     """Evaluates once on config.eval.split, writes results.json or, where something sets it `apart`, a file beside it, prints the accuracy beside chance."""
     found = evaluate(learner, variables, config, config.eval.split, config.eval.num_episodes,
                      method=method, selected_on=selected_on, mesh=mesh, dataset=dataset)
     if config.eval.measured_episodes:
         measured = episodes_of(dataset, config, config.eval.split, config.eval.num_episodes)
         found |= measure(learner, variables, dataset, measured, config)
-    if (workdir / TRAINED_ON).exists() and 'weights' not in (apart or {}):
+    if (workdir / TRAINED_ON).exists() and 'weights' not in apart:
         found['trained_on'] = json.loads((workdir / TRAINED_ON).read_text())
     path = results.write_results(workdir, found, apart)
     say(f"{method}, {found['dataset']}, {found['split']}, {found['way']}-way {found['shot']}-shot: "

@@ -143,6 +143,11 @@ def changed_settings(directory, config, matters) -> dict[str, tuple]:
     return {key: (before.get(key), now.get(key)) for key in sorted(before | now) if matters(key) and before.get(key) != now.get(key)}
 
 
+def departures(workdir, config) -> dict[str, tuple]:
+    """`changed_settings` of the run in `workdir`, of all that can change the results of its checkpoint."""
+    return changed_settings(pathlib.Path(workdir) / 'checkpoints', config, lambda key: not key.startswith(SAME_RESULTS))
+
+
 def check_settings(directory, config, matters) -> None:
     """Raises ValueError naming the settings that matter in which `config` departs from the run whose checkpoints lie there."""
     changed = '; '.join(f'{key}={there!r} there, {here!r} here' for key, (there, here) in changed_settings(directory, config, matters).items())

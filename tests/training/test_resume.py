@@ -95,6 +95,11 @@ def test_a_finished_run_only_tests_again(tiny_data, unbroken, capsys):
     assert f'resumed from step {STEPS}' in capsys.readouterr().out
     assert {**found, 'seconds': None} == {**expected, 'seconds': None}
     assert (workdir / METRICS_FILE).read_bytes() == before
+    # With other settings of the test the results of the run stay.
+    config.eval.num_episodes = 7
+    train.train_and_evaluate(config, workdir, 'protonet')
+    assert {**read_results(workdir), 'seconds': None} == {**expected, 'seconds': None}
+    assert read_results(workdir / 'results.num_episodes=7.json')['num_episodes'] == 7
 
 
 def test_what_may_change_and_what_may_not(tiny_data, unbroken):
