@@ -15,18 +15,20 @@ def usable_cores() -> int:
 
 
 @contextlib.contextmanager
-def file_lock(path: str | os.PathLike, *, shared: bool = False, wait: bool = False):
+def file_lock(path: str | os.PathLike, busy: str | None = None, *, shared: bool = False):
     """Holds `path`, an empty file, until the block or the process ends, however that ends.
 
-    shared: others may hold it too, if they share it.  wait: until the others let it go.
+    busy: the error where another process holds it; None waits until it lets go.  shared: others may hold it too, if they share it.
     Where the file system has no locks, a warning is printed and the block runs.
 
     Raises:
-      BlockingIOError: another process holds it.
+      ValueError: `busy`.
     """
     with open(path, 'a+') as file:  # NFS gives a shared lock to those who may read, an exclusive one to those who may write
         try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError:
+            raise ValueError(busy) from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise

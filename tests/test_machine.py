@@ -5,6 +5,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -21,10 +22,26 @@ def test_the_cores_of_the_job_and_not_of_the_machine():
 def test_shared_and_exclusive(tmp_path):
     path = tmp_path / 'lock'
     with machine.file_lock(path, shared=True), machine.file_lock(path, shared=True):
-        with pytest.raises(BlockingIOError), machine.file_lock(path):
+        with pytest.raises(ValueError, match='somebody else'), machine.file_lock(path, 'somebody else has it'):
             pass
-    with machine.file_lock(path), pytest.raises(BlockingIOError), machine.file_lock(path, shared=True):
+    with machine.file_lock(path), pytest.raises(ValueError, match='somebody else'), machine.file_lock(path, 'somebody else has it', shared=True):
         pass
+
+
+def test_without_a_message_it_waits(tmp_path):
+    order = []
+
+    def second():
+        with machine.file_lock(tmp_path / 'lock'):
+            order.append('second')
+
+    thread = threading.Thread(target=second)
+    with machine.file_lock(tmp_path / 'lock'):
+        thread.start()
+        thread.join(0.2)
+        order.append('first')
+    thread.join()
+    assert order == ['first', 'second']
 
 
 def test_locks_of_the_kind_that_nfs_makes_of_them(tmp_path, monkeypatch):

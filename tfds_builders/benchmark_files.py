@@ -146,7 +146,7 @@ def extracted(
     digest = hashlib.sha256(repr([(path.name, path.stat().st_size) for path in sources]).encode()).hexdigest()[:8]
     target = place / f'{sources[0].stem if len(sources) == 1 else root.name}-{digest}'
     place.mkdir(parents=True, exist_ok=True)
-    with file_lock(place / f'{target.name}.lock', wait=True):  # the other slices of a build wait here
+    with file_lock(place / f'{target.name}.lock'):  # the other slices of a build wait here
         if not target.is_dir():
             _extract_all(sources, target)
     return target

@@ -30,6 +30,11 @@ class Skipped:
         return '/'.join(filter(None, (self.split, self.class_name, self.name)))
 
 
+def is_utf8(name: str) -> bool:
+    """Names of files may hold any bytes, which Python keeps as surrogates; records and metadata take text only."""
+    return _printable(name) == name
+
+
 def _printable(name):
     return name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
 

@@ -35,7 +35,7 @@ from fsar_jax.data.records import RecordSettings, record_features
 from fsar_jax.data.video_files import VideoError
 from fsar_jax.machine import usable_cores
 from tfds_builders.shards import Shard, cut_into_shards, read_note, remove_all_but, remove_notes, write_shard
-from tfds_builders.skipped import Skipped, skipped_table, write_skipped
+from tfds_builders.skipped import Skipped, is_utf8, skipped_table, write_skipped
 
 SHARD_BYTES = 250e6
 AGAIN = ('unreadable', 'ended the process')  # reasons that the next call looks at again
@@ -137,7 +137,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         splits, first = {split: [] for split in videos.splits}, {}
         for split, sources in videos.splits.items():
             for source in sources:
-                if not _is_utf8(source.video_id):
+                if not is_utf8(source.video_id):
                     listed.append(Skipped(split, videos.class_names[source.label], source.name, 'name is not UTF-8'))
                 elif source.video_id in first:
                     where = f'as {first[source.video_id]}'
@@ -242,7 +242,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             if note is None:
                 absent.append(shard)
                 continue
-            if note['source_bytes'] != _source_bytes(shard):
+            if note.get('source_bytes') != _source_bytes(shard):
                 raise ValueError(
                     f'{shard.file_name} was made of other files than those that are there now: give the command without '
                     '--finish to build such shards again'
@@ -330,16 +330,8 @@ def _is_to_do(shard, note):
     return (
         note is None
         or any(reason in AGAIN for _, _, _, _, reason, _ in note['skipped'])
-        or note['source_bytes'] != _source_bytes(shard)
+        or note.get('source_bytes') != _source_bytes(shard)
     )
-
-
-def _is_utf8(text):
-    """Names of files may hold any bytes, which Python keeps as surrogates; records and metadata take text only."""
-    try:
-        return bool(text.encode())
-    except UnicodeEncodeError:
-        return False
 
 
 def _source_bytes(shard):
@@ -376,7 +368,7 @@ def _ordered_pool(processes: int, make_record) -> Iterator[Callable]:
     if not processes:
         yield functools.partial(map, attempt)
         return
-    pool, died, succeeded = _pool(processes), 0, False
+    pool, single = _pool(processes), _pool(1)  # which starts with its first file
 
     def run(sources):
         pending = collections.deque()
@@ -397,37 +389,33 @@ def _ordered_pool(processes: int, make_record) -> Iterator[Callable]:
             return pool.submit(attempt, source)
 
     def result(source, future):
-        nonlocal succeeded
         try:
-            found = future.result()
+            return future.result()
         except concurrent.futures.process.BrokenProcessPool:
             return alone(source)
-        succeeded = True
-        return found
 
     def alone(source):
         """A worker died, of this file or of another that was read then: in a process of its own the guilty one shows."""
-        nonlocal died, succeeded
-        single = _pool(1)
+        nonlocal single
         try:
-            found = single.submit(attempt, source).result()
+            return single.submit(attempt, source).result()
         except concurrent.futures.process.BrokenProcessPool:
-            died += 1
-            if died >= 3 and not succeeded:
-                raise ChildProcessError(
-                    'worker processes die at whatever they read: too little memory, or a script that starts a build '
-                    "outside if __name__ == '__main__'; --processes=0 does without them"
-                ) from None
-            return None, VideoError('ended the process', 'out of memory, or the decoder crashes')
-        finally:
             single.shutdown()
-        succeeded = True
-        return found
+            single = _pool(1)
+        try:
+            single.submit(os.getpid).result()
+        except concurrent.futures.process.BrokenProcessPool:
+            raise ChildProcessError(
+                'worker processes die whatever they do: too little memory, or a script that starts a build outside '
+                "if __name__ == '__main__'; --processes=0 does without them"
+            ) from None
+        return None, VideoError('ended the process', 'out of memory, or the decoder crashes')
 
     try:
         yield run
     finally:
         pool.shutdown(cancel_futures=True)
+        single.shutdown()
 
 
 def _pool(processes):

@@ -172,18 +172,21 @@ def build(args: argparse.Namespace) -> pathlib.Path:
     settings = config.settings()
     folder = pathlib.Path(args.dir) / args.dataset
     folder.mkdir(parents=True, exist_ok=True)
-    with _only_builder(folder, shared=place is not None):
+    # Two builds of one dataset would remove each other's files; slices only add to them.
+    busy = f'another process is building {folder}: wait for it to end'
+    with file_lock(folder / '.lock', busy, shared=place is not None):
         built = version_directory(args.dataset, args.dir)
         if built and not args.overwrite:
             remove_notes(built)  # of a build that was killed in its last moment
             metadata = tfds.builder_from_directory(built).info.metadata
             _check_same(args.dataset, metadata['settings'], settings)
-            failed = (
-                f', {len(metadata["failed"])} files skipped, see skipped.tsv there'
-                if metadata['failed']
-                else ''
+            failed = metadata['failed']
+            again = sum(reason in video_builder.AGAIN for reason in failed.values())
+            print(
+                f'{args.dataset} is built already: {built}'
+                + (f', {len(failed)} files skipped, see skipped.tsv there' if failed else '')
+                + (f'; {again} of them may be readable now: build again with --overwrite' if again else '')
             )
-            print(f'{args.dataset} is built already: {built}{failed}')
             return built
         start = time.monotonic()
         unfinished = folder / 'incomplete'
@@ -271,17 +274,6 @@ def _check_same(name, there, settings):
             f'{name} is built already with other settings ({"; ".join(different)}): '
             f'use --overwrite to build it again, or another --dir'
         )
-
-
-@contextlib.contextmanager
-def _only_builder(folder, shared=False):
-    """Two builds of one dataset would remove each other's files; slices (`shared`) only add to them."""
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(file_lock(folder / '.lock', shared=shared))
-        except BlockingIOError:
-            raise ValueError(f'another process is building {folder}: wait for it to end') from None
-        yield
 
 
 def _summary(builder):

@@ -19,8 +19,8 @@ import numpy as np
 # reason -> what it means; the only reasons a VideoError has.
 REASONS = {
     'missing': 'there is no such file',
-    'unreadable': 'the file is there, but the system does not let it be read: looked at again by the next call',
-    'ended the process': 'twice the process that read it died: out of memory, or the decoder crashes; looked at again by the next call',
+    'unreadable': 'the file is there, but the system does not let it be read; a call that goes on with the build tries again',
+    'ended the process': 'twice the process that read it died: out of memory, or the decoder crashes; tried again as well',
     'empty file': 'the file has 0 bytes',
     'not a video': 'no known container: a text file, an archive, or a header that is damaged',
     'no video stream': 'a container without pictures: audio or subtitles only',

@@ -37,13 +37,11 @@ SAME_RESULTS = (
 @contextlib.contextmanager
 def only_run(workdir):
     """Holds the workdir for this run; a second run in it is refused in one line, because the two would overwrite each other."""
-    with contextlib.ExitStack() as held:
-        if jax.process_index() == 0:
-            workdir.mkdir(parents=True, exist_ok=True)
-            try:
-                held.enter_context(file_lock(workdir / 'lock'))
-            except BlockingIOError:
-                raise ValueError(f'{workdir} is in use by another run: wait for it, or use another --workdir') from None
+    if jax.process_index():
+        yield
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    with file_lock(workdir / 'lock', f'{workdir} is in use by another run: wait for it, or use another --workdir'):
         yield
 
 

@@ -1,6 +1,7 @@
 """Folders of real clips, whole and broken, built with the command."""
 
 import csv
+import functools
 import itertools
 import os
 import pathlib
@@ -16,7 +17,8 @@ from fsar_jax.data.dataset import open_dataset
 from fsar_jax.data.frames import decode_jpeg
 from fsar_jax.data.records import RecordSettings
 from fsar_jax.data.video_files import REASONS, write_video
-from tfds_builders import video_folder
+from fsar_jax.machine import file_lock
+from tfds_builders import video_builder, video_folder
 from tfds_builders.video_builder import Skipped, VideoSource, _ordered_pool, skipped_table, videos_per_shard
 from tfds_builders.video_folder.video_folder_dataset_builder import list_folder, split_classes
 
@@ -294,7 +296,7 @@ def test_wrong_flags_are_one_line(flags, message, tmp_path):
 def test_two_builds_at_once(whole, tmp_path):
     folder = tmp_path / 'video_folder' / 'mine'
     folder.mkdir(parents=True)
-    with build._only_builder(folder), pytest.raises(ValueError, match='another process is building'):
+    with file_lock(folder / '.lock'), pytest.raises(ValueError, match='another process is building'):
         run(whole, tmp_path)
 
 
@@ -312,16 +314,17 @@ def test_a_file_that_ends_the_worker_is_skipped_and_the_others_are_read():
     """Slower to write than to read: the pool may break while nobody waits for it."""
     found = []
     with _ordered_pool(1, die_of_the_bad) as run_pool:
-        for record, error in run_pool(clips((5,), 12)):
+        for record, error in run_pool(clips((0, 1, 2, 5), 12)):
             found.append(record or error.reason)
             time.sleep(0.05)
-    assert found == [f'jump/{i}' if i != 5 else 'ended the process' for i in range(12)]
+    assert found == ['ended the process' if i in (0, 1, 2, 5) else f'jump/{i}' for i in range(12)]
 
 
-def test_workers_that_die_of_everything_are_an_error_and_no_wait():
-    with pytest.raises(ChildProcessError, match='worker processes die at whatever they read: too little memory'):
+def test_workers_that_die_of_everything_are_an_error_and_no_wait(monkeypatch):
+    monkeypatch.setattr(video_builder, '_start_worker', functools.partial(os._exit, 3))
+    with pytest.raises(ChildProcessError, match='worker processes die whatever they do: too little memory'):
         with _ordered_pool(1, die_of_the_bad) as run_pool:
-            list(run_pool(clips(range(9), 9)))
+            list(run_pool(clips((), 9)))
 
 
 def test_the_table_is_cut_but_its_counts_are_not():
@@ -358,5 +361,8 @@ def test_names_that_are_no_text(whole, tmp_path):
     rows = [line.split('\t')[2:4] for line in (directory / 'skipped.tsv').read_text().splitlines()[1:]]
     assert sorted(rows) == [['caf\\xe9.mp4', 'name is not UTF-8'], ['caf\\xe9.txt', 'unknown extension']]
     clip.parent.rename(os.fsdecode(os.fsencode(clip.parent) + b'\xe9'))
-    with pytest.raises(ValueError, match=r"class folder '.*\\udce9' of .* cannot be printed: rename it"):
-        run(folder, tmp_path / 'other')
+    for root in (folder, clip.parents[1]):  # <split>/<class>/, and <class>/
+        with pytest.raises(ValueError, match=r"class folder '.*\\udce9' in .* is not a line of UTF-8: rename it"):
+            run(root, tmp_path / 'other')
+    os.rename(os.fsencode(clip.parent) + b'\xe9', clip.parent.with_name('می\u200cدود\xa0x'))  # text, though not all of it is printed
+    assert 'می\u200cدود\xa0x' in open_dataset('video_folder/mine', run(folder, tmp_path / 'other').parents[2], 'train').class_names

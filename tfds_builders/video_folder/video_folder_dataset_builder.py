@@ -12,6 +12,7 @@ import pathlib
 import tensorflow_datasets as tfds
 
 from fsar_jax.data.records import RecordSettings, record_from_file
+from tfds_builders.skipped import is_utf8
 from tfds_builders.video_builder import Skipped, VideoBuilder, VideoConfig, VideoList, VideoSource
 
 SUFFIXES = ('.mp4', '.avi', '.webm', '.mkv')
@@ -64,9 +65,11 @@ def list_folder(root: str | os.PathLike) -> VideoList:
                 class_folders[folder.name] = _entries(
                     folder, folder.name, '', skipped, 'not in a class folder'
                 )
+                _check_names(class_folders[folder.name])
             else:
                 _skip_tree(folder, '', '', skipped, 'not in a split folder (train, val, test)')
     else:
+        _check_names(folders)
         split_of = split_classes([folder.name for folder in folders])
         class_folders = {split: [f for f in folders if split_of[f.name] == split] for split in SPLITS}
 
@@ -80,9 +83,6 @@ def list_folder(root: str | os.PathLike) -> VideoList:
     if not class_names:
         raise ValueError(f'no class folders in {root}: clips belong in <split>/<class>/ or <class>/')
 
-    for name in class_names:
-        if not name.isprintable():  # neither are the bytes of a name that is not UTF-8
-            raise ValueError(f'class folder {name!a} of {root} has letters that cannot be printed: rename it')
     class_names.sort()
     label = {name: i for i, name in enumerate(class_names)}
     splits = {}
@@ -133,6 +133,13 @@ def folder_hash(root: str | os.PathLike) -> str:
 def _check_root(root):
     if not root.is_dir():
         raise FileNotFoundError(f'--videos={root} is not a folder')
+
+
+def _check_names(class_folders):
+    """A class has its folder's name, in text and in a file with a class per line."""
+    for folder in class_folders:
+        if not is_utf8(folder.name) or len(folder.name.splitlines()) > 1:
+            raise ValueError(f'class folder {folder.name!a} in {folder.parent} is not a line of UTF-8: rename it')
 
 
 def _entries(folder, split, class_name, skipped, reason):
