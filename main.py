@@ -43,10 +43,11 @@ def main(argv):
     workdir = WORKDIR.value or f'runs/{method}-{preset}'.rstrip('-')
     if MODE.value == 'train':
         train_and_evaluate(CONFIG.value, workdir, method, preset)
-    elif WEIGHTS.value:
-        evaluate_only(CONFIG.value, workdir, method, WEIGHTS.value)
+        return
+    given = config_flags.get_override_values(flags.FLAGS['config'])
+    if WEIGHTS.value:
+        evaluate_only(CONFIG.value, workdir, method, WEIGHTS.value, given)
     else:
-        given = config_flags.get_override_values(flags.FLAGS['config'])
         evaluate_only(evaluation_config(CONFIG.value, given, workdir, method, preset), workdir, method)
 
 

@@ -183,7 +183,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
             raise ValueError(f'config.{key}={_get(config, key)} must be at least 0')
     sampler = config.model.sampler
     constant = sampler.sigma_schedule == 'constant'
-    if not constant and sampler.sigma_end > sampler.sigma:
+    if sampler.name == 'task_adaptive' and not constant and sampler.sigma_end > sampler.sigma:
         raise ValueError(f'config.model.sampler.sigma_end={sampler.sigma_end} must be at most config.model.sampler.sigma={sampler.sigma}: '
                          'the noise is to fall')
     key, least = ('sigma', sampler.sigma) if constant else ('sigma_end', sampler.sigma_end)
@@ -203,10 +203,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
             why = ': an episode needs at least two classes to choose between' if key == 'episode.way' else ''
             raise ValueError(f'config.{key}={_get(config, key)} is too small, it must be at least {least}{why}')
     matcher, frames = config.model.matcher, config.episode.frames
-    # L_intra is not refused: the ablations of configs/vim.py change its sampler by one flag, and the plan says that it is off.
-    if matcher.inter_weight and not loss_weights(config.model)['L_inter'][1]:
-        raise ValueError(f"config.model.matcher.inter_weight={matcher.inter_weight} has no effect with config.model.matcher.name='{matcher.name}' "
-                         f"and .spatial='{matcher.spatial}', where no query is aligned: set it to 0")
     omega = tuple(matcher.cardinalities)
     if not omega or len(set(omega)) < len(omega) or not all(1 <= w <= frames for w in omega):
         raise ValueError(f'config.model.matcher.cardinalities={omega} must be distinct and lie between 1 and '
@@ -235,7 +231,10 @@ def frames_read(config: ml_collections.ConfigDict) -> int:
 
 
 def loss_weights(model) -> dict[str, tuple[float, bool]]:
-    """What training minimises (fsar_jax.training.losses): {name: (weight, whether this model has what the loss is of)}."""
+    """What training minimises (fsar_jax.training.losses): {name: (weight, whether this model has what the loss is of)}.
+
+    A weight without effect is no error: ablations change the sampler or the matcher by one flag, and the plan says what is off.
+    """
     matcher = model.matcher
     return {
         'matching': (matcher.loss_weight, True),

@@ -283,15 +283,12 @@ def test_the_plan_tells_the_losses_that_act():
     assert row(config, 'losses') == 'matching 1, L_intra 0.5, L_inter 1'
     config.model.sampler.name = 'uniform'
     assert row(config, 'losses') == 'matching 1, L_intra 0.5 (without effect), L_inter 1'
+    config.model.matcher.name = 'otam'
+    assert row(config, 'losses') == 'matching 1, L_intra 0.5 (without effect), L_inter 1 (without effect)'
     assert row(get_config('vim', 'strm-ssv2'), 'losses') == 'matching 1, query similarity 0.1, L_intra 0.5'
     assert row(get_config('hyrsm'), 'losses') == 'matching 1, classes 0.6'
     assert row(get_config('mastaf'), 'losses') == 'matching 0.5, classes 1'
     assert 'losses' not in configuration.resolved_plan(config, 'evaluate', {})
-
-
-def test_a_loss_between_videos_without_alignment_is_refused():
-    for changes in ({}, {'model.matcher.name': 'action_coordination', 'model.matcher.spatial': 'enumerate'}):
-        assert message_of({'model.matcher.inter_weight': 0.5, **changes}).startswith('config.model.matcher.inter_weight=0.5 has no effect with')
 
 
 def test_the_plan_tells_the_parts_of_the_sampler():

@@ -22,8 +22,8 @@ from fsar_jax.training.progress import MetricWriter, Progress
 from fsar_jax.training.start import with_pretrained_weights
 from fsar_jax.training.state import create_train_state, make_train_step
 from fsar_jax.training.workdir import (
-    MAY_CHANGE_ON_RESUME, METHOD, TRAINED_ON, best_of_run, check_settings, departures, must_agree, named, note_videos, only_run, run_config,
-    select, with_classes_of_run)
+    MAY_CHANGE_ON_RESUME, METHOD, SAME_RESULTS, TRAINED_ON, best_of_run, check_settings, departures, must_agree, named, note_videos,
+    only_run, run_config, select, with_classes_of_run)
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str, preset: str = '') -> dict:
@@ -116,11 +116,11 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str, 
         best, selected_on = select(checkpoints)
         state, _ = checkpoints.restore(state, best)
     # Where nothing was left to train, this is another evaluation of a run whose results may be there.
-    apart = {key: now for key, (_, now) in departures(workdir, config).items()} if start == train.num_steps else {}
-    return report(learner, state.variables, config, workdir, test_set, mesh, method, selected_on, apart)
+    changed = departures(workdir, config) if start == train.num_steps else {}
+    return report(learner, state.variables, config, workdir, test_set, mesh, method, selected_on, changed)
 
 
-def evaluate_only(config: ml_collections.ConfigDict, workdir, method: str, published: str | None = None) -> dict:
+def evaluate_only(config: ml_collections.ConfigDict, workdir, method: str, published: str | None = None, given: dict | None = None) -> dict:
     """Evaluates on config.eval.split: the best checkpoint of `workdir`, or a PyTorch checkpoint that the method's authors published.
 
     results.json stays that of the run: where `config` departs from its settings in what can change a number, or the weights are
@@ -131,6 +131,7 @@ def evaluate_only(config: ml_collections.ConfigDict, workdir, method: str, publi
       workdir: of a run; with `published` any directory.
       method: name for the results.
       published: path of a .pth or .safetensors file; None for the workdir's own checkpoint.
+      given: {'episode.shot': 2}, what the name of the results of published weights is to say.
 
     Returns:
       The content of the results file.
@@ -150,23 +151,25 @@ def evaluate_only(config: ml_collections.ConfigDict, workdir, method: str, publi
     learner = create_learner(config.model)
     if published:
         variables = weights.load(published, config.model)
-        selected_on, apart = f'published weights, {pathlib.Path(published).name}', {'weights': pathlib.Path(published).stem}
+        selected_on = f'published weights, {pathlib.Path(published).name}'
+        told = {key: (None, value) for key, value in (given or {}).items() if not key.startswith(SAME_RESULTS)}
+        changed = {'weights': (None, pathlib.Path(published).stem)} | told
     else:
         variables, selected_on = best_of_run(workdir, mesh)
-        apart = {key: now for key, (_, now) in changed.items()}
-    return report(learner, variables, config, workdir, dataset, mesh, method, selected_on, apart)
+    return report(learner, variables, config, workdir, dataset, mesh, method, selected_on, changed)
 
 
-def report(learner, variables, config, workdir, dataset, mesh, method, selected_on, apart) -> dict:
-    """Evaluates once on config.eval.split, writes results.json or, where something sets it `apart`, a file beside it, prints the accuracy beside chance."""
+def report(learner, variables, config, workdir, dataset, mesh, method, selected_on, changed) -> dict:
+    """Evaluates once on config.eval.split, writes results.json or, where something `changed` (key: (then, now)), a file beside it whose
+    name says so, and prints the accuracy beside chance."""
     found = evaluate(learner, variables, config, config.eval.split, config.eval.num_episodes,
                      method=method, selected_on=selected_on, mesh=mesh, dataset=dataset)
     if config.eval.measured_episodes:
         measured = episodes_of(dataset, config, config.eval.split, config.eval.num_episodes)
         found |= measure(learner, variables, dataset, measured, config)
-    if (workdir / TRAINED_ON).exists() and 'weights' not in apart:
+    if (workdir / TRAINED_ON).exists() and 'weights' not in changed:
         found['trained_on'] = json.loads((workdir / TRAINED_ON).read_text())
-    path = results.write_results(workdir, found, apart)
+    path = results.write_results(workdir, found, {key: now for key, (_, now) in changed.items()})
     say(f"{method}, {found['dataset']}, {found['split']}, {found['way']}-way {found['shot']}-shot: "
         f"{found['accuracy']:.2%} ± {found['ci95']:.2%} (95% interval over {found['num_episodes']} episodes; "
         f"chance {found['chance']:.0%}; selected on {selected_on})\n{path}")
