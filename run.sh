@@ -36,7 +36,7 @@ from ml_collections import config_flags
 config = config_flags.DEFINE_config_file("config")
 flags.FLAGS(sys.argv, known_only=True)
 print(config.value.data.dataset, config.value.data.dir)' "$@" 2>/dev/null) || dataset=
-if [[ $dataset == synthetic_actions/* ]] && ! compgen -G "$dir/$dataset/*/dataset_info.json" >/dev/null; then
+if [[ $dataset == synthetic_actions/* ]] && ! compgen -G "$dir/$dataset/[0-9]*/dataset_info.json" >/dev/null; then
   .venv/bin/python -m fsar_jax.data.build --dataset="$dataset" --dir="$dir"
 fi
 exec .venv/bin/python main.py "$@"

@@ -1,5 +1,6 @@
 """run.sh: what it builds and what it starts. The environment is a stand-in that writes down its calls."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,8 @@ def checkout(tmp_path):
 
 def calls_of(checkout, *arguments):
     (checkout / 'calls').write_text('')
-    done = subprocess.run(['./run.sh', *arguments], cwd=checkout, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(['./run.sh', *arguments], cwd=checkout, capture_output=True, text=True, timeout=100,
+                          env={**os.environ, 'LC_ALL': 'C'})
     assert (done.returncode, done.stderr) == (0, '')
     return (checkout / 'calls').read_text().splitlines()
 
@@ -44,8 +46,9 @@ def test_the_dataset_of_the_config_is_built_where_it_is_an_embedded_one(checkout
 
 
 def test_what_is_built_is_not_built_again(checkout):
-    there = checkout / 'data/synthetic_actions/misaligned/1.0.0'
+    there = checkout / 'data/synthetic_actions/misaligned/incomplete'
     there.mkdir(parents=True)
-    assert len(calls_of(checkout)) == 2                                 # a build that was killed
     (there / 'dataset_info.json').touch()
+    assert len(calls_of(checkout)) == 2                                 # a build that was killed in its last moment
+    there.rename(there.with_name('1.0.0'))
     assert calls_of(checkout) == ['main.py --config=configs/strm.py']
