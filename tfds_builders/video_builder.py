@@ -1,7 +1,7 @@
 """From a list of videos to ArrayRecord shards: the base of all builders.
 
 A builder says which videos there are (`list_videos`) and how one of them becomes a record (`record_maker`);
-everything else is here. Videos go through one pool of processes, in order, and each record to its shard as it comes, so
+everything else is here. Videos go through one pool of processes (workers.py), in order, and each record to its shard as it comes, so
 that memory holds a few records and the index. Which video lands in which shard depends on the list and the settings
 only, never on timing: shards may be built in any order, on any machine, and again after a kill (shards.py). A video
 that gives no record is not an error: it is listed in skipped.tsv, in the metadata, and in the table at the end.
@@ -10,32 +10,24 @@ that gives no record is not an error: it is listed in skipped.tsv, in the metada
 from __future__ import annotations
 
 import collections
-import concurrent.futures
-import contextlib
 import dataclasses
-import functools
 import itertools
-import multiprocessing
-import multiprocessing.connection
 import os
 import pathlib
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import cv2
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer
 from tqdm import tqdm
 
 from fsar_jax.data.frame_files import bytes_of
 from fsar_jax.data.records import RecordSettings, record_features
-from fsar_jax.data.video_files import VideoError
 from fsar_jax.machine import usable_cores
 from tfds_builders.shards import Shard, cut_into_shards, read_note, remove_all_but, remove_notes, write_shard
 from tfds_builders.skipped import Skipped, is_utf8, skipped_table, write_skipped
+from tfds_builders.workers import ordered_pool
 
 SHARD_BYTES = 250e6
 AGAIN = ('unreadable', 'ended the process')  # reasons that the next call looks at again
@@ -189,7 +181,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         serialise = example_serializer.ExampleSerializer(self.info.features.get_serialized_info())
         count, left = (sum(len(shard.sources) for shard in part) for part in (shards, to_do))
         with (
-            _ordered_pool(min(self.processes, left), self.record_maker()) as run,
+            ordered_pool(min(self.processes, left), self.record_maker()) as run,
             tqdm(
                 total=count,
                 initial=count - left,
@@ -345,91 +337,3 @@ def videos_per_shard(settings: RecordSettings, usual_frames: int = VideoBuilder.
         0.33 * short_side * short_side * 4 / 3
     )  # JPEG at quality 95: a third of a byte per pixel
     return max(1, int(SHARD_BYTES / (bytes_per_frame * frames)))
-
-
-def _attempt(make_record, source):
-    """(record, None) or (None, VideoError)."""
-    try:
-        if source.origin is None:
-            raise VideoError('missing')
-        return make_record(source), None
-    except VideoError as error:
-        return None, error
-    except MemoryError:
-        raise
-    except Exception as error:  # of a decoder, which may raise anything: one file must not end the build
-        return None, VideoError('decoder failed', ' '.join(f'{type(error).__name__}: {error}'.split())[:200])
-
-
-@contextlib.contextmanager
-def _ordered_pool(processes: int, make_record) -> Iterator[Callable]:
-    """A function that maps sources to (record, error): lazily, in order, a few videos ahead."""
-    attempt = functools.partial(_attempt, make_record)
-    if not processes:
-        yield functools.partial(map, attempt)
-        return
-    pool, single = _pool(processes), _pool(1)  # which starts with its first file
-
-    def run(sources):
-        pending = collections.deque()
-        for source in sources:
-            pending.append((source, submit(source)))
-            if len(pending) >= 4 * processes:
-                yield result(*pending.popleft())
-        while pending:
-            yield result(*pending.popleft())
-
-    def submit(source):
-        nonlocal pool
-        try:
-            return pool.submit(attempt, source)
-        except concurrent.futures.process.BrokenProcessPool:
-            pool.shutdown()
-            pool = _pool(processes)
-            return pool.submit(attempt, source)
-
-    def result(source, future):
-        try:
-            return future.result()
-        except concurrent.futures.process.BrokenProcessPool:
-            return alone(source)
-
-    def alone(source):
-        """A worker died, of this file or of another that was read then: in a process of its own the guilty one shows."""
-        nonlocal single
-        try:
-            return single.submit(attempt, source).result()
-        except concurrent.futures.process.BrokenProcessPool:
-            single.shutdown()
-            single = _pool(1)
-        try:
-            single.submit(os.getpid).result()
-        except concurrent.futures.process.BrokenProcessPool:
-            raise ChildProcessError(
-                'worker processes die whatever they do: too little memory, or a script that starts a build outside '
-                "if __name__ == '__main__'; --processes=0 does without them"
-            ) from None
-        return None, VideoError('ended the process', 'out of memory, or the decoder crashes')
-
-    try:
-        yield run
-    finally:
-        pool.shutdown(cancel_futures=True)
-        single.shutdown()
-
-
-def _pool(processes):
-    # An executor, not multiprocessing.Pool: when a decoder crashes or memory runs out, Pool waits for ever.
-    return concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'), _start_worker)
-
-
-def _start_worker():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends the workers
-    cv2.setNumThreads(1)  # there is a process for each core already
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent():
-    """Workers outlive a killed parent otherwise."""
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)

@@ -18,9 +18,10 @@ from fsar_jax.data.frames import decode_jpeg
 from fsar_jax.data.records import RecordSettings
 from fsar_jax.data.video_files import REASONS, write_video
 from fsar_jax.machine import file_lock
-from tfds_builders import video_builder, video_folder
-from tfds_builders.video_builder import Skipped, VideoSource, _ordered_pool, skipped_table, videos_per_shard
+from tfds_builders import video_folder, workers
+from tfds_builders.video_builder import Skipped, VideoSource, skipped_table, videos_per_shard
 from tfds_builders.video_folder.video_folder_dataset_builder import list_folder, split_classes
+from tfds_builders.workers import ordered_pool
 
 COLOURS = list(itertools.product((40, 128, 215), repeat=3))
 
@@ -313,7 +314,7 @@ def clips(bad, count):
 def test_a_file_that_ends_the_worker_is_skipped_and_the_others_are_read():
     """Slower to write than to read: the pool may break while nobody waits for it."""
     found = []
-    with _ordered_pool(1, die_of_the_bad) as run_pool:
+    with ordered_pool(1, die_of_the_bad) as run_pool:
         for record, error in run_pool(clips((0, 1, 2, 5), 12)):
             found.append(record or error.reason)
             time.sleep(0.05)
@@ -321,9 +322,9 @@ def test_a_file_that_ends_the_worker_is_skipped_and_the_others_are_read():
 
 
 def test_workers_that_die_of_everything_are_an_error_and_no_wait(monkeypatch):
-    monkeypatch.setattr(video_builder, '_start_worker', functools.partial(os._exit, 3))
+    monkeypatch.setattr(workers, '_start_worker', functools.partial(os._exit, 3))
     with pytest.raises(ChildProcessError, match='worker processes die whatever they do: too little memory'):
-        with _ordered_pool(1, die_of_the_bad) as run_pool:
+        with ordered_pool(1, die_of_the_bad) as run_pool:
             list(run_pool(clips((), 9)))
 
 
