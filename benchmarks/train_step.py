@@ -103,8 +103,9 @@ def main(_):
     print(f"{'method':<10} {'episodes':>8} {'parts':>6} {'dtype':>9} "
           + (f"{'trace s':>8} {'TFLOP/step':>11}" if only_traced else f"{'first s':>8} {'step ms':>8} {'episodes/s':>11}"))
     for method in METHODS.value:
-        mesh = episode_mesh(load(method).train.episodes_per_step)
-        config = fit_accumulation(load(method), mesh.size)
+        config = load(method)
+        mesh = episode_mesh(config.train.episodes_per_step)
+        config = fit_accumulation(config, mesh.size)
         if only_traced:
             config.train.accumulation_steps = 1   # on a CPU the parts are unrolled, and each would be traced
         cost = row(method, config, mesh, only_traced)

@@ -1,6 +1,5 @@
 """Shared by all tests: the reader of the parity fixtures, and a tiny dataset on disk."""
 
-import fcntl
 import json
 import os
 import pathlib
@@ -11,6 +10,7 @@ import pytest
 
 from fsar_jax.data import build
 from fsar_jax.data.video_files import write_video
+from fsar_jax.machine import file_lock
 
 FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
 
@@ -71,8 +71,7 @@ def tiny_data(tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     base = base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
     data_dir, done = base / 'tiny_data', base / 'tiny_data_done'
-    with open(base / 'tiny_data.lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with file_lock(base / 'tiny_data.lock'):
         if not done.exists():
             clips = base / 'tiny_clips'
             write_tiny_clips(clips)

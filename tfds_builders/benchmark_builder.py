@@ -231,7 +231,7 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
     def _downloaded(self, mirrors):
         # Without its manual_dir: tfds would take a file of the same name there, which is another benchmark's list.
         folder = pathlib.Path(self.downloads.download_dir)
-        network = self._make_download_manager(folder, tfds.download.DownloadConfig(manual_dir=folder / 'nothing'))
+        network = self.download_manager(folder, manual_dir=folder / 'nothing')
         errors = []
         for mirror in mirrors:
             try:

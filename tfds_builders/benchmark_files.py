@@ -153,8 +153,8 @@ def extracted(
 
 
 def _extract_all(sources, target):
-    there, failed = [name for name in EXTRACTORS if shutil.which(name)], []
-    for program in there:
+    failed = []
+    for program in filter(shutil.which, EXTRACTORS):
         try:
             return _extract_all_with(program, sources, target)
         except ValueError as error:  # 7z without its part for .rar, for one: another may do it

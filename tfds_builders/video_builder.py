@@ -164,9 +164,12 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         length = config.videos_per_shard or videos_per_shard(config.record_settings(), self.USUAL_FRAMES)
         return cut_into_shards(self.name, splits, length, decides)
 
-    def download_manager(self, folder: str | os.PathLike):
-        """tfds' download manager, which keeps files in `folder` and checks them by the package's checksums.tsv."""
-        return self._make_download_manager(folder, tfds.download.DownloadConfig())
+    def download_manager(self, folder: str | os.PathLike, manual_dir: str | os.PathLike | None = None):
+        """tfds' download manager, which keeps files in `folder` and checks them by the package's checksums.tsv.
+
+        manual_dir: where it takes files from before it downloads them; None: `folder`/manual.
+        """
+        return self._make_download_manager(folder, tfds.download.DownloadConfig(manual_dir=manual_dir))
 
     def write_shards(self, shards: list[Shard], folder: str | os.PathLike) -> int:
         """Writes those of `shards` that are not finished yet to `folder`; how many these were.
