@@ -35,6 +35,9 @@ COMPLETE_FRACTION = 0.95  # sound files measure 1.00 to 1.01 of the promised fra
 DAMAGED_FRACTION = 0.05
 OF_THE_SYSTEM = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.EACCES, errno.EMFILE, errno.ENFILE)
 
+# Titles are in any encoding: PyAV decodes them as it is told until 18, with replacements from 19 on.
+OPENING = {'metadata_errors': 'replace'} if int(av.__version__.split('.')[0]) < 19 else {}
+
 # suffix -> (encoder, its options); quality near lossless, speed before size
 H264 = {
     'crf': '18',
@@ -172,7 +175,7 @@ def _check_file(path):
 
 def _open(path):
     try:
-        container = av.open(os.fspath(path), metadata_errors='replace')  # titles are in any encoding
+        container = av.open(os.fspath(path), **OPENING)
     except av.error.FFmpegError as error:
         _raise_if_of_the_system(error)
         raise _not_a_video(path, error.strerror or '') from None
