@@ -35,8 +35,13 @@ COMPLETE_FRACTION = 0.95  # sound files measure 1.00 to 1.01 of the promised fra
 DAMAGED_FRACTION = 0.05
 OF_THE_SYSTEM = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.EACCES, errno.EMFILE, errno.ENFILE)
 
+PYAV = int(av.__version__.split('.')[0])
+OLDEST_PYAV = 17  # below it, BT.709 is converted with the matrix of BT.601: colours up to 25 of 255 off
+
 # Titles are in any encoding: PyAV decodes them as it is told until 18, with replacements from 19 on.
-OPENING = {'metadata_errors': 'replace'} if int(av.__version__.split('.')[0]) < 19 else {}
+OPENING = {'metadata_errors': 'replace'} if PYAV < 19 else {}
+
+DECODING_LIBRARIES = ('libavformat', 'libavcodec', 'libswscale')  # of FFmpeg
 
 # suffix -> (encoder, its options); quality near lossless, speed before size
 H264 = {
@@ -84,6 +89,32 @@ class Video:
     decode_errors: int
 
 
+def decoder_versions() -> dict[str, str]:
+    """What decodes here: {'av': '19.0.2', 'libavformat': '63.1.102', 'libavcodec': ..., 'libswscale': ...}."""
+    libraries = {name: '.'.join(map(str, av.library_versions[name])) for name in DECODING_LIBRARIES}
+    return {'av': av.__version__} | libraries
+
+
+def decoder_generation() -> str:
+    """What makes the pixels of a video, such as 'av 19, libavformat 63, libavcodec 63, libswscale 10'.
+
+    PyAV's major version decides how frames are converted to RGB (17 mended BT.709 with the FFmpeg that 16 had); FFmpeg's
+    majors which packets a file is taken apart into, which frames come of them, and how each is converted. Files decoded
+    by two generations may differ in colours and in the frames of a damaged file, so they are never mixed in one dataset.
+    Minor versions only mend faults, and the same version on another kind of processor may round a value by 1: neither
+    is told apart here.
+
+    Raises:
+      ValueError: PyAV is too old to give the right colours.
+    """
+    if PYAV < OLDEST_PYAV:
+        raise ValueError(
+            f'PyAV {av.__version__} is installed, which gives the wrong colours for BT.709 video: '
+            f"install a newer one (pip install 'av>={OLDEST_PYAV}')"
+        )
+    return ', '.join(f'{name} {version.split(".")[0]}' for name, version in decoder_versions().items())
+
+
 def kept_frames(source_frames: int, max_frames: int) -> np.ndarray:
     """int32 [min(source_frames, max_frames)], evenly spaced from first to last frame; max_frames 0 keeps all."""
     if max_frames == 0 or source_frames <= max_frames:
@@ -109,7 +140,9 @@ def read_video(
 
     Raises:
       VideoError: with one of REASONS.
+      ValueError: PyAV is too old.
     """
+    decoder_generation()
     path = pathlib.Path(path)
     _check_file(path)
     promised, packets, covered = _count(path)

@@ -167,6 +167,22 @@ def test_a_turned_video_is_read_upright(tmp_path, degrees):
     assert np.abs(read - upright).mean() < 4
 
 
+def test_the_generation_is_what_may_change_pixels():
+    versions = video_files.decoder_versions()
+    assert list(versions) == ['av', 'libavformat', 'libavcodec', 'libswscale'] and versions['av'] == av.__version__
+    majors = [int(part.split()[1]) for part in video_files.decoder_generation().split(', ')]
+    libraries = [av.library_versions[name][0] for name in list(versions)[1:]]
+    assert majors == [int(av.__version__.split('.')[0]), *libraries]
+
+
+def test_pyav_with_wrong_colours_is_refused_with_what_to_install(tmp_path, monkeypatch):
+    write_video(tmp_path / 'clip.mp4', moving_bar(8))
+    monkeypatch.setattr(video_files, 'PYAV', 16)
+    for call in (video_files.decoder_generation, lambda: read_video(tmp_path / 'clip.mp4')):
+        with pytest.raises(ValueError, match=r"PyAV .*wrong colours.*pip install 'av>=17'"):
+            call()
+
+
 def test_missing_empty_and_other_files(tmp_path):
     assert reason_of(tmp_path / 'none.mp4') == 'missing'
     (tmp_path / 'empty.mp4').touch()
