@@ -10,9 +10,8 @@ import shutil
 import subprocess
 
 from fsar_jax.data.frame_files import FrameFolder, is_frame, zipped_videos
+from fsar_jax.data.video_files import SUFFIXES
 from fsar_jax.machine import file_lock
-
-SUFFIXES = ('.mp4', '.avi', '.webm', '.mkv', '.m4v', '.mov')
 
 # program -> arguments that extract a .rar into the working directory, without questions
 EXTRACTORS = {

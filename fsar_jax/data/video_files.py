@@ -35,6 +35,13 @@ COMPLETE_FRACTION = 0.95  # sound files measure 1.00 to 1.01 of the promised fra
 DAMAGED_FRACTION = 0.05
 OF_THE_SYSTEM = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.EACCES, errno.EMFILE, errno.ENFILE)
 
+# What a builder takes for a video by its name; whether it is one, reading it tells.
+SUFFIXES = (
+    *('.mp4', '.m4v', '.mov', '.qt', '.3gp', '.3g2', '.f4v', '.webm', '.mkv', '.avi', '.divx'),
+    *('.mpg', '.mpeg', '.mpe', '.m1v', '.m2v', '.vob', '.ts', '.mts', '.m2ts', '.flv', '.wmv', '.asf'),
+    *('.ogv', '.ogm', '.rm', '.rmvb', '.dv', '.mxf', '.gif'),
+)
+
 PYAV = int(av.__version__.split('.')[0])
 OLDEST_PYAV = 17  # below it, BT.709 is converted with the matrix of BT.601: colours up to 25 of 255 off
 

@@ -12,10 +12,10 @@ import pathlib
 import tensorflow_datasets as tfds
 
 from fsar_jax.data.records import RecordSettings, record_from_file
+from fsar_jax.data.video_files import SUFFIXES
 from tfds_builders.skipped import is_utf8
 from tfds_builders.video_builder import Skipped, VideoBuilder, VideoConfig, VideoList, VideoSource
 
-SUFFIXES = ('.mp4', '.avi', '.webm', '.mkv')
 SPLITS = ('train', 'val', 'test')
 VAL_FRACTION, TEST_FRACTION = 0.12, 0.24  # of the classes; the rest is train. Those of the public benchmarks.
 
@@ -174,7 +174,7 @@ def _class_videos(folder, split, label, skipped):
             _skip_tree(path, split, folder.name, skipped, 'in a folder inside the class folder')
         elif path.suffix.lower() not in SUFFIXES:
             skipped.append(
-                Skipped(split, folder.name, path.name, 'unknown extension', f'not {", ".join(SUFFIXES)}')
+                Skipped(split, folder.name, path.name, 'unknown extension', 'not that of a video')
             )
         else:
             files.append(path)
