@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pathlib
 import re
 import threading
@@ -17,7 +18,8 @@ class VideoDataset:
     name: 'synthetic_actions/misaligned'.  split: 'train', 'val' or 'test'.
     class_names: names of all classes of the dataset; a label is a place in it.
     labels: int32 [N].  video_ids: list of N str.  num_frames: int32 [N], stored frames.
-    settings: dict, how the records were made.
+    settings: dict, how the records were made.  made_with: {'av': '19.0.0', …}, what made them; {} in older builds.
+    num_bytes: of all records together, their JPEG bytes above all.
     expected: {'videos': count, 'hash': of all ids or None, 'classes': {class: videos}} of a complete copy of the split,
         None where that is not known.
 
@@ -40,6 +42,8 @@ class VideoDataset:
         self.num_frames = np.array(index[split]['num_frames'], np.int32)
         metadata = builder.info.metadata
         self.settings, self.expected = dict(metadata['settings']), (metadata.get('expected') or {}).get(split)
+        self.made_with = dict(metadata.get('made_with') or {})
+        self.num_bytes = int(builder.info.splits[split].num_bytes)
         self._directory, self._source, self._lock = directory, None, threading.Lock()
 
     def __len__(self) -> int:
@@ -130,8 +134,7 @@ def videos_present(dataset) -> dict:
     The hash is over the lines `<video id>\\n` in the order of the records. For a complete copy of a public benchmark, that
     is the SHA-256 of its published list file.
     """
-    while hasattr(dataset, 'dataset'):  # a view of those that are long enough
-        dataset = dataset.dataset
+    dataset = _all_videos(dataset)
     expected = getattr(dataset, 'expected', None)
     digest = hashlib.sha256()
     for video_id in dataset.video_ids:
@@ -143,6 +146,27 @@ def videos_present(dataset) -> dict:
         'expected_classes': len(expected['classes']) if expected else None,
         'hash': digest.hexdigest(),
     }
+
+
+def content_hash(dataset) -> str:
+    """SHA-256, hexadecimal, of what an open split holds, wherever it lies: ids, classes and frame counts of its videos, how
+    and with which decoder their records were made, and how many bytes these take.
+
+    Two copies of one build have the same; other pixels under the same ids have another.
+    """
+    dataset = _all_videos(dataset)
+    dataset, held = _all_videos(dataset), {}
+    for key in ('video_ids', 'labels', 'class_names', 'num_frames', 'settings', 'made_with', 'num_bytes'):
+        value = getattr(dataset, key, None)  # of a dataset in memory, what it has
+        held[key] = value.tolist() if isinstance(value, np.ndarray) else value
+    return hashlib.sha256(json.dumps(held, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _all_videos(dataset):
+    """The opened split behind a view of those videos that are long enough."""
+    while hasattr(dataset, 'dataset'):
+        dataset = dataset.dataset
+    return dataset
 
 
 def version_directory(name: str, data_dir: str | pathlib.Path) -> pathlib.Path | None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fsar_jax.data import build
-from fsar_jax.data.dataset import open_dataset
+from fsar_jax.data.dataset import content_hash, open_dataset
 from fsar_jax.data.frames import decode_jpeg
 from fsar_jax.data.video_files import read_video, write_video
 
@@ -61,6 +61,24 @@ def test_the_index_needs_no_record(data, monkeypatch):
     assert dataset.num_frames.dtype == np.int32 and dataset.num_frames.tolist() == [64] * 4
     assert dataset.video_ids == [f'class1/{number:02d}' for number in range(4, 8)]
     assert dataset.settings['max_frames'] == 64 and dataset.settings['jpeg_quality'] == 95
+
+
+def test_the_same_content_elsewhere_has_one_hash_and_other_pixels_another(data, tmp_path):
+    folder, clips = data
+    opened = open_dataset(NAME, folder, 'test')
+    shutil.copytree(folder / NAME, tmp_path / 'copy' / NAME)
+    assert content_hash(open_dataset(NAME, tmp_path / 'copy', 'test')) == content_hash(opened)
+    others = [content_hash(opened), content_hash(open_dataset(NAME, folder, 'val'))]
+    for number, flag in enumerate(('--short_side=0', '--jpeg_quality=70')):
+        shutil.copytree(clips, tmp_path / f'{number}')
+        for path in (tmp_path / f'{number}').glob('*/*/*.mp4'):
+            write_video(path, numbered_clip(int(path.stem), 70 + int(path.stem))[:, :, ::-1 if number == 0 else 1])
+        build.build(build.parse([f'--dataset={NAME}', f'--videos={tmp_path}/{number}', f'--dir={tmp_path}/data{number}',
+                                 '--processes=0', '--short_side=0', flag]))
+        other = open_dataset(NAME, tmp_path / f'data{number}', 'test')
+        assert other.video_ids == opened.video_ids and (other.num_frames == opened.num_frames).all()
+        others.append(content_hash(other))
+    assert len(set(others)) == 4
 
 
 def test_a_record_holds_its_frames_undecoded(data):
