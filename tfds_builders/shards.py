@@ -64,7 +64,9 @@ def read_note(folder: pathlib.Path, shard: Shard) -> dict | None:
         size = (folder / shard.file_name).stat().st_size
     except (OSError, ValueError):
         return None
-    return note if (note.get('fingerprint'), note.get('file_bytes')) == (shard.fingerprint, size) else None
+    if not isinstance(note, dict) or (note.get('fingerprint'), note.get('file_bytes')) != (shard.fingerprint, size):
+        return None
+    return note
 
 
 def write_shard(folder: pathlib.Path, shard: Shard, records: Iterable[bytes], note: dict) -> None:

@@ -22,9 +22,12 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer
 from tqdm import tqdm
 
-from fsar_jax.data.frame_files import bytes_of
+from fsar_jax.data.frame_files import bytes_of, is_decoded
+from fsar_jax.data.frames import codec_versions
 from fsar_jax.data.records import RecordSettings, record_features
+from fsar_jax.data.video_files import decoder_generation, decoder_versions
 from fsar_jax.machine import usable_cores
+from fsar_jax.messages import printable
 from tfds_builders.shards import Shard, cut_into_shards, read_note, remove_all_but, remove_notes, write_shard
 from tfds_builders.skipped import Skipped, is_utf8, skipped_table, write_skipped
 from tfds_builders.workers import ordered_pool
@@ -171,16 +174,18 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         """
         return self._make_download_manager(folder, tfds.download.DownloadConfig(manual_dir=manual_dir))
 
-    def write_shards(self, shards: list[Shard], folder: str | os.PathLike) -> int:
+    def write_shards(self, shards: list[Shard], folder: str | os.PathLike, overwrite: bool = False) -> int:
         """Writes those of `shards` that are not finished yet to `folder`; how many these were.
+
+        overwrite: also those that another decoder has finished.
 
         Raises:
           DiskFullError: those that are finished are kept, the others are not there.
-          ValueError: with `strict`, the first video that cannot be used.
+          ValueError: another decoder has finished some; with `strict`, the first video that cannot be used.
         """
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        to_do = [shard for shard in shards if _is_to_do(shard, read_note(folder, shard))]
+        to_do = [shard for shard in shards if _is_to_do(shard, read_note(folder, shard), overwrite)]
         serialise = example_serializer.ExampleSerializer(self.info.features.get_serialized_info())
         count, left = (sum(len(shard.sources) for shard in part) for part in (shards, to_do))
         with (
@@ -197,7 +202,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             stream = run(source for shard in to_do for source in shard.sources)
             for shard in to_do:
                 videos = {'video_id': [], 'label': [], 'num_frames': []}
-                note = {'videos': videos, 'skipped': [], 'source_bytes': _source_bytes(shard)}
+                note = {'videos': videos, 'skipped': [], 'source_bytes': _source_bytes(shard), 'made_with': _made_with(shard)}
                 records = self._records(shard, stream, progress, note)
                 # Protobuf orders a map by a hash that differs from process to process unless told not to.
                 examples = map(serialise.get_tf_example, records)
@@ -227,11 +232,12 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         What it leaves behind is a dataset, and the shards' notes (shards.remove_notes).
 
         Raises:
-          ValueError: shards that are not there, or of other files; with `strict`, a video that was skipped; not one usable video.
+          ValueError: shards that are not there, of other files, or of two decoders; with `strict`, a video that was skipped; not
+            one usable video.
         """
         folder, metadata = pathlib.Path(folder), self.info.metadata
         lengths, sizes = {split: [] for split in metadata['videos']}, collections.Counter()
-        absent = []
+        absent, made_with = [], []
         for shard in shards:
             note = read_note(folder, shard)
             if note is None:
@@ -242,6 +248,12 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
                     f'{shard.file_name} was made of other files than those that are there now: give the command without '
                     '--finish to build such shards again'
                 )
+            if 'made_with' not in note:
+                raise ValueError(
+                    f'{shard.file_name} does not say which decoder made its pixels (an older version wrote it): give the '
+                    'command without --finish to build such shards again'
+                )
+            made_with.append(note['made_with'])
             if self.strict and note['skipped']:
                 raise _strict_error(Skipped(*note['skipped'][0][1:]))
             lengths[shard.split].append(len(note['videos']['label']))
@@ -256,6 +268,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
                 f'{len(absent)} of {len(shards)} shards are not in {folder}, the first is '
                 f'{absent[0].file_name}: give the command without --shards to build what is missing'
             )
+        metadata['made_with'] = _one_decoder(made_with)
         if not any(map(sum, lengths.values())):
             raise ValueError('no video could be used\n' + skipped_table(self.skipped))
         self.skipped.sort(key=lambda skip: (skip.reason, skip.split, skip.class_name, skip.name))
@@ -316,17 +329,50 @@ def _strict_error(skip):
     )
 
 
-def _is_to_do(shard, note):
+def _is_to_do(shard, note, overwrite):
     """Not finished, or without a video that may be readable now, or made of files that have changed since.
 
     Somebody may have put a whole file where a broken one was, or named another copy of the dataset: one built from two
-    copies would be like neither.
+    copies would be like neither. So would one of two decoders, but which of them is wanted only the user knows.
+
+    Raises:
+      ValueError: another decoder has finished it, and `overwrite` is not given.
     """
+    here, there = decoder_generation(), note and note.get('made_with', {}).get('decoder')
+    if there not in (None, here) and not overwrite:
+        raise ValueError(
+            f'this build was begun with {printable(there)}, and {here} is installed here, which makes other pixels: go on with '
+            'those versions, or give --overwrite to build again what they made'
+        )
     return (
         note is None
+        or 'made_with' not in note  # an older version wrote it
+        or there not in (None, here)
         or any(reason in AGAIN for _, _, _, _, reason, _ in note['skipped'])
         or note.get('source_bytes') != _source_bytes(shard)
     )
+
+
+def _made_with(shard):
+    """Of a shard: {'decoder': of its videos, None where JPEG files need none, package: version of all that makes pixels}."""
+    if not any(is_decoded(source.origin) for source in shard.sources):
+        return {'decoder': None} | codec_versions()
+    return {'decoder': decoder_generation()} | decoder_versions() | codec_versions()
+
+
+def _one_decoder(made_with):
+    """What all shards were made with; where versions differ within a generation, 'version, version'."""
+    decoders = collections.Counter(made['decoder'] for made in made_with if made['decoder'])
+    if len(decoders) > 1:
+        raise ValueError(
+            ', '.join(f'{count} shards were made with {printable(name)}' for name, count in decoders.most_common())
+            + ', and their pixels differ: give the command with --overwrite and without --finish where the versions that you '
+            'want are installed'
+        )
+    versions = collections.defaultdict(set)
+    for name, version in itertools.chain.from_iterable(made.items() for made in made_with):
+        versions[name].add(version)
+    return {name: ', '.join(sorted(filter(None, there))) or None for name, there in versions.items()}
 
 
 def _source_bytes(shard):

@@ -26,7 +26,9 @@ import time
 import tensorflow_datasets as tfds
 
 from fsar_jax.data.dataset import version_directory
+from fsar_jax.data.video_files import decoder_generation
 from fsar_jax.machine import file_lock
+from fsar_jax.messages import printable
 from tfds_builders import benchmark_builder, video_builder
 from tfds_builders.activitynet100 import activitynet100_dataset_builder as activitynet100
 from tfds_builders.hmdb51_arn import hmdb51_arn_dataset_builder as hmdb51_arn
@@ -186,6 +188,7 @@ def build(args: argparse.Namespace) -> pathlib.Path:
                 f'{args.dataset} is built already: {built}'
                 + (f', {len(failed)} files skipped, see skipped.tsv there' if failed else '')
                 + (f'; {again} of them may be readable now: build again with --overwrite' if again else '')
+                + _other_decoder(metadata.get('made_with'))
             )
             return built
         start = time.monotonic()
@@ -200,7 +203,7 @@ def build(args: argparse.Namespace) -> pathlib.Path:
             shards = builder.plan(builder.download_manager(downloads))
             if place:
                 mine = shards[place[0] :: place[1]]
-                count = builder.write_shards(mine, unfinished)
+                count = builder.write_shards(mine, unfinished, args.overwrite)
                 print(
                     f'slice {args.shards} of {args.dataset}: {count} shards built, {len(mine) - count} were there, '
                     f'{len(shards)} in all slices; when all are built, give the command with --finish'
@@ -210,7 +213,7 @@ def build(args: argparse.Namespace) -> pathlib.Path:
                 done = sum(read_note(unfinished, shard) is not None for shard in shards)
                 if done:
                     print(f'{done} of {len(shards)} shards are there from an earlier call', flush=True)
-                builder.write_shards(shards, unfinished)
+                builder.write_shards(shards, unfinished, args.overwrite)
             builder.finish(shards, unfinished)
             directory = folder / str(builder.version)
             _remove_folders(unfinished)
@@ -240,6 +243,14 @@ def _slice(text):
     if not 0 <= i < n:
         raise ValueError(f'--shards={text} should be I/N with I from 0 to N - 1: --shards=0/16 to --shards=15/16')
     return i, n
+
+
+def _other_decoder(made_with):
+    """What to add about a finished dataset whose pixels this machine would not make."""
+    if made_with is None:
+        return '; by an older version, which did not note its decoder'
+    there, here = made_with['decoder'], decoder_generation()
+    return '' if there in (None, here) else f'; made with {printable(there)}, and {here} is installed here, which makes other pixels'
 
 
 def _disk_full(builder, shards, unfinished, error):

@@ -18,7 +18,8 @@ class VideoDataset:
     name: 'synthetic_actions/misaligned'.  split: 'train', 'val' or 'test'.
     class_names: names of all classes of the dataset; a label is a place in it.
     labels: int32 [N].  video_ids: list of N str.  num_frames: int32 [N], stored frames.
-    settings: dict, how the records were made.  made_with: {'av': '19.0.0', …}, what made them; {} in older builds.
+    settings: dict, how the records were made.  made_with: what made them, {'decoder': 'av 19, …' or None
+        where they were JPEG files, 'av': '19.0.0', …}; {} in older builds.
     num_bytes: of all records together, their JPEG bytes above all.
     expected: {'videos': count, 'hash': of all ids or None, 'classes': {class: videos}} of a complete copy of the split,
         None where that is not known.

@@ -45,6 +45,11 @@ def is_frame(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.rpartition('/')[2].startswith('.')
 
 
+def is_decoded(origin) -> bool:
+    """Whether a video decoder makes the pixels of a video: not of JPEG files, nor of a video that is not there."""
+    return origin is not None and not isinstance(origin, (FrameFolder, ZippedFrames))
+
+
 def bytes_of(origin) -> int:
     """Size of what a video is made of: a file, a FrameFolder or ZippedFrames; -1 where that cannot be told."""
     try:

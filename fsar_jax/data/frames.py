@@ -8,6 +8,7 @@ the published pixels.
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 
 import numpy as np
@@ -21,6 +22,12 @@ try:
     import cv2
 except ImportError:
     cv2 = None
+
+
+def codec_versions() -> dict[str, str]:
+    """What resizes frames and makes JPEG files of them here: {'pillow': '11.0.0', 'simplejpeg': '1.9.0'}."""
+    names = ['pillow'] if simplejpeg is None else ['pillow', 'simplejpeg']
+    return {name: importlib.metadata.version(name) for name in names}
 
 
 def decode_jpeg(data: bytes) -> np.ndarray:
