@@ -1,10 +1,13 @@
-"""What a process may use of its machine: the cores of its job, and files that one process at a time works on."""
+"""What a process may use of its machine: the cores of its job, threads, and files that one process at a time works on."""
 
+import _thread
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import sys
+import threading
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # Lustre without -o flock, NFS without its lock service
 
@@ -12,6 +15,39 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # Lustre without -o f
 def usable_cores() -> int:
     """How many cores this process may run on: those of its job (Slurm, taskset), which may be a few of the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+@functools.cache
+def check_reader_threads(count: int = 64) -> None:
+    """To be called before the first ArrayRecord file of a process is opened for reading.
+
+    That starts `count` threads, however many cores there are. Where one of them cannot be started (each reserves `ulimit -s`,
+    8 MB, for its stack) it waits for ever for those that were.
+
+    Raises:
+      OSError: so many threads cannot be started.
+    """
+    gate, ended, started = _thread.allocate_lock(), threading.Semaphore(0), 0
+    gate.acquire()
+
+    def thread():
+        with gate:
+            pass
+        ended.release()
+
+    try:
+        for _ in range(count):
+            _thread.start_new_thread(thread, ())  # a threading.Thread may wait for ever itself, for one that has no memory to start
+            started += 1
+    except (RuntimeError, MemoryError):
+        raise OSError(
+            f'only {started} of the {count} threads that read ArrayRecord files can be started: raise the limit on memory '
+            '(ulimit -v) or on processes (ulimit -u); ulimit -s 512 and MALLOC_ARENA_MAX=1 make each need less memory'
+        ) from None
+    finally:
+        gate.release()
+        for _ in range(started):
+            ended.acquire()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -17,6 +18,34 @@ def test_the_cores_of_the_job_and_not_of_the_machine():
     core = min(os.sched_getaffinity(0))
     program = f'import os; os.sched_setaffinity(0, [{core}]); from fsar_jax.machine import usable_cores; print(usable_cores())'
     assert subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True).stdout == '1\n'
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='ulimit -v')
+def test_too_few_threads_for_the_reader_are_one_line_and_no_wait(tmp_path):
+    """A limit on memory is one on threads: the pool of array_record waits for ever where it cannot start all of its 64."""
+    program = """
+import resource, sys
+from array_record.python import array_record_module
+from fsar_jax.machine import check_reader_threads
+check_reader_threads(8)
+path = sys.argv[1]
+writer = array_record_module.ArrayRecordWriter(path, 'group_size:1')
+writer.write(b'record')
+writer.close()
+used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20), resource.RLIM_INFINITY))
+try:
+    check_reader_threads()
+except OSError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+check_reader_threads()
+print(array_record_module.ArrayRecordReader(path).num_records())
+"""
+    done = subprocess.run([sys.executable, '-c', program, tmp_path / 'records'], capture_output=True, text=True, timeout=60, check=True)
+    refusal, count = done.stdout.splitlines()
+    assert re.match(r'only \d+ of the 64 threads that read ArrayRecord files can be started: raise the limit on memory', refusal)
+    assert count == '1'
 
 
 def test_shared_and_exclusive(tmp_path):

@@ -26,7 +26,7 @@ from fsar_jax.data.frame_files import bytes_of, is_decoded
 from fsar_jax.data.frames import codec_versions
 from fsar_jax.data.records import RecordSettings, record_features
 from fsar_jax.data.video_files import decoder_generation, decoder_versions
-from fsar_jax.machine import usable_cores
+from fsar_jax.machine import check_reader_threads, usable_cores
 from fsar_jax.messages import printable
 from tfds_builders.shards import Shard, cut_into_shards, read_note, remove_all_but, remove_notes, write_shard
 from tfds_builders.skipped import Skipped, is_utf8, skipped_table, write_skipped
@@ -181,8 +181,10 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
         Raises:
           DiskFullError: those that are finished are kept, the others are not there.
+          OSError: too little memory, or too few threads.
           ValueError: another decoder has finished some; with `strict`, the first video that cannot be used.
         """
+        check_reader_threads()  # each finished shard is opened; better now than after the first
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         to_do = [shard for shard in shards if _is_to_do(shard, read_note(folder, shard), overwrite)]

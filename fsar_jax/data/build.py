@@ -28,7 +28,7 @@ import tensorflow_datasets as tfds
 from fsar_jax.data.dataset import version_directory
 from fsar_jax.data.video_files import decoder_generation
 from fsar_jax.machine import file_lock
-from fsar_jax.messages import printable
+from fsar_jax.messages import one_line, printable
 from tfds_builders import benchmark_builder, video_builder
 from tfds_builders.activitynet100 import activitynet100_dataset_builder as activitynet100
 from tfds_builders.hmdb51_arn import hmdb51_arn_dataset_builder as hmdb51_arn
@@ -301,7 +301,9 @@ def main():
     try:
         build(parse())
     except (ValueError, OSError) as error:
-        sys.exit(f'error: {error}')
+        sys.exit(f'error: {one_line(error)}')
+    except MemoryError as error:
+        sys.exit(f'error: the memory is used up ({one_line(error)}): raise the limit (ulimit -v, the job), or give fewer --processes')
     except KeyboardInterrupt:
         sys.exit('stopped; the same command goes on with the shards that are not finished')
 

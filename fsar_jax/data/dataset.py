@@ -11,6 +11,8 @@ import threading
 import numpy as np
 import tensorflow_datasets as tfds
 
+from fsar_jax.machine import check_reader_threads
+
 
 class VideoDataset:
     """The videos of one split, by position. Its attributes come from the metadata: no record is read for them.
@@ -67,6 +69,7 @@ class VideoDataset:
         try:
             with self._lock:
                 if self._source is None:
+                    check_reader_threads()
                     self._source = tfds.builder_from_directory(self._directory).as_data_source(self.split)
             record = self._source[int(position)]
         except RuntimeError as error:  # how the reader of the files, which is C++ code, says everything
@@ -82,6 +85,8 @@ class VideoDataset:
     def lost_files(self) -> list[str]:
         """The split's record files that are not there or do not hold the records that they should, with the reason; opens each."""
         from array_record.python import array_record_module  # has no wheel for some platforms
+
+        check_reader_threads()
 
         split, lost = tfds.builder_from_directory(self._directory).info.splits[self.split], []
         for path, count in zip(split.filepaths, split.shard_lengths):
