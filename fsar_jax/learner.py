@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fsar_jax import backbones, enrichment, matchers, samplers
+from fsar_jax.config import check_values
 from fsar_jax.enrichment import VideoFeatures, adaptive_max_pool
 from fsar_jax.layers import frames_as_floats
 
@@ -150,7 +151,12 @@ class FewShotLearner(nn.Module):
 
 
 def create_learner(model) -> FewShotLearner:
-    """The learner that `config.model` describes; unknown names are one-line ValueErrors that list the known ones."""
+    """The learner that `config.model` describes.
+
+    Raises:
+      ValueError: one line about a value that is unknown or outside its range, or about two that do not fit each other.
+    """
+    check_values(model, 'model.')
     if model.backbone.name == 'features' and model.sampler.name != 'uniform':
         raise ValueError(f"config.model.backbone.name='features' takes maps, and config.model.sampler.name='{model.sampler.name}' looks at "
                          "frames: set config.model.sampler.name='uniform'")

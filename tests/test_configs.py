@@ -15,7 +15,13 @@ import pytest
 from tiny_run import REPOSITORY, get_config, largest_difference, random_batch, tiny_config
 
 from fsar_jax import config as configuration
+from fsar_jax import matchers, samplers
+from fsar_jax.backbones import BACKBONES
+from fsar_jax.backbones.scan import SCAN_NETWORKS
+from fsar_jax.data.frame_sampling import RULES
+from fsar_jax.enrichment import TOKEN_ENRICHMENTS
 from fsar_jax.learner import create_learner
+from fsar_jax.samplers import task_adaptive
 from fsar_jax.training import train
 from fsar_jax.training.losses import episode_loss
 from fsar_jax.training.mesh import episode_mesh, replicate, shard
@@ -184,7 +190,7 @@ def test_a_shrunk_copy_trains(method, preset):
 
 
 def test_every_value_is_read(tiny_data, tmp_path, monkeypatch):
-    """Records which leaves fsar_jax asks for, outside of `validate`, in runs that take every branch."""
+    """Records which leaves fsar_jax asks for, outside of its checks, in runs that take every branch."""
     package, read = str(pathlib.Path(configuration.__file__).parent), set()
     original = {name: getattr(ml_collections.ConfigDict, name) for name in ('__getattr__', '__getitem__')}
 
@@ -192,7 +198,7 @@ def test_every_value_is_read(tiny_data, tmp_path, monkeypatch):
         def get(self, key):
             frame = sys._getframe(1)
             asked_by = pathlib.Path(frame.f_code.co_filename)
-            if asked_by.is_relative_to(package) and frame.f_code.co_name not in ('validate', '_get'):
+            if asked_by.is_relative_to(package) and frame.f_code.co_name != '_get' and not frame.f_code.co_name.startswith('check_'):
                 read.add((frozenset(self.keys()), key))
             return original[name](self, key)
         return get
@@ -272,6 +278,133 @@ def test_a_weight_below_0_is_named(key):
         assert message_of({f'model.{key}': value}) == f'config.model.{key}={value} must be at least 0'
 
 
+NUMBERS = [key for key, known in configuration.SETTINGS.items() if known.kind in (int, float)]
+SMALLER, LARGER = {int: lambda x: x - 1, float: lambda x: math.nextafter(x, -math.inf)}, {
+    int: lambda x: x + 1, float: lambda x: math.nextafter(x, math.inf)}
+
+
+def ends(known):
+    """The smallest and the largest value that a setting takes, of a list for each element."""
+    least, most = known.at_least, known.at_most
+    if known.above is not None:
+        least = known.above + configuration.SMALLEST
+    if known.below is not None:
+        most = math.nextafter(known.below, -math.inf)
+    return least, configuration.LARGEST[known.kind] if most is None else most
+
+
+def placed(key, value):
+    """The value as its setting takes it: alone, or in a list."""
+    known = configuration.SETTINGS[key]
+    return (value,) * (known.length or 1) if isinstance(known.default, tuple) else value
+
+
+def refused(key, value):
+    """What is said of a value that is wrong by itself."""
+    wrong = configuration.complaint(configuration.SETTINGS[key], value)
+    assert wrong and '\n' not in wrong, (key, value)
+    return wrong
+
+
+@pytest.mark.parametrize('key', NUMBERS)
+def test_every_number_has_a_range_and_takes_both_ends_of_it(key):
+    known = configuration.SETTINGS[key]
+    least, most = ends(known)
+    if key == 'model.matcher.cardinalities':                           # 1 to episode.frames, which another test tries
+        least = 1
+    else:
+        refused(key, placed(key, SMALLER[known.kind](known.kind(known.above if known.above is not None else least))))
+    refused(key, placed(key, LARGER[known.kind](known.kind(most))))
+    for value in (least, most):
+        assert not configuration.complaint(known, placed(key, known.kind(value))), value
+    for value in (math.nan, math.inf, -math.inf):
+        refused(key, placed(key, value))
+
+
+@pytest.mark.parametrize('key', configuration.SETTINGS)
+def test_every_setting_has_one_type(key):
+    known = configuration.SETTINGS[key]
+    a_value = {bool: True, int: 1, float: 0.5, str: 'a', 'path': 'a'}
+    of_another = {bool: (int, float, str), int: (bool, float, str), float: (bool, str), str: (int, bool, float), 'path': (int, bool, float)}
+    for kind in of_another[known.kind]:
+        refused(key, placed(key, a_value[kind]))
+    refused(key, {'a': 1})
+    if isinstance(known.default, tuple):
+        refused(key, a_value[known.kind])
+    else:
+        refused(key, (known.default,))
+    assert known.optional == (not configuration.complaint(known, None))
+    assert not configuration.complaint(known, known.default)
+    assert known.affects in configuration.AFFECTS and known.help
+    if known.length:
+        refused(key, known.default[:-1])
+        refused(key, (*known.default, known.default[0]))
+    if known.choices:
+        assert known.kind is str and not any(configuration.complaint(known, choice) for choice in known.choices)
+        refused(key, 'another')
+    elif known.kind in (str, 'path') and not known.optional:
+        refused(key, '')
+
+
+def test_the_choices_are_those_of_the_stages():
+    choices = {
+        'sampler.name': samplers.SAMPLERS, 'sampler.spatial': task_adaptive.SPATIAL, 'sampler.scan_network': SCAN_NETWORKS,
+        'backbone.name': BACKBONES, 'enrichment.patch': TOKEN_ENRICHMENTS, 'enrichment.frame': TOKEN_ENRICHMENTS,
+        'matcher.name': matchers.MATCHERS, 'matcher.alignment': matchers.ALIGNMENTS, 'matcher.spatial': matchers.SPATIAL,
+        'matcher.kernel': matchers.KERNELS}
+    for key, known in choices.items():
+        assert set(configuration.SETTINGS[f'model.{key}'].choices) == set(known), key
+    assert configuration.SETTINGS['data.sampling'].choices == RULES
+
+
+@pytest.mark.parametrize('key, value, message', [
+    ('train.learning_rate', -1e-3, 'config.train.learning_rate=-0.001 must be at least 0'),
+    ('train.clip_norm', math.nan, 'config.train.clip_norm=nan must be at least 0'),
+    ('train.clip_norm', math.inf, 'config.train.clip_norm=inf must be at least 0 and at most 3.4028234663852886e+38'),
+    ('model.matcher.dropout', 1.0, 'config.model.matcher.dropout=1.0 must be at least 0 and less than 1'),
+    ('model.matcher.smoothness', 1e-300, 'config.model.matcher.smoothness=1e-300 must be greater than 0'),
+    ('model.matcher.dim', 0, 'config.model.matcher.dim=0 is too small, it must be at least 1'),
+    ('model.matcher.dim', True, 'config.model.matcher.dim=True must be a whole number, at least 1'),
+    ('seed', 2 ** 32, 'config.seed=4294967296 is too large, it must be at least 0 and at most 4294967295'),
+    ('seed', 2 ** 63, 'config.seed=9223372036854775808 is too large, it must be at least 0 and at most 4294967295'),
+    ('train.num_steps', 2 ** 31, 'config.train.num_steps=2147483648 is too large, it must be at least 1 and at most 2147483647'),
+    ('train.schedule_steps', ('abc',), "config.train.schedule_steps=('abc',) must be a list of whole numbers, each at least 1"),
+    ('model.matcher.cardinalities', ('abc',), "config.model.matcher.cardinalities=('abc',) must be a list of whole numbers"),
+    ('model.matcher.position', (1.0,), 'config.model.matcher.position=(1.0,) must be 2 numbers, each at least 0'),
+    ('model.matcher.position', (0.0, 0.0), 'config.model.matcher.position=(0.0, 0.0): the first, by which features are divided, must '
+     'be greater than 0'),
+    ('data.dir', '', "config.data.dir='' must not be empty"),
+    ('model.matcher.name', 'a\nb', "config.model.matcher.name='a\\nb' is not one of 'prototypes', 'cross_transformer', 'otam', "
+     "'action_coordination', 'set_matching', 'attention_fusion'"),
+])
+def test_a_refused_value_is_one_line_that_says_what_it_may_be(key, value, message):
+    assert message_of({key: value}) == message
+
+
+def test_a_learner_is_not_made_of_values_outside_their_range():
+    config = get_config('trx')
+    config.model.matcher.dim = 0
+    with pytest.raises(ValueError, match='config.model.matcher.dim=0 is too small, it must be at least 1'):
+        create_learner(config.model)
+
+
+def test_a_home_is_expanded_in_every_path_and_an_address_refused(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/someone')
+    config = get_config('trx')
+    paths = [key for key, known in configuration.SETTINGS.items() if known.kind == 'path']
+    assert paths == ['model.sampler.scan_weights', 'model.backbone.weights', 'data.dir', 'eval.episodes_file']
+    assert configuration.resolve_paths(config).to_json() == config.to_json()
+    config.update_from_flattened_dict({key: f'~/{key}' for key in paths})
+    resolved = configuration.resolve_paths(config)
+    for key in paths:
+        assert functools.reduce(lambda tree, part: tree[part], key.split('.'), resolved) == f'/home/someone/{key}'
+    for key in paths:
+        config = get_config('trx')
+        config.update_from_flattened_dict({key: 'gs://bucket/runs'})
+        with pytest.raises(ValueError, match=f'config.{key}=gs://bucket/runs: gs:// addresses are not read or written here'):
+            configuration.resolve_paths(config)
+
+
 def row(config, name):
     """Of the plan."""
     lines = configuration.resolved_plan(config, 'train', {}).splitlines()
@@ -316,5 +449,8 @@ def test_values_that_do_not_fit_together():
         'config.episode.image_size=80 cannot be cropped from a short side of config.data.resize=64')
     assert message_of({'train.episodes_per_step': 6, 'train.accumulation_steps': 4}) == (
         'config.train.episodes_per_step=6 must be a multiple of config.train.accumulation_steps=4')
+    for steps in ((2, 2), (3, 2), (1, 5)):
+        assert message_of({'train.schedule': 'steps', 'train.schedule_steps': steps, 'train.warmup_steps': 1}) == (
+            f'config.train.schedule_steps={steps} must ascend, from above config.train.warmup_steps=1')
     assert message_of({'train.warmup_steps': 240}) == (
         'config.train.warmup_steps=240 must be smaller than config.train.num_steps=240: the learning rate would never be reached')

@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from fsar_jax import weights
-from fsar_jax.config import frames_read, resolved_plan, validate
+from fsar_jax.config import frames_read, resolve_paths, resolved_plan, validate
 from fsar_jax.data import episodes, loader
 from fsar_jax.data.dataset import open_dataset, videos_present
 from fsar_jax.learner import create_learner
@@ -48,6 +48,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str, 
     """
     # ── What runs, on what ──────────────────────────────────────────────────────────────────────────────────────────
     validate(config)
+    config = resolve_paths(config)
     workdir = pathlib.Path(workdir)
     mesh = episode_mesh(config.train.episodes_per_step)
     config = fit_accumulation(config, mesh.size)
@@ -140,6 +141,7 @@ def evaluate_only(config: ml_collections.ConfigDict, workdir, method: str, publi
       ValueError, FileNotFoundError: one line about what is wrong with the config, the data, the workdir or the file.
     """
     validate(config)
+    config = resolve_paths(config)
     workdir, mesh, changed = pathlib.Path(workdir), episode_mesh(), {}
     if not published:
         config = with_classes_of_run(config, run_config(workdir))
