@@ -4,6 +4,10 @@ Names are imported when they are first used, so that processes which only read o
 """
 
 import importlib
+import sys
+
+if sys.platform == 'win32':
+    raise ImportError('fsar_jax does not run on Windows itself, which has no array_record: install WSL (wsl --install) and use it there')
 
 __version__ = '0.1.0'
 

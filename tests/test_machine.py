@@ -9,6 +9,7 @@ import sys
 import threading
 
 import pytest
+from tiny_run import REPOSITORY
 
 from fsar_jax import machine
 
@@ -46,6 +47,19 @@ print(array_record_module.ArrayRecordReader(path).num_records())
     refusal, count = done.stdout.splitlines()
     assert re.match(r'only \d+ of the 64 threads that read ArrayRecord files can be started: raise the limit on memory', refusal)
     assert count == '1'
+
+
+def test_cores_where_processes_are_not_bound_to_some(monkeypatch):
+    monkeypatch.delattr(os, 'sched_getaffinity', raising=False)         # macOS
+    assert machine.usable_cores() == os.cpu_count()
+    monkeypatch.setattr(os, 'cpu_count', lambda: None)
+    assert machine.usable_cores() == 1
+
+
+def test_windows_is_sent_to_wsl():
+    program = "import sys; sys.platform = 'win32'; import fsar_jax"
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith('ImportError: ') and 'install WSL' in done.stderr
 
 
 def test_shared_and_exclusive(tmp_path):
