@@ -22,7 +22,7 @@ from fsar_jax.training.train import fit_accumulation
 from unrolled import loops_unrolled
 
 METHODS = flags.DEFINE_list('methods', ['protonet', 'trm', 'trx', 'strm'], 'Files in configs/.')
-PRESET = flags.DEFINE_string('preset', '', "'' for the embedded default, or ssv2, kinetics, hmdb51, ucf101.")
+PRESET = flags.DEFINE_string('preset', '', "'' for the embedded default, or ssv2, kinetics, hmdb51, ucf101, as configs/ has them.")
 DTYPE = flags.DEFINE_enum('dtype', None, ['float32', 'bfloat16'], 'config.model.dtype; default as the config says.')
 PARTS = flags.DEFINE_integer('accumulation_steps', None, 'config.train.accumulation_steps; default as the config says.')
 STEPS = flags.DEFINE_integer('steps', 10, 'Timed steps, after two to warm up.')

@@ -1,4 +1,4 @@
-"""Baseline TRM: the cross-transformer over pairs of frames (STRM, Sec. 2.1: TRX with Ω = {2}; 62.1 % on SSv2 in its Fig. 6).
+"""Baseline TRM: the cross-transformer over pairs of frames (STRM, Sec. 2.1: TRX with Ω = {2}; 62.1 % on SSv2 of OTAM, 5-shot, in its Fig. 6).
 
     python main.py --config=configs/trm.py --workdir=runs/trm
     python main.py --config=configs/trm.py:ssv2 --config.data.dir=DIR
@@ -8,7 +8,7 @@ from fsar_jax.config import default_config, published_recipe
 
 
 def get_config(preset: str = ''):
-    """preset: '' for the embedded default, or 'ssv2', 'kinetics', 'hmdb51', 'ucf101'."""
+    """preset: '' for the embedded default, or 'ssv2', 'ssv2_full', 'ssv2_small', 'kinetics', 'hmdb51', 'ucf101'."""
     config = default_config()
     if preset:
         published_recipe(config, preset)

@@ -1,6 +1,6 @@
 """VIM (Liu et al. 2023): frames chosen and amplified as the task asks, then spatial-temporal alignment; and X + VIM for any X.
 
-Paper, Table 1 (ResNet-50, 5-way, 1-shot / 5-shot): HMDB51 61.1 / 76.5, UCF101 86.2 / 96.1, Kinetics 73.8 / 87.1, SSv2 40.8 / 54.9.
+Paper, Table 1 (ResNet-50, 5-way, 1-shot / 5-shot): HMDB51 61.1 / 76.5, UCF101 86.2 / 96.1, Kinetics 73.8 / 87.1, SSv2 of CMN 40.8 / 54.9.
     python main.py --config=configs/vim.py --workdir=runs/vim
     python main.py --config=configs/vim.py:trx --workdir=runs/trx_vim             TRX behind VIM's sampler, without its alignment (row V21)
     python main.py --config=configs/vim.py:trx-ssv2 --config.data.dir=DIR         the same in the paper's setting
@@ -12,14 +12,21 @@ L_intra needs the task-adaptive sampler: with another one its weight has no effe
 import pathlib
 import runpy
 
+from fsar_jax.config import PRESETS
+from fsar_jax.messages import printable
+
 METHODS = ('otam', 'trx', 'hyrsm', 'strm')
 
 
 def get_config(preset: str = ''):
-    """preset: '' for the embedded default, a dataset ('ssv2', 'kinetics', 'hmdb51', 'ucf101'), a method X of METHODS for X + VIM
-    ('trx'), or both ('trx-ssv2')."""
+    """preset: '' for the embedded default, a dataset ('ssv2', 'ssv2_full', 'ssv2_small', 'kinetics', 'hmdb51', 'ucf101'), a method X of
+    METHODS for X + VIM ('trx'), or both ('trx-ssv2')."""
     method, _, dataset = preset.partition('-') if preset.split('-')[0] in METHODS else ('ta2n', '', preset)
-    config = runpy.run_path(str(pathlib.Path(__file__).with_name(f'{method}.py')))['get_config'](dataset)
+    if dataset not in ('', *PRESETS):
+        raise ValueError(f"unknown preset '{printable(preset)}': choose one of {', '.join((*PRESETS, *METHODS))}, two as in trx-ssv2, "
+                         'or none for the embedded default')
+    of_method = 'ssv2_small' if dataset == 'ssv2' else dataset        # the split of VIM, whatever that of X is
+    config = runpy.run_path(str(pathlib.Path(__file__).with_name(f'{method}.py')))['get_config'](of_method)
     config.model.sampler.update(name='task_adaptive', dense_frames=20, intra_weight=0.5)
     if method == 'ta2n':
         config.model.variant = 'paper'            # as printed, its size is that of Fig. 22; with the code of TA2N it would be 12.6 M larger

@@ -234,8 +234,34 @@ def test_a_wrong_key_is_refused():
         config.episode.update(sho=1)
     with pytest.raises(TypeError):
         config.episode.shot = 'one'
-    with pytest.raises(ValueError, match="unknown preset 'ssv1': choose one of ssv2, kinetics, hmdb51, ucf101, or none for"):
+    with pytest.raises(ValueError, match="unknown preset 'ssv1': choose one of ssv2, ssv2_full, ssv2_small, kinetics, hmdb51, ucf101, or none for"):
         get_config('strm', 'ssv1')
+    for preset in ('ssv1', 'trx-ssv1', 'tsm', 'tsm-ssv2', 'trx-ssv2-ssv2', '-ssv2'):
+        with pytest.raises(ValueError, match=f"unknown preset '{preset}': choose one of ssv2, .*, otam, trx, hyrsm, strm, two as in trx-ssv2"):
+            get_config('vim', preset)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_ssv2_is_the_split_that_the_paper_with_the_numbers_uses(method):
+    """STRM Sec. 4: 'the split … given by [3]', OTAM; TRX as STRM cites it; TA2N: 'the same protocol as (Cao et al. 2020)'; MASTAF:
+    'SSv2-all[1]', OTAM. VIM Sec. 4.1: 'we use the split of' CMN, and so ProtoNet, OTAM and HyRSM, whose numbers are from its Table 1."""
+    full = method in ('strm', 'trm', 'trx', 'ta2n', 'mastaf')
+    presets = {'ssv2': 'ssv2_full_otam' if full else 'ssv2_small_cmn', 'ssv2_full': 'ssv2_full_otam', 'ssv2_small': 'ssv2_small_cmn',
+               'kinetics': 'kinetics100_cmn', 'hmdb51': 'hmdb51_arn', 'ucf101': 'ucf101_arn'}
+    configs = {preset: json.loads(get_config(method, preset).to_json()) for preset in presets}
+    assert {preset: config['data']['dataset'] for preset, config in configs.items()} == presets
+    for preset in ('ssv2_full', 'ssv2_small'):                         # the recipe is that of SSv2, whatever the split
+        assert configs[preset] == {**configs['ssv2'], 'data': {**configs['ssv2']['data'], 'dataset': presets[preset]}}, preset
+    if method == 'vim':
+        for dataset, expected in presets.items():
+            for other in ('otam', 'trx', 'hyrsm', 'strm'):
+                assert get_config('vim', f'{other}-{dataset}').data.dataset == expected, (other, dataset)
+
+
+@pytest.mark.parametrize('preset, flips', [('ssv2', False), ('ssv2_full', False), ('ssv2_small', False), ('kinetics', True), ('ucf101', True)])
+def test_ta2n_does_not_mirror_ssv2(preset, flips):
+    assert get_config('ta2n', preset).data.flip == get_config('vim', preset).data.flip == flips
+    assert get_config('vim', f'trx-{preset}').data.flip
 
 
 CHOICES = ('model.variant', 'model.dtype', 'model.backbone.batch_norm', 'model.backbone.normalize', 'model.enrichment.patch',

@@ -178,7 +178,7 @@ BAD = {
     'unknown flag': (['--confg.episode.way=5'], "Unknown command line flag 'confg.episode.way'"),
     'a word': (['evaluate'], "unexpected argument 'evaluate': flags look like --config.episode.shot=5"),
     'unknown preset': (['--config=configs/protonet.py:hmdb'],
-                       "unknown preset 'hmdb': choose one of ssv2, kinetics, hmdb51, ucf101, or none for the embedded default"),
+                       "unknown preset 'hmdb': choose one of ssv2, ssv2_full, ssv2_small, kinetics, hmdb51, ucf101, or none for the embedded default"),
     'missing config': (['--config=configs/absent.py'], 'configs/absent.py'),
     'unknown mode': (['--mode=test'], 'flag --mode=test: value should be one of <train|evaluate>'),
     'nothing to evaluate': (['--mode=evaluate'], 'no checkpoint in {work}/checkpoints: train first, or check --workdir'),

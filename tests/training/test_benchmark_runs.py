@@ -20,10 +20,10 @@ import benchmark_copies as copies  # noqa: E402
 
 PRESETS = {
     'ucf101_arn': ('ucf101',),
-    'ssv2_small_cmn': ('ssv2',),
+    'ssv2_small_cmn': ('ssv2_small',),
     'hmdb51_arn': ('hmdb51',),
     'kinetics100_cmn': ('kinetics',),
-    'ssv2_full_otam': ('ssv2', '--config.data.dataset=ssv2_full_otam'),
+    'ssv2_full_otam': ('ssv2',),
     'activitynet100': ('kinetics', '--config.data.dataset=activitynet100'),
 }
 RUN = list(PRESETS) if os.environ.get('FSAR_JAX_BENCHMARKS') == 'all' else list(PRESETS)[:1]
