@@ -78,5 +78,5 @@ def read_json(path: str | os.PathLike, what: str) -> Any:
     except json.JSONDecodeError as error:
         where = f'line {error.lineno}, column {error.colno}'
         raise ValueError(f'{printable(path, 1000)} is damaged or cut ({where}: {error.msg}): {what}') from None
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, a number of 5,000 digits, lists in lists in lists
         raise ValueError(f'{printable(path, 1000)} is damaged ({one_line(error)}): {what}') from None

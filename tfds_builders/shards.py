@@ -18,6 +18,8 @@ from collections.abc import Iterable
 
 from array_record.python import array_record_module
 
+from fsar_jax.data.checksums import sha256_of
+
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -86,7 +88,8 @@ def write_shard(folder: pathlib.Path, shard: Shard, records: Iterable[bytes], no
                 raise OSError(errno.ENOSPC, f'{count} records written, {found.num_records()} found')
         finally:
             found.close()
-        note = {'fingerprint': shard.fingerprint, 'file_bytes': draft.stat().st_size, 'record_bytes': size} | note
+        written = {'file_bytes': draft.stat().st_size, 'sha256': sha256_of(draft), 'record_bytes': size}
+        note = {'fingerprint': shard.fingerprint} | written | note
         with open(draft_note, 'w') as file:
             json.dump(note, file)
             file.flush()

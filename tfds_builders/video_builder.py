@@ -22,6 +22,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer
 from tqdm import tqdm
 
+from fsar_jax.data.checksums import write_sums
 from fsar_jax.data.frame_files import bytes_of, is_decoded
 from fsar_jax.data.frames import codec_versions
 from fsar_jax.data.records import RecordSettings, record_features
@@ -229,7 +230,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             yield self.info.features.encode_example(record)
 
     def finish(self, shards: list[Shard], folder: str | os.PathLike) -> None:
-        """Writes the metadata and skipped.tsv to `folder`, once all shards are there; other shards are removed.
+        """Writes the metadata, skipped.tsv and SHA256SUMS to `folder`, once all shards are there; other shards are removed.
 
         What it leaves behind is a dataset, and the shards' notes (shards.remove_notes).
 
@@ -239,7 +240,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         """
         folder, metadata = pathlib.Path(folder), self.info.metadata
         lengths, sizes = {split: [] for split in metadata['videos']}, collections.Counter()
-        absent, made_with = [], []
+        absent, made_with, digests = [], [], {}
         for shard in shards:
             note = read_note(folder, shard)
             if note is None:
@@ -260,6 +261,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
                 raise _strict_error(Skipped(*note['skipped'][0][1:]))
             lengths[shard.split].append(len(note['videos']['label']))
             sizes[shard.split] += note['record_bytes']
+            digests[shard.file_name] = note.get('sha256')  # notes of older versions lack it
             for key, values in note['videos'].items():
                 metadata['videos'][shard.split][key] += values
             for video_id, *skip in note['skipped']:
@@ -288,6 +290,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         remove_all_but(folder, shards)
         write_skipped(folder / 'skipped.tsv', self.skipped)
         self.info.write_to_directory(folder)
+        write_sums(folder, digests)
 
     def collect_skipped(self, shards: list[Shard], folder: str | os.PathLike) -> None:
         """Adds to `skipped` what the finished ones of `shards` left out: for the table of an unfinished build."""
@@ -313,6 +316,9 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         pass  # tfds' announcements of downloads, of which there are hardly any
 
     _log_download_done = _log_download_bytes
+
+    def _post_download_and_prepare_hook(self):
+        write_sums(self.data_path)  # tfds has just written dataset_info.json again
 
     def _download_and_prepare(self, dl_manager, download_config=None):
         shards = self.plan(dl_manager)

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import json
+import os
 import pathlib
 import re
+import shlex
 import threading
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from fsar_jax.files import read_json
 from fsar_jax.machine import check_reader_threads
+from fsar_jax.messages import listed, one_line, printable
+
+INDEX = ('video_id', 'label', 'num_frames')  # what the metadata and every record hold of a video
+
+
+class EmptySplitError(ValueError):
+    """Not one video of the split could be used when it was built."""
+
+
+class NoSplitError(ValueError):
+    """The dataset has no split of that name."""
 
 
 class VideoDataset:
@@ -27,27 +43,82 @@ class VideoDataset:
         None where that is not known.
 
     Cheap to pickle (the files are opened again at the first read) and safe to read from many threads.
+
+    Raises:
+      ValueError: no such split, an empty one (EmptySplitError), or files that are damaged; FileNotFoundError: one is lost.
     """
 
     def __init__(self, directory: pathlib.Path, name: str, split: str):
-        builder = tfds.builder_from_directory(directory)
-        index = builder.info.metadata['videos']
-        if split not in index:
-            raise ValueError(f"dataset '{name}' has no split '{split}': it has {', '.join(index)}")
-        if not index[split]['label']:
-            raise ValueError(
-                f"split '{split}' of dataset '{name}' is empty: see {directory / 'skipped.tsv'} for why"
+        self.name, self.split, self.directory = name, split, directory
+        builder, metadata = self._described()
+        index = metadata['videos']
+        if split not in index and split not in builder.info.splits:
+            raise NoSplitError(f"dataset '{printable(name)}' has no split '{printable(split)}': it has {listed(index)}")
+        info = builder.info.splits.get(split)
+        if not (info and info.num_examples) and not index[split]['label']:
+            raise EmptySplitError(
+                f"split '{split}' of dataset '{name}' is empty: see {printable(directory / 'skipped.tsv', 1000)} for why"
             )
-        self.name, self.split = name, split
         self.class_names = list(builder.info.features['label'].names)
-        self.labels = np.array(index[split]['label'], np.int32)
-        self.video_ids = list(index[split]['video_id'])
-        self.num_frames = np.array(index[split]['num_frames'], np.int32)
-        metadata = builder.info.metadata
+        videos = index.get(split, {key: [] for key in INDEX})
+        self.labels = np.array(videos['label'], np.int32)
+        self.video_ids = list(videos['video_id'])
+        self.num_frames = np.array(videos['num_frames'], np.int32)
         self.settings, self.expected = dict(metadata['settings']), (metadata.get('expected') or {}).get(split)
         self.made_with = dict(metadata.get('made_with') or {})
-        self.num_bytes = int(builder.info.splits[split].num_bytes)
-        self._directory, self._source, self._lock = directory, None, threading.Lock()
+        self.num_bytes = 0 if info is None else int(info.num_bytes)
+        self._files = [] if info is None else [os.path.basename(path) for path in info.filepaths]
+        self._ends = [] if info is None else list(itertools.accumulate(info.shard_lengths))
+        self._source, self._lock = None, threading.Lock()
+        self._check_index()
+
+    def _described(self):
+        """(tfds' builder, metadata), which know all splits; ValueError with the file that is damaged."""
+        repair = f'copy the dataset again, or build it again: {command("build", self.name, self.data_dir, "--overwrite")}'
+        for file in ('dataset_info.json', 'features.json', 'metadata.json'):  # the last stays in `content`
+            try:
+                content = read_json(self.directory / file, repair)
+            except FileNotFoundError:
+                raise FileNotFoundError(f'{printable(self.directory / file, 1000)} is not there: {repair}') from None
+            if not isinstance(content, dict):
+                raise ValueError(f'{printable(self.directory / file, 1000)} is not the one of a dataset: {repair}')
+        _check_metadata(content, f'{printable(self.directory / "metadata.json", 1000)} is damaged', repair)
+        try:
+            builder = tfds.builder_from_directory(os.path.abspath(self.directory))  # it would expand a '~'
+            label, names = builder.info.features['label'], (self.directory / 'label.labels.txt').read_text(encoding='utf-8')
+            # Where that file is lost or of another length, tfds makes up names and numbers.
+            count = int(read_json(self.directory / 'features.json', repair)['featuresDict']['features']['label']['classLabel']['numClasses'])
+            if not len(names.split('\n')) - names.endswith('\n') == len(label.names) == count:
+                raise ValueError(f'{len(label.names)} class names, {count} classes')
+        except Exception as error:  # tfds' parsers, protobuf's and Python's: each raises what it likes
+            raise ValueError(
+                f'{printable(self.directory, 1000)} is not a built dataset, or dataset_info.json, features.json or '
+                f'label.labels.txt there is damaged ({type(error).__name__}: {printable(one_line(error))}): {repair}'
+            ) from None
+        return builder, content
+
+    def _check_index(self):
+        """The index must be that of the record files, and within the classes."""
+        count, records = len(self), self._ends[-1] if self._ends else 0
+        wrong = None
+        if count != records:
+            wrong = f'metadata.json lists {count} videos, dataset_info.json {records} records'
+        elif self.labels.max() >= len(self.class_names):
+            position = int(self.labels.argmax())
+            wrong = (
+                f"metadata.json gives video '{printable(self.video_ids[position])}' the label {self.labels[position]}, there are "
+                f'{len(self.class_names)} classes'
+            )
+        if wrong:
+            raise ValueError(
+                f'split {self.split!r} in {printable(self.directory, 1000)} is damaged: {wrong}: copy the dataset again, or '
+                f'build it again: {command("build", self.name, self.data_dir, "--overwrite")}'
+            )
+
+    @property
+    def data_dir(self) -> pathlib.Path:
+        """Where datasets are kept: the directory is <data_dir>/<name>/<version>."""
+        return self.directory.parents[len(pathlib.PurePath(self.name).parts)]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,49 +131,82 @@ class VideoDataset:
 
         Raises:
           OSError: the files cannot be read, or are more than may be open at once.
+          ValueError: what is there is the record of another video than the index says.
         """
         if not 0 <= position < len(self):
             raise IndexError(
                 f'position {position} is outside split {self.split!r} of {self.name}, '
                 f'which has {len(self)} videos'
             )
+        position = int(position)
+        with self._lock:
+            if self._source is None:
+                check_reader_threads()
         try:
             with self._lock:
                 if self._source is None:
-                    check_reader_threads()
-                    self._source = tfds.builder_from_directory(self._directory).as_data_source(self.split)
-            record = self._source[int(position)]
-        except RuntimeError as error:  # how the reader of the files, which is C++ code, says everything
+                    self._source = tfds.builder_from_directory(os.path.abspath(self.directory)).as_data_source(self.split)
+            record = self._source[position]
+            record['frames'] = list(record['frames'])
+            record['frame_index'] = np.array(record['frame_index'], np.int32)
+            record['video_id'] = record['video_id'].decode()
+        except MemoryError:
+            raise
+        except Exception as error:  # the reader of the files is C++ code, then come protobuf and tfds: each has its own
             raise OSError(
-                f'{self._directory} cannot be read ({" ".join(str(error).split())[:200]}): see what is lost with '
-                f'python -m fsar_jax.data.verify --dataset={self.name}; where too many files are open, raise ulimit -n'
+                f'{self._place(position)} cannot be read ({printable(one_line(error))}): {self._see_what_is_lost}; where too '
+                'many files are open, raise ulimit -n'
             ) from None
-        record['frames'] = list(record['frames'])
-        record['frame_index'] = np.array(record['frame_index'], np.int32)
-        record['video_id'] = record['video_id'].decode()
+        found = (record['video_id'], int(record['label']), int(record['num_frames']))
+        indexed = (self.video_ids[position], int(self.labels[position]), int(self.num_frames[position]))
+        if found != indexed:
+            of = lambda video: f"'{printable(video[0])}' (label {video[1]}, {video[2]} frames)"
+            raise ValueError(
+                f'{self._place(position)} is of video {of(found)}, metadata.json says {of(indexed)}: record files or '
+                f'metadata.json are those of another build or split; {self._see_what_is_lost}'
+            )
+        if len(record['frames']) != found[2]:
+            raise ValueError(
+                f"{self._place(position)}, video '{printable(found[0])}', holds {len(record['frames'])} frames and says that it "
+                f'has {found[2]}: {self._see_what_is_lost}'
+            )
         return record
 
-    def lost_files(self) -> list[str]:
-        """The split's record files that are not there or do not hold the records that they should, with the reason; opens each."""
+    def file_of(self, position: int) -> tuple[str, int]:
+        """(name of the record file that holds video `position`, place of the record in it)."""
+        number = bisect.bisect_right(self._ends, position)
+        return self._files[number], position - (self._ends[number - 1] if number else 0)
+
+    def _place(self, position):
+        file, place = self.file_of(position)
+        return f'record {place} of {printable(self.directory / file, 1000)}'
+
+    @property
+    def _see_what_is_lost(self):
+        return f'see what is damaged with {command("verify", self.name, self.data_dir)}'
+
+    def lost_files(self) -> dict[str, str]:
+        """{name: reason} of the split's record files that are not there or do not hold as many records as they should; opens each."""
         from array_record.python import array_record_module  # has no wheel for some platforms
 
         check_reader_threads()
-
-        split, lost = tfds.builder_from_directory(self._directory).info.splits[self.split], []
-        for path, count in zip(split.filepaths, split.shard_lengths):
-            path = pathlib.Path(path)
+        lost = {}
+        for name, start, end in zip(self._files, [0, *self._ends], self._ends):
+            path, count = self.directory / name, end - start
             if not path.is_file():
-                lost.append(f'{path.name} is not there')
+                lost[name] = 'is not there'
                 continue
             try:
                 reader = array_record_module.ArrayRecordReader(str(path))
-                found = reader.num_records()
-                reader.close()
-            except (RuntimeError, ValueError) as error:
-                lost.append(f'{path.name} cannot be read ({" ".join(str(error).split())[:100]})')
+                try:
+                    found = reader.num_records()
+                finally:
+                    reader.close()
+            except Exception as error:  # C++ code: RuntimeError, ValueError, …
+                lost[name] = f'cannot be read ({printable(one_line(error), 100)})'
                 continue
             if found != count:
-                lost.append(f'{path.name} holds {found} records, not {count}')
+                lost[name] = f'holds {found} records, not {count}'
         return lost
 
     def __getstate__(self):
@@ -112,7 +216,7 @@ class VideoDataset:
         self.__dict__.update(state, _source=None, _lock=threading.Lock())
 
 
-def open_dataset(name: str, data_dir: str | pathlib.Path, split: str) -> VideoDataset:
+def open_dataset(name: str, data_dir: str | os.PathLike, split: str) -> VideoDataset:
     """Opens a split of a built dataset.
 
     Args:
@@ -121,14 +225,12 @@ def open_dataset(name: str, data_dir: str | pathlib.Path, split: str) -> VideoDa
 
     Raises:
       FileNotFoundError: not built; says how to build it.
-      ValueError: the split does not exist or is empty.
+      ValueError: the split does not exist or is empty (EmptySplitError), or the dataset is damaged; says what and how to repair it.
     """
     directory = version_directory(name, data_dir)
     if directory is None:
-        videos = '' if name.split('/')[0] == 'synthetic_actions' else ' --videos=FOLDER'
         raise FileNotFoundError(
-            f"dataset '{name}' is not in {data_dir}: build it with "
-            f'python -m fsar_jax.data.build --dataset={name} --dir={data_dir}{videos}'
+            f"dataset '{printable(name)}' is not in {printable(data_dir, 1000)}: build it with {command('build', name, data_dir)}"
         )
     return VideoDataset(directory, name, split)
 
@@ -160,7 +262,6 @@ def content_hash(dataset) -> str:
 
     Two copies of one build have the same; other pixels under the same ids have another.
     """
-    dataset = _all_videos(dataset)
     dataset, held = _all_videos(dataset), {}
     for key in ('video_ids', 'labels', 'class_names', 'num_frames', 'settings', 'made_with', 'num_bytes'):
         value = getattr(dataset, key, None)  # of a dataset in memory, what it has
@@ -175,10 +276,70 @@ def _all_videos(dataset):
     return dataset
 
 
-def version_directory(name: str, data_dir: str | pathlib.Path) -> pathlib.Path | None:
-    """The directory of the newest finished build, None when there is none."""
+def version_directory(name: str, data_dir: str | os.PathLike) -> pathlib.Path | None:
+    """The directory of the newest finished build, None when there is none.
+
+    Raises:
+      OSError: the folder of the dataset cannot be looked into.
+      ValueError: `name` is not one of a folder in data_dir.
+    """
+    parts = pathlib.PurePath(name).parts
+    if not parts or pathlib.PurePath(name).is_absolute() or '..' in parts or '\0' in name:
+        raise ValueError(
+            f"dataset '{printable(name)}' is no name of a dataset: give one such as synthetic_actions/misaligned or video_folder/my_clips"
+        )
     versions = []
-    for path in (pathlib.Path(data_dir) / name).glob('*.*.*/dataset_info.json'):
-        if re.fullmatch(r'\d+\.\d+\.\d+', path.parent.name):
-            versions.append((tuple(map(int, path.parent.name.split('.'))), path.parent))
+    try:
+        for path in (pathlib.Path(data_dir) / name).iterdir():
+            if re.fullmatch(r'\d+\.\d+\.\d+', path.name, re.ASCII) and (path / 'dataset_info.json').is_file():
+                versions.append((tuple(map(int, path.name.split('.'))), path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     return max(versions)[1] if versions else None
+
+
+def command(module, name, data_dir, *flags):
+    """The whole command to type, `module` 'build' or 'verify', with quotes where a shell needs them."""
+    if module == 'build' and name.split('/')[0] != 'synthetic_actions':
+        flags = ('--videos=FOLDER', *flags)
+    given = [f'--dataset={shlex.quote(printable(name))}', f'--dir={shlex.quote(printable(data_dir, 1000))}', *flags]
+    return f'python -m fsar_jax.data.{module} {" ".join(given)}'
+
+
+def _is_utf8(texts):
+    try:
+        return '\n'.join(texts).encode() is not None
+    except UnicodeEncodeError:  # JSON can hold half a surrogate pair
+        return False
+
+
+def _check_metadata(metadata, wrong, repair):
+    """ValueError, beginning with `wrong` and ending with `repair`, where metadata.json does not describe videos."""
+    def check(ok, what):
+        if not ok:
+            raise ValueError(f'{wrong} ({what}): {repair}')
+
+    is_count = lambda value, least: type(value) is int and least <= value < 1 << 31
+    videos, expected = metadata.get('videos'), metadata.get('expected')
+    check(isinstance(videos, dict) and videos, 'it has no videos')
+    check(isinstance(metadata.get('settings'), dict), 'it has no settings')
+    check(isinstance(metadata.get('made_with') or {}, dict), 'made_with is no table')
+    for split, index in videos.items():
+        where = f'videos of split {printable(split)}'
+        check(isinstance(index, dict) and all(isinstance(index.get(key), list) for key in INDEX), f'{where}: not the lists {listed(INDEX)}')
+        ids, labels, frames = (index[key] for key in INDEX)
+        check(len(ids) == len(labels) == len(frames), f'{where}: {len(ids)} ids, {len(labels)} labels, {len(frames)} counts of frames')
+        check(all(isinstance(video_id, str) for video_id in ids) and _is_utf8(ids), f'{where}: a video id that is no text')
+        check(all(is_count(label, 0) for label in labels), f'{where}: a label that is no whole number of at least 0')
+        check(all(is_count(count, 1) for count in frames), f'{where}: a num_frames that is no whole number of at least 1')
+        if len(set(ids)) < len(ids):
+            seen = set()
+            twice = next(video_id for video_id in ids if video_id in seen or seen.add(video_id))
+            check(False, f"{where}: id '{printable(twice)}' occurs twice")
+    check(expected is None or isinstance(expected, dict), 'expected is not a table of splits')
+    for split, of in (expected or {}).items():
+        check(
+            isinstance(of, dict) and is_count(of.get('videos'), 0) and isinstance(of.get('hash'), str | None)
+            and isinstance(of.get('classes'), dict) and all(is_count(count, 0) for count in of['classes'].values()),
+            f'expected, split {printable(split)}: not videos, hash and classes',
+        )

@@ -375,6 +375,7 @@ def test_what_the_builder_test_case_of_tfds_checks(dataset, small, tmp_path, mon
     builder = kind(data_dir=tmp_path / 'data', processes=0)
     assert builder.info.name == dataset and builder.builder_config.name == 'default' and builder.builder_config.description
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=tmp_path / 'manual'))
+    assert verify.examine(f'{dataset}/default', tmp_path / 'data')[1]          # tfds wrote files after `finish`
     again = tfds.builder_from_directory(builder.data_path)
     assert again.info.features.get_serialized_info() == builder.info.features.get_serialized_info()
     seen = []
