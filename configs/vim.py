@@ -30,7 +30,7 @@ def get_config(preset: str = ''):
     config.model.sampler.update(name='task_adaptive', dense_frames=20, intra_weight=0.5)
     if method == 'ta2n':
         config.model.variant = 'paper'            # as printed, its size is that of Fig. 22; with the code of TA2N it would be 12.6 M larger
-        config.model.matcher.inter_weight = 1.0
+        config.model.matcher.update(prototype='mean', inter_weight=1.0)
     if not dataset:
         config.data.dataset = 'synthetic_actions/untrimmed'
         return config

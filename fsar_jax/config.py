@@ -170,6 +170,8 @@ SETTINGS = {
     'model.matcher.temporal': setting(True, affects='model', help="'action_coordination': TC on or off"),
     'model.matcher.spatial': setting(
         'mask', choices=('mask', 'grid', 'enumerate', 'none'), affects='model', help='and its SC'),
+    'model.matcher.prototype': setting(
+        'aligned', choices=('aligned', 'mean'), affects='model', help='of several shots: brought in step first (TA2N), or not (VIM)'),
     'model.matcher.perturbation': setting(0.2, at_least=0, at_most=1, affects='model', help="of the offsets of 'mask'"),
     'model.matcher.pairs_per_chunk': setting(
         0, at_least=0, affects='cost', help='support-query pairs coordinated at once, 0: all of an episode'),

@@ -258,6 +258,11 @@ def test_ssv2_is_the_split_that_the_paper_with_the_numbers_uses(method):
                 assert get_config('vim', f'{other}-{dataset}').data.dataset == expected, (other, dataset)
 
 
+@pytest.mark.parametrize('preset', PRESETS)
+def test_vim_takes_the_mean_of_the_shots_and_ta2n_aligns_them(preset):
+    assert get_config('vim', preset).model.matcher.prototype == 'mean' and get_config('ta2n', preset).model.matcher.prototype == 'aligned'
+
+
 @pytest.mark.parametrize('preset, flips', [('ssv2', False), ('ssv2_full', False), ('ssv2_small', False), ('kinetics', True), ('ucf101', True)])
 def test_ta2n_does_not_mirror_ssv2(preset, flips):
     assert get_config('ta2n', preset).data.flip == get_config('vim', preset).data.flip == flips

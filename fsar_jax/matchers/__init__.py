@@ -22,7 +22,7 @@ MATCHERS = {
     'otam': lambda model: OrderedAlignment(
         alignment=_one_of(model, 'alignment', ALIGNMENTS), smoothness=model.matcher.smoothness, keep=model.matcher.keep),
     'action_coordination': lambda model: ActionCoordination(
-        temporal=model.matcher.temporal, spatial=_one_of(model, 'spatial', SPATIAL), perturbation=model.matcher.perturbation,
+        temporal=model.matcher.temporal, prototype=model.matcher.prototype, spatial=_one_of(model, 'spatial', SPATIAL), perturbation=model.matcher.perturbation,
         pairs_per_chunk=model.matcher.pairs_per_chunk, distance_norm=model.matcher.distance_norm, order=model.matcher.order,
         at_test=model.align_at_test, **_head_settings(model)),
     'set_matching': lambda model: SetMatching(

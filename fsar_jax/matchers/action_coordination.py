@@ -22,6 +22,7 @@ class ActionCoordination(nn.Module):
     query is q + M·W_v G(q), its support s + W_v G(s), each broadcast over space. Spatial coordination: an offset per frame,
     and the average of both maps over where they then overlap. Prototypes of several shots: each shot is aligned in time to the
     first of its class by projections of their own, and the mean taken; the query's map then passes that value projection too.
+    prototype='mean' is the plain mean of the shots, as VIM has it (row V22).
 
     The variants differ in rows A6 to A8, A10 and A12 of docs/paper_vs_code.md; A3 to A5, A9 and A11 are as the code in both.
     variant='paper': the masks' sign is the printed one, their slope is 3, there are 8 perturbations (not the zero one) in training
@@ -29,6 +30,7 @@ class ActionCoordination(nn.Module):
 
     Args:
       temporal: temporal coordination, between shots too; False takes maps and plain mean prototypes as they are.
+      prototype: 'aligned' or 'mean'.
       spatial: 'mask'; 'grid' or 'enumerate', the alternatives of TA2N, Table 4; 'none' is the plain spatial mean.
       perturbation: amplitude of the perturbed offsets of 'mask'.
       pairs_per_chunk: at most so many support-query pairs (rounded down to whole queries, at least one) are coordinated at
@@ -39,6 +41,7 @@ class ActionCoordination(nn.Module):
       frozen, dtype: as in `OffsetPredictor`.
     """
     temporal: bool = True
+    prototype: str = 'aligned'
     spatial: str = 'mask'
     perturbation: float = 0.2
     variant: str = 'code'
@@ -56,7 +59,7 @@ class ActionCoordination(nn.Module):
         linear = lambda: Linear(None, use_bias=False, dtype=self.dtype)
         if self.temporal:
             self.key, self.query, self.value = linear(), linear(), linear()
-            if self.variant == 'code':
+            if self.variant == 'code' and self.prototype == 'aligned':
                 self.key_multi, self.query_multi, self.value_multi = linear(), linear(), linear()
         if self.spatial in ('mask', 'grid'):
             self.offsets = OffsetPredictor(frozen=self.frozen, dtype=self.dtype)
@@ -99,7 +102,7 @@ class ActionCoordination(nn.Module):
     def prototypes(self, support, query):
         """support [way, shot, L, h, w, C] → prototypes [way, L, h, w, C]; and the query maps in the same space."""
         shots = support.shape[1]
-        if not self.temporal or (self.variant == 'paper' and shots == 1):
+        if not self.temporal or self.prototype == 'mean' or (self.variant == 'paper' and shots == 1):
             return support.mean(1), query
         if self.variant == 'paper':
             reference, pooled = support[:, 0].mean((-3, -2)), support.mean((-3, -2))

@@ -13,7 +13,7 @@ def coordination_table(model, dim) -> dict[str, Entry]:
         for name in ('key', 'query', 'value'):
             square = lambda published, ours: linear(published, f'matcher/{ours}', dim, dim, 'conv1d', bias=False, window=(1,))
             table.update(square(f'align.secondstage.{name}net', name))
-            if model.variant == 'code':
+            if model.variant == 'code' and matcher.prototype == 'aligned':
                 table.update(square(f'align.{name}net_multi', f'{name}_multi'))
     if matcher.spatial in ('mask', 'grid'):
         theirs, ours = 'align.secondstage.mvnet', 'matcher/offsets'

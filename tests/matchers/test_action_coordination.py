@@ -241,6 +241,29 @@ def test_without_either_coordination_it_is_the_prototype_matcher():
     np.testing.assert_allclose(logits, plain, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('variant', ['code', 'paper'])
+def test_the_mean_prototype_aligns_pairs_and_no_shots(variant):
+    """VIM, Sec. 3.5.1, one pair after the other: the prototype is the mean of the shots, the query is brought in step with it."""
+    support, query = random_maps(shot=3)
+    matcher = ActionCoordination(spatial='none', variant=variant, prototype='mean')
+    variables = started(matcher, support, query)
+    assert variables['params'].keys() == {'key', 'query', 'value'}
+    logits, _ = matcher.apply(variables, support, query)
+    key, ask, value = (np.asarray(variables['params'][name]['kernel'], np.float64) for name in ('key', 'query', 'value'))
+    for q, of_query in enumerate(np.asarray(query, np.float64).mean((2, 3))):
+        for c, shots in enumerate(np.asarray(support, np.float64)):
+            prototype, distance = sum(shots).mean((1, 2)) / 3, 0.0
+            for p, frame in zip(prototype, of_query):
+                scores = np.array([(p @ key) @ (other @ ask) for other in of_query]) / np.sqrt(len(p))
+                share = np.exp(scores) / np.exp(scores).sum()
+                x, y = p + p @ value, frame + sum(s * (other @ value) for s, other in zip(share, of_query))
+                distance += 1 - x @ y / np.linalg.norm(x) / np.linalg.norm(y)
+            np.testing.assert_allclose(logits[q, c], -distance, rtol=1e-4)
+    aligned = ActionCoordination(spatial='none', variant=variant)
+    other, _ = aligned.apply(started(aligned, support, query), support, query)
+    assert np.abs(other - logits).max() > 1e-3
+
+
 @pytest.mark.parametrize('temporal', (False, True))
 def test_order_does_not_matter_without_space(temporal):
     """spatial='none' compares pooled pairs, before or after; and each has the shape of a pair, for the losses."""
