@@ -10,13 +10,18 @@ and flips. As they are apart, no augmentation setting changes which clips an epi
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 import dataclasses
 import hashlib
 import json
 import os
+import stat
 
 import numpy as np
+
+from fsar_jax.files import write_whole
+from fsar_jax.messages import listed, one_line, printable
 
 CLIPS, VIEWS = 0, 1                               # streams of an episode
 
@@ -75,7 +80,7 @@ def check_dataset(dataset, way: int, shot: int, query: int) -> None:
         first = short[0]
         why = f' ({lost[first]} dropped: fewer than config.episode.frames frames)' if lost[first] else ''
         more = f', and so for {len(short) - 1} more classes' if len(short) > 1 else ''
-        raise ValueError(f"class '{dataset.class_names[first]}' of {where} has {have[first]} clips{why}, {shot} support + "
+        raise ValueError(f"class '{printable(dataset.class_names[first])}' of {where} has {have[first]} clips{why}, {shot} support + "
                          f'{query} query per class need {shot + query}{more}: lower config.episode.shot or the queries, '
                          f'or add clips')
 
@@ -119,33 +124,37 @@ def episodes_hash(dataset, episodes: Episodes) -> str:
 
 def write_episodes(path: str | os.PathLike, dataset, episodes: Episodes) -> None:
     """Writes one JSON object per line: {"support": [way][shot] ids, "query": [Q] ids, "labels": [Q] rows of support}."""
-    with open(path, 'wb') as file:
-        file.writelines(_lines(dataset, episodes))
+    write_whole(path, b''.join(_lines(dataset, episodes)))
 
 
 def read_episodes(path: str | os.PathLike, dataset) -> Episodes:
     """Reads a list of `write_episodes`, also one written from another build of the same clips.
 
+    A byte order mark and blank lines at the end are passed over.
+
     Raises:
-      FileNotFoundError: no such file.
+      OSError: no such file, or it cannot be read.
       ValueError: a line that is no episode, lines of different shapes, a clip twice in an episode, clips of two classes in
-        one row, or ids that `dataset` does not have, all of them in one message.
+        one row, or ids that `dataset` does not have, the first ten and a count.
     """
+    shown = printable(path, 1000)
     try:
-        with open(path, encoding='utf-8') as file:
-            rows = [_parse(line, f'{path} line {number}') for number, line in enumerate(file, 1)]
+        if not stat.S_ISREG(os.stat(path).st_mode):            # a pipe would wait for someone to write
+            raise ValueError(f'{shown} is no file: config.eval.episodes_file names a file with one episode per line')
+        with open(path, 'rb') as file:
+            rows = _parse_all(file, shown)
     except FileNotFoundError:
-        raise FileNotFoundError(f'no episode list at {path}: check config.eval.episodes_file') from None
+        raise FileNotFoundError(f'no episode list at {shown}: check config.eval.episodes_file') from None
     if not rows:
-        raise ValueError(f'{path} holds no episodes')
+        raise ValueError(f'{shown} holds no episodes')
     place = _positions(dataset)
     named = {video_id for support, query, _ in rows for video_id in [*support.flat, *query]}
     unknown = sorted(named - place.keys())
     if unknown:
-        raise ValueError(f'{path} names {len(unknown)} clips that {dataset.name} {dataset.split} does not have (or dropped '
-                         f'as shorter than config.episode.frames): {", ".join(unknown)}')
-    for number, (support, query, labels) in enumerate(rows, 1):
-        _check_row(f'{path} line {number}', support, query, labels, rows[0])
+        raise ValueError(f'{shown} names {len(unknown)} clips that {dataset.name} {dataset.split} does not have (or dropped '
+                         f'as shorter than config.episode.frames): {listed(unknown)}')
+    for number, (support, query, _) in enumerate(rows, 1):
+        _check_row(f'{shown} line {number}', support, query, rows[0])
     look_up = np.vectorize(place.__getitem__, otypes=[np.int32])
     support, query = (look_up(np.stack(ids)) for ids in ([row[0] for row in rows], [row[1] for row in rows]))
     labels = np.stack([row[2] for row in rows])
@@ -154,11 +163,11 @@ def read_episodes(path: str | os.PathLike, dataset) -> Episodes:
     ordered = np.sort(classes, 1)
     repeated = (ordered[:, 1:] == ordered[:, :-1]).any(1)
     if repeated.any():
-        raise ValueError(f'{path} line {np.argmax(repeated) + 1}: two rows of its support are of one class in {dataset.name} {dataset.split}')
+        raise ValueError(f'{shown} line {np.argmax(repeated) + 1}: two rows of its support are of one class in {dataset.name} {dataset.split}')
     mixed = (truth[support] != classes[..., None]).any((1, 2))
     mixed |= (truth[query] != np.take_along_axis(classes, labels, 1)).any(1)
     if mixed.any():
-        raise ValueError(f'{path} line {np.argmax(mixed) + 1}: clips of one class there are of different classes in '
+        raise ValueError(f'{shown} line {np.argmax(mixed) + 1}: clips of one class there are of different classes in '
                          f'{dataset.name} {dataset.split}')
     return Episodes(support, query, labels, classes)
 
@@ -173,7 +182,7 @@ def _positions(dataset) -> dict[str, int]:
     if len(place) < len(dataset.video_ids):
         seen = set()
         twice = next(v for v in dataset.video_ids if v in seen or seen.add(v))
-        raise ValueError(f"video id '{twice}' occurs twice in {dataset.name} {dataset.split}: an episode list cannot tell "
+        raise ValueError(f"video id '{printable(twice)}' occurs twice in {dataset.name} {dataset.split}: an episode list cannot tell "
                          f'the two apart, rename one')
     return place
 
@@ -187,29 +196,52 @@ def _lines(dataset, episodes) -> Iterator[bytes]:
         yield json.dumps(row, separators=(',', ':')).encode() + b'\n'
 
 
+def _parse_all(file, shown):
+    """Rows (support, query, labels) of an open file of bytes."""
+    rows, blank = [], None
+    for number, line in enumerate(file, 1):
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if not line.strip():
+            blank = blank or number
+            continue
+        if blank:
+            raise ValueError(f'{shown} line {blank} is empty: it is damaged, or two lists were put together')
+        rows.append(_parse(line, f'{shown} line {number}'))
+    return rows
+
+
 def _parse(line, where):
+    """(support object [way, shot], query object [Q], labels int32 [Q]) of a line; ids and labels are what they should be."""
     try:
-        row = json.loads(line)
-        support, query = np.array(row['support'], object), np.array(row['query'], object)
-        labels = np.array(row['labels'])
-        if not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError('labels must be whole numbers')
-        labels = labels.astype(np.int32)
-        if support.ndim != 2 or query.ndim != 1 or labels.shape != query.shape or not support.size or not query.size:
+        row = json.loads(line.decode(), object_pairs_hook=_without_repeated_keys)
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), list) for key in ('support', 'query', 'labels')):
+            raise ValueError('it is no object with the lists support, query and labels')
+        support, query, labels = np.array(row['support'], object), np.array(row['query'], object), row['labels']
+        if support.ndim != 2 or query.ndim != 1 or len(labels) != len(query) or not support.size or not query.size:
             raise ValueError('support is not [way][shot], or query and labels are not [Q]')
         if not all(isinstance(video_id, str) for video_id in [*support.flat, *query]):
             raise ValueError('video ids must be strings')
-        return support, query, labels
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f'{where} is not an episode ({type(error).__name__}: {error})') from None
+        if not all(type(label) is int for label in labels):    # True is an int for isinstance
+            raise ValueError('labels must be whole numbers')
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{where} is not an episode ({printable(one_line(error))})') from None
+    if min(labels) < 0 or max(labels) >= len(support):         # before int32, in which 2**32 + 1 is 1
+        raise ValueError(f'{where} has a label outside 0..{len(support) - 1}')
+    return support, query, np.array(labels, np.int32)
 
 
-def _check_row(where, support, query, labels, first):
+def _without_repeated_keys(pairs):
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError('a key occurs twice')
+    return row
+
+
+def _check_row(where, support, query, first):
     if support.shape != first[0].shape or query.shape != first[1].shape:
         raise ValueError(f'{where} is {support.shape[0]}-way {support.shape[1]}-shot with {len(query)} queries, line 1 is '
                          f'{first[0].shape[0]}-way {first[0].shape[1]}-shot with {len(first[1])}')
     ids = [*support.flat, *query]
     if len(set(ids)) < len(ids):
-        raise ValueError(f"{where} uses clip '{next(v for v in ids if ids.count(v) > 1)}' twice")
-    if labels.min() < 0 or labels.max() >= len(support):
-        raise ValueError(f'{where} has a label outside 0..{len(support) - 1}')
+        raise ValueError(f"{where} uses clip '{printable(next(v for v in ids if ids.count(v) > 1))}' twice")

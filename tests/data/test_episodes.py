@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 from memory_videos import MemoryVideos, small_config
 import numpy as np
@@ -210,3 +211,81 @@ def test_video_ids_must_be_unique(dataset, tmp_path):
     twice.video_ids[4] = twice.video_ids[2]
     with pytest.raises(ValueError, match="video id 'class 00/2' occurs twice in memory test"):
         lists.episodes_hash(twice, lists.draw_episodes(twice, 2, 1, 1, seed=0, count=1))
+
+
+def test_a_byte_order_mark_blank_ends_and_windows_line_ends_are_no_errors(dataset, tmp_path):
+    path = tmp_path / 'episodes.jsonl'
+    text = lines(dataset)
+    path.write_text(text)
+    right = lists.read_episodes(path, dataset)
+    for variant in ('\ufeff' + text, text + '\n', text + '\n\n \n', '\ufeff' + text.replace('\n', '\r\n') + '\r\n'):
+        path.write_bytes(variant.encode())
+        assert_same(lists.read_episodes(path, dataset), right)
+
+
+def as_line(text):
+    """The second line of a list whose first is good."""
+    return lambda dataset: lines(dataset).splitlines()[0] + '\n' + text
+
+
+@pytest.mark.parametrize('content, message', [
+    (lambda dataset: lines(dataset, labels=[0, 2**32 + 1]), r'line 2 has a label outside 0\.\.1$'),
+    (lambda dataset: lines(dataset, labels=[0, -1]), r'line 2 has a label outside 0\.\.1$'),
+    (lambda dataset: lines(dataset, labels=[0, 10**30]), r'line 2 has a label outside 0\.\.1$'),
+    (lambda dataset: lines(dataset, labels=[0, 1.0]), 'line 2 is not an episode .labels must be whole numbers'),
+    (lambda dataset: lines(dataset, labels=[0, True]), 'line 2 is not an episode .labels must be whole numbers'),
+    (lambda dataset: lines(dataset, labels=[0, None]), 'line 2 is not an episode .labels must be whole numbers'),
+    (lambda dataset: lines(dataset, labels=[0, float('nan')]), 'line 2 is not an episode .labels must be whole numbers'),
+    (lambda dataset: lines(dataset, labels=[[0], [1]]), 'line 2 is not an episode .labels must be whole numbers'),
+    (lambda dataset: lines(dataset, labels='01'), 'line 2 is not an episode .it is no object with the lists'),
+    (lambda dataset: lines(dataset, support=[['a'], ['b', 'c']]), r'line 2 is not an episode .support is not \[way\]\[shot\]'),
+    (lambda dataset: lines(dataset, support=[[['a']], [['b']]]), r'line 2 is not an episode .support is not \[way\]\[shot\]'),
+    (lambda dataset: lines(dataset, query=['a\x1b[2J\nerror: b', 'c']), r'names 2 clips .*: a\\x1b\[2J\\nerror: b, c$'),
+    (lambda dataset: lines(dataset, query=['\ud800', 'c']), r'names 2 clips .*: c, \\ud800$'),
+    (lambda dataset: lines(dataset)[:-20], 'line 2 is not an episode .*column'),
+    (as_line('[]'), 'line 2 is not an episode .it is no object'),
+    (as_line('{"support": [], "support": [], "query": [], "labels": []}'), 'line 2 is not an episode .a key occurs twice'),
+    (as_line('[' * 200_000), 'line 2 is not an episode'),
+    (as_line('{"support": ' + '[' * 900 + ']' * 900 + ', "query": [], "labels": []}'), 'line 2 is not an episode'),
+    (as_line('{"labels": [' + '9' * 5000 + ']}'), 'line 2 is not an episode'),
+    (as_line('\n' + '{}'), 'line 2 is empty'),
+    (lambda dataset: lines(dataset).encode() + b'\n\x80\x04\x95', 'line 3 is not an episode'),
+])
+def test_every_damage_to_a_list_is_one_line_that_names_it(dataset, tmp_path, content, message):
+    path = tmp_path / 'episodes.jsonl'
+    written = content(dataset)
+    path.write_bytes(written if isinstance(written, bytes) else written.encode())
+    with pytest.raises(ValueError, match=message) as caught:
+        lists.read_episodes(path, dataset)
+    assert str(caught.value).startswith(str(path)) and str(caught.value).isprintable() and len(str(caught.value)) < 500
+
+
+def test_of_many_unknown_clips_ten_and_a_count_are_named(dataset, tmp_path):
+    path = tmp_path / 'episodes.jsonl'
+    with open(path, 'w') as file:
+        for number in range(15_000):
+            ids = [f'gone/{number}a', f'gone/{number}b']
+            file.write(json.dumps({'support': [['class 00/0'], ['class 01/0']], 'query': ids, 'labels': [0, 1]}) + '\n')
+    with pytest.raises(ValueError, match='names 30000 clips that memory test does not have .* and 29,990 more$') as caught:
+        lists.read_episodes(path, dataset)
+    assert len(str(caught.value)) < 500
+
+
+def test_what_is_no_file_is_refused_at_once(dataset, tmp_path):
+    os.mkfifo(tmp_path / 'pipe')                  # reading it would wait for ever
+    (tmp_path / 'folder').mkdir()
+    for name in ('pipe', 'folder'):
+        with pytest.raises(ValueError, match=f'{name} is no file: config.eval.episodes_file'):
+            lists.read_episodes(tmp_path / name, dataset)
+    (tmp_path / 'weights.pth').write_bytes(bytes(range(256)))
+    with pytest.raises(ValueError, match='weights.pth line 1 is not an episode'):
+        lists.read_episodes(tmp_path / 'weights.pth', dataset)
+
+
+def test_a_list_that_cannot_be_written_leaves_the_old_one(dataset, tmp_path, monkeypatch):
+    path = tmp_path / 'episodes.jsonl'
+    path.write_text('old')
+    monkeypatch.setattr(os, 'fsync', lambda file: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
+    with pytest.raises(OSError, match='No space left'):
+        lists.write_episodes(path, dataset, lists.draw_episodes(dataset, 2, 1, 1, seed=0, count=1))
+    assert path.read_text() == 'old' and os.listdir(tmp_path) == ['episodes.jsonl']
