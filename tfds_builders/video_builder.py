@@ -73,10 +73,11 @@ class VideoConfig(tfds.core.BuilderConfig):
     max_frames: int = 64
     min_frames: int = 8
     jpeg_quality: int = 95
+    square_pixels: int = 1
     videos_per_shard: int = 0  # 0: about SHARD_BYTES; decides files, not records
 
     def record_settings(self) -> RecordSettings:
-        return RecordSettings(self.short_side, self.max_frames, self.min_frames, self.jpeg_quality)
+        return RecordSettings(**{field.name: getattr(self, field.name) for field in dataclasses.fields(RecordSettings)})
 
     def settings(self) -> dict[str, Any]:
         """The values that decide what the records hold, kept in the metadata; JSON."""

@@ -56,6 +56,7 @@ CONFIG_FLAGS = {
     'max_frames': 'stored frames of a clip, evenly spaced; 0: all',
     'min_frames': 'a clip with fewer frames is skipped as too short',
     'jpeg_quality': 'quality of the stored frames, 1 to 100',
+    'square_pixels': '1 (default): frames as they are seen, stretched where the pixels are not square; 0: as coded',
     'videos_per_shard': 'videos in one file; 0: about 250 MB',
     'size': 'synthetic_actions: height and width of the clips in pixels',
     'num_frames': 'synthetic_actions: frames of a clip',
@@ -274,11 +275,11 @@ def _remove_folders(directory):
 
 
 def _check_same(name, there, settings):
-    """What is built must be what is asked for."""
+    """What is built must be what is asked for; settings that are newer than the dataset are not compared."""
     different = [
-        f'{key} is {there.get(key)}, asked for {value}'
+        f'{key} is {there[key]}, asked for {value}'
         for key, value in settings.items()
-        if there.get(key) != value
+        if key in there and there[key] != value
     ]
     if different:
         raise ValueError(

@@ -139,6 +139,7 @@ def record_from_frames(source: FrameFolder | ZippedFrames, video_id: str, label:
         'num_frames': len(stored),
         'source_frames': count,
         'frame_index': index,
+        'source_stream': 0,
         'fps': 0.0,
         'width': size[1],
         'height': size[0],

@@ -22,12 +22,14 @@ class RecordSettings:
 
     short_side: pixels, 0 keeps the size of the file.  max_frames: evenly spaced over the clip, 0 keeps all.
     min_frames: a clip with fewer is 'too short'.  jpeg_quality: 1..100.
+    square_pixels: 1 stores frames as they are seen, stretched where the file's pixels are not square; 0 as coded.
     """
 
     short_side: int = 256
     max_frames: int = 64
     min_frames: int = 8
     jpeg_quality: int = 95
+    square_pixels: int = 1
 
     def __post_init__(self):
         if self.short_side < 0 or self.max_frames < 0 or self.min_frames < 1:
@@ -37,6 +39,8 @@ class RecordSettings:
             )
         if not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f'jpeg_quality={self.jpeg_quality} must be from 1 to 100')
+        if self.square_pixels not in (0, 1):
+            raise ValueError(f'square_pixels={self.square_pixels} must be 0 or 1')
 
 
 def record_features(
@@ -54,6 +58,7 @@ def record_features(
             'num_frames': np.int32,  # stored
             'source_frames': np.int32,  # in the file
             'frame_index': tfds.features.Sequence(np.int32),  # place of each stored frame in the file
+            'source_stream': np.int32,  # index in the file of the stream that they are from
             'fps': np.float32,  # of the file, 0 when it does not say
             'width': np.int32,
             'height': np.int32,  # of the stored frames
@@ -74,7 +79,7 @@ def record_from_file(path: str | os.PathLike, video_id: str, label: int, setting
         size = frame.shape
         return encode_jpeg(frame, settings.jpeg_quality)
 
-    video = read_video(path, settings.max_frames, settings.min_frames, store)
+    video = read_video(path, settings.max_frames, settings.min_frames, store, bool(settings.square_pixels))
     return {
         'frames': video.frames,
         'label': label,
@@ -82,6 +87,7 @@ def record_from_file(path: str | os.PathLike, video_id: str, label: int, setting
         'num_frames': len(video.frames),
         'source_frames': video.source_frames,
         'frame_index': video.frame_index,
+        'source_stream': video.source_stream,
         'fps': video.fps,
         'width': size[1],
         'height': size[0],

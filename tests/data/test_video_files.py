@@ -135,7 +135,9 @@ def test_only_kept_frames_are_converted(tmp_path):
 def test_a_wrong_packet_count_does_not_change_the_frames(tmp_path, monkeypatch, wrong_by):
     write_video(tmp_path / 'clip.mp4', moving_bar(30))
     expected = read_video(tmp_path / 'clip.mp4', max_frames=8)
-    monkeypatch.setattr(video_files, '_count', lambda path: (30, 30 + wrong_by, 1.0))
+    original = video_files._count
+    wrong = lambda *arguments: original(*arguments)._replace(packets=30 + wrong_by)
+    monkeypatch.setattr(video_files, '_count', wrong)
     video = read_video(tmp_path / 'clip.mp4', max_frames=8)
     np.testing.assert_array_equal(video.frame_index, expected.frame_index)
     np.testing.assert_array_equal(np.stack(video.frames), np.stack(expected.frames))
@@ -190,7 +192,7 @@ def test_missing_empty_and_other_files(tmp_path):
     (tmp_path / 'text.mp4').write_text('this is no video, whatever its name says\n' * 20)
     assert reason_of(tmp_path / 'text.mp4') == 'not a video'
     (tmp_path / 'folder.mp4').mkdir()
-    assert reason_of(tmp_path / 'folder.mp4') == 'unreadable'
+    assert reason_of(tmp_path / 'folder.mp4') == 'not a video'
 
 
 def test_sound_only(tmp_path):
