@@ -1,209 +1,393 @@
 """Reads .pth (zip and legacy) and .safetensors into numpy, without torch and without running a pickle's code.
 
-A .pth file holds a pickle, and unpickling calls whatever functions the pickle names. The unpickler here resolves
-names from a short table only, to stand-ins that rebuild tensors as numpy views or plain containers; any other name
-ends the reading.
+Files come from anywhere: every length in one is compared with the size of the file before memory is taken, and every
+failure is one line that says what the file is and what to do. pickle_file.py reads the pickles.
 """
 
-import collections
+from __future__ import annotations
+
+import io
+import json
+import math
 import pathlib
-import pickle
+import stat
 import sys
 from typing import Any
 import zipfile
 
 import ml_dtypes
 import numpy as np
-import safetensors
-import safetensors.numpy
 
-STORAGE_DTYPES = {
-    'FloatStorage': np.float32, 'DoubleStorage': np.float64, 'HalfStorage': np.float16,
-    'BFloat16Storage': ml_dtypes.bfloat16, 'LongStorage': np.int64, 'IntStorage': np.int32,
-    'ShortStorage': np.int16, 'CharStorage': np.int8, 'ByteStorage': np.uint8, 'BoolStorage': np.bool_,
-}
-STATE_DICT_KEYS = ('model_state_dict', 'model_state', 'state_dict')
+from fsar_jax.messages import listed, one_line, printable
+from fsar_jax.weights.pickle_file import RESAVE, Opaque, Refused, UnreadTensor, read_pickle
+
+# Types of torch (torch.float32), of its storages (torch.FloatStorage), and of safetensors (F32).
+DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in (
+    'float32', 'float64', 'float16', 'bfloat16', 'int64', 'int32', 'int16', 'int8', 'uint64', 'uint32', 'uint16', 'uint8', 'bool',
+    'complex64', 'complex128', 'float8_e4m3fn', 'float8_e4m3fnuz', 'float8_e5m2', 'float8_e5m2fnuz')}
+DTYPES |= {name: np.dtype(getattr(ml_dtypes, name)) for name in ('float8_e8m0fnu',) if hasattr(ml_dtypes, name)}
+STORAGES = {'Float': 'float32', 'Double': 'float64', 'Half': 'float16', 'BFloat16': 'bfloat16', 'Long': 'int64', 'Int': 'int32', 'Short': 'int16',
+            'Char': 'int8', 'Byte': 'uint8', 'Bool': 'bool', 'ComplexFloat': 'complex64', 'ComplexDouble': 'complex128',
+            'QInt8': 'int8', 'QUInt8': 'uint8', 'QInt32': 'int32'}
+STORAGE_DTYPES = {f'torch.{kind}Storage': DTYPES[name] for kind, name in STORAGES.items()}
+STORAGE_DTYPES |= {f'{module}.UntypedStorage': DTYPES['uint8'] for module in ('torch', 'torch.storage')}
+SAFETENSORS = {'F32': 'float32', 'F64': 'float64', 'F16': 'float16', 'BF16': 'bfloat16', 'I64': 'int64', 'I32': 'int32', 'I16': 'int16', 'I8': 'int8',
+               'U64': 'uint64', 'U32': 'uint32', 'U16': 'uint16', 'U8': 'uint8', 'BOOL': 'bool', 'C64': 'complex64',
+               'F8_E4M3': 'float8_e4m3fn', 'F8_E4M3FNUZ': 'float8_e4m3fnuz', 'F8_E5M2': 'float8_e5m2', 'F8_E5M2FNUZ': 'float8_e5m2fnuz',
+               'F8_E8M0': 'float8_e8m0fnu'}
+# Tensors that are not a view of one storage → what to do.
+UNREAD = {'_rebuild_sparse_tensor': 'a sparse tensor: save x.to_dense()', '_rebuild_sparse_csr_tensor': 'a sparse tensor: save x.to_dense()',
+          '_rebuild_qtensor': 'a quantized tensor: save x.dequantize()', '_rebuild_nested_tensor': 'a nested tensor: save a padded one',
+          '_rebuild_meta_tensor_no_storage': 'a tensor on the meta device, which has no values',
+          '_rebuild_wrapper_subclass': 'a tensor of a class of its own: save a plain one',
+          '_rebuild_device_tensor_from_numpy': 'a tensor of an XLA or other device: save x.cpu()',
+          '_rebuild_device_tensor_from_cpu_tensor': 'a tensor of an XLA or other device: save x.cpu()',
+          '_rebuild_xla_tensor': 'a tensor of an XLA device: save x.cpu()'}
 
 LEGACY_MAGIC = 0x1950a86a20f9469cfc6c
 LEGACY_PROTOCOL = 1001
+MAX_AXES = 32
+MAX_HEADER = 2 ** 24        # of safetensors
+MAX_DIRECTORY = 2 ** 24     # of a zip file: its table of contents
+MAX_RATIO = 16              # of a zip file: unpacked over packed
+SPARE = 2 ** 20             # bytes that a value may take beyond the size of its file
+
+# First bytes → what the file is and what to do.
+FOREIGN = (
+    (b'version https://git-lfs', 'a Git LFS pointer, not the weights themselves: run `git lfs pull` where it was cloned, or download the file'),
+    (b'\x1f\x8b', 'compressed (gzip): unpack it with gunzip, and give what is inside'),
+    (b'BZh', 'compressed (bzip2): unpack it with bunzip2, and give what is inside'),
+    (b'\xfd7zXZ\x00', 'compressed (xz): unpack it with unxz, and give what is inside'),
+    (b'\x28\xb5\x2f\xfd', 'compressed (zstd): unpack it with unzstd, and give what is inside'),
+    (b'7z\xbc\xaf\x27\x1c', 'a 7z archive: unpack it, and give the checkpoint inside'),
+    (b'Rar!', 'a RAR archive: unpack it, and give the checkpoint inside'),
+    (b'\x89HDF\r\n\x1a\n', 'an HDF5 file (Keras), not of PyTorch: convert it to safetensors under the published names'),
+    (b'\x93NUMPY', 'one numpy array (.npy), without names: save a dict of arrays as safetensors'),
+    (b'GGUF', 'a GGUF file, not of PyTorch: convert it to safetensors under the published names'),
+    (b'%PDF', 'a PDF: give the checkpoint'),
+)
+HERE = 'what is read here: .pth and .pt of torch.save(model.state_dict()), and .safetensors'
 
 
 def read_torch(path) -> dict[str, Any]:
-    """The content of a checkpoint file, tensors as numpy arrays (views that may share memory; ml_dtypes.bfloat16).
+    """The content of a checkpoint file, tensors as numpy arrays (views that may share memory; bfloat16 and float8 of ml_dtypes).
 
     Args:
       path: .pth, .pt in torch's zip or legacy format, or .safetensors; told apart by content.
 
     Returns:
-      What was saved: dicts, lists, tuples, numbers and strings around arrays.
+      What was saved: dicts, lists, tuples, numbers and strings around arrays. Whatever else lies beside them is an `Opaque`, which
+      has the name of the object and nothing of it; a tensor that cannot be read is an `UnreadTensor`.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: one line: a damaged or foreign file, or a pickle that names anything but tensors and containers;
-        nothing of it is run.
+      FileNotFoundError, IsADirectoryError, OSError: with the path.
+      ValueError: one line: a damaged or foreign file, or a pickle that names what acts; nothing of it is run.
     """
     path = pathlib.Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'{path}: no such checkpoint file')
-    with path.open('rb') as file:
-        head = file.read(9)
+    shown = printable(path, 1000)
     try:
-        if head.startswith(b'PK\x03\x04'):
-            return _read_zip(path)
-        if head[8:] == b'{':
-            return safetensors.numpy.load_file(path)
-        return _read_legacy(path)
-    except _Refused as error:
-        raise ValueError(f'{path}: {error}') from None
-    except Exception as error:      # a damaged pickle can fail in any way that its opcodes can
-        reason = ' '.join(f'{type(error).__name__} {error}'.split())
-        raise ValueError(
-            f'{path}: truncated, damaged, or neither a PyTorch checkpoint nor safetensors ({reason})') from None
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise FileNotFoundError(f'{shown}: no such checkpoint file') from None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(f'{shown}: a folder, not a checkpoint file: name the .pth or .safetensors file in it')
+    if not stat.S_ISREG(mode):
+        raise ValueError(f'{shown}: a pipe, socket or device, not a checkpoint file: copy its content to a file, and give that')
+    try:
+        with path.open('rb') as file:
+            return _read(file, path.stat().st_size)
+    except Refused as error:
+        raise ValueError(f'{shown}: {error}') from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise ValueError(f'{shown}: {_unreadable(error)}') from None
+    except Exception as error:      # a damaged file can fail in any way
+        raise ValueError(f'{shown}: {_unreadable(error)}') from None
 
 
-def pick_state_dict(content: Any, path) -> dict[str, Any]:
-    """The state dict in what `read_torch` returned: under one of STATE_DICT_KEYS, or all of it."""
-    if isinstance(content, dict):
-        for key in STATE_DICT_KEYS:
-            if isinstance(content.get(key), dict):
-                return content[key]
-        if content and all(isinstance(value, np.ndarray) for value in content.values()):
-            return content
-        found = 'its keys are ' + ', '.join(map(str, list(content)[:10])) if content else 'it is empty'
-    else:
-        found = f'it holds a {type(content).__name__}'
-    raise ValueError(
-        f'{path}: no state dict inside: {found}; expected arrays by name, or one of {", ".join(STATE_DICT_KEYS)}')
+def _unreadable(error):
+    return ('truncated, damaged, or neither a PyTorch checkpoint nor safetensors '
+            f'({type(error).__name__} {printable(one_line(error))}): download or copy it again')
 
 
-class _Refused(ValueError):
-    """A reason of ours, already in one line."""
+def _read(file, size):
+    head = file.read(512)
+    file.seek(0)
+    if not head:
+        raise Refused('truncated: the file is empty (0 bytes): download or copy it again')
+    for start, reason in FOREIGN:
+        if head.startswith(start):
+            raise Refused(f'neither a PyTorch checkpoint nor safetensors but {reason}')
+    if head.startswith(b'PK\x03\x04'):
+        return _read_zip(file, size)
+    if head[8:9] == b'{':
+        return _read_safetensors(file, size)
+    if head[:1] == b'\x80' and head[1:2] <= b'\x05':
+        return _read_legacy(file, size)
+    text = head.lstrip(b'\xef\xbb\xbf \t\r\n').lower()
+    if text.startswith((b'<!doctype', b'<html', b'<?xml', b'<head')):
+        raise Refused('neither a PyTorch checkpoint nor safetensors but a web page: the download gave a page (a login, a warning, "not found") in '
+                      'place of the file: open the address in a browser, and save the file itself')
+    if text.startswith(b'{'):
+        raise Refused('neither a PyTorch checkpoint nor safetensors but JSON: of a checkpoint in parts this is the index; give one file with all weights')
+    if head[257:262] == b'ustar':
+        raise Refused('neither a PyTorch checkpoint nor safetensors but a tar archive: unpack it and give the checkpoint inside; where torch itself wrote '
+                      f'it, before version 0.1.10: {RESAVE}')
+    if head[:1] == b'\x08' and head[2:3] in (b'\x12', b'\x1a', b':'):
+        raise Refused('neither a PyTorch checkpoint nor safetensors but ONNX, it seems: give the checkpoint that it was exported from')
+    raise Refused(f'truncated, damaged, or neither a PyTorch checkpoint nor safetensors; {HERE}')
 
 
-class _StorageType:
-    """Stands for torch.FloatStorage and the like; holds the dtype."""
-    __slots__ = ('dtype',)
+# Tensors
 
-    def __init__(self, dtype):
-        self.dtype = dtype
+def _integers(*values):
+    return all(type(value) is int and 0 <= value < 2 ** 63 for value in values)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Resolves the names of its table only. `storage(key, dtype, numel, view)` gives the flat array of a storage."""
+def _calls(limit, foreign):
+    """{torch's function: ours}: tensors as read-only views of the flat arrays that stand for storages.
 
-    def __init__(self, file, storage=None):
-        super().__init__(file, encoding='utf-8')
-        self._storage = storage
-        # Stand-ins are made per reading: a pickle can set attributes on what it names, and must reach nothing shared.
-        allowed = {
-            ('collections', 'OrderedDict'): collections.OrderedDict,
-            ('collections', 'Counter'): lambda items=(): dict(items),
-            ('collections', 'defaultdict'): lambda factory=None: {},
-            ('torch', 'Size'): lambda sizes=(): tuple(sizes),
-            ('torch._utils', '_rebuild_tensor'): lambda *tensor: _view(*tensor),
-            ('torch._utils', '_rebuild_tensor_v2'): lambda *tensor: _view(*tensor[:4]),
-            ('torch._utils', '_rebuild_parameter'): lambda data, *_: data,
-        }
-        for kind in (dict, list, tuple, set, frozenset, int, float, bool, complex):
-            allowed['builtins', kind.__name__] = allowed['__builtin__', kind.__name__] = kind
-        for name, dtype in STORAGE_DTYPES.items():
-            allowed['torch', name] = _StorageType(np.dtype(dtype))
-        self._allowed = allowed
+    limit: bytes that a tensor may take, however it repeats its storage. foreign: the file has the other byte order.
+    """
+    def tensor(storage, offset, size, stride, _grad=None, _hooks=None, metadata=None):
+        if isinstance(storage, Opaque):
+            return UnreadTensor(f'a tensor on {printable(storage.name)}: save x.dequantize(), or x.float()')
+        if not (isinstance(storage, np.ndarray) and isinstance(size, tuple) and isinstance(stride, tuple)
+                and len(size) == len(stride) <= MAX_AXES):
+            raise Refused('damaged: a tensor without a storage, size or stride')
+        if not _integers(offset, *size, *stride):
+            raise Refused(f'damaged: a tensor of size {printable(size)}, stride {printable(stride)}, offset {printable(offset)}')
+        if 0 in size:
+            return np.zeros(size, storage.dtype)
+        last = offset + sum((n - 1) * s for n, s in zip(size, stride))
+        if last >= storage.size:
+            raise Refused(f'damaged: a tensor of size {size} reaches entry {last} of a storage that has {storage.size}')
+        if math.prod(size) * storage.itemsize > limit:
+            raise Refused(f'damaged: a tensor of size {size} takes more memory than its whole file, by repeating {storage.size} entries')
+        strides = tuple(s * storage.itemsize for s in stride)
+        view = np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
+        if not isinstance(metadata, dict):
+            return view
+        if metadata.get('conj') or metadata.get('neg'):      # not yet applied
+            return UnreadTensor('a lazily negated or conjugated tensor: save x.resolve_conj().resolve_neg()')
+        return view
 
-    def find_class(self, module, name):
-        if (module, name) not in self._allowed:
-            raise _Refused(f'refused, nothing was run: its pickle names {f"{module}.{name}"!r}, '
-                           'which is neither a tensor nor a plain container')
-        return self._allowed[module, name]
+    def typed(storage, offset, size, stride, grad, hooks, dtype, metadata=None):
+        kind = dtype.name.removeprefix('torch.') if isinstance(dtype, Opaque) else printable(dtype)
+        if kind not in DTYPES or not isinstance(storage, np.ndarray) or foreign and DTYPES[kind].itemsize > 1:
+            return UnreadTensor(f'a tensor of type {printable(kind)}: save x.float()')
+        whole = storage.view(np.uint8)
+        whole = whole[:whole.size - whole.size % DTYPES[kind].itemsize]
+        return tensor(whole.view(DTYPES[kind]), offset, size, stride, grad, hooks, metadata)
 
-    def persistent_load(self, identity):
-        if not (self._storage and isinstance(identity, tuple) and len(identity) in (5, 6)
-                and identity[0] == 'storage' and isinstance(identity[1], _StorageType)):
-            raise _Refused('refused, nothing was run: its pickle refers to what is not a tensor storage')
-        _, kind, key, _, numel, *view = identity
-        return self._storage(key, kind.dtype, numel, view[0] if view else None)
+    def subclass(function, _kind, arguments, *_):
+        call = calls.get(function.name) if isinstance(function, Opaque) else None
+        if call is None or call is subclass or not isinstance(arguments, tuple) or len(arguments) > 16:
+            return UnreadTensor('a tensor of a class of its own: save x.as_subclass(torch.Tensor)')
+        return call(*arguments)
 
-
-def _view(storage, offset, size, stride):
-    """The tensor of this size and stride over a flat storage, read-only; checked to lie inside it."""
-    if not (isinstance(storage, np.ndarray) and isinstance(size, tuple) and isinstance(stride, tuple)
-            and len(size) == len(stride)):
-        raise _Refused('damaged: a tensor without a storage, size or stride')
-    if not all(isinstance(n, int) and n >= 0 for n in (offset, *size, *stride)):
-        raise _Refused(f'damaged: a tensor of size {size}, stride {stride}, offset {offset}')
-    last = offset + sum((n - 1) * s for n, s in zip(size, stride))
-    if 0 in size:
-        return np.zeros(size, storage.dtype)
-    if last >= storage.size:
-        raise _Refused(
-            f'damaged: a tensor of size {size} reaches entry {last} of a storage that has {storage.size}')
-    strides = tuple(s * storage.itemsize for s in stride)
-    return np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
-
-
-def _native(data: bytes, dtype: np.dtype, little_endian: bool) -> np.ndarray:
-    if little_endian == (sys.byteorder == 'little') or dtype.itemsize == 1:
-        return np.frombuffer(data, dtype)
-    return np.frombuffer(data, f'u{dtype.itemsize}').byteswap().view(dtype)
+    calls = {
+        'torch.Size': lambda sizes=(): tuple(sizes) if isinstance(sizes, list) else sizes,
+        'torch._utils._rebuild_tensor': tensor,
+        'torch._utils._rebuild_tensor_v2': tensor,
+        'torch._utils._rebuild_tensor_v3': typed,
+        'torch._utils._rebuild_parameter': lambda data, *_: data,
+        'torch._utils._rebuild_parameter_with_state': lambda data, *_: data,
+        'torch._tensor._rebuild_from_type': subclass,
+        'torch._tensor._rebuild_from_type_v2': subclass,
+        **{f'torch._utils.{name}': lambda *_, reason=reason: UnreadTensor(reason) for name, reason in UNREAD.items()},
+    }
+    return calls
 
 
-def _read_zip(path):
+def _storages(find, whole_size):
+    """The function of persistent ids: find(key, dtype, entries) → flat array; or a part of it, as the legacy format can say."""
+    def storage(identity):
+        if isinstance(identity, tuple) and len(identity) == 4 and identity[0] == 'module' and isinstance(identity[1], Opaque):
+            return identity[1]          # a class, beside its source
+        if not (isinstance(identity, tuple) and len(identity) in (5, 6) and identity[0] == 'storage' and isinstance(identity[1], Opaque)
+                and isinstance(identity[2], str)):
+            raise Refused('refused, nothing was run: its pickle refers to what is not a tensor storage')
+        _, kind, key, _, entries, *part = identity
+        dtype = STORAGE_DTYPES.get(kind.name.replace('torch.cuda.', 'torch.'))
+        if dtype is None:
+            return kind
+        if not _integers(entries) or entries * dtype.itemsize > whole_size:
+            raise Refused(f"damaged: the storage '{printable(key)}' of {printable(entries)} entries is larger than the file")
+        array = find(key, dtype, entries)
+        if not part or part[0] is None:
+            return array
+        if not (isinstance(part[0], tuple) and len(part[0]) == 3 and _integers(*part[0][1:])):
+            raise Refused(f"damaged: the storage '{printable(key)}' is a part of another, but not said which")
+        _, offset, length = part[0]
+        return array[offset:offset + length]
+    return storage
+
+
+def _native(data: np.ndarray, dtype: np.dtype, foreign: bool) -> np.ndarray:
+    """Bytes as an array; foreign: they are in the other order than this machine's."""
+    unit = dtype.itemsize // 2 if dtype.kind == 'c' else dtype.itemsize
+    return data.view(f'u{unit}').byteswap().view(dtype) if foreign and unit > 1 else data.view(dtype)
+
+
+# Formats
+
+def _read_zip(file, size):
     """<root>/data.pkl, and one file <root>/data/<key> per storage."""
-    with zipfile.ZipFile(path) as archive:
-        names = set(archive.namelist())
-        roots = [name.removesuffix('data.pkl') for name in names if name.endswith('/data.pkl')]
+    if (claimed := _directory_size(file, size)) > MAX_DIRECTORY:
+        raise Refused(f'damaged: a zip file whose table of contents takes {claimed:,} bytes')
+    with zipfile.ZipFile(file) as archive:
+        members = {member.filename: member for member in archive.infolist()}
+        if len(members) < len(archive.infolist()):
+            raise Refused('damaged: a zip file that holds two parts of one name')
+        roots = [name.removesuffix('data.pkl') for name in members if name.endswith('/data.pkl')]
         if len(roots) != 1:
-            raise _Refused('a zip file without data.pkl, so not a PyTorch checkpoint')
+            raise Refused(_no_checkpoint(members))
         root = roots[0]
-        little_endian = root + 'byteorder' not in names or archive.read(root + 'byteorder') == b'little'
-        storages = {}
+        if root + 'constants.pkl' in members:
+            raise Refused('a TorchScript program (torch.jit.save), not a state dict: with torch, '
+                          'torch.save(torch.jit.load("this file").state_dict(), "weights.pth"), and give that file')
+        if sum(member.compress_size for member in members.values()) > size:
+            raise Refused('damaged: the parts of this zip file overlap, or are larger than the file')
+        if (unpacked := sum(member.file_size for member in members.values())) > MAX_RATIO * size + SPARE:
+            raise Refused(f'a zip file of {size:,} bytes that unpacks to {unpacked:,}, more than {MAX_RATIO} times as much: '
+                          f'torch does not compress its files; if you trust it, {RESAVE}')
 
-        def storage(key, dtype, numel, _):
-            if key not in storages:
-                name = f'{root}data/{key}'
-                if name not in names:
-                    raise _Refused(f'damaged: the storage {key!r} is missing')
-                size = archive.getinfo(name).file_size
-                if size != numel * dtype.itemsize:
-                    raise _Refused(f'damaged: the storage {key!r} has {size} bytes instead of {numel * dtype.itemsize}')
-                storages[key] = _native(archive.read(name), dtype, little_endian)
-            return storages[key]
+        def read(name):
+            member = members[name]
+            if member.flag_bits & 1:
+                raise Refused('an encrypted zip file: unpack it, and zip it again without a password')
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise Refused('a zip file with a compression that torch does not use: unpack it, and zip it again without (zip -0)')
+            try:
+                data = archive.read(name)
+            except zipfile.BadZipFile as error:
+                raise Refused(f'truncated or damaged: {printable(error)}: download or copy it again (or, if it was written under '
+                              'torch.serialization.set_crc32_options(False), save it without that)') from None
+            if len(data) != member.file_size:
+                raise Refused(f"damaged: '{printable(name)}' has {len(data):,} bytes instead of {member.file_size:,}")
+            return data
 
-        with archive.open(root + 'data.pkl') as file:
-            return _Unpickler(file, storage).load()
+        order = read(root + 'byteorder') if root + 'byteorder' in members else b'little'
+        if order not in (b'little', b'big'):
+            raise Refused(f"damaged: its byteorder is '{printable(order.decode('latin1'), 20)}', neither 'little' nor 'big'")
+        foreign = order.decode() != sys.byteorder
+        contents, arrays = {}, {}
+
+        def find(key, dtype, entries):
+            name = f'{root}data/{key}'
+            if name not in members:
+                raise Refused(f"damaged: the storage '{printable(key)}' is missing")
+            if members[name].file_size != entries * dtype.itemsize:
+                raise Refused(f"damaged: the storage '{printable(key)}' has {members[name].file_size} bytes instead of {entries * dtype.itemsize}")
+            if key not in contents:
+                contents[key] = np.frombuffer(read(name), np.uint8)
+            if (key, dtype) not in arrays:
+                arrays[key, dtype] = _native(contents[key], dtype, foreign)
+            return arrays[key, dtype]
+
+        whole = max(unpacked, size)
+        pickled = read(root + 'data.pkl')
+        return read_pickle(io.BytesIO(pickled), len(pickled), _calls(whole + SPARE, foreign), _storages(find, whole))
 
 
-def _read_legacy(path):
+def _directory_size(file, size):
+    """Bytes of the table of contents that the end of a zip file claims: reading it takes a dozen times as much memory."""
+    start = max(0, size - 2 ** 16 - 22)
+    file.seek(start)
+    tail = file.read()
+    file.seek(0)
+    if (end := tail.rfind(b'PK\x05\x06')) < 0 or end + 22 > len(tail):
+        raise Refused('truncated: a zip file, as torch writes, whose end is missing: download or copy it again')
+    claimed = int.from_bytes(tail[end + 12:end + 16], 'little')
+    big = tail.rfind(b'PK\x06\x06', 0, end)
+    return max(claimed % 0xffffffff, int.from_bytes(tail[big + 40:big + 48], 'little') if big >= 0 else 0)
+
+
+def _no_checkpoint(members):
+    if any(name.endswith('/data.pkl') for name in members):
+        return 'a zip file with several data.pkl, so not a PyTorch checkpoint'
+    if members and all(name.endswith('.npy') for name in members):
+        what = 'it is a .npz of numpy: save its arrays as safetensors, safetensors.numpy.save_file(dict(numpy.load(path)), "weights.safetensors")'
+    elif any(name.endswith(('.pth', '.pt', '.safetensors')) for name in members):
+        what = f'it holds {listed(name for name in members if name.endswith((".pth", ".pt", ".safetensors")))}: unpack it, and give that'
+    else:
+        what = f'it holds {listed(members, 5)}; {HERE}'
+    return f'a zip file without data.pkl, so not a PyTorch checkpoint: {what}'
+
+
+def _read_legacy(file, size):
     """Pickles one after the other: magic number, protocol, system facts, object, storage keys; then the storages."""
-    limit = path.stat().st_size
-    with path.open('rb') as file:
-        if _Unpickler(file).load() != LEGACY_MAGIC:
-            raise _Refused('neither a PyTorch checkpoint nor safetensors')
-        if _Unpickler(file).load() != LEGACY_PROTOCOL:
-            raise _Refused(f'a PyTorch checkpoint of another protocol than {LEGACY_PROTOCOL}')
-        little_endian = _Unpickler(file).load()['little_endian']
-        storages = {}
+    if read_pickle(file, size) != LEGACY_MAGIC:
+        raise Refused(f'a plain pickle, neither a PyTorch checkpoint nor safetensors: torch.save its state dict; {HERE}')
+    if read_pickle(file, size) != LEGACY_PROTOCOL:
+        raise Refused(f'a PyTorch checkpoint of another protocol than {LEGACY_PROTOCOL}: {RESAVE}')
+    facts = read_pickle(file, size)
+    little = facts.get('little_endian') if isinstance(facts, dict) else None
+    if not isinstance(little, bool):
+        raise Refused('damaged: it does not say its byte order, little_endian: True or False')
+    foreign = little != (sys.byteorder == 'little')
+    storages, total = {}, 0
 
-        def storage(key, dtype, numel, view):
-            if not isinstance(numel, int) or not 0 <= numel * dtype.itemsize <= limit:
-                raise _Refused(f'damaged: the storage {key!r} of {numel} entries is larger than the file')
-            if key not in storages:
-                storages[key] = np.empty(numel, dtype)      # filled below: the data comes after the object
-            if view is None:
-                return storages[key]
-            _, offset, length = view
-            return storages[key][offset:offset + length]
+    def find(key, dtype, entries):
+        nonlocal total
+        if key not in storages:
+            total += entries * dtype.itemsize
+            if total > size:
+                raise Refused('damaged: its storages together are larger than the file')
+            storages[key] = np.empty(entries, dtype)      # filled below: the data comes after the object
+        whole = storages[key]
+        if whole.nbytes != entries * dtype.itemsize or foreign and whole.dtype != dtype:
+            raise Refused(f"damaged: the storage '{printable(key)}' has two sizes or types")
+        return whole if whole.dtype == dtype else whole.view(dtype)
 
-        content = _Unpickler(file, storage).load()
-        for key in _Unpickler(file).load():
-            numel = int.from_bytes(file.read(8), 'little' if little_endian else 'big')
-            if key not in storages or numel != storages[key].size:
-                raise _Refused(f'damaged: the storage {key!r} does not have the size that the tensors say')
-            dtype = storages[key].dtype
-            data = file.read(numel * dtype.itemsize)
-            if len(data) != numel * dtype.itemsize:
-                raise _Refused('truncated: it ends inside a storage')
-            storages.pop(key)[:] = _native(data, dtype, little_endian)
-        if storages:
-            raise _Refused(f'damaged: the storage {next(iter(storages))!r} is missing')
-        return content
+    content = read_pickle(file, size, _calls(size + SPARE, foreign), _storages(find, size))
+    keys = read_pickle(file, size)
+    if not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
+        raise Refused('damaged: the list of its storages is missing')
+    for key in keys:
+        entries = int.from_bytes(file.read(8), 'little' if little else 'big')
+        if key not in storages or entries != storages[key].size:
+            raise Refused(f"damaged: the storage '{printable(key)}' does not have the size that the tensors say")
+        array = storages.pop(key)
+        if file.readinto(array.view(np.uint8)) != array.nbytes:
+            raise Refused('truncated: it ends inside a storage: download or copy it again')
+        if foreign:
+            array[:] = _native(array.view(np.uint8), array.dtype, foreign)
+    if storages:
+        raise Refused(f"damaged: the storage '{printable(next(iter(storages)))}' is missing")
+    return content
+
+
+def _read_safetensors(file, size):
+    """Length of the header, the header (JSON: name → type, shape, place), and the data, which the tensors fill without gaps."""
+    length = int.from_bytes(file.read(8), 'little')
+    if length > min(size - 8, MAX_HEADER):
+        raise Refused(f'truncated, damaged, or neither a PyTorch checkpoint nor safetensors: a header of {length:,} bytes in a file of {size:,}')
+    header = json.loads(file.read(length).decode('utf-8'), object_pairs_hook=_without_duplicates)
+    data = np.fromfile(file, np.uint8)
+    header.pop('__metadata__', None)
+    content, end = {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]['data_offsets']):
+        start, stop = entry['data_offsets']
+        kind, shape = entry['dtype'], entry['shape']
+        if not (_integers(start, stop, *shape) and start == end <= stop <= data.size and isinstance(kind, str) and len(shape) <= MAX_AXES):
+            raise Refused(f"truncated, damaged: the place or shape of '{printable(name)}' is wrong, or the file ends before it: "
+                          'download or copy it again')
+        end = stop
+        if (dtype := DTYPES.get(SAFETENSORS.get(kind))) is None:
+            content[name] = UnreadTensor(f'a tensor of type {printable(kind)}: save it as float32 (F32)')
+            continue
+        if math.prod(shape) * dtype.itemsize != stop - start:
+            raise Refused(f"truncated, damaged: '{printable(name)}' has {stop - start:,} bytes, and not those of its shape and type")
+        content[name] = _native(data[start:stop], dtype, sys.byteorder != 'little').reshape(shape)
+    if end != data.size:
+        raise Refused(f'truncated, damaged: {data.size - end:,} bytes after its last tensor: download or copy it again')
+    return content
+
+
+def _without_duplicates(pairs):
+    if len(found := dict(pairs)) < len(pairs):
+        raise Refused('damaged: its header holds a name twice')
+    return found

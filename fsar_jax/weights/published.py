@@ -16,10 +16,13 @@ import numpy as np
 
 from fsar_jax import backbones
 from fsar_jax.backbones.scan import create_scan_network
+from fsar_jax.messages import listed, printable
 from fsar_jax.weights.entries import TRANSFORMS, Entry, layer_norm, linear, torchvision_rows
 from fsar_jax.weights.published_heads import COUNTER, HEADS, head_dimension, temporal_transform_table
 from fsar_jax.weights.published_sampler import UNUSED as SAMPLER_UNUSED
 from fsar_jax.weights.published_sampler import sampler_table
+from fsar_jax.weights.pickle_file import Opaque
+from fsar_jax.weights.state_dicts import Names, find_names
 
 # Where a method's published code keeps the backbone: prefix, and whether as a sequence conv1, bn1, relu, max pool, layer1, ….
 BACKBONE_PLACES = {
@@ -62,7 +65,8 @@ PROJECTION_SEED = 0
 def from_torch(state_dict: dict[str, Any], model) -> dict[str, Any]:
     """Variables of the learner of `model` from a state dict of the published STRM, TRX, Baseline TRM, OTAM, TA2N, HyRSM or MASTAF.
 
-    The names may carry the `module.` of multi-GPU training (row S22 of docs/paper_vs_code.md). STRM's released
+    The names may carry the `module.` of multi-GPU training (row S22 of docs/paper_vs_code.md), or anything else before all of them
+    (state_dicts.py). STRM's released
     dicts lack the query-class projection, because its code never saves it (S11): where
     `model.query_similarity.weight` is not 0 it is drawn from a fixed seed in torch's range, and a warning says so.
 
@@ -75,9 +79,14 @@ def from_torch(state_dict: dict[str, Any], model) -> dict[str, Any]:
       {'params': …, 'batch_stats': …}, float32, for `learner.apply`; no 'batch_stats' where there are none.
 
     Raises:
-      ValueError: unknown, missing or mis-shaped entries, all in one line; or variant='paper', whose enrichments
-        have no place for the published gate and biases.
+      ValueError: unknown, missing or mis-shaped entries, or values that no weight has, all in one line; or variant='paper', whose
+        enrichments have no place for the published gate and biases.
     """
+    return learner_from({(): state_dict}, model)
+
+
+def learner_from(candidates: dict[tuple[str, ...], dict], model) -> dict[str, Any]:
+    """`from_torch` of the one of several state dicts, by where each lies, whose names fit."""
     if model.matcher.name not in BACKBONE_PLACES:
         raise ValueError('no published state dict is known for '
                          f"config.model.matcher.name='{model.matcher.name}'")
@@ -85,42 +94,57 @@ def from_torch(state_dict: dict[str, Any], model) -> dict[str, Any]:
     if model.variant != 'code' and (enriched or model.query_similarity.weight):
         raise ValueError("published STRM weights belong to config.model.variant='code': the 'paper' equations "
                          'have no place for its gate and biases')
-    arrays, notes = _without_module(state_dict)
+    rows, dim = ({}, None) if model.backbone.name == 'features' else _backbone_rows(model)
+    table, optional, unused = _learner_table(model, rows, dim, {})
+    found = find_names(candidates, _names(table, optional, unused))
+    table, optional, unused = _learner_table(model, rows, dim, found.arrays)
+    arrays, notes = found.arrays, [(logging.WARNING, note) for note in found.notes]
+    if optional and not any(name in arrays for name in optional):
+        if None not in [size for name in optional for size in table[name].shape]:
+            arrays = arrays | _draw_projection({name: table[name] for name in optional})
+            notes.append((logging.WARNING, (
+                'the state dict has no query-class projection, which the published STRM neither trains nor saves: drawn '
+                f'from the fixed seed {PROJECTION_SEED} as torch starts a linear map, so that evaluation is deterministic')))
+    return _convert(arrays, table, unused, notes, found.place)
 
-    table, dim = {}, None
-    if model.backbone.name != 'features':
-        rows, dim = backbone_table(model.backbone)
-        prefix, sequence = BACKBONE_PLACES[model.matcher.name]
-        for name, entry in rows.items():
-            stem, _, rest = name.partition('.')
-            collection, _, path = entry.path.partition('/')
-            table[f'{prefix}.{SEQUENCE[stem] if sequence else stem}.{rest}'] = entry._replace(path=f'{collection}/backbone/{path}')
+
+def _backbone_rows(model):
+    """Rows of the backbone under the names of the method's published code; and its output channels."""
+    rows, dim = backbone_table(model.backbone)
+    prefix, sequence = BACKBONE_PLACES[model.matcher.name]
+    table = {}
+    for name, entry in rows.items():
+        stem, _, rest = name.partition('.')
+        collection, _, path = entry.path.partition('/')
+        table[f'{prefix}.{SEQUENCE[stem] if sequence else stem}.{rest}'] = entry._replace(path=f'{collection}/backbone/{path}')
+    return table, dim
+
+
+def _learner_table(model, rows, dim, arrays):
+    """All rows of the learner; the names among them that published files may lack; what may stay unused. Unknown sizes are those of
+    the arrays."""
+    table = dict(rows)
     if model.matcher.name in HEADS:
         head, unused, places = HEADS[model.matcher.name]
         dim = dim or head_dimension(arrays, places)
         table.update(head(model, dim))
         if model.enrichment.temporal_transform:
             table.update(temporal_transform_table(dim))
-        return _convert(arrays, table, f'{COUNTER}|{unused}', notes)
+        return table, {}, f'{COUNTER}|{unused}'
     cardinalities = tuple(model.matcher.cardinalities)
     dim = dim or _feature_dimension(arrays, cardinalities)
     table.update(_enrichment_table(model, dim, _frames(arrays)))
     if model.matcher.name == 'cross_transformer':
         table.update(_matcher_table(cardinalities, dim, model.matcher.dim or _half(dim)))
-
-    unused = UNUSED
-    projection = _projection_table(cardinalities, dim, model.query_similarity.dim or _half(dim))
     if not model.query_similarity.weight:
-        unused += '|' + PROJECTION + r'\.\d+\.clsW\.(weight|bias)'
-    elif not any(name.startswith(PROJECTION) for name in arrays) and dim:
-        arrays.update(_draw_projection(projection))
-        table.update(projection)
-        notes.append((logging.WARNING, (
-            'the state dict has no query-class projection, which the published STRM neither trains nor saves: drawn '
-            f'from the fixed seed {PROJECTION_SEED} as torch starts a linear map, so that evaluation is deterministic')))
-    else:
-        table.update(projection)
-    return _convert(arrays, table, unused, notes)
+        return table, {}, UNUSED + '|' + PROJECTION + r'\.\d+\.clsW\.(weight|bias)'
+    projection = _projection_table(cardinalities, dim, model.query_similarity.dim or _half(dim))
+    return table | projection, projection, UNUSED
+
+
+def _names(table, optional, unused):
+    unused = re.compile(unused)
+    return Names([name for name in table if name not in optional], lambda name: name in table or unused.fullmatch(name) is not None)
 
 
 def sampler_from_torch(state_dict: dict[str, Any], model) -> dict[str, Any]:
@@ -135,11 +159,10 @@ def sampler_from_torch(state_dict: dict[str, Any], model) -> dict[str, Any]:
     sampler = model.sampler
     if sampler.name != 'task_adaptive' or sampler.variant != 'code':
         raise ValueError("the published sampler belongs to config.model.sampler.name='task_adaptive' with variant='code'")
-    arrays, notes = _without_module(state_dict)
     network = create_scan_network(sampler.scan_network)
     table = scan_network_table(network, 'backbone.', 'sampler/scan_network/')
     table |= sampler_table(None, sampler.hidden, sampler.task_dim, sampler.adaptive)
-    return _convert(arrays, table, rf'{COUNTER}|{SAMPLER_UNUSED}|backbone\.({SCAN_CLASSIFIER})', notes)
+    return _found_and_converted({(): state_dict}, table, rf'{COUNTER}|{SAMPLER_UNUSED}|backbone\.({SCAN_CLASSIFIER})')
 
 
 def backbone_from_torch(state_dict: dict[str, Any], config) -> dict[str, Any]:
@@ -156,9 +179,14 @@ def backbone_from_torch(state_dict: dict[str, Any], config) -> dict[str, Any]:
     Raises:
       ValueError: unknown, missing or mis-shaped entries, all in one line.
     """
+    return backbone_from({(): state_dict}, config)
+
+
+def backbone_from(candidates: dict[tuple[str, ...], dict], config) -> dict[str, Any]:
+    """`backbone_from_torch` of the one of several state dicts, by where each lies, whose names fit."""
     if config.name == 'features':
         raise ValueError("config.model.backbone.name='features' has no weights to load")
-    return _without_classifier(state_dict, backbone_table(config)[0], CLASSIFIER, 'backbone')
+    return _found_and_converted(candidates, backbone_table(config)[0], f'{COUNTER}|{CLASSIFIER}', CLASSIFIER, 'backbone')
 
 
 def scan_network_from_torch(state_dict: dict[str, Any], name: str) -> dict[str, Any]:
@@ -174,7 +202,13 @@ def scan_network_from_torch(state_dict: dict[str, Any], name: str) -> dict[str, 
     Raises:
       ValueError: an unknown name; unknown, missing or mis-shaped entries, all in one line.
     """
-    return _without_classifier(state_dict, scan_network_table(create_scan_network(name)), SCAN_CLASSIFIER, 'scan network')
+    return scan_network_from({(): state_dict}, name)
+
+
+def scan_network_from(candidates: dict[tuple[str, ...], dict], name: str) -> dict[str, Any]:
+    """`scan_network_from_torch` of the one of several state dicts, by where each lies, whose names fit."""
+    table = scan_network_table(create_scan_network(name))
+    return _found_and_converted(candidates, table, f'{COUNTER}|{SCAN_CLASSIFIER}', SCAN_CLASSIFIER, 'scan network')
 
 
 def scan_network_table(network, published: str = '', ours: str = '') -> dict[str, Entry]:
@@ -237,19 +271,6 @@ def _draw_projection(table):
     return arrays
 
 
-def _without_module(state_dict):
-    """Names without the `module.` of DataParallel, before or after the first component; and what to log about it."""
-    arrays, wrapped = {}, 0
-    for name, value in state_dict.items():
-        plain = re.sub(r'^(?:module\.)?([^.]+\.)(?:module\.)?', r'\1', str(name))
-        if plain in arrays:
-            raise ValueError(f"the state dict has '{plain}' twice, with and without 'module.'")
-        arrays[plain] = value
-        wrapped += plain != name
-    note = f"removed 'module.' of multi-GPU training from {wrapped} of {len(arrays)} names"
-    return arrays, [(logging.WARNING, note)] if wrapped else []
-
-
 def _feature_dimension(arrays, cardinalities):
     """D from the arrays that depend on it; None without any."""
     places = [(f'{root}.{name}', 1) for root, _ in ENRICHMENTS.values()
@@ -281,16 +302,18 @@ def _times(factor, size):
     return None if size is None else factor * size
 
 
-def _without_classifier(state_dict, table, classifier, what):
-    arrays, notes = _without_module(state_dict)
-    left_out = [name for name in arrays if re.fullmatch(classifier, name)]
+def _found_and_converted(candidates, table, unused, classifier=None, what=None):
+    found = find_names(candidates, _names(table, {}, unused))
+    notes = [(logging.WARNING, note) for note in found.notes]
+    left_out = [name for name in found.arrays if classifier and re.fullmatch(classifier, name)]
     if left_out:
-        notes.append((logging.WARNING, f'left out the classifier of the {what}: {", ".join(left_out)}'))
-    return _convert(arrays, table, f'{COUNTER}|{classifier}', notes)
+        notes.append((logging.WARNING, f'left out the classifier of the {what}: {listed(left_out)}'))
+    return _convert(found.arrays, table, unused, notes, found.place)
 
 
-def _convert(arrays, table, unused, notes):
-    _check(arrays, table, unused)
+def _convert(arrays, table, unused, notes, place=''):
+    _check_names(arrays, table, unused, place)
+    _check_values(arrays, table, place)
     for level, note in notes:
         logging.log(level, 'fsar_jax.weights: %s', note)
     variables = {}
@@ -299,12 +322,12 @@ def _convert(arrays, table, unused, notes):
         node = variables
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[leaf] = jnp.asarray(TRANSFORMS[entry.transform](np.asarray(arrays[name]).astype(np.float32)))
+        node[leaf] = jnp.asarray(TRANSFORMS[entry.transform](np.asarray(arrays[name]).astype(np.float32, copy=False)))
     variables.setdefault('params', {})
     return variables
 
 
-def _check(arrays, table, unused):
+def _check_names(arrays, table, unused, place):
     unknown = [name for name in arrays if name not in table and not re.fullmatch(unused, name)]
     missing = [name for name in table if name not in arrays]
     wrong = [name for name, entry in table.items() if name in arrays and not _fits(arrays[name], entry.shape)]
@@ -315,9 +338,33 @@ def _check(arrays, table, unused):
         'unknown': [f'{name} {found(name)}' for name in unknown],
         'mis-shaped': [f'{name} expected {expected(name)} found {found(name)}' for name in wrong],
     }
-    listed = [f'{len(lines)} {kind}: ' + ', '.join(lines) for kind, lines in problems.items() if lines]
-    if listed:
-        raise ValueError('the state dict is not one of the model that config.model describes: ' + '; '.join(listed))
+    lines = [f'{len(entries)} {kind}: {listed(entries)}' for kind, entries in problems.items() if entries]
+    if lines:
+        raise ValueError('the state dict is not one of the model that config.model describes: ' + '; '.join(lines) + place)
+
+
+def _check_values(arrays, table, place):
+    """Refuses what no training leaves behind, before it becomes silent wrong numbers."""
+    problems = {'of a type that no weight has': [], 'with NaN or infinite values': [], 'beyond the range of float32': [],
+                'with a negative running variance': []}
+    types, broken, large, negative = problems.values()
+    for name, entry in table.items():
+        array = np.asarray(arrays[name])
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            types.append(f'{name} ({array.dtype.name})')
+            continue
+        with np.errstate(over='ignore'):
+            values = array.astype(np.float32, copy=False)
+        count = values.size - np.count_nonzero(np.isfinite(values))
+        if count:
+            beyond = array.dtype.itemsize > 4 and np.isfinite(array).all()
+            (large if beyond else broken).append(f'{name} ({count:,} of {values.size:,} values)')
+        elif entry.path.startswith('batch_stats/') and entry.path.endswith('/var') and values.size and values.min() < 0:
+            negative.append(f'{name} ({values.min():.3g})')
+    lines = [f'{len(entries)} {kind}: {listed(entries)}' for kind, entries in problems.items() if entries]
+    if lines:
+        raise ValueError(f'the state dict has weights that no model can use: {"; ".join(lines)}: its training failed, or the file is damaged or '
+                         f'converted wrongly: take another checkpoint{place}')
 
 
 def _is_array(value):
@@ -334,4 +381,6 @@ def _written(shape):
 
 
 def _found(value):
+    if isinstance(value, Opaque):
+        return printable(value.name)
     return _written(value.shape) if _is_array(value) else type(value).__name__

@@ -1,0 +1,382 @@
+"""Reads the pickles of PyTorch checkpoints without running anything of them.
+
+Python's unpickler imports and calls whatever a pickle names. This one is a small interpreter of its own: it builds dicts,
+lists, tuples, numbers and strings, hands storages and tensors to the caller, and puts an `Opaque` in the place of every
+other object, which keeps the object's name and nothing else. What is named is looked up in two lists of strings and never
+imported. All work is bounded by the length of the file.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import struct
+import sys
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from fsar_jax.messages import printable
+
+RESAVE = 'where it loads, save the state dict alone, torch.save(model.state_dict(), "weights.pth"), and give that file'
+
+MAX_OPCODES = 2_000_000     # a ResNet-50 has 10,000, its training checkpoint 30,000
+MAX_DEPTH = 200             # containers within containers
+MAX_KEY = 16                # entries of a tuple that is a key, arguments of a call
+MAX_INTEGER = 1024          # bytes
+
+# Names that attacks do not need and harmless objects do. Of Python's own library, torch and numpy only these are read, as opaque
+# objects; of all other packages everything is, but for ACTING.
+HARMLESS = re.compile(r'''
+    (builtins|__builtin__)\.(object|type|dict|list|tuple|set|frozenset|int|long|float|bool|complex|str|unicode|bytes|bytearray|slice|
+        range|xrange|NoneType|Ellipsis|NotImplemented|[A-Z]\w*(Error|Exception|Warning|Interrupt|Iteration))
+    | (copyreg|copy_reg)\.(_reconstructor|__newobj__|__newobj_ex__)
+    | _codecs\.encode | collections(\.abc)?\.\w+ | argparse\.[A-Z]\w* | datetime\.\w+ | time\.struct_time | _?decimal\.[A-Z]\w*
+    | fractions\.Fraction | pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path | uuid\.(UUID|SafeUUID) | enum\.[A-Z]\w* | types\.SimpleNamespace
+    | functools\.partial | re\._compile | typing\.\w+ | ipaddress\.[A-Z]\w* | zoneinfo\.ZoneInfo(\._unpickle)? | array\.(array|_array_reconstructor)
+    | io\.(BytesIO|StringIO) | _io\.(BytesIO|StringIO) | random\.Random | dataclasses\.[A-Z_]+\w* | logging\.(Logger|getLogger) | string\.Template
+    | torch\.(device|dtype|Size|Generator|layout|memory_format|strided|preserve_format|contiguous_format|channels_last(_3d)?|
+        per_(tensor|channel)_\w+|finfo|iinfo|[a-z]+\d+(x\d+)?(_\w+)?|float|double|half|int|long|short|bool|cfloat|cdouble|[A-Z]\w*)
+    | torch\.(nn|optim|amp|cuda\.amp|utils\.data|distributions|ao|quantization|sparse|fx|jit|distributed|_tensor|_C)(\.\w+)*\.[A-Z]\w*
+    | torch\.(nn|ao|_C)(\.\w+)*\._[A-Z]\w* | torch\._C\._nn\.\w+ | torch\.nn\.(functional|init)\.\w+ | torch\.(_C\._VariableFunctions|_VF)\.\w+
+    | torch\.((storage|cuda)\.\w*Storage|serialization\._get_layout|torch_version\.TorchVersion|_tensor\._rebuild_from_type(_v2)?|
+        nn\.parameter\.\w+|_utils\._rebuild_\w+)
+    | numpy\.([a-z]+\d+_?|bool_?|int_|float_|str_|bytes_|object_|void|dtype|ndarray|generic|number|longlong|ulonglong|longdouble|intc|uintc)
+    | numpy\.(core|_core)\.(multiarray|numeric)\.(scalar|_reconstruct|_frombuffer) | numpy\.dtypes\.\w+ | numpy\.random\._pickle\.\w+
+    | numpy\.random\.(_\w+\.)?[A-Z]\w* | numpy\.random\.mtrand\.RandomState | numpy\.ma\.core\.(_mareconstruct|MaskedArray)
+    ''', re.X)
+GUARDED = frozenset({'torch', 'torchvision', 'numpy'})
+STANDARD_LIBRARY = frozenset(sys.stdlib_module_names) | {      # and what other versions of Python have
+    '__builtin__', 'asynchat', 'asyncore', 'cgi', 'commands', 'cPickle', 'crypt', 'distutils', 'httplib', 'imp', 'lib2to3', 'nntplib', 'os2',
+    'pipes', 'popen2', 'smtpd', 'spwd', 'telnetlib', 'test', 'urllib2'}
+# Packages whose purpose is to run, install or fetch things.
+ACTING = frozenset({'IPython', 'aiohttp', 'fabric', 'httpx', 'invoke', 'joblib', 'nose', 'paramiko', 'pexpect', 'pip', 'pkg_resources',
+                    'plumbum', 'psutil', 'pytest', '_pytest', 'requests', 'setuptools', 'sh', 'urllib3'})
+
+Call = Callable[..., Any]
+
+
+class Refused(ValueError):
+    """A reason in one line, without the file's name."""
+
+
+class Opaque:
+    """Stands for an object, class or function of a pickle that no tensor needs. `name` is all that is kept of it."""
+    __slots__ = ('name',)
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __repr__(self):
+        return f'<{printable(self.name, 80)}, not read>'
+
+
+class UnreadTensor(Opaque):
+    """Stands for a tensor that cannot be read: `name` says what it is and how to save it instead."""
+    __slots__ = ()
+
+
+def harmless(name: str) -> bool:
+    """Whether an object called 'package.module.name' may be in a file: it is then not read, and not an attack."""
+    package = name.partition('.')[0]
+    if HARMLESS.fullmatch(name):
+        return True
+    return package not in STANDARD_LIBRARY and package not in GUARDED and package not in ACTING
+
+
+def read_pickle(file: BinaryIO, size: int, calls: dict[str, Call] | None = None, persistent: Call | None = None) -> Any:
+    """The object of one pickle; the file is left behind its end.
+
+    Args:
+      file: at the start of the pickle.
+      size: bytes of the file, which no length in it may exceed.
+      calls: {name of a function: ours}; called with the arguments that the pickle gives, and nothing else is.
+      persistent: called with a persistent id (a storage); without it there must be none.
+
+    Returns:
+      dicts (OrderedDict, defaultdict and Counter too), lists, tuples, None, bool, int, float, str, bytes; what `calls` and
+      `persistent` gave; an `Opaque` for all else.
+
+    Raises:
+      Refused: the pickle is damaged, names what is not `harmless`, or exceeds a limit.
+    """
+    return _Machine(file, size, calls or {}, persistent).run()
+
+
+class _Machine:
+    """Stack, marks and memo of a pickle, as in Python's documentation of pickletools; one method per group of opcodes."""
+
+    def __init__(self, file, size, calls, persistent):
+        self.file, self.size, self.persistent = file, size, persistent
+        self.calls = {'collections.OrderedDict': self.ordered_dict, 'collections.Counter': lambda items=None: {} if items is None else items,
+                      'collections.defaultdict': lambda *_: {}, **calls}
+        self.stack, self.marks, self.memo, self.count = [], [], {}, 0
+        self.depths = {}        # id of a container → its depth; set whenever one is made, so a reused id is no danger
+
+    def run(self):
+        read, step = self.file.read, self.STEPS
+        while (opcode := read(1)) != pickle.STOP:
+            if not opcode:
+                raise Refused('truncated: it ends inside a pickle')
+            if opcode not in step:
+                raise Refused(f'damaged, or no checkpoint: {opcode!r} is no opcode of a pickle that torch writes')
+            self.spend(1)
+            step[opcode](self)
+        if len(self.stack) != 1 or self.marks:
+            raise Refused('damaged: a pickle that ends before its object is whole')
+        return self.stack[0]
+
+    # Reading
+
+    def spend(self, steps):
+        self.count += steps
+        if self.count > MAX_OPCODES:
+            raise Refused(f'its pickle has more than {MAX_OPCODES:,} steps, which no state dict needs: {RESAVE}')
+
+    def take(self, length):
+        if not 0 <= length <= self.size:
+            raise Refused(f'damaged: a value of {length:,} bytes in a file of {self.size:,}')
+        data = self.file.read(length)
+        if len(data) != length:
+            raise Refused('truncated: it ends inside a pickle')
+        return data
+
+    def number(self, code):
+        return struct.unpack(code, self.take(struct.calcsize(code)))[0]
+
+    def line(self):
+        data = self.file.readline(MAX_INTEGER * 4)
+        if not data.endswith(b'\n'):
+            raise Refused('damaged or truncated: a line of its pickle has no end')
+        return data[:-1]
+
+    # The stack
+
+    def pop(self):
+        if not self.stack:
+            raise Refused('damaged: a pickle that takes from an empty stack')
+        return self.stack.pop()
+
+    def top(self):
+        if not self.stack:
+            raise Refused('damaged: a pickle that takes from an empty stack')
+        return self.stack[-1]
+
+    def to_mark(self):
+        if not self.marks:
+            raise Refused('damaged: a pickle without a mark')
+        items, self.stack = self.stack, self.marks.pop()
+        return items
+
+    def mark(self):
+        self.marks.append(self.stack)
+        self.stack = []
+
+    def pop_or_mark(self):
+        if self.stack:
+            self.stack.pop()
+        else:
+            self.to_mark()
+
+    # Containers
+
+    def deepen(self, container, items):
+        depth = self.depths.get(id(container), 1)
+        for item in items:
+            if type(item) in CONTAINERS:
+                depth = max(depth, self.depths.get(id(item), 1) + 1)
+        if depth > MAX_DEPTH:
+            raise Refused(f'its values lie more than {MAX_DEPTH} deep within each other, which no state dict needs: {RESAVE}')
+        self.depths[id(container)] = depth
+
+    def put(self, container, items=()):
+        self.depths[id(container)] = 1
+        self.deepen(container, items)
+        self.stack.append(container)
+
+    def last(self, count):
+        items = [self.pop() for _ in range(count)]
+        self.put(tuple(reversed(items)), items)
+
+    def extend(self, items):
+        target = self.top()
+        if isinstance(target, list):
+            target.extend(items)
+            self.deepen(target, items)
+        elif not isinstance(target, Opaque):
+            raise Refused('damaged: a pickle that appends to what is no list')
+
+    def set_items(self, items):
+        target = self.top()
+        if len(items) % 2:
+            raise Refused('damaged: a pickle with a key without a value')
+        if isinstance(target, dict):
+            for key, value in zip(items[::2], items[1::2]):
+                target[checked_key(key)] = value
+            self.deepen(target, items[1::2])
+        elif not isinstance(target, Opaque):
+            raise Refused('damaged: a pickle that sets items of what is no dict')
+
+    def pairs(self):
+        items = self.to_mark()
+        self.put({})
+        self.set_items(items)
+
+    def one_item(self):
+        value, key = self.pop(), self.pop()
+        self.set_items([key, value])
+
+    def ordered_dict(self, items=()):
+        if not isinstance(items, (list, tuple)) or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in items):
+            raise Refused('damaged: an OrderedDict that is not made of pairs')
+        self.spend(len(items))
+        return {checked_key(key): value for key, value in items}
+
+    # The memo
+
+    def memorize(self, index):
+        if index > self.size:
+            raise Refused(f'damaged: its pickle has a memo index of {index:,} in a file of {self.size:,} bytes')
+        self.memo[index] = self.top()
+
+    def recall(self, index):
+        if index not in self.memo:
+            raise Refused(f'damaged: its pickle asks for memo {index:,}, which it never set')
+        self.stack.append(self.memo[index])
+
+    # Names and objects
+
+    def name(self, module, name):
+        if not (isinstance(module, str) and isinstance(name, str)):
+            raise Refused('damaged: its pickle names something that is no name')
+        full = f'{module}.{name}'
+        if full not in self.calls and not harmless(full):
+            raise Refused(f"refused, nothing was run: its pickle names '{printable(full)}', which is neither a tensor nor a plain container: "
+                          f'unless you know why, load it nowhere; if you do, {RESAVE}')
+        self.stack.append(Opaque(full))
+
+    def global_lines(self):
+        module, name = self.line(), self.line()
+        self.name(module.decode('utf-8'), name.decode('utf-8'))
+
+    def global_stack(self):
+        name, module = self.pop(), self.pop()
+        self.name(module, name)
+
+    def make(self, function, items):
+        """What `function(*items)` of the pickle stands for."""
+        if not isinstance(items, tuple):
+            raise Refused('damaged: its pickle makes an object without arguments')
+        if not isinstance(function, Opaque):
+            raise Refused('damaged: its pickle calls what is no name')
+        call = self.calls.get(function.name)
+        if call is not None and len(items) > MAX_KEY:
+            raise Refused(f"damaged: '{printable(function.name)}' with {len(items):,} arguments")
+        if call is None:
+            made = Opaque(items[0].name if function.name in REBUILDERS and items and isinstance(items[0], Opaque) else function.name)
+        else:
+            try:
+                made = call(*items)
+            except TypeError:
+                raise Refused(f"damaged: '{printable(function.name)}' with {len(items)} arguments") from None
+        if type(made) in CONTAINERS:
+            self.spend(len(made))
+            self.deepen(made, made.values() if isinstance(made, dict) else made)
+        self.stack.append(made)
+
+    def reduce(self):
+        items, function = self.pop(), self.pop()
+        self.make(function, items)
+
+    def reduce_with_keywords(self):
+        _, items, function = self.pop(), self.pop(), self.pop()
+        self.make(function, items)
+
+    def instance_lines(self):
+        self.global_lines()
+        function = self.pop()
+        self.make(function, tuple(self.to_mark()))
+
+    def instance_stack(self):
+        function, *items = self.to_mark() or [None]
+        self.make(function, tuple(items))
+
+    def build(self):
+        """The state of an object, its attributes: nothing here has any."""
+        self.pop()
+        self.top()
+
+    def storage(self):
+        identity = self.pop()
+        if self.persistent is None:
+            raise Refused('refused, nothing was run: its pickle refers to what is not a tensor storage')
+        self.stack.append(self.persistent(identity))
+
+    # Scalars
+
+    def integer(self, length):
+        if length > MAX_INTEGER:
+            raise Refused(f'damaged: an integer of {length:,} bytes')
+        self.stack.append(int.from_bytes(self.take(length), 'little', signed=True))
+
+    def integer_line(self):
+        line = self.line()
+        self.stack.append({b'00': False, b'01': True}[line] if line in (b'00', b'01') else int(line.rstrip(b'L')))
+
+    def text(self, length):
+        self.stack.append(self.take(length).decode('utf-8', 'surrogatepass'))
+
+    def old_text(self, length):
+        """A str of Python 2: text, or bytes where it is none."""
+        data = self.take(length)
+        try:
+            self.stack.append(data.decode('utf-8'))
+        except UnicodeDecodeError:
+            self.stack.append(data)
+
+    def protocol(self):
+        if (version := self.number('B')) > pickle.HIGHEST_PROTOCOL:
+            raise Refused(f'damaged, or no checkpoint: a pickle of protocol {version}')
+
+    def frame(self):
+        if (length := self.number('<Q')) > self.size:
+            raise Refused(f'damaged: a frame of {length:,} bytes in a file of {self.size:,}')
+
+    STEPS = {
+        b'\x80': protocol, b'\x95': frame,
+        b'(': mark, b'0': pop_or_mark, b'1': to_mark, b'2': lambda m: m.stack.append(m.top()),
+        b'N': lambda m: m.stack.append(None), b'\x88': lambda m: m.stack.append(True), b'\x89': lambda m: m.stack.append(False),
+        b'J': lambda m: m.stack.append(m.number('<i')), b'K': lambda m: m.stack.append(m.number('B')),
+        b'M': lambda m: m.stack.append(m.number('<H')), b'G': lambda m: m.stack.append(m.number('>d')),
+        b'\x8a': lambda m: m.integer(m.number('B')), b'\x8b': lambda m: m.integer(m.number('<I')),
+        b'I': integer_line, b'L': integer_line, b'F': lambda m: m.stack.append(float(m.line())),
+        b'V': lambda m: m.stack.append(m.line().decode('raw-unicode-escape')),
+        b'X': lambda m: m.text(m.number('<I')), b'\x8c': lambda m: m.text(m.number('B')), b'\x8d': lambda m: m.text(m.number('<Q')),
+        b'T': lambda m: m.old_text(m.number('<i')), b'U': lambda m: m.old_text(m.number('B')),
+        b'B': lambda m: m.stack.append(m.take(m.number('<I'))), b'C': lambda m: m.stack.append(m.take(m.number('B'))),
+        b'\x8e': lambda m: m.stack.append(m.take(m.number('<Q'))), b'\x96': lambda m: m.stack.append(m.take(m.number('<Q'))),
+        b')': lambda m: m.put(()), b']': lambda m: m.put([]), b'}': lambda m: m.put({}),
+        b'\x8f': lambda m: m.stack.append(Opaque('builtins.set')),
+        b'\x85': lambda m: m.last(1), b'\x86': lambda m: m.last(2), b'\x87': lambda m: m.last(3),
+        b't': lambda m: m.put(tuple(items := m.to_mark()), items), b'l': lambda m: m.put(items := m.to_mark(), items), b'd': pairs,
+        b'\x91': lambda m: (m.to_mark(), m.stack.append(Opaque('builtins.frozenset'))),
+        b'a': lambda m: m.extend([m.pop()]), b'e': lambda m: m.extend(m.to_mark()), b'\x90': lambda m: m.extend(m.to_mark()),
+        b's': one_item, b'u': lambda m: m.set_items(m.to_mark()),
+        b'q': lambda m: m.memorize(m.number('B')), b'r': lambda m: m.memorize(m.number('<I')), b'p': lambda m: m.memorize(int(m.line())),
+        b'\x94': lambda m: m.memorize(len(m.memo)),
+        b'h': lambda m: m.recall(m.number('B')), b'j': lambda m: m.recall(m.number('<I')), b'g': lambda m: m.recall(int(m.line())),
+        b'c': global_lines, b'\x93': global_stack, b'R': reduce, b'\x81': reduce, b'\x92': reduce_with_keywords,
+        b'i': instance_lines, b'o': instance_stack, b'b': build, b'Q': storage,
+    }
+
+
+CONTAINERS = (dict, list, tuple)
+REBUILDERS = ('copyreg._reconstructor', 'copy_reg._reconstructor', 'copyreg.__newobj__', 'copyreg.__newobj_ex__')
+
+
+def checked_key(key):
+    """The key of a dict, if hashing and comparing it is cheap."""
+    if isinstance(key, (str, bytes, float, type(None), Opaque)) or isinstance(key, int) and abs(key) < 2 ** 64:
+        return key
+    if isinstance(key, tuple) and len(key) <= MAX_KEY and all(not isinstance(item, tuple) for item in key):
+        return tuple(map(checked_key, key))
+    raise Refused(f'a dictionary key that is a {"deep or long tuple" if isinstance(key, tuple) else type(key).__name__}, which no state dict has: {RESAVE}')

@@ -1,0 +1,206 @@
+"""Finds a state dict in what a file holds: under which key it lies, and what stands before its names.
+
+Training codes save their weights under keys of their own ('model', 'ema') and wrap the network in others, whose names come before
+those of the weights ('module.', 'backbone.'). Nothing is guessed from such words: of all dicts in a file, and of all beginnings
+of their names, the one counts that leaves exactly the names that are expected.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fsar_jax.messages import listed, printable
+from fsar_jax.weights.pickle_file import RESAVE, Opaque, UnreadTensor
+
+# Where several dicts of a file fit, the first of these; then MAIN; then any other: averages (ema, teacher) of what training minimised.
+STATE_DICT_KEYS = ('model_state_dict', 'model_state', 'state_dict')
+MAIN = ('model', 'net', 'network', 'module', 'params', 'weights')
+# Wrappers that may stand anywhere in a name, and what puts them there.
+WRAPPERS = {'module': 'multi-GPU training', '_orig_mod': 'torch.compile', '_fsdp_wrapped_module': 'FSDP', '_forward_module': 'Lightning Fabric',
+            '_checkpoint_wrapped_module': 'activation checkpointing'}
+WRAPPER = re.compile(rf'(?:^|(?<=\.))({"|".join(WRAPPERS)})\.')
+
+MAX_NESTING = 6
+MAX_DICTS = 20_000
+MAX_PREFIXES = 100
+
+
+class Names(NamedTuple):
+    """The names of a model's state dict: all of `required`, and none that is not `known`."""
+    required: list[str]
+    known: Callable[[str], bool]
+
+
+class Found(NamedTuple):
+    """A state dict under plain names.
+
+    Attributes:
+      arrays: by plain name; values that are no tensors are left out where no weight is expected.
+      notes: what was done to get there, one line each.
+      place: the same for an error: " (under 'ema')".
+    """
+    arrays: dict[str, Any]
+    notes: list[str]
+    place: str
+
+
+def state_dicts(content: Any, path) -> dict[tuple[str, ...], dict]:
+    """{keys that lead to it: dict} of every dict with arrays in what `read_torch` returned, the outermost first.
+
+    Raises:
+      ValueError: there is none; one line that names the file and says what it holds.
+    """
+    found, seen, level = {}, set(), [((), content)]
+    for _ in range(MAX_NESTING):
+        below = []
+        for where, node in level:
+            if not isinstance(node, dict) or id(node) in seen or len(seen) > MAX_DICTS:
+                continue
+            seen.add(id(node))
+            if any(_is_tensor(value) for value in node.values()):
+                found[where] = node
+            below += [((*where, str(key)), value) for key, value in node.items() if isinstance(value, dict)]
+        level = below
+    if found:
+        return found
+    if isinstance(content, Opaque):
+        holds = f"it holds an object of class '{printable(content.name)}', which only its own code can load: {RESAVE}"
+    elif not isinstance(content, dict):
+        holds = f'it holds a {"tensor without a name" if isinstance(content, np.ndarray) else type(content).__name__}'
+    elif not content:
+        holds = 'it is empty'
+    else:
+        objects = {str(key): value.name for key, value in content.items() if isinstance(value, Opaque) and not isinstance(value, UnreadTensor)}
+        holds = f'its keys are {listed(content)}'
+        if objects:
+            holds += '; objects, which only their own code can load: ' + listed(f'{key} ({name})' for key, name in objects.items()) + f': {RESAVE}'
+    raise ValueError(f'{printable(path, 1000)}: no state dict inside: {holds}; expected arrays by name, or one of '
+                     f'{", ".join((*STATE_DICT_KEYS, *MAIN))} with them')
+
+
+def pick_state_dict(content: Any, path) -> dict[str, Any]:
+    """The state dict in what `read_torch` returned, whatever its names: under the first of STATE_DICT_KEYS, or all of it, or the one there is.
+
+    Raises:
+      ValueError: none, or several of which none is the obvious one.
+    """
+    found = {where: node for where, node in state_dicts(content, path).items() if len(where) < 2}
+    usual = [where for where in found if where and where[0] in STATE_DICT_KEYS]
+    if usual:
+        return found[min(usual, key=lambda where: STATE_DICT_KEYS.index(where[0]))]
+    if () in found:
+        return found[()]
+    best = _best(found or state_dicts(content, path))
+    if len(best) > 1:
+        raise ValueError(f'{printable(path, 1000)}: {_several(best)}')
+    return (found or state_dicts(content, path))[best[0]]
+
+
+def find_names(candidates: dict[tuple[str, ...], dict], names: Names) -> Found:
+    """The one of the `state_dicts` whose names, without what wraps them, are `names`; if none is, the one that comes closest, as it is.
+
+    Raises:
+      ValueError: several fit and none is the obvious one, or one holds the same name twice.
+    """
+    plain = {where: _plain(node, names) for where, node in candidates.items()}
+    fits = {where: found for where, (found, fit, _) in plain.items() if fit}
+    if not fits:
+        where, (found, _, twice) = max(plain.items(), key=lambda item: sum(name in item[1][0].arrays for name in names.required))
+        if twice:
+            raise ValueError(twice)
+        return found._replace(place=_place(where, found.place))
+    best = _best(fits)
+    if len(best) > 1:
+        raise ValueError(_several(best))
+    found, others = fits[best[0]], [where for where in fits if where != best[0]]
+    notes = list(found.notes)
+    if others:
+        notes.insert(0, f"took the weights under '{_dotted(best[0])}', the model itself by its name, and not those under "
+                     f'{listed(map(_dotted, others))}, which fit too')
+    elif best[0] and best[0][-1] not in STATE_DICT_KEYS:
+        notes.insert(0, f"took the weights under '{_dotted(best[0])}'")
+    return found._replace(notes=notes, place=_place(best[0], found.place))
+
+
+def _best(places: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Those of the most obvious rank: the outermost dict, then the order of STATE_DICT_KEYS, then MAIN, then the rest."""
+    order = {key: rank for rank, key in enumerate(STATE_DICT_KEYS)} | dict.fromkeys(MAIN, len(STATE_DICT_KEYS))
+    rank = lambda where: max((order.get(key, len(STATE_DICT_KEYS) + 1) for key in where), default=-1)
+    places = list(places)
+    first = min(map(rank, places))
+    return [where for where in places if rank(where) == first]
+
+
+def _several(places) -> str:
+    return (f'several state dicts fit: {listed(map(_dotted, places))}: save the one that you mean alone, '
+            f'torch.save(torch.load("this file", map_location="cpu")[{printable(places[0][0])!r}], "weights.pth")')
+
+
+def _dotted(where):
+    return '.'.join(printable(key, 60) for key in where)
+
+
+def _place(where, place):
+    return (f" (under '{_dotted(where)}')" if where and where[-1] not in STATE_DICT_KEYS else '') + place
+
+
+def _is_tensor(value):
+    return isinstance(value, (np.ndarray, jax.Array, UnreadTensor))
+
+
+def _beside(value):
+    """What may lie beside the weights without being one."""
+    return value is None or isinstance(value, (bool, int, float, complex, str, bytes, list, tuple, dict, set, np.generic)) or (
+        isinstance(value, Opaque) and not isinstance(value, UnreadTensor))
+
+
+def _plain(state_dict, names):
+    """(Found, whether its names are exactly `names`, an error if a name is there twice)."""
+    arrays, removed = {}, dict.fromkeys(WRAPPERS, 0)
+    for name, value in state_dict.items():
+        name = str(name)
+        for wrapper in set(WRAPPER.findall(name)):
+            removed[wrapper] += 1
+        plain = WRAPPER.sub('', name)
+        if plain in arrays:
+            twice = f"the state dict has '{printable(plain)}' twice, with and without '{next(w for w in WRAPPERS if removed[w])}.'"
+            return Found(arrays, [], ''), False, twice
+        arrays[plain] = value
+    notes = [f"removed '{wrapper}.' of {WRAPPERS[wrapper]} from {count} of {len(arrays)} names" for wrapper, count in removed.items() if count]
+
+    closest, whole, required = None, [], set(names.required)
+    for prefix in _prefixes(arrays, names):
+        inside = _without(arrays, prefix)
+        if inside is None:
+            continue
+        inside = {name: value for name, value in inside.items() if name in required or names.known(name) or not _beside(value)}
+        shorter = [f"removed '{printable(prefix)}' from {sum(name.startswith(prefix) for name in arrays)} of {len(arrays)} names"] if prefix else []
+        found = Found(inside, notes + shorter, f" (without '{printable(prefix)}')" if prefix else '')
+        missing = sum(name not in inside for name in names.required)
+        unknown = sum(name not in required and not names.known(name) for name in inside)
+        if not missing and not unknown:
+            return found, True, None
+        whole += [prefix] * (required != set() and not missing)
+        if closest is None or missing < closest[0]:
+            closest = missing, found
+    twice = (f'the names of the model are there {len(whole)} times, after {listed(repr(prefix) for prefix in whole)}: keep only those that '
+             'you mean') if len(whole) > 1 else None
+    return closest[1], False, twice
+
+
+def _prefixes(arrays, names):
+    """What stands before the first or the last required name, wherever one is the end of a name: '' first, then the shortest."""
+    ends = {names.required[0], names.required[-1]} if names.required else ()
+    found = {name[:-len(end)] for name in arrays for end in ends if name.endswith(f'.{end}')}
+    return ['', *sorted(found, key=lambda prefix: (len(prefix), prefix))[:MAX_PREFIXES]]
+
+
+def _without(arrays, prefix):
+    """The arrays without the prefix where it stands; None if two then have one name."""
+    inside = {name.removeprefix(prefix): value for name, value in arrays.items()}
+    return inside if len(inside) == len(arrays) else None
