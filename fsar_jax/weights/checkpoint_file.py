@@ -6,6 +6,7 @@ failure is one line that says what the file is and what to do. pickle_file.py re
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -18,6 +19,7 @@ import zipfile
 import ml_dtypes
 import numpy as np
 
+from fsar_jax.files import naming
 from fsar_jax.messages import listed, one_line, printable
 from fsar_jax.weights.pickle_file import RESAVE, Opaque, Refused, UnreadTensor, read_pickle
 
@@ -94,12 +96,12 @@ def read_torch(path) -> dict[str, Any]:
     if not stat.S_ISREG(mode):
         raise ValueError(f'{shown}: a pipe, socket or device, not a checkpoint file: copy its content to a file, and give that')
     try:
-        with path.open('rb') as file:
+        with naming(path), path.open('rb') as file:
             return _read(file, path.stat().st_size)
     except Refused as error:
         raise ValueError(f'{shown}: {error}') from None
     except OSError as error:
-        if error.errno is not None:
+        if error.errno not in (None, errno.EINVAL):         # EINVAL: a damaged zip file places a part before its start
             raise
         raise ValueError(f'{shown}: {_unreadable(error)}') from None
     except Exception as error:      # a damaged file can fail in any way
@@ -123,7 +125,7 @@ def _read(file, size):
         return _read_zip(file, size)
     if head[8:9] == b'{':
         return _read_safetensors(file, size)
-    if head[:1] == b'\x80' and head[1:2] <= b'\x05':
+    if head[:1] == b'\x80' and head[1:2] <= b'\x05' or head.startswith(b'L%d' % LEGACY_MAGIC):
         return _read_legacy(file, size)
     text = head.lstrip(b'\xef\xbb\xbf \t\r\n').lower()
     if text.startswith((b'<!doctype', b'<html', b'<?xml', b'<head')):
@@ -166,7 +168,8 @@ def _calls(limit, foreign):
         if math.prod(size) * storage.itemsize > limit:
             raise Refused(f'damaged: a tensor of size {size} takes more memory than its whole file, by repeating {storage.size} entries')
         strides = tuple(s * storage.itemsize for s in stride)
-        view = np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
+        view = np.ndarray(size, storage.dtype, storage.view(np.uint8), offset * storage.itemsize, strides)
+        view.flags.writeable = False
         if not isinstance(metadata, dict):
             return view
         if metadata.get('conj') or metadata.get('neg'):      # not yet applied

@@ -8,6 +8,7 @@ imported. All work is bounded by the length of the file.
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import re
 import struct
@@ -41,8 +42,8 @@ HARMLESS = re.compile(r'''
     | torch\.((storage|cuda)\.\w*Storage|serialization\._get_layout|torch_version\.TorchVersion|_tensor\._rebuild_from_type(_v2)?|
         nn\.parameter\.\w+|_utils\._rebuild_\w+)
     | numpy\.([a-z]+\d+_?|bool_?|int_|float_|str_|bytes_|object_|void|dtype|ndarray|generic|number|longlong|ulonglong|longdouble|intc|uintc)
-    | numpy\.(core|_core)\.(multiarray|numeric)\.(scalar|_reconstruct|_frombuffer) | numpy\.dtypes\.\w+ | numpy\.random\._pickle\.\w+
-    | numpy\.random\.(_\w+\.)?[A-Z]\w* | numpy\.random\.mtrand\.RandomState | numpy\.ma\.core\.(_mareconstruct|MaskedArray)
+    | numpy\.(core|_core)\.(multiarray|numeric)\.(scalar|_reconstruct|_frombuffer) | numpy\.dtypes\.\w+ | numpy\.random\.(_pickle\.\w+|\w+\.__pyx_unpickle_\w+)
+    | numpy\.random\.(\w+\.)?[A-Z]\w* | numpy\.ma\.core\.(_mareconstruct|MaskedArray)
     ''', re.X)
 GUARDED = frozenset({'torch', 'torchvision', 'numpy'})
 STANDARD_LIBRARY = frozenset(sys.stdlib_module_names) | {      # and what other versions of Python have
@@ -109,7 +110,7 @@ class _Machine:
         self.file, self.size, self.persistent = file, size, persistent
         self.calls = {'collections.OrderedDict': self.ordered_dict, 'collections.Counter': lambda items=None: {} if items is None else items,
                       'collections.defaultdict': lambda *_: {}, **calls}
-        self.stack, self.marks, self.memo, self.count = [], [], {}, 0
+        self.stack, self.marks, self.memo, self.count, self.signatures = [], [], {}, 0, {}
         self.depths = {}        # id of a container → its depth; set whenever one is made, so a reused id is no danger
 
     def run(self):
@@ -275,9 +276,12 @@ class _Machine:
             made = Opaque(items[0].name if function.name in REBUILDERS and items and isinstance(items[0], Opaque) else function.name)
         else:
             try:
-                made = call(*items)
+                if function.name not in self.signatures:
+                    self.signatures[function.name] = inspect.signature(call)
+                self.signatures[function.name].bind(*items)
             except TypeError:
                 raise Refused(f"damaged: '{printable(function.name)}' with {len(items)} arguments") from None
+            made = call(*items)
         if type(made) in CONTAINERS:
             self.spend(len(made))
             self.deepen(made, made.values() if isinstance(made, dict) else made)
@@ -374,9 +378,11 @@ REBUILDERS = ('copyreg._reconstructor', 'copy_reg._reconstructor', 'copyreg.__ne
 
 
 def checked_key(key):
-    """The key of a dict, if hashing and comparing it is cheap."""
+    """The key of a dict, if hashing and comparing it is cheap; an `Opaque` for objects and tensors."""
     if isinstance(key, (str, bytes, float, type(None), Opaque)) or isinstance(key, int) and abs(key) < 2 ** 64:
         return key
+    if not isinstance(key, (tuple, int)):
+        return Opaque(type(key).__name__)
     if isinstance(key, tuple) and len(key) <= MAX_KEY and all(not isinstance(item, tuple) for item in key):
         return tuple(map(checked_key, key))
-    raise Refused(f'a dictionary key that is a {"deep or long tuple" if isinstance(key, tuple) else type(key).__name__}, which no state dict has: {RESAVE}')
+    raise Refused(f'a dictionary key that is a {"deep or long tuple" if isinstance(key, tuple) else "huge integer"}, which no state dict has: {RESAVE}')

@@ -116,3 +116,12 @@ def write_legacy(path, obj):
 
 WRITERS = {'zip': write_zip, 'legacy': write_legacy}
 BFLOAT16 = ml_dtypes.bfloat16
+
+
+def write_pickle(path, data, parts=(), compression=zipfile.ZIP_STORED, byteorder='little'):
+    """A zip file of torch's layout around any pickle, and any parts {name: bytes} beside it."""
+    with zipfile.ZipFile(path, 'w', compression) as archive:
+        archive.writestr('archive/data.pkl', data)
+        archive.writestr('archive/byteorder', byteorder)
+        for name, part in dict(parts).items():
+            archive.writestr(f'archive/{name}', part)
