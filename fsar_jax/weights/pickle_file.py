@@ -45,7 +45,7 @@ HARMLESS = re.compile(r'''
     | numpy\.(core|_core)\.(multiarray|numeric)\.(scalar|_reconstruct|_frombuffer) | numpy\.dtypes\.\w+ | numpy\.random\.(_pickle\.\w+|\w+\.__pyx_unpickle_\w+)
     | numpy\.random\.(\w+\.)?[A-Z]\w* | numpy\.ma\.core\.(_mareconstruct|MaskedArray)
     ''', re.X)
-GUARDED = frozenset({'torch', 'torchvision', 'numpy'})
+GUARDED = frozenset({'torch', 'numpy'})
 STANDARD_LIBRARY = frozenset(sys.stdlib_module_names) | {      # and what other versions of Python have
     '__builtin__', 'asynchat', 'asyncore', 'cgi', 'commands', 'cPickle', 'crypt', 'distutils', 'httplib', 'imp', 'lib2to3', 'nntplib', 'os2',
     'pipes', 'popen2', 'smtpd', 'spwd', 'telnetlib', 'test', 'urllib2'}

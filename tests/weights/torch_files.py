@@ -58,8 +58,8 @@ class Call:
 
 class Pickler(pickle._Pickler):      # the Python one: its dispatch can write a global that does not exist here
 
-    def __init__(self, file, legacy):
-        super().__init__(file, protocol=2)
+    def __init__(self, file, legacy, protocol=2):
+        super().__init__(file, protocol)
         self.legacy, self.storages = legacy, {}
 
     def persistent_id(self, obj):
@@ -77,9 +77,9 @@ class Pickler(pickle._Pickler):      # the Python one: its dispatch can write a 
             super().save(obj, save_persistent_id)
 
 
-def dump(obj, legacy):
+def dump(obj, legacy, protocol=2):
     buffer = io.BytesIO()
-    pickler = Pickler(buffer, legacy)
+    pickler = Pickler(buffer, legacy, protocol)
     pickler.dump(obj)
     return buffer.getvalue(), pickler.storages
 
@@ -91,8 +91,8 @@ def storage_bytes(storage, byteorder='little'):
     return array.tobytes()
 
 
-def write_zip(path, obj, byteorder='little', root='archive'):
-    data, storages = dump(obj, legacy=False)
+def write_zip(path, obj, byteorder='little', root='archive', protocol=2):
+    data, storages = dump(obj, legacy=False, protocol=protocol)
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr(f'{root}/data.pkl', data)
         if byteorder:
