@@ -10,14 +10,25 @@ Any value of fsar_jax/config.py is a flag: --config.episode.shot=5. The same com
 """
 
 import pathlib
+import signal
 import sys
 
-import jax
+from fsar_jax.stopping import on_signals
+
+STOPPED = 'what was finished is kept, the same command goes on from there'
+
+# What takes seconds to import, JAX above all, is imported in `main`: Ctrl-C is one line from the start, and the processes that
+# read videos, which import this file again, do without.
+if __name__ == '__main__':
+    on_signals(STOPPED)
+elif __name__ == '__mp_main__':                           # such a process: it ends with the one that started it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fsar_jax.training.train import evaluate_only, train_and_evaluate
-from fsar_jax.training.workdir import evaluation_config
+from fsar_jax.files import local_path
+from fsar_jax.messages import one_line, printable
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/<method>.py, or configs/<method>.py:<preset>.', lock_config=True)
 WORKDIR = flags.DEFINE_string('workdir', None, 'Checkpoints, metrics and results; default runs/<method>[-<preset>].')
@@ -28,54 +39,80 @@ DISTRIBUTED = flags.DEFINE_string('distributed', None, 'Several hosts: "auto" wh
 
 def main(argv):
     if len(argv) > 1:
-        raise ValueError(f"unexpected argument '{argv[1]}': flags look like --config.episode.shot=5")
+        raise ValueError(f"unexpected argument '{printable(argv[1])}': flags look like --config.episode.shot=5")
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)          # Orbax and TFDS tell every file that they touch
     if CONFIG.value is None:
         raise ValueError('no --config given: try --config=configs/strm.py')
-    if DISTRIBUTED.value:
-        start_distributed(DISTRIBUTED.value)
     if WEIGHTS.value and MODE.value == 'train':
         raise ValueError('--weights evaluates a published checkpoint: add --mode=evaluate (to start training from ImageNet, '
                          'set --config.model.backbone.weights)')
     path, _, preset = flags.FLAGS['config'].config_filename.partition('.py:')
     method = pathlib.Path(path).stem
-    workdir = WORKDIR.value or f'runs/{method}-{preset}'.rstrip('-')
+    workdir = local_path(WORKDIR.value or f'runs/{method}-{preset}'.rstrip('-'), '--workdir')
+    published = local_path(WEIGHTS.value, '--weights') if WEIGHTS.value else None
+
+    if DISTRIBUTED.value:
+        start_distributed(DISTRIBUTED.value)
+    from fsar_jax.training.train import evaluate_only, train_and_evaluate
+    from fsar_jax.training.workdir import evaluation_config
     if MODE.value == 'train':
         train_and_evaluate(CONFIG.value, workdir, method, preset)
         return
     given = config_flags.get_override_values(flags.FLAGS['config'])
-    if WEIGHTS.value:
-        evaluate_only(CONFIG.value, workdir, method, WEIGHTS.value, given)
+    if published:
+        evaluate_only(CONFIG.value, workdir, method, published, given)
     else:
         evaluate_only(evaluation_config(CONFIG.value, given, workdir, method, preset), workdir, method)
 
 
 def start_distributed(spec: str):
     """Joins the other processes of the run; before any other use of JAX."""
+    import jax
     if spec == 'auto':
-        return jax.distributed.initialize()
-    try:
-        address, count, index = spec.split(',')
-        count, index = int(count), int(index)
-    except ValueError:
-        raise ValueError(f"--distributed={spec} should be 'auto' or 'host:port,count,index', e.g. 10.0.0.1:1234,2,0") from None
-    jax.distributed.initialize(address, count, index)
+        jax.distributed.initialize()
+    else:
+        try:
+            address, count, index = spec.split(',')
+            count, index = int(count), int(index)
+        except ValueError:
+            raise ValueError(f"--distributed={printable(spec)} should be 'auto' or 'host:port,count,index', e.g. 10.0.0.1:1234,2,0") from None
+        jax.distributed.initialize(address, count, index)
+    on_signals(STOPPED)                                   # it takes SIGTERM for itself
 
 
 def parse(argv):
+    """Parses the flags; what is wrong with them, or with the config file, is one line that names the flag."""
     try:
-        return flags.FLAGS(argv)
+        return flags.FLAGS(with_config_path(argv))
     except (AttributeError, KeyError) as error:
         sys.exit(f'error: no such config key: {in_one_line(error)} (fsar_jax/config.py has them all)')
     except (flags.Error, TypeError, ValueError) as error:
         sys.exit(f'error: {in_one_line(error)}')
+    except Exception as error:                            # of the config file, which is code
+        sys.exit(f'error: --config cannot be loaded: {type(error).__name__}: {in_one_line(error)}')
+
+
+def with_config_path(argv: list[str]) -> list[str]:
+    """The arguments with '~' in --config=~/mine.py expanded, which is read while they are parsed."""
+    argv = list(argv)
+    for place, argument in enumerate(argv[1:], 1):
+        name, equals, value = argument.partition('=')
+        if argument == '--':
+            break
+        if name in ('--config', '-config') and value:
+            argv[place] = f"{name}={local_path(value, '--config')}"
+        elif name in ('--config', '-config') and not equals and place + 1 < len(argv):
+            argv[place + 1] = str(local_path(argv[place + 1], '--config'))
+    return argv
 
 
 def in_one_line(error: Exception) -> str:
     """The message of a flag or config error. What a config file raises arrives inside a printed traceback: its last line says it."""
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
+    if isinstance(error, OSError) and error.errno is not None or isinstance(error, SyntaxError):
+        return one_line(error)
     lines = str(error.args[0] if error.args else error).replace('\\n', '\n').replace("\\'", "'").strip('"\n').splitlines()
     return lines[-1] if any('Traceback' in line for line in lines) else ' '.join(line.strip() for line in lines)
 
@@ -87,7 +124,7 @@ def run():
     except (ValueError, OSError, FloatingPointError) as error:
         if logging.level_debug():
             raise
-        sys.exit(f'error: {error}' if not isinstance(error, OSError) else f'error: {in_one_line(error)}')
+        sys.exit(f'error: {in_one_line(error)}')
 
 
 if __name__ == '__main__':

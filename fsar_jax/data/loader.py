@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 import contextlib
 import ctypes
+import multiprocessing
 import os
 import threading
-import time
 
 from absl import flags
 import grain
@@ -312,10 +312,8 @@ def keep_freed_memory() -> None:
 def _start_worker(worker, workers):
     del worker, workers
     keep_freed_memory()
-    parent = os.getppid()
 
-    def watch():
-        while os.getppid() == parent:             # a worker outlives a killed parent and would keep its shared memory
-            time.sleep(1)
+    def watch():                                  # a worker outlives a killed parent and would keep its shared memory
+        multiprocessing.parent_process().join()   # at once where it died before this process was ready
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()

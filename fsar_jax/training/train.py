@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pathlib
+import threading
 
 import jax
 import ml_collections
@@ -13,6 +14,7 @@ from fsar_jax.config import frames_read, resolve_paths, resolved_plan, validate
 from fsar_jax.data import episodes, loader
 from fsar_jax.data.dataset import open_dataset, videos_present
 from fsar_jax.learner import create_learner
+from fsar_jax.stopping import finish_first
 from fsar_jax.training import results
 from fsar_jax.training.episode_report import measure
 from fsar_jax.training.checkpoints import Checkpoints
@@ -90,8 +92,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str, 
 
         # ── The loop ────────────────────────────────────────────────────────────────────────────────────────────────
         train_step = make_train_step(learner, config, mesh)
-        before = None
-        with contextlib.closing(loader.training_batches(
+        before, saving = None, threading.Lock()
+        with finish_first(lambda: when_saved(checkpoints, saving)), contextlib.closing(loader.training_batches(
                 train_set, config, start, jax.process_index(), jax.process_count())) as batches, \
                 MetricWriter(workdir, train.log_steps, resume_step=start) as writer, \
                 Progress(train.num_steps * train.episodes_per_step, 'training', 'episode', start * train.episodes_per_step) as progress:
@@ -112,7 +114,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str, 
                         accuracy = {'val_accuracy': val['accuracy']}
                         writer.write(step, accuracy)
                         say(f"step {step}: val accuracy {val['accuracy']:.2%} ± {val['ci95']:.2%}")
-                    checkpoints.save(step, state, accuracy)
+                    writer.flush()
+                    with saving:
+                        checkpoints.save(step, state, accuracy)
         # ── Selection on val, then the only look at test ────────────────────────────────────────────────────────────────
         best, selected_on = select(checkpoints)
         state, _ = checkpoints.restore(state, best)
@@ -159,6 +163,12 @@ def evaluate_only(config: ml_collections.ConfigDict, workdir, method: str, publi
     else:
         variables, selected_on = best_of_run(workdir, mesh)
     return report(learner, variables, config, workdir, dataset, mesh, method, selected_on, changed)
+
+
+def when_saved(checkpoints, saving) -> None:
+    """Returns when the save that has begun is on disk; `saving` is held while one begins."""
+    with saving:
+        checkpoints.wait()
 
 
 def report(learner, variables, config, workdir, dataset, mesh, method, selected_on, changed) -> dict:

@@ -1,0 +1,84 @@
+"""Ctrl-C and SIGTERM: one line, exit status 130 or 143, and nothing that was finished is lost.
+
+Imports nothing heavy, so that a command can call `on_signals` before it imports what is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PATIENCE = 15.0  # seconds for what is to be finished first; schedulers kill after 30
+_finish_first: list[Callable[[], None]] = []
+_listening: list[int] = []  # the pipe's end that the interpreter writes signals to, once there is one
+
+
+def on_signals(message: str) -> None:
+    """From now on SIGINT and SIGTERM end the process with a line that says `message`: status 130 and 143.
+
+    No exception is raised in the main thread: it may be importing, compiling (which looks at no signal for minutes), or in a
+    library that swallows exceptions. A thread of its own waits for the signal, then at most PATIENCE seconds for what
+    `finish_first` names, and ends the process without taking the interpreter down: there, threads of JAX, Grain and Orbax that
+    still run touch what is gone already, now and then a segmentation fault. So files must be whole at every moment, as for a
+    kill. A second signal ends the process at once.
+
+    To be called in the main thread, and again after a library that takes the signals for itself. A signal that is ignored
+    (nohup, a shell's background jobs) stays so.
+    """
+    if not _listening:
+        reading, writing = os.pipe()  # neither is inherited by other processes
+        os.set_blocking(writing, False)
+        _listening.append(writing)
+        threading.Thread(target=_wait_for_signal, args=(reading, message), daemon=True).start()
+    signal.set_wakeup_fd(_listening[0], warn_on_full_buffer=False)
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: None)
+
+
+@contextlib.contextmanager
+def finish_first(wait: Callable[[], None]) -> Iterator[None]:
+    """In the block, a signal ends the process after `wait()`, which is called in another thread."""
+    _finish_first.append(wait)
+    try:
+        yield
+    finally:
+        _finish_first.remove(wait)
+
+
+def _wait_for_signal(pipe: int, message: str) -> None:
+    number = _next_signal(pipe)
+    over = threading.Event()
+    for target in (lambda: _finish(over), lambda: (_next_signal(pipe), over.set())):
+        threading.Thread(target=target, daemon=True).start()
+    over.wait(PATIENCE)
+    _leave(number, message)
+
+
+def _next_signal(pipe: int) -> int:
+    while (number := os.read(pipe, 1)[0]) not in SIGNALS:
+        pass
+    return number
+
+
+def _finish(over: threading.Event) -> None:
+    try:
+        for wait in reversed(_finish_first):
+            wait()
+        sys.stdout.flush()
+    finally:
+        over.set()
+
+
+def _leave(number: int, message: str) -> NoReturn:
+    how = 'Ctrl-C' if number == signal.SIGINT else signal.Signals(number).name
+    new_line = '\n' if os.isatty(2) else ''  # after the bar, and the terminal's ^C
+    with contextlib.suppress(OSError):  # not through sys.stderr, whose lock another thread may hold
+        os.write(2, f'{new_line}stopped ({how}): {message}\n'.encode())
+    os._exit(128 + number)

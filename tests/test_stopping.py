@@ -1,0 +1,90 @@
+"""A signal ends a command with one line and its exit status, after what is to be finished first."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tiny_run import REPOSITORY, start_main, tiny_flags
+
+from fsar_jax.training.checkpoints import Checkpoints
+from fsar_jax.training.progress import METRICS_FILE
+
+SCRIPT = """
+import signal, sys, threading, time
+{before}
+from fsar_jax.stopping import finish_first, on_signals
+on_signals('work is kept')
+saved = threading.Event()
+with finish_first(saved.wait):
+    print('ready', flush=True)
+    {work}
+"""
+LINE = {signal.SIGINT: 'stopped (Ctrl-C): work is kept\n', signal.SIGTERM: 'stopped (SIGTERM): work is kept\n'}
+
+
+def stop(number, work, before='', times=1):
+    """(exit status, stdout, stderr) of a process that gets the signal while it does `work`."""
+    process = subprocess.Popen([sys.executable, '-c', SCRIPT.format(work=work, before=before)], cwd=REPOSITORY,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    said = process.stdout.readline()
+    for time_ in range(times):
+        time.sleep(0.1 * (time_ > 0))
+        process.send_signal(number)
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return process.returncode, said + out, err
+
+
+@pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_one_line_and_the_status_after_the_save_in_progress(number, status):
+    work = "time.sleep(0.3); print('saved', flush=True); saved.set(); time.sleep(60)"
+    assert stop(number, work) == (status, 'ready\nsaved\n', LINE[number])
+
+
+def test_code_that_swallows_exceptions_does_not_keep_the_process():
+    work = """saved.set()
+    while True:
+        try: time.sleep(0.01)
+        except BaseException: pass"""
+    assert stop(signal.SIGINT, work) == (130, 'ready\n', LINE[signal.SIGINT])
+
+
+def test_a_second_signal_does_not_wait():
+    assert stop(signal.SIGINT, 'time.sleep(60)', times=2) == (130, 'ready\n', LINE[signal.SIGINT])
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    work = "time.sleep(0.3); print('went on', flush=True)"
+    assert stop(signal.SIGINT, work, 'signal.signal(signal.SIGINT, signal.SIG_IGN)') == (0, 'ready\nwent on\n', '')
+
+
+def test_ctrl_c_while_main_imports(tmp_path):
+    process = start_main('--config=configs/protonet.py', f'--workdir={tmp_path}/run')
+    time.sleep(0.7)
+    assert_one_line(process)
+
+
+def test_ctrl_c_in_training_waits_for_the_checkpoint(tiny_data, tmp_path):
+    changes = {'train.num_steps': 10_000, 'train.checkpoint_steps': 2, 'eval.val_episodes': 0}
+    process = start_main(*tiny_flags('protonet', tiny_data, tmp_path / 'run', changes))
+    folder, metrics = tmp_path / 'run' / 'checkpoints', tmp_path / 'run' / METRICS_FILE
+    while process.poll() is None and not (folder.is_dir() and any(folder.glob('[0-9]*'))):
+        time.sleep(0.002)
+    assert_one_line(process)
+    assert not list(folder.glob('*tmp*'))
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        assert 2 <= checkpoints.latest_step <= metrics.read_bytes().count(b'loss')
+
+
+def assert_one_line(process):
+    process.send_signal(signal.SIGINT)
+    try:
+        _, err = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    assert err == 'stopped (Ctrl-C): what was finished is kept, the same command goes on from there\n'
+    assert process.returncode == 130
