@@ -154,7 +154,7 @@ class VideoDataset:
             raise
         except Exception as error:  # the reader of the files is C++ code, then come protobuf and tfds: each has its own
             raise OSError(
-                f'{self._place(position)} cannot be read ({printable(one_line(error))}): {self._see_what_is_lost}; where too '
+                f'{self._place(position)} cannot be read ({printable(one_line(error))}): {self.advice}; where too '
                 'many files are open, raise ulimit -n'
             ) from None
         found = (record['video_id'], int(record['label']), int(record['num_frames']))
@@ -163,12 +163,12 @@ class VideoDataset:
             of = lambda video: f"'{printable(video[0])}' (label {video[1]}, {video[2]} frames)"
             raise ValueError(
                 f'{self._place(position)} is of video {of(found)}, metadata.json says {of(indexed)}: record files or '
-                f'metadata.json are those of another build or split; {self._see_what_is_lost}'
+                f'metadata.json are those of another build or split; {self.advice}'
             )
         if len(record['frames']) != found[2]:
             raise ValueError(
                 f"{self._place(position)}, video '{printable(found[0])}', holds {len(record['frames'])} frames and says that it "
-                f'has {found[2]}: {self._see_what_is_lost}'
+                f'has {found[2]}: {self.advice}'
             )
         return record
 
@@ -182,7 +182,8 @@ class VideoDataset:
         return f'record {place} of {printable(self.directory / file, 1000)}'
 
     @property
-    def _see_what_is_lost(self):
+    def advice(self) -> str:
+        """What to do where a record is damaged, for the end of an error."""
         return f'see what is damaged with {command("verify", self.name, self.data_dir)}'
 
     def lost_files(self) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 Grain reads one episode (or one video) per element, in order, in threads of this process (JPEG decoding releases the
 interpreter lock) or, with config.data.num_workers, in worker processes. Neither changes a byte of what comes out.
-`config.data.prefetch` batches are kept ready; at paper size (16 episodes of 45 videos at 224 px) a batch is 0.9 GB.
+`config.data.prefetch` batches are kept ready; at paper size (16 episodes of 45 videos at 224 px) a batch is 0.9 GB. Worker
+processes hand their episodes over in /dev/shm, which has to hold a little more than twice as much.
 
 Everything is uint8. A training clip's view (frame jitter, then crop x, crop y, then flip, each only where the config
 has it; support before query) comes from the VIEWS stream of its episode and is shared by the frames of the clip.
@@ -14,8 +15,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 import contextlib
 import ctypes
+import mmap
 import multiprocessing
 import os
+import re
+import signal
+import sys
 import threading
 
 from absl import flags
@@ -27,9 +32,11 @@ from fsar_jax.data import episodes as episode_lists
 from fsar_jax.data import frames as frame_tools
 from fsar_jax.data.frame_sampling import frame_indices
 from fsar_jax.machine import usable_cores
+from fsar_jax.messages import printable
 
 ENDLESS = 1 << 40                                 # elements of the training stream: the caller decides when it ends
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1           # parameters of glibc's mallopt
+SHARED_MEMORY = '/dev/shm'                        # where Linux keeps what worker processes hand over; macOS has no such folder
 
 
 class UsableVideos:
@@ -44,7 +51,7 @@ class UsableVideos:
         labels = np.asarray(dataset.labels, np.int32)
         self.labels, self.dropped = labels[keep], labels[~keep]
         self.num_frames = np.asarray(dataset.num_frames, np.int32)[keep]
-        self.settings = dataset.settings
+        self.settings, self.advice = dataset.settings, getattr(dataset, 'advice', None)
         self.video_ids = [dataset.video_ids[position] for position in self.kept]
 
     def __len__(self) -> int:
@@ -123,7 +130,7 @@ class Clips:
         if data.crop not in ('random', 'centre'):
             raise ValueError(f"config.data.crop={data.crop!r} is not one of 'random', 'centre'")
         frame_indices(1, 1, data.sampling)        # a wrong rule is an error now, not in a loader thread
-        self.dataset = dataset
+        self.dataset, self.advice = dataset, getattr(dataset, 'advice', None) or 'build the dataset again'
         self.length, self.size, self.short_side = frames_read(config), episode.image_size, data.resize
         self.rule, self.random_crop, self.flip = data.sampling, data.crop == 'random', data.flip
 
@@ -138,25 +145,32 @@ class Clips:
         try:
             return self._view(record['frames'], int(dataset.num_frames[position]), out, rng)
         except ValueError as error:
-            name = dataset.video_ids[position]
+            name = printable(dataset.video_ids[position])
             raise ValueError(f"video '{name}' of {dataset.name} {dataset.split}: {error}") from error
 
     def _view(self, stored, num_frames, out, rng):
         if len(stored) != num_frames:
-            raise ValueError(f'its record holds {len(stored)} frames, the metadata says {num_frames}: build the dataset again')
+            raise ValueError(f'its record holds {len(stored)} frames, the metadata says {num_frames}: {self.advice}')
         indices = frame_indices(num_frames, self.length, self.rule, rng)
         for t, index in enumerate(indices):
             if t and index == indices[t - 1]:
                 out[t] = out[t - 1]
                 continue
-            frame = frame_tools.resize_short_side(frame_tools.decode_jpeg(stored[index]), self.short_side)
+            frame = frame_tools.resize_short_side(self._decode(stored[index]), self.short_side)
             if t == 0:
                 shape = frame.shape
                 x, y, flip = self._draw(shape[1], shape[0], rng)
             elif frame.shape != shape:
-                raise ValueError(f'frame {index} is {frame.shape[1]}x{frame.shape[0]}, the others are {shape[1]}x{shape[0]}')
+                raise ValueError(f'frame {index} is {frame.shape[1]}x{frame.shape[0]}, the others are {shape[1]}x{shape[0]}: '
+                                 f'{self.advice}')
             out[t] = frame[y:y + self.size, x:x + self.size]
         return flip
+
+    def _decode(self, data):
+        try:
+            return frame_tools.decode_jpeg(data)
+        except ValueError as error:
+            raise ValueError(f'{error}: {self.advice}') from error
 
     def _draw(self, width, height, rng):
         """Crop offset and flip of one clip. The published order is flip, then crop: the host takes the mirrored crop."""
@@ -169,7 +183,7 @@ class Clips:
         return frame_tools.mirrored_crop_x(x, width, self.size) if flip else x, y, flip
 
 
-# The three sources are what Grain indexes, in threads or, pickled, in worker processes.
+# The three sources are what Grain indexes, in threads or, pickled, in worker processes. `clips_each`: clips of an element.
 
 class TrainingEpisodes:
     """Element k is the k-th episode that this process trains on, counted from start_step."""
@@ -179,6 +193,7 @@ class TrainingEpisodes:
         self.clips, self.by_class = Clips(dataset, config), episode_lists.clips_by_class(dataset)
         self.classes = np.unique(dataset.labels)
         self.shape, self.seed = (episode.way, episode.shot, episode.query), config.seed
+        self.clips_each = episode.way * (episode.shot + episode.query)
         self.per_step, self.parts = train.episodes_per_step, train.accumulation_steps
         self.start_step, self.process_index, self.share = start_step, process_index, share
 
@@ -209,6 +224,7 @@ class TrainingEpisodes:
 class TestVideos:
     """Element k is the test view of video positions[k]."""
     __test__ = False                              # the name is not for pytest
+    clips_each = 1
 
     def __init__(self, dataset, config, positions):
         self.clips, self.positions = Clips(dataset, config), positions
@@ -231,6 +247,7 @@ class TestEpisodes:
 
     def __init__(self, dataset, config, episodes):
         self.clips, self.episodes = Clips(dataset, config), episodes
+        self.clips_each = sum(part[0].size if len(part) else 0 for part in (episodes.support, episodes.query))
 
     def __len__(self):
         return len(self.episodes.support)
@@ -268,6 +285,12 @@ def _checked(dataset, config, positions):
 
 def _batches(source, config, size, finish=lambda batch: batch):
     """Generator of `finish({key: array [size, ...]})`, new arrays each time; the last batch of a source may be smaller."""
+    if config.data.num_workers:                   # now, not at the first batch
+        check_shared_memory(source, config, _per_worker(config, size))
+    return _generate(source, config, size, finish)
+
+
+def _generate(source, config, size, finish):
     with contextlib.closing(_elements(source, config, size)) as elements:
         for start in range(0, len(source), size):
             count, batch = min(size, len(source) - start), {}
@@ -281,24 +304,78 @@ def _batches(source, config, size, finish=lambda batch: batch):
 
 def _elements(source, config, batch_size):
     """Generator of the source's elements, read in parallel, config.data.prefetch batches ahead."""
-    threads, workers, ahead = config.data.num_threads or usable_cores(), config.data.num_workers, max(1, config.data.prefetch) * batch_size
+    threads, workers = config.data.num_threads or usable_cores(), config.data.num_workers
     elements = grain.MapDataset.source(source)
     if workers:
         if not flags.FLAGS.is_parsed():           # Grain reads absl flags when it starts a process, even outside an absl app
             flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=-(-ahead // workers))
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_per_worker(config, batch_size))
         elements = elements.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
         elements = elements.mp_prefetch(options, worker_init_fn=_start_worker)
     else:
         keep_freed_memory()
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, ahead))
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, _ahead(config, batch_size)))
         elements = elements.to_iter_dataset(options)
     iterator = iter(elements)
     try:
         for element in iterator:
             yield element
+    except RuntimeError as error:
+        code = re.search(r'exit code (-?\d+)', str(error))
+        if not code:
+            raise
+        raise OSError(_why_worker_ended(int(code[1]))) from None
     finally:
         iterator.close()
+
+
+def _ahead(config, batch_size):
+    return max(1, config.data.prefetch) * batch_size
+
+
+def _per_worker(config, batch_size):
+    """Elements that a worker process keeps ready."""
+    return -(-_ahead(config, batch_size) // config.data.num_workers)
+
+
+def check_shared_memory(source, config, per_worker: int) -> None:
+    """Raises ValueError where /dev/shm has no room for what worker processes keep there: one that writes beyond it is killed.
+
+    Each holds the `per_worker` elements of its queue and the one that it is at, and as many wait in this process, which holds
+    another while it copies it.
+    """
+    workers, clips = config.data.num_workers, source.clips
+    try:
+        there = os.statvfs(SHARED_MEMORY)
+    except OSError:
+        if sys.platform == 'linux':
+            raise ValueError(f'config.data.num_workers={workers} needs {SHARED_MEMORY}, which is not there: set '
+                             'config.data.num_workers=0, whose threads need none') from None
+        return
+    held = min(len(source), workers * (2 * per_worker + 2) + 1)
+    pixels = source.clips_each * clips.length * clips.size * clips.size * 3
+    needed = held * (pixels + 8 * mmap.PAGESIZE)  # labels, flips and the like take a page each
+    free = there.f_bavail * there.f_frsize
+    if needed > free:
+        raise ValueError(
+            f'config.data.num_workers={workers} with config.data.prefetch={config.data.prefetch} keeps up to {_mib(needed)} in '
+            f'{SHARED_MEMORY}, which has {_mib(free)} free: set config.data.num_workers=0 (threads need none of it), lower '
+            f'config.data.prefetch, or make it larger (docker run --shm-size={needed // 2**30 + 1}g)')
+
+
+def _mib(size):
+    return f'{size / 2**20:,.1f} MiB'
+
+
+def _why_worker_ended(code):
+    ended = f'a worker process of the loader (config.data.num_workers) ended with exit code {code}'
+    if code == -signal.SIGBUS:
+        return (f'{ended} (SIGBUS): {SHARED_MEMORY} is full; set config.data.num_workers=0, lower config.data.prefetch, or make '
+                'it larger (docker run --shm-size=8g)')
+    if code == -signal.SIGKILL:
+        return (f'{ended} (SIGKILL), as when the memory is used up: lower config.data.num_workers or config.data.prefetch')
+    name = f' ({signal.Signals(-code).name})' if -code in set(signal.Signals) else ''
+    return f'{ended}{name}: see what it printed above, or set config.data.num_workers=0'
 
 
 def keep_freed_memory() -> None:
@@ -311,6 +388,7 @@ def keep_freed_memory() -> None:
 
 def _start_worker(worker, workers):
     del worker, workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal: the parent ends this one
     keep_freed_memory()
 
     def watch():                                  # a worker outlives a killed parent and would keep its shared memory

@@ -1,9 +1,13 @@
 """Batches: the right pixels, whatever the number of threads, workers, processes, or the step one starts at."""
 
+import mmap
+import os
 import pathlib
 import re
+import sys
 import threading
 import time
+import types
 
 from memory_videos import MemoryVideos, small_config
 import numpy as np
@@ -291,6 +295,61 @@ def test_a_record_that_contradicts_the_metadata_is_an_error(dataset):
     short.read = lambda position: {'frames': dataset.read(position)['frames']}
     with pytest.raises(ValueError, match="video 'class 00/0' .* record holds 12 frames, the metadata says 13: build the dataset again"):
         list(loader.video_batches(short, small_config(), [0], batch_size=1))
+
+
+def free_shared_memory(monkeypatch, free, platform='linux'):
+    """As on a machine with `free` bytes left in /dev/shm; None: there is no /dev/shm."""
+    def statvfs(path):
+        assert path == '/dev/shm'
+        if free is None:
+            raise FileNotFoundError(2, 'No such file or directory', path)
+        return types.SimpleNamespace(f_bavail=free // 4096, f_frsize=4096)
+    monkeypatch.setattr(os, 'statvfs', statvfs)
+    monkeypatch.setattr(sys, 'platform', platform)
+
+
+def test_too_little_shared_memory_is_an_error_before_a_worker_starts(dataset, monkeypatch):
+    config = small_config(data__num_workers=2, data__prefetch=2)
+    each = 9 * 4 * 24 * 24 * 3 + 8 * mmap.PAGESIZE              # 9 clips of 4 frames of 24 px, and some small arrays
+    needed = (2 * (2 * 4 + 2) + 1) * each                       # 8 episodes ahead are 4 per worker
+    free_shared_memory(monkeypatch, needed - 1)
+    with pytest.raises(ValueError, match=r'config.data.num_workers=2 with config.data.prefetch=2 keeps up to 1.9 MiB in /dev/shm, '
+                       r'which has 1.9 MiB free: set config.data.num_workers=0 .*--shm-size=1g') as caught:
+        loader.training_batches(dataset, config, 0)
+    assert '\n' not in str(caught.value)
+    loader.training_batches(dataset, small_config(), 0).close()                         # threads need none
+    loader.video_batches(dataset, config, [0, 1, 2], batch_size=64).close()             # nor do more than all elements
+    free_shared_memory(monkeypatch, -(-needed // 4096) * 4096)
+    loader.training_batches(dataset, config, 0).close()
+    free_shared_memory(monkeypatch, None)
+    with pytest.raises(ValueError, match='config.data.num_workers=2 needs /dev/shm, which is not there'):
+        loader.training_batches(dataset, config, 0)
+    free_shared_memory(monkeypatch, None, platform='darwin')                            # has shared memory elsewhere
+    loader.training_batches(dataset, config, 0).close()
+
+
+@pytest.mark.parametrize('code, why', [(-7, r'exit code -7 \(SIGBUS\): /dev/shm is full; set config.data.num_workers=0'),
+                                       (-9, r'exit code -9 \(SIGKILL\), as when the memory is used up'),
+                                       (-11, r'exit code -11 \(SIGSEGV\): see what it printed above'), (3, 'exit code 3: see')])
+@pytest.mark.skipif(sys.platform != 'linux', reason='numbers of signals')
+def test_a_worker_that_dies_is_one_line(dataset, monkeypatch, code, why):
+    def dies(*args):
+        raise RuntimeError(f'Worker process was terminated unexpectedly with exit code {code}. Search the logs above for the source.')
+        yield
+    monkeypatch.setattr(loader.grain, 'MapDataset', types.SimpleNamespace(source=lambda source: types.SimpleNamespace(
+        to_iter_dataset=lambda options: types.SimpleNamespace(mp_prefetch=lambda *args, **kwargs: dies()))))
+    with pytest.raises(OSError, match=why) as caught:
+        next(loader.training_batches(dataset, small_config(data__num_workers=1), 0))
+    assert '\n' not in str(caught.value)
+
+
+def test_without_what_only_linux_has_the_same_is_read(dataset, monkeypatch):
+    right = take(loader.training_batches(dataset, small_config(data__num_threads=0), 0), 2)
+    free_shared_memory(monkeypatch, None, platform='darwin')
+    monkeypatch.setattr(loader.ctypes, 'CDLL', lambda name: (_ for _ in ()).throw(OSError(f'dlopen({name}): no such file')))
+    monkeypatch.delattr(os, 'sched_getaffinity', raising=False)
+    for a, b in zip(take(loader.training_batches(dataset, small_config(data__num_threads=0), 0), 2), right):
+        assert_same([a], [b])
 
 
 def test_closing_ends_the_threads(dataset):
