@@ -1,7 +1,12 @@
 """Checkpoint files: both torch formats and safetensors; hostile, damaged and foreign files."""
 
+import bz2
 import collections
+import gzip
+import lzma
+import os
 import pickle
+import tarfile
 import zipfile
 
 import numpy as np
@@ -170,6 +175,95 @@ def test_files_that_are_no_checkpoints(tmp_path):
     with pytest.raises(ValueError, match='truncated, damaged') as error:
         read_torch(broken)
     assert '\n' not in str(error.value)
+
+
+FOREIGN = {
+    'pointer': (b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n', 'a Git LFS pointer, not the weights themselves: run `git lfs pull`'),
+    'page': (b'\n<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning', 'a web page: the download gave a page'),
+    'page after a mark': (b'\xef\xbb\xbf<HTML>', 'a web page'),
+    'index': (b'{"metadata": {"total_size": 1}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}', 'JSON: of a checkpoint in parts this is the index'),
+    'gzip': (gzip.compress(b'PK'), 'compressed (gzip): unpack it with gunzip'),
+    'bzip2': (bz2.compress(b'PK'), 'compressed (bzip2)'),
+    'xz': (lzma.compress(b'PK'), 'compressed (xz)'),
+    'zstd': (b'\x28\xb5\x2f\xfd\x00', 'compressed (zstd)'),
+    'hdf5': (b'\x89HDF\r\n\x1a\n' + bytes(600), 'an HDF5 file (Keras)'),
+    'numpy': (b'\x93NUMPY\x01\x00', 'one numpy array (.npy), without names'),
+    'onnx': (b'\x08\x07\x12\x07pytorch\x1a\x05' + bytes(50), 'ONNX, it seems: give the checkpoint that it was exported from'),
+    'gguf': (b'GGUF\x03\x00\x00\x00', 'a GGUF file'),
+}
+
+
+@pytest.mark.parametrize('name', FOREIGN)
+def test_a_file_of_another_kind_is_named_with_what_to_do(name, tmp_path):
+    path, (data, message) = tmp_path / 'weights.pth', FOREIGN[name]
+    path.write_bytes(data)
+    with pytest.raises(ValueError) as error:
+        read_torch(path)
+    assert str(error.value).startswith(f'{path}: neither a PyTorch checkpoint nor safetensors but ') and message in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+def test_archives_of_another_kind(tmp_path):
+    path = tmp_path / 'weights.pth'
+    with tarfile.open(path, 'w') as archive:
+        archive.addfile(tarfile.TarInfo('storages'))
+    with pytest.raises(ValueError, match='a tar archive: unpack it .* where torch itself wrote it, before version 0.1.10: where it loads, save'):
+        read_torch(path)
+    np.savez(tmp_path / 'weights.npz', a=np.ones(2))
+    with pytest.raises(ValueError, match=r'without data.pkl, so not a PyTorch checkpoint: it is a .npz of numpy: save its arrays as safetensors'):
+        read_torch(tmp_path / 'weights.npz')
+    for members, message in ((['best/model.pth', 'readme'], 'it holds best/model.pth: unpack it'),
+                             (['a/data.pkl', 'a/constants.pkl', 'a/code/x.py'], r'a TorchScript program \(torch.jit.save\), not a state dict: with torch')):
+        with zipfile.ZipFile(path, 'w') as archive:
+            for member in members:
+                archive.writestr(member, b'\x80\x02}.')
+        with pytest.raises(ValueError, match=message):
+            read_torch(path)
+
+
+def test_paths_that_are_no_files(tmp_path):
+    with pytest.raises(IsADirectoryError, match='a folder, not a checkpoint file: name the .pth or .safetensors file in it'):
+        read_torch(tmp_path)
+    pipe = tmp_path / 'pipe.pth'
+    os.mkfifo(pipe)
+    for path in (pipe, '/dev/zero'):
+        with pytest.raises(ValueError, match=f'^{path}: a pipe, socket or device, not a checkpoint file'):
+            read_torch(path)
+    empty = tmp_path / 'empty.pth'
+    empty.touch()
+    with pytest.raises(ValueError, match=r'truncated: the file is empty \(0 bytes\): download or copy it again'):
+        read_torch(empty)
+    with pytest.raises(OSError, match='File name too long'):
+        read_torch(tmp_path / ('x' * 300))
+
+
+def test_a_flipped_bit_in_a_zip_file_is_found(tmp_path):
+    path = tmp_path / 'weights.pth'
+    write_zip(path, {'a': Tensor(np.full(100, 1.5, np.float32))})
+    data = bytearray(path.read_bytes())
+    data[data.index(np.full(100, 1.5, np.float32).tobytes()) + 50] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="truncated or damaged: Bad CRC-32 for file 'archive/data/0': download or copy it again"):
+        read_torch(path)
+
+
+def test_legacy_files_of_protocol_1_and_of_another_byte_order(tmp_path):
+    path = tmp_path / 'weights.pth'
+    write_legacy(path, {'a': Tensor(np.arange(3.0)), 'b': Tensor(np.arange(3, dtype=np.complex64))})
+    data = path.read_bytes()
+    swapped = data.replace(b'little_endianq\x02\x88', b'little_endianq\x02\x89')
+    assert swapped != data
+    for array in (np.arange(3.0), np.arange(3, dtype=np.complex64)):
+        swapped = swapped.replace(b'\x03' + bytes(7) + array.tobytes(), bytes(7) + b'\x03' + array.byteswap().tobytes())
+    path.write_bytes(swapped)
+    content = read_torch(path)
+    np.testing.assert_array_equal(content['a'], np.arange(3.0))
+    np.testing.assert_array_equal(content['b'], np.arange(3))
+    path.write_bytes(data.replace(b'little_endianq\x02\x88', b'little_endianq\x02N'))
+    with pytest.raises(ValueError, match='it does not say its byte order'):
+        read_torch(path)
+    write_legacy(path, {'a': Tensor(np.arange(3.0)), 'bool': True, 'epoch': 2 ** 70}, protocol=1)
+    assert read_torch(path)['a'].tolist() == [0, 1, 2] and read_torch(path)['bool'] is True and read_torch(path)['epoch'] == 2 ** 70
 
 
 def test_a_huge_storage_claim_is_refused_before_memory_is_taken(tmp_path):

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 STORAGES = {'float32': 'FloatStorage', 'float64': 'DoubleStorage', 'float16': 'HalfStorage',
-            'bfloat16': 'BFloat16Storage', 'int64': 'LongStorage', 'int32': 'IntStorage', 'uint8': 'ByteStorage', 'bool': 'BoolStorage'}
+            'bfloat16': 'BFloat16Storage', 'int64': 'LongStorage', 'int32': 'IntStorage', 'complex64': 'ComplexFloatStorage', 'uint8': 'ByteStorage', 'bool': 'BoolStorage'}
 
 
 class Global:
@@ -102,14 +102,14 @@ def write_zip(path, obj, byteorder='little', root='archive', protocol=2):
         archive.writestr(f'{root}/version', '3\n')
 
 
-def write_legacy(path, obj):
-    data, storages = dump(obj, legacy=True)
+def write_legacy(path, obj, protocol=2):
+    data, storages = dump(obj, legacy=True, protocol=protocol)
     with open(path, 'wb') as file:
         for head in (0x1950a86a20f9469cfc6c, 1001,
                      {'protocol_version': 1001, 'little_endian': True, 'type_sizes': {'short': 2, 'int': 4, 'long': 4}}):
-            pickle.dump(head, file, protocol=2)
+            pickle.dump(head, file, protocol)
         file.write(data)
-        pickle.dump(list(storages), file, protocol=2)
+        pickle.dump(list(storages), file, protocol)
         for storage in storages.values():
             file.write(struct.pack('<q', storage.array.size) + storage_bytes(storage))
 
