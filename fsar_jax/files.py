@@ -52,15 +52,16 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
     path = pathlib.Path(path)
     draft = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
-        with naming(path):
-            with open(draft, 'wb') as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-    except BaseException:
+        with open(draft, 'wb') as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException as error:
         with contextlib.suppress(OSError):
             draft.unlink()
+        if isinstance(error, OSError) and error.errno is not None:  # it names the draft, or nothing
+            raise type(error)(error.errno, error.strerror, os.fspath(path)) from error
         raise
 
 

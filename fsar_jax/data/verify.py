@@ -17,6 +17,11 @@ import concurrent.futures
 import sys
 from collections.abc import Iterator
 
+from fsar_jax.stopping import on_signals
+
+if __name__ == '__main__':  # what follows takes seconds to import
+    on_signals('nothing was changed')
+
 from tqdm import tqdm
 
 from fsar_jax.data.checksums import SUMS, read_sums, sha256_of
@@ -116,7 +121,7 @@ def everything(datasets: list[VideoDataset], sums: dict[str, str]) -> Iterator[t
                 progress.update(isinstance(task, tuple))
                 yield from damage
     finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the records that are being read, not for all
+        pool.shutdown(cancel_futures=True)
 
 
 def report(name: str, data_dir: str, fast: bool = False) -> str:
@@ -238,6 +243,3 @@ if __name__ == '__main__':
         sys.exit(main())
     except (ValueError, OSError) as error:
         sys.exit(f'error: {one_line(error)}')
-    except KeyboardInterrupt:
-        print('\nstopped', file=sys.stderr)
-        sys.exit(130)
