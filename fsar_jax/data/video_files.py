@@ -16,10 +16,15 @@ from typing import Any, NamedTuple
 
 import av
 import numpy as np
+from av.format import Flags
 from av.stream import Disposition
 from PIL import Image
 
 from fsar_jax.data.containers import End, end_of
+from fsar_jax.messages import one_line
+
+MAX_PIXELS = 8192 * 8192  # of one picture
+LARGEST = '8192x8192'
 
 # reason -> what it means; the only reasons a VideoError has.
 REASONS = {
@@ -30,7 +35,7 @@ REASONS = {
     'not a video': 'no container of videos: a text file, an archive, a playlist, a folder, a pipe, or a header that is damaged',
     'no video stream': 'a container without pictures: audio, subtitles or a cover only',
     'no frames': 'a video stream of which not one frame could be decoded',
-    'too large': 'pictures of more than 67 million pixels (8192x8192): a header that lies, made to exhaust the memory',
+    'too large': f'pictures of more pixels than {LARGEST}: a header that lies, or is made to exhaust the memory',
     'truncated': 'the file ends before it should by the sizes in it, or by its header where it holds none: cut, or the '
     'download broke off; 95% of the promised frames or time count as all',
     'decode errors': 'more than 5% of the frames are damaged',
@@ -40,7 +45,6 @@ REASONS = {
 }
 COMPLETE_FRACTION = 0.95  # sound files measure 1.00 to 1.01 of the promised frames, cut ones 0.5 to 0.85
 DAMAGED_FRACTION = 0.05
-MAX_PIXELS = 8192 * 8192  # of one picture
 MAX_ASPECT = 10  # of one pixel; beyond it a header is wrong
 # swscale's SWS_BILINEAR, SWS_FULL_CHR_H_INT and SWS_ACCURATE_RND: without the latter two, 10 bits come out up to 3 too dark.
 EXACT = 0x2 | 0x2000 | 0x40000
@@ -67,7 +71,8 @@ CONTAINERS = (
     *('mpegvideo', 'm4v', 'h261', 'h263', 'h264', 'hevc', 'vvc', 'vc1', 'av1', 'obu', 'dirac', 'cavsvideo', 'apng'),
     *('mp3', 'aac', 'wav', 'flac'),  # to say that there is only sound
 )
-OPTIONS = {'format_whitelist': ','.join(CONTAINERS), 'max_pixels': str(MAX_PIXELS)}
+DECODER_OPTIONS = {'max_pixels': str(MAX_PIXELS)}  # also while a file is opened, which decodes a picture of some
+OPTIONS = {'format_whitelist': ','.join(CONTAINERS)} | DECODER_OPTIONS
 
 DECODING_LIBRARIES = ('libavformat', 'libavcodec', 'libswscale')  # of FFmpeg
 
@@ -193,7 +198,7 @@ def read_video(
         why = f'; {end.why}' if end.why and end.whole is False else ''
         raise VideoError('truncated', f'{video.source_frames} frames{promised}{why}')
     if video.source_frames == 0:
-        raise VideoError('no frames', f'{file.packets} packets, none decodable')
+        raise VideoError('no frames', f'{file.packets} packets, none decodable: damaged, or larger than {LARGEST}')
     if video.decode_errors > DAMAGED_FRACTION * found:
         raise VideoError('decode errors', f'{video.decode_errors} in {video.source_frames} frames')
     if video.source_frames < min_frames:
@@ -414,6 +419,7 @@ def _decode(path, index, frame_index, convert, square_pixels):
     with _open(path) as container:
         stream = container.streams[index]
         stream.thread_type = 'NONE'  # files are decoded in parallel, one process each
+        stream.codec_context.options = DECODER_OPTIONS
         for packet in _packets(container, stream):
             try:
                 if packet is None:
@@ -427,6 +433,8 @@ def _decode(path, index, frame_index, convert, square_pixels):
                 _raise_if_of_the_system(error)
                 errors += 1
                 continue
+            except ValueError as error:  # of PyAV itself: there is a decoder, but it was given nothing to start with
+                raise VideoError('decoder failed', one_line(error)) from None
             for frame in frames:
                 errors += frame.is_corrupt
                 first = first or (frame.width, frame.height)
@@ -442,7 +450,9 @@ def _decode(path, index, frame_index, convert, square_pixels):
                 times.append((frame.pts, frame.dts))
                 duration = frame.duration
         # A .gif says how long its last picture stays; elsewhere that is a guess.
-        fps = _rate(stream, times, duration if container.format.name == 'gif' else None)
+        stays = duration if container.format.name == 'gif' else None
+        # A raw stream has no clock: FFmpeg makes one up.
+        fps = _rate(stream, [] if container.format.flags & Flags.no_timestamps.value else times, stays)
     return Video([], frame_index, len(times), fps, int(errors), index), kept, sizes
 
 
