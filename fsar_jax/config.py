@@ -324,7 +324,7 @@ def check_values(section, prefix: str = '') -> None:
     """Types, ranges and choices of what is there; `section`: the config or, with prefix 'model.', its model. Raises as `validate`."""
     for key, known in SETTINGS.items():
         if key.startswith(prefix):
-            value = _get(section, key.removeprefix(prefix), known.default)
+            value = setting_of(section, key.removeprefix(prefix), known.default)
             wrong = complaint(known, value)
             if wrong:
                 raise ValueError(f'config.{key}={printable(repr(value))} {wrong}')
@@ -432,11 +432,20 @@ def resolve_paths(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
     """
     config = config.copy_and_resolve_references()
     for key, known in SETTINGS.items():
-        given = _get(config, key)
+        given = setting_of(config, key)
         if known.kind == 'path' and given:
             path = local_path(given, f'config.{key}')
             if given.startswith('~'):
                 config.update_from_flattened_dict({key: str(path)})
+    return config
+
+
+def setting_of(config, key: str, absent=None):
+    """The value of a key such as 'model.matcher.dim'; `absent` where there is none."""
+    for part in key.split('.'):
+        if part not in config:
+            return absent
+        config = config[part]
     return config
 
 
@@ -504,11 +513,3 @@ def _parts(sampler) -> str:
         'steps': f'times {sampler.sigma_factor:g} every {sampler.sigma_steps} steps, at least {sampler.sigma_end:g}'}[sampler.sigma_schedule]
     return (f"{f'chosen with sigma {sigma}' if sampler.temporal else 'evenly spaced'}, spatial {sampler.spatial}, "
             f"{'adaptive' if sampler.adaptive else 'not adaptive'}, variant {sampler.variant}{at_test}")
-
-
-def _get(config, key, absent=None):
-    for part in key.split('.'):
-        if part not in config:
-            return absent
-        config = config[part]
-    return config

@@ -108,7 +108,7 @@ class TupleLinear(nn.Module):
     W is [ω·D, features]; its ω blocks map each frame once per place in the tuple, so L·ω products replace T·ω
     (3.5 times fewer for pairs of 8 frames, 7 times for triples) and the result is the same sum.
 
-    Input frames [..., L, D], output [..., T, features] over `frame_tuples(L, cardinality)`.
+    Input frames [..., L, D], output [..., T, features] over `frame_tuples(L, cardinality)`; ValueError where L is too small for one.
     """
     features: int
     cardinality: int
@@ -118,6 +118,10 @@ class TupleLinear(nn.Module):
     @nn.compact
     def __call__(self, frames):
         length, dim = frames.shape[-2:]
+        if length < self.cardinality:
+            raise ValueError(f'config.model.matcher.cardinalities asks for {self.cardinality} time steps in order, but the backbone leaves '
+                             f'{length} of a clip: raise config.episode.frames (resnet3d50 has one time step for 16 frames), lower the '
+                             'cardinalities, or choose another config.model.backbone.name')
         start = torch_start(self.cardinality * dim)
         kernel = self.param('kernel', start, (self.cardinality * dim, self.features), jnp.float32)
         blocks = kernel.reshape(self.cardinality, dim, self.features).astype(self.dtype)

@@ -93,8 +93,8 @@ def evaluate_episodes(learner, variables, dataset, episodes, config, mesh, cache
     finite = np.isfinite(logits).all((1, 2))
     if not finite.all():
         raise ValueError(f'the logits of {np.sum(~finite)} of {len(finite)} episodes are not finite, first '
-                         f'in episode {np.argmin(finite)}: the parameters have diverged, evaluate an earlier '
-                         f'checkpoint')
+                         f'in episode {np.argmin(finite)}: the parameters have diverged (evaluate an '
+                         f'earlier checkpoint), or a setting of config.model does not suit them')
     answers = logits.argmax(-1)
     labels = np.asarray(episodes.labels)
     present = np.unique(dataset.labels)

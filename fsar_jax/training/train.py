@@ -19,6 +19,7 @@ from fsar_jax.training import results
 from fsar_jax.training.episode_report import measure
 from fsar_jax.training.checkpoints import Checkpoints
 from fsar_jax.training.evaluation import episodes_of, evaluate
+from fsar_jax.training.finite import check_logits
 from fsar_jax.training.mesh import episode_mesh, replicate, shard
 from fsar_jax.training.progress import MetricWriter, Progress
 from fsar_jax.training.start import with_pretrained_weights
@@ -89,6 +90,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str, 
             say(f'resumed from step {start}')
         else:
             state = with_pretrained_weights(state, config, mesh)
+            check_logits(learner, state.variables, config)
 
         # ── The loop ────────────────────────────────────────────────────────────────────────────────────────────────
         train_step = make_train_step(learner, config, mesh)
@@ -157,6 +159,7 @@ def evaluate_only(config: ml_collections.ConfigDict, workdir, method: str, publi
     learner = create_learner(config.model)
     if published:
         variables = weights.load(published, config.model)
+        check_logits(learner, variables, config)
         selected_on = f'published weights, {pathlib.Path(published).name}'
         told = {key: (None, value) for key, value in (given or {}).items() if not key.startswith(SAME_RESULTS)}
         changed = {'weights': (None, pathlib.Path(published).stem)} | told
