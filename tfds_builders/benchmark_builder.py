@@ -19,6 +19,7 @@ import tensorflow_datasets as tfds
 
 from fsar_jax.data.frame_files import FrameFolder, ZippedFrames, record_from_frames
 from fsar_jax.data.records import RecordSettings, record_from_file
+from fsar_jax.messages import printable
 from tfds_builders.benchmark_files import SourceFiles, extracted, normal
 from tfds_builders.skipped import Skipped
 from tfds_builders.video_builder import VideoBuilder, VideoConfig, VideoList, VideoSource
@@ -101,13 +102,14 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
         list_them = self._from_folders if self.FOLDERS_ARE_THE_LIST else self._from_lists
         splits, skipped, notes = list_them(files, published, label)
         skipped += [Skipped('', folder, name, 'unreadable', why) for folder, name, why in files.unreadable]
+        skipped += [Skipped('', folder, name, 'not a video', why) for folder, name, why in files.no_videos]
         if not any(source.origin is not None for sources in splits.values() for source in sources):
             raise FileNotFoundError(
-                f'not one of the videos of {self.name} is in {root} ({files.unused} other videos are; a .zip must hold frames '
+                f'not one of the videos of {self.name} is in {printable(root, 1000)} ({files.unused} other videos are; a .zip must hold frames '
                 f'as .jpg): give --videos=PATH, see {self.name}/README.md for what it may be'
             )
         if files.unused:
-            notes.append(f'{files.unused} videos of {root} are not in the lists')
+            notes.append(f'{files.unused} videos of {printable(root, 1000)} are not in the lists')
         return VideoList(class_names, splits, skipped, expected, notes)
 
     def record_maker(self):
@@ -118,7 +120,7 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
         root = pathlib.Path(videos) if videos else manual and (manual / self.name if (manual / self.name).exists() else manual)
         if root is None or not root.exists():
             raise FileNotFoundError(
-                f'no videos of {self.name} in {root or "manual_dir"}: give --videos=PATH, see {self.name}/README.md for what it '
+                f'no videos of {self.name} in {printable(root or "manual_dir", 1000)}: give --videos=PATH, see {self.name}/README.md for what it '
                 'may be'
             )
         class_names = [name for split in self.published().values() for name in split['classes']]
@@ -215,17 +217,22 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
             if any(local.values()):
                 absent = next(split for split in SPLITS if not local[split])
                 raise FileNotFoundError(
-                    f'{mirrors[0][absent].name} is not beside {next(filter(None, local.values()))}: all three lists '
+                    f'{mirrors[0][absent].name} is not beside {printable(next(filter(None, local.values())), 1000)}: all three lists '
                     'must be there, or none'
                 )
             local = self._downloaded(mirrors)
         for split in SPLITS:
             if _sha256(local[split]) != mirrors[0][split].sha256 and not self.builder_config.own_lists:
                 raise ValueError(
-                    f'{local[split]} is not the published list: get it from {mirrors[0][split].url}, or give '
+                    f'{printable(local[split], 1000)} is not the published list: get it from {mirrors[0][split].url}, or give '
                     '--own_lists to build from it all the same'
                 )
-            texts[split] = local[split].read_text(encoding='utf-8')
+            try:
+                texts[split] = local[split].read_text(encoding='utf-8-sig')
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f'{printable(local[split], 1000)} is not text in UTF-8 ({error.reason} at byte {error.start}): save it as such'
+                ) from None
         return texts
 
     def _downloaded(self, mirrors):
@@ -242,7 +249,7 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
         urls = ', '.join(mirrors[0][split].url for split in SPLITS)
         raise FileNotFoundError(
             f'the list files cannot be downloaded ({", ".join(errors)}): put them into '
-            f'{self._manual_dir() or "manual_dir"} yourself, from {urls}'
+            f'{printable(self._manual_dir() or "manual_dir", 1000)} yourself, from {urls}'
         )
 
 

@@ -12,6 +12,8 @@ import subprocess
 from fsar_jax.data.frame_files import FrameFolder, is_frame, zipped_videos
 from fsar_jax.data.video_files import SUFFIXES
 from fsar_jax.machine import file_lock
+from fsar_jax.messages import printable
+from tfds_builders.listing import entries, is_folder, text, why_no_video
 
 # program -> arguments that extract a .rar into the working directory, without questions
 EXTRACTORS = {
@@ -25,25 +27,26 @@ EXTRACTORS = {
 
 def normal(name: str) -> str:
     """A class name as letters and digits alone: 'air_drumming', 'Air drumming' and 'AirDrumming' are the same."""
-    return ''.join(filter(str.isalnum, name.casefold()))
+    return ''.join(filter(str.isalnum, text(name).casefold()))
 
 
 class SourceFiles:
     """The videos below a folder, or in a .zip of frames.
 
-    A video is a file with a video's suffix, a folder of nothing but JPEG files, or such a folder in a .zip; the folder it
-    lies in may be its class. Whatever is above does not matter.
+    A video is a file with a video's suffix (or the first bytes of one), a folder of nothing but JPEG files, or such a folder in
+    a .zip; the folder it lies in may be its class. Whatever is above does not matter. Names are compared in NFC.
 
     unreadable: [(folder, name, the system's words)] of what could not be looked into; the rest counts.
+    no_videos: [(class folder, name, why)] of the other files in the folders of classes.
     """
 
     def __init__(self, root: pathlib.Path, class_names: list[str]):
         self._classes = {normal(name) for name in class_names}
         self._by_stem = collections.defaultdict(list)  # stem -> [(folder, name, origin)], sorted
-        self._used, self._walked, self.unreadable = set(), set(), []
+        self._used, self._walked, self.unreadable, self.no_videos = set(), set(), [], []
         found = _zip(root) if root.is_file() else self._walk(root, 0)
         for folder, stem, name, origin in found:
-            self._by_stem[stem].append((folder, name, origin))
+            self._by_stem[text(stem)].append((text(folder), text(name), origin))
 
     @property
     def unused(self) -> int:
@@ -52,7 +55,7 @@ class SourceFiles:
 
     def find(self, class_name: str, stems: tuple[str, ...]) -> tuple[object, str, list[str]]:
         """(origin or None, file name, further files of the same name) of the first of `stems` that there is."""
-        for stem in stems:
+        for stem in map(text, stems):
             there = self._by_stem.get(stem)
             if there:
                 self._used.add(stem)
@@ -89,34 +92,33 @@ class SourceFiles:
         if (status.st_dev, status.st_ino) in self._walked:  # a link to a folder that was seen, or that this one is in
             return
         self._walked.add((status.st_dev, status.st_ino))
-        entries = [entry for entry in sorted(os.scandir(folder), key=lambda entry: entry.name) if not entry.name.startswith('.')]
-        may_be_video = depth > 0 and normal(os.path.basename(folder)) not in self._classes
+        found = [entry for entry in entries(folder) if not entry.name.startswith('.')]
+        is_class = normal(os.path.basename(folder)) in self._classes
         # A thumbnail beside videos does not make their folder a video.
-        others = any(entry.is_dir() or _is_video(entry.name) for entry in entries)
-        if may_be_video and not others and any(is_frame(entry.name) for entry in entries):
+        others = any(is_folder(entry) or os.path.splitext(entry.name)[1].lower() in SUFFIXES for entry in found)
+        if depth > 0 and not is_class and not others and any(is_frame(entry.name) for entry in found):
             name = os.path.basename(folder)
             yield os.path.basename(os.path.dirname(folder)), name, name, FrameFolder(os.fspath(folder))
             return
-        for entry in entries:
+        for entry in found:
             try:
-                if entry.is_dir():
+                if is_folder(entry):
                     yield from self._walk(entry.path, depth + 1)
-                elif _is_video(entry.name):
-                    yield os.path.basename(folder) if depth else '', os.path.splitext(entry.name)[0], entry.name, entry.path
                 elif entry.name.lower().endswith('.zip'):
                     yield from _zip(pathlib.Path(entry.path))
+                elif (why := why_no_video(entry)) is None:
+                    yield os.path.basename(folder) if depth else '', os.path.splitext(entry.name)[0], entry.name, entry.path
+                elif is_class:
+                    self.no_videos.append((os.path.basename(folder), entry.name, why))
             except (OSError, ValueError) as error:
-                why = getattr(error, 'strerror', None) or str(error).removeprefix(f'{entry.path}: ').removeprefix(f'{entry.path} is ')
+                path = printable(entry.path, 1000)
+                why = getattr(error, 'strerror', None) or str(error).removeprefix(f'{path}: ').removeprefix(f'{path} is ')
                 self.unreadable.append((os.path.basename(folder), entry.name, why))
-
-
-def _is_video(name):
-    return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def _zip(path):
     if path.suffix.lower() != '.zip':
-        raise ValueError(f'{path} is neither a folder nor a .zip of JPEG frames')
+        raise ValueError(f'{printable(path, 1000)} is neither a folder nor a .zip of JPEG frames')
     for folder, video, frames in zipped_videos(path):
         yield folder, video, video, frames
 
@@ -160,7 +162,7 @@ def _extract_all(sources, target):
             failed.append(str(error))
     raise ValueError(
         '; '.join(failed)
-        or f'no program here extracts {sources[0].name}: install one of {", ".join(EXTRACTORS)} (apt install unrar), or '
+        or f'no program here extracts {printable(sources[0].name)}: install one of {", ".join(EXTRACTORS)} (apt install unrar), or '
         'extract it elsewhere and give --videos=FOLDER'
     )
 
@@ -190,4 +192,4 @@ def _extract(program, archive, folder):
     done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         words = ' '.join((done.stderr or done.stdout).split())[-200:]
-        raise ValueError(f'{program} could not extract {archive}: {words or f"status {done.returncode}"}')
+        raise ValueError(f'{program} could not extract {printable(archive, 1000)}: {printable(words) or f"status {done.returncode}"}')

@@ -7,12 +7,14 @@ import csv
 import dataclasses
 import os
 
+from fsar_jax.messages import printable
+
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
     """A file (or folder) that is not in the dataset, and why; `class_name` and `split` may be empty.
 
-    Bytes of a name that are not UTF-8 are kept as '\\xe9'.
+    Names are made printable, so that each stays in its column and line; bytes that are not UTF-8 are kept as '\\xe9'.
     """
 
     split: str
@@ -23,7 +25,7 @@ class Skipped:
 
     def __post_init__(self):
         for field in ('class_name', 'name', 'detail'):
-            object.__setattr__(self, field, _printable(getattr(self, field)))
+            object.__setattr__(self, field, printable(_text(getattr(self, field)), 1000))
 
     @property
     def path(self) -> str:
@@ -32,10 +34,10 @@ class Skipped:
 
 def is_utf8(name: str) -> bool:
     """Names of files may hold any bytes, which Python keeps as surrogates; records and metadata take text only."""
-    return _printable(name) == name
+    return _text(name) == name
 
 
-def _printable(name):
+def _text(name):
     return name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
 
 

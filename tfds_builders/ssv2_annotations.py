@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 
+from fsar_jax.messages import printable
 from tfds_builders.benchmark_files import normal
 
 # Both namings that the dataset was handed out with.
@@ -28,7 +29,7 @@ def annotated_classes(folders: list[pathlib.Path]) -> tuple[dict[str, str], list
                     rows = [row for row in json.loads(path.read_text(encoding='utf-8')) if 'template' in row]
                     found |= {str(row['id']): normal(row['template']) for row in rows or [{}]}  # no row at all: KeyError
                 except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-                    notes.append(f'annotations: {path} is not read, it is no list of videos with id and template '
+                    notes.append(f'annotations: {printable(path, 1000)} is not read, it is no list of videos with id and template '
                                  f'({type(error).__name__})')
             if found:
                 return found, notes
@@ -43,5 +44,5 @@ def disagreements(folders: list[pathlib.Path], listed: list[tuple[str, str]]) ->
     known = [(video, name) for video, name in listed if video in classes]
     other = [(video, name) for video, name in known if classes[video] != normal(name)]
     unknown = f', {len(listed) - len(known)} are not in them' if len(known) < len(listed) else ''
-    first = f', first {other[0][0]}, listed as {other[0][1]!r}' if other else ''
+    first = f', first {printable(other[0][0])}, listed as {other[0][1]!r}' if other else ''
     return [*notes, f'annotations: {len(other)} of {len(known)} listed videos have another class there{first}{unknown}']

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
+import errno
 import functools
 import multiprocessing
 import multiprocessing.connection
@@ -91,8 +92,8 @@ def _attempt(make_record, source):
         return make_record(source), None
     except VideoError as error:
         return None, error
-    except MemoryError:
-        raise
+    except MemoryError:  # a header may claim anything
+        return None, VideoError('unreadable', os.strerror(errno.ENOMEM))
     except Exception as error:  # of a decoder, which may raise anything: one file must not end the build
         return None, VideoError('decoder failed', ' '.join(f'{type(error).__name__}: {error}'.split())[:200])
 

@@ -255,6 +255,7 @@ def test_lists_from_the_network_are_checked(small, tmp_path, monkeypatch):
             copies.build_copy('activitynet100', tmp_path / 'other', videos, nothing)
     finally:
         server.shutdown()
+        server.server_close()  # or a download that still waits for its answer keeps the process from ending
 
 
 def test_annotations_that_contradict_the_lists(small, tmp_path, capsys):

@@ -106,7 +106,7 @@ BROKEN = {
     'train/jump/cut.avi': 'truncated',
     'train/jump/short.webm': 'too short',
     'train/jump/sound.mp4': 'no video stream',
-    'train/jump/notes.txt': 'unknown extension',
+    'train/jump/notes.txt': 'not a video',
     'train/jump/.hidden.mp4': 'hidden',
     'train/jump/more/deep.mp4': 'in a folder inside the class folder',
     'train/nothing': 'empty class folder',
@@ -360,7 +360,7 @@ def test_names_that_are_no_text(whole, tmp_path):
     pathlib.Path(os.fsdecode(os.fsencode(clip.parent) + b'/caf\xe9.txt')).write_text('notes')
     directory = run(folder, tmp_path)
     rows = [line.split('\t')[2:4] for line in (directory / 'skipped.tsv').read_text().splitlines()[1:]]
-    assert sorted(rows) == [['caf\\xe9.mp4', 'name is not UTF-8'], ['caf\\xe9.txt', 'unknown extension']]
+    assert sorted(rows) == [['caf\\xe9.mp4', 'name is not UTF-8'], ['caf\\xe9.txt', 'not a video']]
     clip.parent.rename(os.fsdecode(os.fsencode(clip.parent) + b'\xe9'))
     for root in (folder, clip.parents[1]):  # <split>/<class>/, and <class>/
         with pytest.raises(ValueError, match=r"class folder '.*\\udce9' in .* is not a line of UTF-8: rename it"):

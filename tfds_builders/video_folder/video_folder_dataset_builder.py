@@ -12,7 +12,8 @@ import pathlib
 import tensorflow_datasets as tfds
 
 from fsar_jax.data.records import RecordSettings, record_from_file
-from fsar_jax.data.video_files import SUFFIXES
+from fsar_jax.messages import printable
+from tfds_builders.listing import entries, is_folder, is_system, text, why_no_video
 from tfds_builders.skipped import is_utf8
 from tfds_builders.video_builder import Skipped, VideoBuilder, VideoConfig, VideoList, VideoSource
 
@@ -48,51 +49,49 @@ def file_record(source: VideoSource, settings: RecordSettings) -> dict:
 
 
 def list_folder(root: str | os.PathLike) -> VideoList:
-    """What is in a folder of clips: every file is either a video of the list or in its `skipped`.
+    """What is in a folder of clips: every file is either a video of the list or in its `skipped`, but for a system's own.
 
     The first layout is taken when `root` has a folder train, val or test that holds folders; otherwise each folder
     is a class, and classes are split by `split_classes`. A video's id is <class>/<file name without suffix>, with
-    the suffix where two files of a class differ in nothing else.
+    the suffix where two files of a class differ in nothing else. Names are compared and kept in NFC: folders that are
+    then equal are one class.
     """
     root = pathlib.Path(root)
     _check_root(root)
     skipped = []
-    folders = _entries(root, '', '', skipped, 'not in a class folder')
-    if any(folder.name in SPLITS and any(child.is_dir() for child in folder.iterdir()) for folder in folders):
-        class_folders = {}
+    folders = _folders(entries(root), '', skipped, 'not in a class folder')
+    if any(_is_split(folder) and any(map(is_folder, _readable(folder, [], ''))) for folder in folders):
+        class_folders = {}  # split -> class -> its folders
         for folder in folders:
-            if folder.name in SPLITS:
-                class_folders[folder.name] = _entries(
-                    folder, folder.name, '', skipped, 'not in a class folder'
-                )
-                _check_names(class_folders[folder.name])
+            if _is_split(folder):
+                split = folder.name.lower()
+                inside = _folders(_readable(folder, skipped, split), split, skipped, 'not in a class folder')
+                class_folders[split] = _by_class(inside, class_folders.get(split, {}))
             else:
                 _skip_tree(folder, '', '', skipped, 'not in a split folder (train, val, test)')
     else:
-        _check_names(folders)
-        split_of = split_classes([folder.name for folder in folders])
-        class_folders = {split: [f for f in folders if split_of[f.name] == split] for split in SPLITS}
+        classes = _by_class(folders, {})
+        split_of = split_classes(list(classes))
+        class_folders = {
+            split: {name: there for name, there in classes.items() if split_of[name] == split} for split in SPLITS
+        }
+    _check_different(class_folders, root)
 
-    class_names = [folder.name for folders in class_folders.values() for folder in folders]
-    twice = [name for name, count in collections.Counter(class_names).items() if count > 1]
-    if twice:
-        raise ValueError(
-            f"class '{twice[0]}' is in more than one split of {root}: few-shot splits share no class, "
-            'so move its clips into one of them'
-        )
+    class_names = sorted(name for classes in class_folders.values() for name in classes)
     if not class_names:
-        raise ValueError(f'no class folders in {root}: clips belong in <split>/<class>/ or <class>/')
-
-    class_names.sort()
+        raise ValueError(
+            f'no class folders in {printable(root, 1000)}: clips belong in <split>/<class>/ or <class>/'
+        )
     label = {name: i for i, name in enumerate(class_names)}
-    splits = {}
-    for split in SPLITS:
-        if split in class_folders:
-            splits[split] = [
-                video
-                for folder in class_folders[split]
-                for video in _class_videos(folder, split, label[folder.name], skipped)
-            ]
+    splits = {
+        split: [
+            video
+            for name, there in class_folders[split].items()
+            for video in _class_videos(there, split, name, label[name], skipped)
+        ]
+        for split in SPLITS
+        if split in class_folders
+    }
     return VideoList(class_names, splits, skipped)
 
 
@@ -117,73 +116,123 @@ def split_classes(class_names: list[str]) -> dict[str, str]:
 
 
 def folder_hash(root: str | os.PathLike) -> str:
-    """16 hex digits over the relative path and size of every file below `root`."""
+    """16 hex digits over the relative path and size of every file below `root`, but for a system's own."""
     root = pathlib.Path(root)
     _check_root(root)
     digest = hashlib.sha256()
     for folder, folders, files in os.walk(root):
-        folders.sort()
-        for name in sorted(files):
-            path = pathlib.Path(folder, name)
-            size = path.stat().st_size if path.exists() else -1  # a link to nowhere
-            digest.update(f'{path.relative_to(root).as_posix()}\0{size}\n'.encode('utf-8', 'surrogateescape'))
+        folders[:] = sorted((name for name in folders if not is_system(name)), key=text)
+        for name in sorted((name for name in files if not is_system(name)), key=text):
+            path = os.path.join(folder, name)
+            try:
+                size = os.stat(path).st_size
+            except OSError:  # a link to nowhere
+                size = -1
+            relative = text(pathlib.PurePath(path).relative_to(root).as_posix())
+            digest.update(f'{relative}\0{size}\n'.encode('utf-8', 'surrogateescape'))
     return digest.hexdigest()[:16]
 
 
 def _check_root(root):
     if not root.is_dir():
-        raise FileNotFoundError(f'--videos={root} is not a folder')
+        raise FileNotFoundError(f'--videos={printable(root, 1000)} is not a folder')
 
 
-def _check_names(class_folders):
-    """A class has its folder's name, in text and in a file with a class per line."""
-    for folder in class_folders:
-        if not is_utf8(folder.name) or len(folder.name.splitlines()) > 1:
-            raise ValueError(f'class folder {folder.name!a} in {folder.parent} is not a line of UTF-8: rename it')
+def _is_split(folder):
+    return folder.name.lower() in SPLITS
 
 
-def _entries(folder, split, class_name, skipped, reason):
-    """The visible folders in `folder`, sorted; files are skipped for `reason`, hidden things as hidden."""
+def _by_class(folders, classes):
+    """`classes`, class name -> its folders, with `folders` added, in the order of the names.
+
+    A class has its folder's name, in text and in a file with a class per line.
+    """
+    classes = {name: list(there) for name, there in classes.items()}
+    for folder in folders:
+        name = text(folder.name)
+        if not is_utf8(name) or len(name.splitlines()) > 1:
+            raise ValueError(
+                f'class folder {folder.name!a} in {printable(os.path.dirname(folder.path), 1000)} is not a line of UTF-8: '
+                'rename it'
+            )
+        classes.setdefault(name, []).append(folder)
+    return dict(sorted(classes.items()))
+
+
+def _check_different(class_folders, root):
+    """Few-shot splits share no class, and 'Jump' and 'jump' are the same to whoever named them."""
+    first = {}  # the name without case and spaces around it -> (split, name)
+    for split in filter(class_folders.get, SPLITS):
+        for name in class_folders[split]:
+            other_split, other = first.setdefault(name.strip().casefold(), (split, name))
+            if other_split != split:
+                also = '' if other == name else f" (there '{printable(other)}')"
+                raise ValueError(
+                    f"class '{printable(name)}' is in more than one split of {printable(root, 1000)}, {other_split}{also} and "
+                    f'{split}: few-shot splits share no class, so move its clips into one of them'
+                )
+            if other != name:
+                raise ValueError(
+                    f"class folders '{printable(other)}' and '{printable(name)}' of {printable(root, 1000)} differ in "
+                    'nothing but case: put their clips into one, or give one of them another name'
+                )
+
+
+def _readable(folder, skipped, split, class_name=''):
+    """The entries of a folder; one that cannot be looked into is skipped, and empty."""
+    try:
+        return entries(folder)
+    except OSError as error:
+        name = '' if class_name else text(folder.name)
+        skipped.append(Skipped(split, class_name, name, 'unreadable', error.strerror or str(error)))
+        return []
+
+
+def _folders(found, split, skipped, reason):
+    """The visible folders among entries; files are skipped for `reason`, hidden things as hidden."""
     folders = []
-    for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        if path.name.startswith('.'):
-            _skip_tree(path, split, class_name, skipped, 'hidden')
-        elif path.is_dir():
-            folders.append(path)
+    for entry in found:
+        if entry.name.startswith('.'):
+            _skip_tree(entry, split, '', skipped, 'hidden')
+        elif is_folder(entry):
+            folders.append(entry)
         else:
-            skipped.append(Skipped(split, class_name, path.name, reason))
+            skipped.append(Skipped(split, '', text(entry.name), reason))
     return folders
 
 
-def _skip_tree(path, split, class_name, skipped, reason):
-    """Every file below `path` is skipped, or `path` itself where there is none."""
-    files = sorted(file for file in path.rglob('*') if not file.is_dir()) if path.is_dir() else []
-    skipped.extend(
-        Skipped(split, class_name, file.relative_to(path.parent).as_posix(), reason)
-        for file in files or [path]
+def _skip_tree(entry, split, class_name, skipped, reason):
+    """Every file below `entry` is skipped, or `entry` itself where there is none."""
+    above = os.path.dirname(entry.path)
+    files = sorted(
+        os.path.relpath(os.path.join(folder, name), above)
+        for folder, _, names in os.walk(entry.path)
+        for name in names
+        if not is_system(name)
     )
+    skipped.extend(Skipped(split, class_name, text(name), reason) for name in files or [entry.name])
 
 
-def _class_videos(folder, split, label, skipped):
+def _class_videos(folders, split, class_name, label, skipped):
     """VideoSources of a class, sorted by file name."""
-    files = []
-    for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        if path.name.startswith('.'):
-            _skip_tree(path, split, folder.name, skipped, 'hidden')
-        elif path.is_dir():
-            _skip_tree(path, split, folder.name, skipped, 'in a folder inside the class folder')
-        elif path.suffix.lower() not in SUFFIXES:
-            skipped.append(
-                Skipped(split, folder.name, path.name, 'unknown extension', 'not that of a video')
-            )
+    files, before = [], len(skipped)
+    found = [entry for folder in folders for entry in _readable(folder, skipped, split, class_name)]
+    unreadable = len(skipped) > before
+    for entry in found:
+        if entry.name.startswith('.'):
+            _skip_tree(entry, split, class_name, skipped, 'hidden')
+        elif is_folder(entry):
+            _skip_tree(entry, split, class_name, skipped, 'in a folder inside the class folder')
+        elif why := why_no_video(entry):
+            skipped.append(Skipped(split, class_name, text(entry.name), 'not a video', why))
         else:
-            files.append(path)
-    if not files:
-        skipped.append(Skipped(split, folder.name, '', 'empty class folder'))
-    stems = collections.Counter(path.stem for path in files)
+            files.append((text(entry.name), entry.path))
+    if not files and not unreadable:
+        skipped.append(Skipped(split, class_name, '', 'empty class folder'))
+    files.sort()
+    stem = lambda name: os.path.splitext(name)[0]
+    stems = collections.Counter(stem(name) for name, _ in files)
     return [
-        VideoSource(
-            f'{folder.name}/{path.stem if stems[path.stem] == 1 else path.name}', label, str(path), path.name
-        )
-        for path in files
+        VideoSource(f'{class_name}/{stem(name) if stems[stem(name)] == 1 else name}', label, path, name)
+        for name, path in files
     ]
