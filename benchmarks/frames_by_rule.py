@@ -56,7 +56,7 @@ def by_rule(dataset, records, rule, length):
 def main(_):
     logging.set_verbosity(logging.WARNING)
     config, mesh = run_config(WORKDIR.value), episode_mesh()
-    variables, _ = best_of_run(WORKDIR.value, mesh)
+    variables = best_of_run(WORKDIR.value, mesh).state.variables
     config.data.dir, config.model.sampler.name = DATA.value, 'uniform'
     dataset = open_split(config, 'test', config.eval.query)
     episodes, learner = episodes_of(dataset, config, 'test', EPISODES.value), create_learner(config.model)

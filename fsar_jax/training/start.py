@@ -34,7 +34,7 @@ def start_of(stage, key, path, params, mesh):
     """{'params', 'batch_stats'} of one stage ('sampler', 'scan_network') of the run in the workdir `path`; None where that is a file."""
     if not pathlib.Path(path).is_dir():
         return None
-    variables, _ = best_of_run(path, mesh)
+    variables = best_of_run(path, mesh).state.variables
     inside = '.'.join(stage) + '.'
     there, here = ({name: (x.shape, x.dtype) for name, x in flatten(tree).items() if name.startswith(inside)}
                    for tree in (variables['params'], params))

@@ -81,12 +81,12 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str, 
     train = config.train
     check_settings(workdir / 'checkpoints', config, lambda key: not key.startswith(MAY_CHANGE_ON_RESUME))
     with only_run(workdir), Checkpoints(workdir / 'checkpoints', keep=train.keep_checkpoints, config=config) as checkpoints:
-        start = checkpoints.latest_step or 0
+        resumed, start = checkpoints.resume(state)
         note_videos(workdir, start, [s for s in (train_set, val_set) if s is not None])
         if jax.process_index() == 0:
             (workdir / METHOD).write_text(f'{named(method, preset)}\n')
         if start:
-            state, _ = checkpoints.restore(state)
+            state = resumed
             say(f'resumed from step {start}')
         else:
             state = with_pretrained_weights(state, config, mesh)
@@ -120,11 +120,10 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str, 
                     with saving:
                         checkpoints.save(step, state, accuracy)
         # ── Selection on val, then the only look at test ────────────────────────────────────────────────────────────────
-        best, selected_on = select(checkpoints)
-        state, _ = checkpoints.restore(state, best)
+        selected = select(checkpoints, state)
     # Where nothing was left to train, this is another evaluation of a run whose results may be there.
-    changed = departures(workdir, config) if start == train.num_steps else {}
-    return report(learner, state.variables, config, workdir, test_set, mesh, method, selected_on, changed)
+    changed = departures(workdir, config) | not_the_best(selected) if start == train.num_steps else {}
+    return report(learner, selected.state.variables, config, workdir, test_set, mesh, method, selected.how, changed)
 
 
 def evaluate_only(config: ml_collections.ConfigDict, workdir, method: str, published: str | None = None, given: dict | None = None) -> dict:
@@ -164,7 +163,8 @@ def evaluate_only(config: ml_collections.ConfigDict, workdir, method: str, publi
         told = {key: (None, value) for key, value in (given or {}).items() if not key.startswith(SAME_RESULTS)}
         changed = {'weights': (None, pathlib.Path(published).stem)} | told
     else:
-        variables, selected_on = best_of_run(workdir, mesh)
+        selected = best_of_run(workdir, mesh)
+        variables, selected_on, changed = selected.state.variables, selected.how, changed | not_the_best(selected)
     return report(learner, variables, config, workdir, dataset, mesh, method, selected_on, changed)
 
 
@@ -189,6 +189,11 @@ def report(learner, variables, config, workdir, dataset, mesh, method, selected_
         f"{found['accuracy']:.2%} ± {found['ci95']:.2%} (95% interval over {found['num_episodes']} episodes; "
         f"chance {found['chance']:.0%}; selected on {selected_on})\n{path}")
     return found
+
+
+def not_the_best(selected) -> dict:
+    """What `report` is told has changed where a damaged checkpoint may be the best: the results of the run stay."""
+    return {'checkpoint': (max(selected.damaged), selected.step)} if selected.damaged else {}
 
 
 def say(text: str) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pathlib
+from typing import NamedTuple
 
 import jax
 import ml_collections
@@ -11,6 +12,7 @@ from fsar_jax.config import default_config
 from fsar_jax.data.dataset import videos_present
 from fsar_jax.learner import create_learner
 from fsar_jax.machine import file_lock
+from fsar_jax.messages import listed
 from fsar_jax.training.checkpoints import Checkpoints, flatten, saved_settings
 from fsar_jax.training.mesh import replicated
 from fsar_jax.training.state import create_train_state
@@ -98,23 +100,30 @@ def named(method: str, preset: str) -> str:
     return f'{method}.py:{preset}' if preset else f'{method}.py'
 
 
-def best_of_run(workdir, mesh) -> tuple[dict, str]:
-    """Variables of the checkpoint that counts in the run in `workdir`, built from the settings that lie beside it, and how it was chosen."""
+class Selected(NamedTuple):
+    """The checkpoint that counts: its state, its step, how it was chosen, and the damaged steps that may be better."""
+    state: object
+    step: int
+    how: str
+    damaged: list[int]
+
+
+def best_of_run(workdir, mesh) -> Selected:
+    """The checkpoint that counts in the run in `workdir`, on the mesh; the state is built from the settings that lie beside it."""
     directory, config = pathlib.Path(workdir) / 'checkpoints', run_config(workdir)
     with Checkpoints(directory, config=config, read_only=True) as checkpoints:
-        best, selected_on = select(checkpoints)
         like = jax.eval_shape(lambda: create_train_state(config, create_learner(config.model)))
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), like)
-        state, _ = checkpoints.restore(like, best)
-    return state.variables, selected_on
+        return select(checkpoints, like)
 
 
-def select(checkpoints) -> tuple[int, str]:
-    """The checkpoint that counts and how it was chosen: the best on val, or the last where val was not looked at."""
-    best = checkpoints.best_step
-    if best is None:
-        return checkpoints.latest_step, f'last step ({checkpoints.latest_step})'
-    return best, f'val accuracy at step {best}'
+def select(checkpoints, like) -> Selected:
+    """The best on val, or the last where val was not looked at; the next best where that is damaged, and `how` says so."""
+    state, _ = checkpoints.restore_best(like)
+    best, damaged = checkpoints.best_step, checkpoints.damaged_and_better
+    step = checkpoints.latest_step if best is None else best
+    how = f'last step ({step})' if best is None else f'val accuracy at step {step}'
+    return Selected(state, step, how + (f' (damaged: step {listed(damaged)})' if damaged else ''), damaged)
 
 
 def with_classes_of_run(config, run):
