@@ -1,9 +1,12 @@
 """Parts of a model that start from a file or from another run."""
 
 import functools
-import pathlib
+
+import jax
 
 from fsar_jax import weights
+from fsar_jax.files import local_path
+from fsar_jax.messages import one_line, printable
 from fsar_jax.training.checkpoints import flatten
 from fsar_jax.training.mesh import replicate
 from fsar_jax.training.workdir import best_of_run
@@ -32,12 +35,19 @@ def _placed(tree, stage, value):
 
 def start_of(stage, key, path, params, mesh):
     """{'params', 'batch_stats'} of one stage ('sampler', 'scan_network') of the run in the workdir `path`; None where that is a file."""
-    if not pathlib.Path(path).is_dir():
+    path = local_path(path, f'config.{key}')
+    if not path.is_dir():
         return None
-    variables = best_of_run(path, mesh).state.variables
+    try:
+        selected = best_of_run(path, mesh)
+    except (OSError, ValueError) as error:
+        raise type(error)(f'config.{key}={printable(path, 1000)} is the workdir of a run that cannot be read: {one_line(error)}') from error
+    if selected.damaged and jax.process_index() == 0:
+        print(f'note: config.{key} starts from {selected.how}', flush=True)
+    variables = selected.state.variables
     inside = '.'.join(stage) + '.'
     there, here = ({name: (x.shape, x.dtype) for name, x in flatten(tree).items() if name.startswith(inside)}
                    for tree in (variables['params'], params))
     if there != here:
-        raise ValueError(f'config.{key}={path} holds a run whose {" ".join(stage)} is another one: name a run with the same, or a file')
+        raise ValueError(f'config.{key}={printable(path, 1000)} holds a run whose {" ".join(stage)} is another one: name a run with the same, or a file')
     return {kind: functools.reduce(lambda tree, name: tree[name], stage, variables[kind]) for kind in ('params', 'batch_stats')}

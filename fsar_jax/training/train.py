@@ -17,7 +17,7 @@ from fsar_jax.learner import create_learner
 from fsar_jax.stopping import finish_first
 from fsar_jax.training import results
 from fsar_jax.training.episode_report import measure
-from fsar_jax.training.checkpoints import Checkpoints
+from fsar_jax.training.checkpoints import Checkpoints, check_directory
 from fsar_jax.training.evaluation import episodes_of, evaluate
 from fsar_jax.training.finite import check_logits
 from fsar_jax.training.mesh import episode_mesh, replicate, shard
@@ -53,6 +53,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str, 
     validate(config)
     config = resolve_paths(config)
     workdir = pathlib.Path(workdir)
+    check_directory(workdir / 'checkpoints')
     mesh = episode_mesh(config.train.episodes_per_step)
     config = fit_accumulation(config, mesh.size)
 
@@ -171,7 +172,7 @@ def evaluate_only(config: ml_collections.ConfigDict, workdir, method: str, publi
 def when_saved(checkpoints, saving) -> None:
     """Returns when the save that has begun is on disk; `saving` is held while one begins."""
     with saving:
-        checkpoints.wait()
+        checkpoints.wait_for_files()
 
 
 def report(learner, variables, config, workdir, dataset, mesh, method, selected_on, changed) -> dict:

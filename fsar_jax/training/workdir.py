@@ -12,8 +12,8 @@ from fsar_jax.config import default_config
 from fsar_jax.data.dataset import videos_present
 from fsar_jax.learner import create_learner
 from fsar_jax.machine import file_lock
-from fsar_jax.messages import listed
-from fsar_jax.training.checkpoints import Checkpoints, flatten, saved_settings
+from fsar_jax.messages import listed, one_line, printable
+from fsar_jax.training.checkpoints import CONFIG_FILE, Checkpoints, flatten, saved_settings
 from fsar_jax.training.mesh import replicated
 from fsar_jax.training.state import create_train_state
 
@@ -65,9 +65,13 @@ def run_config(workdir) -> ml_collections.ConfigDict:
     directory = pathlib.Path(workdir) / 'checkpoints'
     settings = saved_settings(directory)
     if not settings:
-        raise FileNotFoundError(f'no checkpoint in {directory}: train first, or check --workdir')
+        raise FileNotFoundError(f'no checkpoint in {printable(directory, 1000)}, or no {CONFIG_FILE} beside them: train first, or check --workdir')
     config = default_config().unlock()
-    config.update_from_flattened_dict(settings)
+    try:
+        config.update_from_flattened_dict(settings)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{printable(directory / CONFIG_FILE, 1000)} is damaged, or of a release with other settings ({one_line(error)}): '
+                         'put back a copy of it') from None
     return config
 
 

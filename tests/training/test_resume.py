@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 import types
@@ -100,6 +101,40 @@ def test_a_finished_run_only_tests_again(tiny_data, unbroken, capsys):
     train.train_and_evaluate(config, workdir, 'protonet')
     assert {**read_results(workdir), 'seconds': None} == {**expected, 'seconds': None}
     assert read_results(workdir / 'results.num_episodes=7.json')['num_episodes'] == 7
+
+
+def test_a_damaged_newest_checkpoint_and_a_damaged_best(tiny_data, unbroken, tmp_path, capsys):
+    """The run goes on from the one before and ends with the same bits; then another one counts, beside the results of the run."""
+    whole, expected = unbroken
+    config = tiny_config('protonet', {**SETTINGS, 'data.dir': str(tiny_data)})
+    workdir = shutil.copytree(whole, tmp_path / 'run')
+    (workdir / 'results.json').unlink()
+
+    def cut(step):
+        path = next((workdir / 'checkpoints' / str(step) / 'state' / 'd').iterdir())
+        path.write_bytes(path.read_bytes()[:-1])
+    cut(STEPS)
+    found = train.train_and_evaluate(config, workdir, 'protonet')
+    said = capsys.readouterr().out
+    assert said.count(f'note: checkpoint {workdir}/checkpoints/{STEPS} is damaged (') == 1 and f'resumed from step {STEPS - 2}\n' in said
+    assert {**found, 'seconds': None} == {**expected, 'seconds': None}
+    assert (workdir / METRICS_FILE).read_bytes() == (whole / METRICS_FILE).read_bytes()
+    assert sorted(os.listdir(workdir / 'checkpoints')) == sorted(os.listdir(whole / 'checkpoints'))
+    best = int(expected['selected_on'].rpartition(' ')[2])
+    cut(best)
+    other = train.evaluate_only(config, workdir, 'protonet')
+    assert other['selected_on'].endswith(f' (damaged: step {best})') and other['params_hash'] != expected['params_hash']
+    assert {**read_results(workdir), 'seconds': None} == {**expected, 'seconds': None}
+    step = int(other['selected_on'].split()[-4])
+    assert step != best and read_results(workdir / f'results.checkpoint={step}.json')['selected_on'] == other['selected_on']
+    assert f'{workdir}/checkpoints/{best} is damaged (' in capsys.readouterr().out
+
+
+def test_a_name_that_checkpoints_cannot_have_is_refused_before_training(tiny_data, tmp_path):
+    config = tiny_config('protonet', {**SETTINGS, 'data.dir': str(tiny_data)})
+    with pytest.raises(ValueError, match=r"has '\[' in it, which Orbax takes for a pattern or an address: use another --workdir"):
+        train.train_and_evaluate(config, tmp_path / 'run[x]', 'protonet')
+    assert os.listdir(tmp_path) == []
 
 
 def test_what_may_change_and_what_may_not(tiny_data, unbroken):
