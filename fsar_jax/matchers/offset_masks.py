@@ -89,6 +89,8 @@ def offset_mask(offset, height: int, width: int, slope: float | None = None):
       float32 [..., height, width].
     """
     def along(o, size):
+        if size == 1:                             # the only cell: all of the average, which γ must not make 0 / 0
+            return jnp.ones_like(o)[..., None]
         g = jnp.abs(jnp.linspace(-1.0, 1.0, size) + o[..., None])
         return jnp.where(g < 1.0, 1.0, jnp.maximum(0.0, 1.0 - (g - 1.0) * ((size - 1) / 2 if slope is None else slope)))
     return along(offset[..., 1], height)[..., :, None] * along(offset[..., 0], width)[..., None, :]

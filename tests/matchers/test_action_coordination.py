@@ -311,6 +311,19 @@ def test_both_sides_are_averaged_over_the_same_content(spatial):
     assert unit(jnp.asarray(weights((0.0, 0.0))[0]).ravel()).min() >= 0
 
 
+@pytest.mark.parametrize('variant', ['code', 'paper'])
+@pytest.mark.parametrize('height, width', [(1, 1), (1, 3), (2, 1)])
+def test_a_map_of_one_cell_is_averaged_as_it_is(variant, height, width):
+    """At the largest offsets too, where the printed slope would leave a sum of 0 to divide by."""
+    matcher = ActionCoordination(variant=variant)
+    for offset in ((0.0, 0.0), (0.75, 0.75), (-0.75, -0.75), (-0.75, 0.75)):
+        weights = matcher.apply({}, jnp.asarray(offset), height, width, True, method='pooling_weights')
+        for side in weights:
+            np.testing.assert_allclose(side.sum(), 1.0, rtol=1e-6)
+            if (height, width) == (1, 1):
+                np.testing.assert_array_equal(side, [[1.0]])
+
+
 def test_the_paper_does_not_perturb_at_test():
     offsets = jnp.full((1, 1, 2, 2), 0.3)
     run = lambda variant, train: ActionCoordination(variant=variant).apply({}, offsets, 7, 7, train, method='pooling_weights')[0]
