@@ -43,6 +43,8 @@ def decode_jpeg(data: bytes) -> np.ndarray:
         return np.array(Image.open(io.BytesIO(data)).convert('RGB'))
     except (ValueError, OSError) as error:
         raise ValueError(f'a frame of {len(data)} bytes is not a readable JPEG ({error})') from error
+    except MemoryError as error:                  # a damaged header may claim 65,500 x 65,500 pixels
+        raise ValueError(f'a frame of {len(data)} bytes is not a readable JPEG, or one too large for the memory') from error
 
 
 def encode_jpeg(frame: np.ndarray, quality: int = 95) -> bytes:

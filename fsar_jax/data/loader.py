@@ -98,7 +98,7 @@ def training_batches(dataset, config, start_step: int, process_index: int = 0, p
     share = total // parts // process_count
     source = TrainingEpisodes(dataset, config, start_step, process_index, share)
     return _batches(source, config, parts * share, lambda batch: {
-        key: value.reshape(parts, share, *value.shape[1:]) for key, value in batch.items()})
+        key: value.reshape(parts, share, *value.shape[1:]) for key, value in batch.items()}, _of_validation(config, process_count))
 
 
 def video_batches(dataset, config, positions, batch_size: int) -> Iterator[np.ndarray]:
@@ -283,10 +283,13 @@ def _checked(dataset, config, positions):
     return positions
 
 
-def _batches(source, config, size, finish=lambda batch: batch):
-    """Generator of `finish({key: array [size, ...]})`, new arrays each time; the last batch of a source may be smaller."""
+def _batches(source, config, size, finish=lambda batch: batch, beside=0):
+    """Generator of `finish({key: array [size, ...]})`, new arrays each time; the last batch of a source may be smaller.
+
+    beside: bytes of shared memory that others will want while this is open.
+    """
     if config.data.num_workers:                   # now, not at the first batch
-        check_shared_memory(source, config, _per_worker(config, size))
+        check_shared_memory(config, shared_memory(config, source.clips_each, size, len(source)) + beside)
     return _generate(source, config, size, finish)
 
 
@@ -338,13 +341,31 @@ def _per_worker(config, batch_size):
     return -(-_ahead(config, batch_size) // config.data.num_workers)
 
 
-def check_shared_memory(source, config, per_worker: int) -> None:
-    """Raises ValueError where /dev/shm has no room for what worker processes keep there: one that writes beyond it is killed.
+def shared_memory(config, clips_each: int, batch_size: int, count: int = ENDLESS) -> int:
+    """Bytes that config.data.num_workers processes keep in shared memory at most: elements of `clips_each` clips, `count` in all.
 
-    Each holds the `per_worker` elements of its queue and the one that it is at, and as many wait in this process, which holds
-    another while it copies it.
+    Each process holds the elements of its queue and the one that it is at; as many wait in this process, which holds another
+    while it copies it.
     """
-    workers, clips = config.data.num_workers, source.clips
+    held = min(count, config.data.num_workers * (2 * _per_worker(config, batch_size) + 2) + 1)
+    pixels = clips_each * frames_read(config) * config.episode.image_size ** 2 * 3
+    return held * (pixels + 8 * mmap.PAGESIZE)    # labels, flips and the like take a page each
+
+
+def _of_validation(config, process_count):
+    """Shared memory of the evaluation on val (fsar_jax/training/evaluation.py), which runs while training is kept ready."""
+    if not config.data.num_workers or not config.get('eval') or not config.eval.val_episodes:
+        return 0
+    batch = -(-config.eval.videos_per_batch // process_count)
+    if config.eval.cache:
+        return shared_memory(config, 1, batch)
+    clips = config.episode.way * (config.episode.shot + config.eval.query)
+    return shared_memory(config, clips, max(1, batch // clips))
+
+
+def check_shared_memory(config, needed: int) -> None:
+    """Raises ValueError where /dev/shm has not `needed` bytes free: a process that writes beyond it is killed."""
+    workers = config.data.num_workers
     try:
         there = os.statvfs(SHARED_MEMORY)
     except OSError:
@@ -352,9 +373,6 @@ def check_shared_memory(source, config, per_worker: int) -> None:
             raise ValueError(f'config.data.num_workers={workers} needs {SHARED_MEMORY}, which is not there: set '
                              'config.data.num_workers=0, whose threads need none') from None
         return
-    held = min(len(source), workers * (2 * per_worker + 2) + 1)
-    pixels = source.clips_each * clips.length * clips.size * clips.size * 3
-    needed = held * (pixels + 8 * mmap.PAGESIZE)  # labels, flips and the like take a page each
     free = there.f_bavail * there.f_frsize
     if needed > free:
         raise ValueError(

@@ -106,7 +106,7 @@ def everything(datasets: list[VideoDataset], sums: dict[str, str]) -> Iterator[t
             return record_damage(*task)
         try:
             same = sha256_of(directory / task) == sums[task]
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a damaged list may hold any name
             return [('files cannot be read', one_line(error))]
         return [] if same else [('files differ from SHA256SUMS', printable(directory / task, 1000))]
 

@@ -2,6 +2,8 @@
 
 import io
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 from PIL import Image
@@ -98,3 +100,21 @@ def test_a_damaged_jpeg_is_an_error_with_every_decoder(decoder, damage, monkeypa
 def test_only_uint8_rgb_is_encoded():
     with pytest.raises(ValueError, match=r'must be uint8 \[H, W, 3\], got float32 \(4, 4, 3\)'):
         frames.encode_jpeg(np.zeros((4, 4, 3), np.float32))
+
+
+def test_a_header_that_claims_more_than_the_memory_is_no_readable_jpeg():
+    """12.9 GB of pixels in some hundred bytes: under a limit of memory, one frame is refused, not the process ended."""
+    program = """
+import resource, numpy as np
+from fsar_jax.data.frames import decode_jpeg, encode_jpeg
+data = bytearray(encode_jpeg(np.zeros((16, 16, 3), np.uint8)))
+at = data.index(b'\\xff\\xc0') + 5
+data[at:at + 4] = (65500).to_bytes(2, 'big') * 2
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+try:
+    decode_jpeg(bytes(data))
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    assert 'is not a readable JPEG' in done.stdout and done.stderr == ''

@@ -321,6 +321,13 @@ def test_too_little_shared_memory_is_an_error_before_a_worker_starts(dataset, mo
     loader.video_batches(dataset, config, [0, 1, 2], batch_size=64).close()             # nor do more than all elements
     free_shared_memory(monkeypatch, -(-needed // 4096) * 4096)
     loader.training_batches(dataset, config, 0).close()
+    with config.unlocked():
+        config.eval = dict(val_episodes=5, cache=True, videos_per_batch=6, query=1)
+    clips = (2 * (2 * 6 + 2) + 1) * (4 * 24 * 24 * 3 + 8 * mmap.PAGESIZE)               # validation runs while training waits
+    with pytest.raises(ValueError, match='keeps up to 3.0 MiB'):
+        loader.training_batches(dataset, config, 0)
+    free_shared_memory(monkeypatch, -(-(needed + clips) // 4096) * 4096)
+    loader.training_batches(dataset, config, 0).close()
     free_shared_memory(monkeypatch, None)
     with pytest.raises(ValueError, match='config.data.num_workers=2 needs /dev/shm, which is not there'):
         loader.training_batches(dataset, config, 0)
