@@ -20,8 +20,10 @@ MATROSKA_PARTS = {
     *(0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367, CLUSTER, 0xEC, 0xBF),
     *(0xE7, 0xA3, 0xA0, 0xAB, 0xA7, 0x5854),  # of a cluster
 }
+MATROSKA_CLOSING = {0x1C53BB6B, 0x1254C367}  # the index and tags, which are written last
 ASF_HEADER = bytes.fromhex('3026b2758e66cf11a6d900aa0062ce6c')
 ASF_DATA = bytes.fromhex('3626b2758e66cf11a6d900aa0062ce6c')
+MOST_PARTS = 1_000_000  # that are looked at: a live recording of an hour has half as many, a file made to hang more
 
 
 class End(NamedTuple):
@@ -31,45 +33,73 @@ class End(NamedTuple):
     whole: True: closed as it says; False: cut; None: it does not say.
     promises: its header says how much there should be; else what is reported as its duration is measured on what is there.
     why: what is missing, in words.
+    missing: share of the bytes, where it is known.
     """
 
     kind: str
     whole: bool | None
     promises: bool = True
     why: str = ''
+    missing: float = 0.0
 
 
 def end_of(path: str | os.PathLike) -> End:
     """What the container says about its end; OSError where the file cannot be read."""
     with open(path, 'rb') as file:
-        size, start = os.fstat(file.fileno()).st_size, file.read(1024)
-        if start[4:8] in MP4_BOXES:
-            return _mp4(file, size)
-        if start[:4] == EBML.to_bytes(4):
-            return _matroska(file, size)
-        if start[:4] == b'RIFF':
-            return _avi(file, size)
-        if start[:3] == b'FLV':
-            return _flv(file, size, start)
-        if start[:16] == ASF_HEADER:
-            return _asf(file, size)
-        if start[:4] == b'OggS':
-            return _ogg(file, size)
-        if start[:3] == b'GIF':
-            return _gif(file, size, start)
-        if start[:4] == b'\0\0\1\xba':
-            return _program_stream(file, size)
-        if start[:3] == b'\x1f\7\0' and len(start) > 3:
-            part = size % (144000 if start[3] & 0x80 else 120000)  # a frame of PAL, of NTSC
-            return End('DV', False, False, 'its last frame is cut') if part else End('DV', None, False)
-        return _transport_stream(start, size) or End('', None)
+        try:
+            return _end(_Parts(file), os.fstat(file.fileno()).st_size)
+        except _TooManyParts:
+            return End('', None)
+
+
+class _TooManyParts(Exception):
+    pass
+
+
+class _Parts:
+    """A file that is looked at here and there, MOST_PARTS times at most."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.left = file, MOST_PARTS
+
+    def at(self, place: int, length: int) -> bytes:
+        """At most `length` bytes from `place` on."""
+        self.left -= 1
+        if self.left < 0:
+            raise _TooManyParts
+        self.file.seek(place)
+        return self.file.read(length)
+
+
+def _end(file, size):
+    start = file.at(0, 1024)
+    if start[4:8] in MP4_BOXES:
+        return _mp4(file, size)
+    if start[:4] == EBML.to_bytes(4):
+        return _matroska(file, size)
+    if start[:4] == b'RIFF' and start[8:11] in (b'AVI', b'AMV'):
+        return _avi(file, size)
+    if start[:3] == b'FLV':
+        return _flv(file, size, start)
+    if start[:16] == ASF_HEADER:
+        return _asf(file, size)
+    if start[:4] == b'OggS':
+        return _ogg(file, size)
+    if start[:3] == b'GIF':
+        return _gif(file, size, start)
+    if start[:4] == b'\0\0\1\xba':
+        return _program_stream(file, size)
+    if start[:3] == b'\x1f\7\0' and len(start) > 3:
+        part = size % (144000 if start[3] & 0x80 else 120000)  # a frame of PAL, of NTSC
+        return End('DV', False, False, 'its last frame is cut') if part else End('DV', None, False)
+    return _transport_stream(start, size) or End('', None)
 
 
 def _mp4(file, size):
     """MP4, MOV, 3GP: boxes, of which moov is the index and mdat holds the pictures; or a moof before each mdat."""
     place, kinds, open_end = 0, set(), False
     while place + 8 <= size:
-        header = _at(file, place, 16)
+        header = file.at(place, 16)
         length, kind = int.from_bytes(header[:4]), header[4:8]
         if kind not in MP4_BOXES:
             break  # padding, or what another program left there
@@ -88,7 +118,7 @@ def _mp4(file, size):
     if b'moov' not in kinds:
         return End('MP4', False, True, 'its index is missing')
     if b'moof' in kinds:
-        if 0 < size - place < 8 and any(_at(file, place, 8)):
+        if 0 < size - place < 8 and any(file.at(place, 8)):
             return End('MP4', False, False, 'its last part is cut')
         return End('MP4', True if b'mfra' in kinds and not open_end else None, False)
     if b'mdat' not in kinds:
@@ -99,7 +129,7 @@ def _mp4(file, size):
 def _holds(file, place, end, wanted):
     """Whether there is a box of a kind among those from `place` to `end`."""
     while place + 8 <= end:
-        header = _at(file, place, 8)
+        header = file.at(place, 8)
         if header[4:] == wanted:
             return True
         place += max(8, int.from_bytes(header[:4]))
@@ -108,22 +138,21 @@ def _holds(file, place, end, wanted):
 
 def _matroska(file, size):
     """Matroska, WebM: nested elements, each with its size; that of a live recording is not known."""
-    place, known, clusters, reached_end = 0, False, 0, size
+    place, known, clusters, closed, end = 0, False, 0, False, size
     while place < size:
-        header = _at(file, place, 12)
+        header = file.at(place, 12)
         number, after_id = _variable(header, 0, True)
         length, body = _variable(header, after_id, False)
         if number is None or length is None:
-            cut = place + 12 > size
-            return End('Matroska', False if cut else None, True, 'its last element is cut' if cut else '')
+            if place + 12 > size:
+                return End('Matroska', False, True, 'its last element is cut', 1 - size / max(end, size))
+            return End('Matroska', None)  # damaged
         unknown = length == (1 << 7 * (body - after_id)) - 1
         place += body
         if number == SEGMENT:
-            known = not unknown
-            if known and place + length > size:
-                return End('Matroska', False, True, f'{place + length - size} bytes of it are missing')
-            reached_end = place + length if known else size
+            known, end = not unknown, size if unknown else place + length
             continue
+        closed = clusters > 0 and (closed or number in MATROSKA_CLOSING)
         if number == CLUSTER:
             clusters += 1
             if unknown:
@@ -131,13 +160,13 @@ def _matroska(file, size):
         elif number != EBML and number not in MATROSKA_PARTS or unknown:
             return End('Matroska', None)  # damaged, or of a kind that is not known here
         place += length
-        if place > size:
-            return End('Matroska', False, True, 'its last element is cut')
-        if known and place >= reached_end:
+        if place >= min(end, size):
             break
     if not clusters:
         return End('Matroska', False, True, 'nothing follows its header')
-    return End('Matroska', True if known else None)
+    if place > size or end > size and not closed:
+        return End('Matroska', False, True, f'{max(place, end) - size} bytes of it are missing', 1 - size / max(place, end))
+    return End('Matroska', True if known and end <= size else None)
 
 
 def _variable(data, place, keep_marker):
@@ -155,7 +184,7 @@ def _avi(file, size):
     """AVI: chunks; the pictures in LIST movi, their index after it. Files beyond 1 GB have several RIFF chunks."""
     place, end, kinds = 0, 0, set()
     while place + 8 <= size:
-        header = _at(file, place, 12)
+        header = file.at(place, 12)
         kind, length = header[:4], int.from_bytes(header[4:8], 'little')
         if kind == b'RIFF':
             end = place + 8 + length
@@ -168,7 +197,8 @@ def _avi(file, size):
             return End('AVI', None)
         place += 8 + length + length % 2
         if place > size + 1:
-            return End('AVI', False, True, 'its last part is cut')
+            missing = (place - size) / length if header[8:12] == b'movi' else 0.0
+            return End('AVI', False, True, 'its last part is cut', missing)
     if b'movi' not in kinds:
         return End('AVI', False if end > size else None, True, 'nothing follows its header')
     if b'idx1' in kinds or end <= place <= end + 1:
@@ -185,9 +215,9 @@ def _flv(file, size, start):
             return End('FLV', True, False)
         if promised > size:
             return End('FLV', False, False, f'{promised - size:.0f} bytes of it are missing')
-    last = int.from_bytes(_at(file, size - 4, 4))
+    last = int.from_bytes(file.at(size - 4, 4))
     tag = size - 4 - last
-    closed = last >= 11 and tag >= 13 and int.from_bytes(_at(file, tag + 1, 3)) == last - 11
+    closed = last >= 11 and tag >= 13 and int.from_bytes(file.at(tag + 1, 3)) == last - 11
     return End('FLV', None, False) if closed else End('FLV', False, False, 'its last part is cut')
 
 
@@ -195,7 +225,7 @@ def _asf(file, size):
     """ASF, WMV: objects, the second of which holds the pictures."""
     place = 0
     while place + 24 <= size:
-        header = _at(file, place, 24)
+        header = file.at(place, 24)
         length = int.from_bytes(header[16:], 'little')
         if header[:16] == ASF_DATA and length in (0, 50):  # a live recording
             return End('ASF', None)
@@ -203,7 +233,7 @@ def _asf(file, size):
             return End('ASF', None)
         place += length
         if place > size:
-            return End('ASF', False, True, f'{place - size} bytes of it are missing')
+            return End('ASF', False, True, f'{place - size} bytes of it are missing', 1 - size / place)
         if header[:16] == ASF_DATA:
             return End('ASF', True)
     return End('ASF', False, True, 'nothing follows its header')
@@ -212,7 +242,7 @@ def _asf(file, size):
 def _ogg(file, size):
     """Ogg: pages, each with the sizes of what it holds; the last one is marked."""
     start = max(0, size - 65536)  # a page has 65307 bytes at most
-    tail = _at(file, start, size - start)
+    tail = file.at(start, size - start)
     place = tail.rfind(b'OggS')
     if place < 0 or len(tail) < place + 27:
         return End('Ogg', False, False, 'its last page is cut')
@@ -225,27 +255,25 @@ def _ogg(file, size):
 def _gif(file, size, start):
     """GIF: blocks of at most 255 bytes, then a mark."""
     place = 13 + (3 << (start[10] & 7) + 1 if len(start) > 10 and start[10] & 0x80 else 0)
-    file.seek(place)
-    while kind := file.read(1):
-        if kind == b';':
+    while header := file.at(place, 10):
+        if header[:1] == b';':
             return End('GIF', True, False)
-        if kind == b',':
-            picture = file.read(9)
-            colours = 3 << (picture[8] & 7) + 1 if len(picture) > 8 and picture[8] & 0x80 else 0
-            file.seek(colours + 1, os.SEEK_CUR)
-        elif kind == b'!':
-            file.seek(1, os.SEEK_CUR)
+        if header[:1] == b',':
+            place += 11 + (3 << (header[9] & 7) + 1 if len(header) > 9 and header[9] & 0x80 else 0)
+        elif header[:1] == b'!':
+            place += 2
         else:
             return End('GIF', None, False)  # damaged
-        while (block := file.read(1)) and block[0]:
-            file.seek(block[0], os.SEEK_CUR)
+        while (block := file.at(place, 1)) and block[0]:
+            place += 1 + block[0]
+        place += 1
     return End('GIF', False, False, 'its end mark is missing')
 
 
 def _program_stream(file, size):
     """MPEG-1 and MPEG-2 (.mpg, .vob): packets with their sizes; walked from the last packs on."""
     start = max(0, size - (1 << 18))
-    tail = _at(file, start, size - start)
+    tail = file.at(start, size - start)
     place = tail.find(b'\0\0\1\xba')
     if place < 0:
         return End('MPEG', None, False)
@@ -274,12 +302,6 @@ def _transport_stream(start, size):
                 part = (size - first) % length
                 return End('MPEG-TS', False, False, 'its last packet is cut') if part else End('MPEG-TS', None, False)
     return None
-
-
-def _at(file: BinaryIO, place: int, length: int) -> bytes:
-    """At most `length` bytes from `place` on."""
-    file.seek(place)
-    return file.read(length)
 
 
 def _double(data):

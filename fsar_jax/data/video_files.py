@@ -256,11 +256,18 @@ def _check_file(path) -> End:
         raise VideoError('unreadable', error.strerror or str(error)) from None
 
 
+def _end(path) -> End:
+    try:
+        return end_of(path)
+    except OSError as error:
+        raise VideoError('unreadable', error.strerror or str(error)) from None
+
+
 def _open(path):
     try:
         container = av.open(os.fspath(path), options=OPTIONS, **OPENING)
     except av.error.FFmpegError as error:
-        if end_of(path).whole is not False:  # FFmpeg calls the end of a cut .mkv an I/O error
+        if _end(path).whole is not False:  # FFmpeg calls the end of a cut .mkv an I/O error
             _raise_if_of_the_system(error)
         raise _not_a_video(path, error.errno, error.strerror or '') from None
     if not len(container.streams):
@@ -281,7 +288,7 @@ def _no_pictures(path, container):
         return None
     if known:
         return VideoError('too large', f'{known[0].width}x{known[0].height}')
-    end = end_of(path)
+    end = _end(path)
     if end.whole is False:  # cut within its index
         return VideoError('truncated', f'the file starts as {end.kind}, but {end.why}')
     if moving:
@@ -292,7 +299,7 @@ def _no_pictures(path, container):
 
 def _not_a_video(path, number, words):
     """The error for what cannot be opened. An .mp4 has its index last by default: a cut one only starts well."""
-    end = end_of(path)
+    end = _end(path)
     if end.kind and end.whole is False:
         return VideoError('truncated', f'the file starts as {end.kind}, but {end.why}')
     if end.kind:
@@ -318,6 +325,8 @@ def _packets(container, streams) -> Iterator[av.Packet | None]:
         try:
             yield next(packets)
         except StopIteration:
+            return
+        except IndexError:  # PyAV before 19, after the last packet of a .ts that has more streams than it began with
             return
         except av.error.FFmpegError as error:
             _raise_if_of_the_system(error)
@@ -397,7 +406,9 @@ def _is_cut(end, file, found):
     if end.whole:
         return short and file.lost
     # Where the end is missing, the stream that is there may not be the one that was shown.
-    return short or file.choice or not end.promises or not (by_frames or by_time)
+    return (
+        short or end.missing > 1 - COMPLETE_FRACTION or file.choice or not end.promises or not (by_frames or by_time)
+    )
 
 
 def _tagged_seconds(metadata):
@@ -417,7 +428,7 @@ def _decode(path, index, frame_index, convert, square_pixels):
     wanted = set(frame_index.tolist())
     kept, sizes, times, errors, first, duration = {}, [], [], 0, None, 0
     with _open(path) as container:
-        stream = container.streams[index]
+        stream = next(stream for stream in container.streams.video if stream.index == index)
         stream.thread_type = 'NONE'  # files are decoded in parallel, one process each
         stream.codec_context.options = DECODER_OPTIONS
         for packet in _packets(container, stream):
