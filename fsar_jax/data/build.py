@@ -25,7 +25,7 @@ import time
 
 import tensorflow_datasets as tfds
 
-from fsar_jax.data.dataset import version_directory
+from fsar_jax.data.dataset import described, version_directory
 from fsar_jax.data.video_files import decoder_generation
 from fsar_jax.machine import file_lock
 from fsar_jax.messages import one_line, printable
@@ -181,9 +181,9 @@ def build(args: argparse.Namespace) -> pathlib.Path:
         built = version_directory(args.dataset, args.dir)
         if built and not args.overwrite:
             remove_notes(built)  # of a build that was killed in its last moment
-            metadata = tfds.builder_from_directory(built).info.metadata
+            metadata = described(built, args.dataset)[1]
             _check_same(args.dataset, metadata['settings'], settings)
-            failed = metadata['failed']
+            failed = metadata.get('failed') or {}
             again = sum(reason in video_builder.AGAIN for reason in failed.values())
             print(
                 f'{args.dataset} is built already: {built}'
@@ -221,6 +221,8 @@ def build(args: argparse.Namespace) -> pathlib.Path:
             if built:
                 shutil.rmtree(folder / 'replaced', ignore_errors=True)
                 built.rename(folder / 'replaced')
+            if directory.exists():  # a copy that has lost its dataset_info.json, else it were `built`
+                shutil.rmtree(directory)
             unfinished.rename(directory)
             remove_notes(directory)
         except DiskFullError as error:

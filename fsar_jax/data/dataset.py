@@ -50,7 +50,7 @@ class VideoDataset:
 
     def __init__(self, directory: pathlib.Path, name: str, split: str):
         self.name, self.split, self.directory = name, split, directory
-        builder, metadata = self._described()
+        builder, metadata = described(directory, name)
         index = metadata['videos']
         if split not in index and split not in builder.info.splits:
             raise NoSplitError(f"dataset '{printable(name)}' has no split '{printable(split)}': it has {listed(index)}")
@@ -72,31 +72,6 @@ class VideoDataset:
         self._source, self._lock = None, threading.Lock()
         self._check_index()
 
-    def _described(self):
-        """(tfds' builder, metadata), which know all splits; ValueError with the file that is damaged."""
-        repair = f'copy the dataset again, or build it again: {command("build", self.name, self.data_dir, "--overwrite")}'
-        for file in ('dataset_info.json', 'features.json', 'metadata.json'):  # the last stays in `content`
-            try:
-                content = read_json(self.directory / file, repair)
-            except FileNotFoundError:
-                raise FileNotFoundError(f'{printable(self.directory / file, 1000)} is not there: {repair}') from None
-            if not isinstance(content, dict):
-                raise ValueError(f'{printable(self.directory / file, 1000)} is not the one of a dataset: {repair}')
-        _check_metadata(content, f'{printable(self.directory / "metadata.json", 1000)} is damaged', repair)
-        try:
-            builder = tfds.builder_from_directory(os.path.abspath(self.directory))  # it would expand a '~'
-            label, names = builder.info.features['label'], (self.directory / 'label.labels.txt').read_text(encoding='utf-8')
-            # Where that file is lost or of another length, tfds makes up names and numbers.
-            count = int(read_json(self.directory / 'features.json', repair)['featuresDict']['features']['label']['classLabel']['numClasses'])
-            if not len(names.split('\n')) - names.endswith('\n') == len(label.names) == count:
-                raise ValueError(f'{len(label.names)} class names, {count} classes')
-        except Exception as error:  # tfds' parsers, protobuf's and Python's: each raises what it likes
-            raise ValueError(
-                f'{printable(self.directory, 1000)} is not a built dataset, or dataset_info.json, features.json or '
-                f'label.labels.txt there is damaged ({type(error).__name__}: {printable(one_line(error))}): {repair}'
-            ) from None
-        return builder, content
-
     def _check_index(self):
         """The index must be that of the record files, and within the classes."""
         count, records = len(self), self._ends[-1] if self._ends else 0
@@ -112,13 +87,8 @@ class VideoDataset:
         if wrong:
             raise ValueError(
                 f'split {self.split!r} in {printable(self.directory, 1000)} is damaged: {wrong}: copy the dataset again, or '
-                f'build it again: {command("build", self.name, self.data_dir, "--overwrite")}'
+                f'build it again: {command("build", self.name, data_dir_of(self.directory, self.name), "--overwrite")}'
             )
-
-    @property
-    def data_dir(self) -> pathlib.Path:
-        """Where datasets are kept: the directory is <data_dir>/<name>/<version>."""
-        return self.directory.parents[len(pathlib.PurePath(self.name).parts)]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -184,7 +154,7 @@ class VideoDataset:
     @property
     def advice(self) -> str:
         """What to do where a record is damaged, for the end of an error."""
-        return f'see what is damaged with {command("verify", self.name, self.data_dir)}'
+        return f'see what is damaged with {command("verify", self.name, data_dir_of(self.directory, self.name))}'
 
     def lost_files(self) -> dict[str, str]:
         """{name: reason} of the split's record files that are not there or do not hold as many records as they should; opens each."""
@@ -215,6 +185,36 @@ class VideoDataset:
 
     def __setstate__(self, state):
         self.__dict__.update(state, _source=None, _lock=threading.Lock())
+
+
+def described(directory: pathlib.Path, name: str) -> tuple[tfds.core.DatasetBuilder, dict]:
+    """(tfds' builder, metadata) of a built dataset, which know all of its splits.
+
+    Raises:
+      FileNotFoundError, ValueError: which file is lost or damaged, with its line, and how to repair it.
+    """
+    repair = f'copy the dataset again, or build it again: {command("build", name, data_dir_of(directory, name), "--overwrite")}'
+    for file in ('dataset_info.json', 'features.json', 'metadata.json'):  # the last stays in `content`
+        try:
+            content = read_json(directory / file, repair)
+        except FileNotFoundError:
+            raise FileNotFoundError(f'{printable(directory / file, 1000)} is not there: {repair}') from None
+        if not isinstance(content, dict):
+            raise ValueError(f'{printable(directory / file, 1000)} is not the one of a dataset: {repair}')
+    _check_metadata(content, f'{printable(directory / "metadata.json", 1000)} is damaged', repair)
+    try:
+        builder = tfds.builder_from_directory(os.path.abspath(directory))  # it would expand a '~'
+        label, names = builder.info.features['label'], (directory / 'label.labels.txt').read_text(encoding='utf-8')
+        # Where that file is lost or of another length, tfds makes up names and numbers.
+        count = int(read_json(directory / 'features.json', repair)['featuresDict']['features']['label']['classLabel']['numClasses'])
+        if not len(names.split('\n')) - names.endswith('\n') == len(label.names) == count:
+            raise ValueError(f'{len(label.names)} class names, {count} classes')
+    except Exception as error:  # tfds' parsers, protobuf's and Python's: each raises what it likes
+        raise ValueError(
+            f'{printable(directory, 1000)} is not a built dataset, or dataset_info.json, features.json or '
+            f'label.labels.txt there is damaged ({type(error).__name__}: {printable(one_line(error))}): {repair}'
+        ) from None
+    return builder, content
 
 
 def open_dataset(name: str, data_dir: str | os.PathLike, split: str) -> VideoDataset:
@@ -299,6 +299,11 @@ def version_directory(name: str, data_dir: str | os.PathLike) -> pathlib.Path | 
     return max(versions)[1] if versions else None
 
 
+def data_dir_of(directory: pathlib.Path, name: str) -> pathlib.Path:
+    """Where datasets are kept: `directory` is <data_dir>/<name>/<version>."""
+    return directory.parents[len(pathlib.PurePath(name).parts)]
+
+
 def command(module, name, data_dir, *flags):
     """The whole command to type, `module` 'build' or 'verify', with quotes where a shell needs them."""
     if module == 'build' and name.split('/')[0] != 'synthetic_actions':
@@ -324,7 +329,8 @@ def _check_metadata(metadata, wrong, repair):
     videos, expected = metadata.get('videos'), metadata.get('expected')
     check(isinstance(videos, dict) and videos, 'it has no videos')
     check(isinstance(metadata.get('settings'), dict), 'it has no settings')
-    check(isinstance(metadata.get('made_with') or {}, dict), 'made_with is no table')
+    for key in ('made_with', 'failed'):
+        check(isinstance(metadata.get(key) or {}, dict), f'{key} is no table')
     for split, index in videos.items():
         where = f'videos of split {printable(split)}'
         check(isinstance(index, dict) and all(isinstance(index.get(key), list) for key in INDEX), f'{where}: not the lists {listed(INDEX)}')

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from array_record.python import array_record_module
 
-from fsar_jax.data import verify
+from fsar_jax.data import build, verify
 from fsar_jax.data.checksums import SUMS, sha256_of, write_sums
 from fsar_jax.data.dataset import EmptySplitError, NoSplitError, open_dataset, version_directory
 from fsar_jax.data.frames import encode_jpeg
@@ -240,6 +240,26 @@ def test_a_damaged_file_of_a_dataset_is_named_in_one_line(copy, file, damage):
     assert file in said and str(directory) in said and '\n' not in said and 'python -m fsar_jax.data.build --dataset=' in said
     if damage == 'cut' and file.endswith('.json'):
         assert f'{path} is damaged or cut (line ' in said
+
+
+@pytest.mark.parametrize('file, content', [
+    ('dataset_info.json', b'{"a": 1}'), ('dataset_info.json', None), ('features.json', b'{"a": 1}'), ('metadata.json', b''),
+    ('label.labels.txt', None),
+])
+def test_a_build_over_a_damaged_dataset_names_what_is_damaged_and_overwrite_mends_it(tmp_path, tiny_data, file, content):
+    clips, data_dir = tiny_data.parent / 'tiny_clips', tmp_path / 'data'
+    shutil.copytree(tiny_data / NAME, data_dir / NAME)
+    path = version_directory(NAME, data_dir) / file
+    path.unlink() if content is None else path.write_bytes(content)
+    flags = [f'--dataset={NAME}', f'--videos={clips}', f'--dir={data_dir}', '--processes=0', '--short_side=32']
+    if content is None and file == 'dataset_info.json':         # it is not there, so it is built
+        build.build(build.parse(flags))
+    else:
+        with pytest.raises((ValueError, OSError), match=f'{file}.*--overwrite$') as caught:
+            build.build(build.parse(flags))
+        assert '\n' not in str(caught.value)
+        build.build(build.parse([*flags, '--overwrite']))
+    assert verify.examine(NAME, data_dir)[1]
 
 
 @pytest.mark.parametrize('folder', ['d[x]*?', '~root', 'a b;c', '{DATASET}', 'données', "it's"])
