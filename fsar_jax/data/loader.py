@@ -373,6 +373,9 @@ def check_shared_memory(config, needed: int) -> None:
             raise ValueError(f'config.data.num_workers={workers} needs {SHARED_MEMORY}, which is not there: set '
                              'config.data.num_workers=0, whose threads need none') from None
         return
+    if not os.access(SHARED_MEMORY, os.W_OK):
+        raise ValueError(f'config.data.num_workers={workers} needs {SHARED_MEMORY}, which may not be written: set '
+                         'config.data.num_workers=0, whose threads need none')
     free = there.f_bavail * there.f_frsize
     if needed > free:
         raise ValueError(

@@ -297,7 +297,7 @@ def test_a_record_that_contradicts_the_metadata_is_an_error(dataset):
         list(loader.video_batches(short, small_config(), [0], batch_size=1))
 
 
-def free_shared_memory(monkeypatch, free, platform='linux'):
+def free_shared_memory(monkeypatch, free, platform='linux', may_be_written=True):
     """As on a machine with `free` bytes left in /dev/shm; None: there is no /dev/shm."""
     def statvfs(path):
         assert path == '/dev/shm'
@@ -305,6 +305,7 @@ def free_shared_memory(monkeypatch, free, platform='linux'):
             raise FileNotFoundError(2, 'No such file or directory', path)
         return types.SimpleNamespace(f_bavail=free // 4096, f_frsize=4096)
     monkeypatch.setattr(os, 'statvfs', statvfs)
+    monkeypatch.setattr(os, 'access', lambda path, mode: may_be_written)
     monkeypatch.setattr(sys, 'platform', platform)
 
 
@@ -328,6 +329,9 @@ def test_too_little_shared_memory_is_an_error_before_a_worker_starts(dataset, mo
         loader.training_batches(dataset, config, 0)
     free_shared_memory(monkeypatch, -(-(needed + clips) // 4096) * 4096)
     loader.training_batches(dataset, config, 0).close()
+    free_shared_memory(monkeypatch, 1 << 40, may_be_written=False)
+    with pytest.raises(ValueError, match='config.data.num_workers=2 needs /dev/shm, which may not be written'):
+        loader.training_batches(dataset, config, 0)
     free_shared_memory(monkeypatch, None)
     with pytest.raises(ValueError, match='config.data.num_workers=2 needs /dev/shm, which is not there'):
         loader.training_batches(dataset, config, 0)
