@@ -97,14 +97,16 @@ def _end(file, size):
 
 def _mp4(file, size):
     """MP4, MOV, 3GP: boxes, of which moov is the index and mdat holds the pictures; or a moof before each mdat."""
-    place, kinds, open_end = 0, set(), False
+    place, kinds, open_end, strange = 0, set(), False, False
     while place + 8 <= size:
         header = file.at(place, 16)
         length, kind = int.from_bytes(header[:4]), header[4:8]
-        if kind not in MP4_BOXES:
-            break  # padding, or what another program left there
         if length == 1:
             length = int.from_bytes(header[8:])
+        if kind not in MP4_BOXES:
+            if not kind.isalnum() or not 8 <= length <= size - place:
+                break  # padding, or what another program left there
+            strange = True  # of another program, or one of the above with a damaged name
         if length == 0:  # to the end of the file
             length, open_end = size - place, True
         if length < 8:
@@ -116,6 +118,8 @@ def _mp4(file, size):
         if place > size:
             return End('MP4', False, b'moof' not in kinds and kind != b'moov', f"its part '{kind.decode()}' goes on beyond its end")
     if b'moov' not in kinds:
+        if strange or any(file.at(place, 4096)):
+            return End('MP4', None)  # damaged
         return End('MP4', False, True, 'its index is missing')
     if b'moof' in kinds:
         if 0 < size - place < 8 and any(file.at(place, 8)):

@@ -194,7 +194,7 @@ def read_video(
     video, kept, sizes = _decode(path, file.stream, wanted, convert, square_pixels)
     found = max(video.source_frames, file.packets)  # packets count too: an edit list hides frames that are there
     if _is_cut(end, file, found):
-        promised = f', the header promises {file.promised}' if file.promised > found else ''
+        promised = f', the header promises {file.promised}' if end.promises and file.promised > found else ''
         why = f'; {end.why}' if end.why and end.whole is False else ''
         raise VideoError('truncated', f'{video.source_frames} frames{promised}{why}')
     if video.source_frames == 0:
@@ -469,8 +469,8 @@ def _decode(path, index, frame_index, convert, square_pixels):
 
 def _as_seen(frame, stream, square_pixels):
     """uint8 [H, W, 3] RGB with square pixels, not yet turned."""
-    deep = frame.format.components[0].bits > 8
-    rgb = frame.to_ndarray(format='rgb24', **({'interpolation': EXACT} if deep else {}))
+    how = {'interpolation': EXACT} if frame.format.components[0].bits > 8 else {}
+    rgb = frame.to_ndarray(format='rgb24', threads=1, **how)
     aspect = float(stream.sample_aspect_ratio or 1)
     width = int(frame.width * aspect + 0.5)
     if not square_pixels or width == frame.width or not 1 / MAX_ASPECT <= aspect <= MAX_ASPECT:

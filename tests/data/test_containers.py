@@ -228,6 +228,21 @@ def test_an_index_that_is_missing_is_told_from_one_that_is_damaged(tmp_path):
     path.write_bytes(data[: place + 100])
     with pytest.raises(VideoError, match="^truncated: .*its part 'moov' goes on beyond its end"):
         read_video(path)
-    path.write_bytes(data[: place + 4] + b'\xff' * (len(data) - place - 4))
-    with pytest.raises(VideoError, match='^not a video: the file is MP4, but its header or index is damaged'):
+    path.write_bytes(data[: place - 4] + bytes(len(data) - place + 4))  # a download that reserved its place
+    with pytest.raises(VideoError, match='^truncated: .*its index is missing'):
         read_video(path)
+    for damage in (
+        data[: place + 4] + b'\xff' * (len(data) - place - 4),
+        data[: place + 4] + bytes(len(data) - place - 4),
+        data.replace(b'moov', b'moow'),
+    ):
+        path.write_bytes(damage)
+        with pytest.raises(VideoError, match='^not a video: the file is MP4, but its header or index is damaged'):
+            read_video(path)
+    assert outcome(path, data.replace(b'mdat', b'\xff\0\xff\0')) == FRAMES
+    for suffix, kind in (('.mkv', 'Matroska'), ('.avi', 'AVI')):
+        path = tmp_path / f'clip{suffix}'
+        data = write(path)
+        path.write_bytes(data[:12] + bytes([255] * 100) + data[112:])
+        with pytest.raises(VideoError, match=f'^not a video: the file is {kind}, but its header or index is damaged'):
+            read_video(path)

@@ -180,6 +180,20 @@ def test_pixels_are_stretched_before_the_frame_is_turned(tmp_path):
     np.testing.assert_array_equal(shown, shown_by_matrix(read_video(lying).frames[5], 0, 1, -1, 0))
 
 
+def test_a_rotation_beside_data_that_pyav_does_not_know():
+    """PyAV before 19 gives no side data at all then."""
+
+    class Frame:
+        rotation = 90
+
+        @property
+        def side_data(self):
+            raise ValueError('29 is not a valid Type')
+
+    turned = video_files._upright(quarters(), Frame())
+    np.testing.assert_array_equal(turned, np.rot90(quarters()))
+
+
 # -- which stream ----------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +238,22 @@ def test_a_cover_is_not_the_video(tmp_path):
     write_streams(path, ([cover], 10, 'mjpeg', attached))
     with pytest.raises(VideoError, match='^no video stream: only a cover'):
         read_video(path)
+
+
+def test_a_picture_that_is_attached_to_an_mkv_is_not_the_video(tmp_path):
+    cover = write(tmp_path / 'cover.jpg', [quarters(96, 128)], 'mjpeg', 'yuvj420p', container_options={'update': '1'})
+    path = tmp_path / 'clip.mkv'
+    with av.open(str(path), 'w') as container:
+        container.add_attachment('cover.jpg', 'image/jpeg', cover.read_bytes())
+        stream = container.add_stream('libx264', rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, 'yuv420p'
+        for _ in range(FRAMES):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(quarters(), format='rgb24')))
+        container.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        assert len(container.streams.video) == 2
+    video = read_video(path)
+    assert video.frames[0].shape == (48, 64, 3) and video.source_frames == FRAMES
 
 
 @pytest.mark.parametrize('suffix', ('.mp4', '.mkv'))
