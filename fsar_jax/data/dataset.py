@@ -226,14 +226,25 @@ def open_dataset(name: str, data_dir: str | os.PathLike, split: str) -> VideoDat
 
     Raises:
       FileNotFoundError: not built; says how to build it.
+      OSError: record files are lost or cut, or hold another number of records than they should.
       ValueError: the split does not exist or is empty (EmptySplitError), or the dataset is damaged; says what and how to repair it.
     """
     directory = version_directory(name, data_dir)
     if directory is None:
-        raise FileNotFoundError(
-            f"dataset '{printable(name)}' is not in {printable(data_dir, 1000)}: build it with {command('build', name, data_dir)}"
+        raise FileNotFoundError(not_built(name, data_dir))
+    dataset = VideoDataset(directory, name, split)
+    lost = dataset.lost_files()
+    if lost:
+        raise OSError(
+            f"split '{split}' in {printable(directory, 1000)} is not whole: "
+            f'{listed(f"{file} {reason}" for file, reason in lost.items())}: {dataset.advice}'
         )
-    return VideoDataset(directory, name, split)
+    return dataset
+
+
+def not_built(name: str, data_dir: str | os.PathLike) -> str:
+    """What to say where `version_directory` finds nothing."""
+    return f"dataset '{printable(name)}' is not in {printable(data_dir, 1000)}: build it with {command('build', name, data_dir)}"
 
 
 def videos_present(dataset) -> dict:

@@ -30,7 +30,7 @@ from fsar_jax.data.dataset import (
     NoSplitError,
     VideoDataset,
     command,
-    open_dataset,
+    not_built,
     version_directory,
     videos_present,
 )
@@ -138,12 +138,14 @@ def examine(name: str, data_dir: str, fast: bool = False, limit: int = 40) -> tu
       FileNotFoundError: the dataset is not built.
     """
     directory = version_directory(name, data_dir)
+    if directory is None:
+        raise FileNotFoundError(not_built(name, data_dir))
     rows = [('split', 'classes', 'videos present', 'shortest clip', 'hash of the list', 'expected', '')]
     missing, damage, opened, complete, known = [], [], [], True, False
     first_split = {}
     for split in SPLITS:
         try:
-            dataset = open_dataset(name, data_dir, split)
+            dataset = VideoDataset(directory, name, split)  # also where record files are lost
         except EmptySplitError as error:  # every clip is missing
             rows.append((split, '0', 'none', '-', '-', '-', str(error)))
             complete = False

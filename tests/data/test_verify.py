@@ -12,7 +12,7 @@ from array_record.python import array_record_module
 
 from fsar_jax.data import build, verify
 from fsar_jax.data.checksums import SUMS, sha256_of, write_sums
-from fsar_jax.data.dataset import EmptySplitError, NoSplitError, open_dataset, version_directory
+from fsar_jax.data.dataset import EmptySplitError, NoSplitError, VideoDataset, open_dataset, version_directory
 from fsar_jax.data.frames import encode_jpeg
 
 NAME = 'video_folder/tiny'
@@ -148,6 +148,8 @@ def test_a_truncated_or_lost_shard_ends_with_status_1(copy, capsys):
         shard.unlink()
         code, text = status(data_dir, *flags, capsys=capsys)
         assert code == 1 and f'{shard.name} is not there' in text
+        with pytest.raises(OSError, match='is not there'):      # before an hour of training, not at the first record
+            open_dataset(NAME, data_dir, 'test')
 
 
 def test_the_command_exits_with_the_status_and_one_line(copy, tmp_path):
@@ -166,8 +168,11 @@ def test_another_splits_shard_is_refused(copy, capsys, same_length):
     data_dir, directory = copy
     without_sums(directory)
     shutil.copy(directory / SHARD.format('val' if same_length else 'train'), directory / SHARD.format('test'))
+    if not same_length:
+        with pytest.raises(OSError, match='holds 16 records, not 12: see what is damaged with python -m fsar_jax.data.verify'):
+            open_dataset(NAME, data_dir, 'test')
     with pytest.raises(ValueError) as caught:
-        open_dataset(NAME, data_dir, 'test').read(1)
+        VideoDataset(directory, NAME, 'test').read(1)
     other = "'val 0/1' (label 7" if same_length else "'train 0/1' (label 3"
     assert f'record 1 of {directory / SHARD.format("test")} is of video {other}, 8 frames), metadata.json says ' \
            f"'test 0/1' (label 0, 8 frames)" in str(caught.value)
@@ -275,8 +280,8 @@ def test_commands_in_errors_can_be_typed(tiny_data, tmp_path):
     folder = tmp_path / "it's [mine]"
     shutil.copytree(tiny_data / NAME, folder / NAME)
     (folder / NAME / '1.0.0' / SHARD.format('test')).unlink()
-    with pytest.raises(OSError, match='cannot be read') as caught:
-        open_dataset(NAME, folder, 'test').read(0)
+    with pytest.raises(OSError, match='is not there') as caught:
+        open_dataset(NAME, folder, 'test')
     assert '\n' not in str(caught.value)
     words = shlex.split(str(caught.value).partition('see what is damaged with ')[2].partition(';')[0])
     assert words == ['python', '-m', 'fsar_jax.data.verify', f'--dataset={NAME}', f'--dir={folder}']
