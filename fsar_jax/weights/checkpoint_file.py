@@ -104,6 +104,8 @@ def read_torch(path) -> dict[str, Any]:
         if error.errno not in (None, errno.EINVAL):         # EINVAL: a damaged zip file places a part before its start
             raise
         raise ValueError(f'{shown}: {_unreadable(error)}') from None
+    except MemoryError:
+        raise ValueError(f'{shown}: not enough memory to read its {path.stat().st_size:,} bytes') from None
     except Exception as error:      # a damaged file can fail in any way
         raise ValueError(f'{shown}: {_unreadable(error)}') from None
 

@@ -374,7 +374,9 @@ class _Machine:
 
 
 CONTAINERS = (dict, list, tuple)
-REBUILDERS = ('copyreg._reconstructor', 'copy_reg._reconstructor', 'copyreg.__newobj__', 'copyreg.__newobj_ex__')
+# Functions whose first argument is the class of what they make.
+REBUILDERS = frozenset({'copyreg._reconstructor', 'copy_reg._reconstructor', 'copyreg.__newobj__', 'copyreg.__newobj_ex__',
+                        'numpy.core.multiarray._reconstruct', 'numpy._core.multiarray._reconstruct'})
 
 
 def checked_key(key):

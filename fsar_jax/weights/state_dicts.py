@@ -154,7 +154,9 @@ def _is_tensor(value):
 
 
 def _beside(value):
-    """What may lie beside the weights without being one."""
+    """What may lie beside the weights without being one: words, objects, and single integers (the counter of an average of weights)."""
+    if isinstance(value, (np.ndarray, jax.Array)):
+        return value.size == 1 and value.dtype.kind in 'iub'
     return value is None or isinstance(value, (bool, int, float, complex, str, bytes, list, tuple, dict, set, np.generic)) or (
         isinstance(value, Opaque) and not isinstance(value, UnreadTensor))
 

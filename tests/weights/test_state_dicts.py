@@ -67,6 +67,17 @@ def test_what_stands_before_all_names_is_removed_and_said(prefix, tmp_path, capl
         assert (f"removed '{part}'" in caplog.text) == (part in f'.{prefix}'.replace('_module.', ''))
 
 
+def test_wrappers_within_names_are_removed(caplog):
+    """A module that was compiled, or given to several GPUs, alone."""
+    weights, model = fixture_weights('strm_head_a'), model_config('strm')
+    wrapped = {name.replace('attn_pat.', 'attn_pat._orig_mod.').replace('fr_enrich.', 'fr_enrich.module.'): value for name, value in weights.items()}
+    with caplog.at_level(logging.WARNING):
+        assert_same(from_torch(wrapped, model), from_torch(weights, model))
+    counts = [sum(name.startswith(start) for name in weights) for start in ('fr_enrich', 'attn_pat')]
+    assert f"removed 'module.' of multi-GPU training from {counts[0]} of {len(weights)} names" in caplog.text
+    assert f"removed '_orig_mod.' of torch.compile from {counts[1]} of {len(weights)} names" in caplog.text
+
+
 WRAPPERS = ['model', 'net', 'teacher', 'student', 'model_state_dict', 'state_dict', 'model_state', 'ema', 'model_ema', 'ema_state_dict', 'state_dict_ema',
             'network', 'module', 'params', 'weights', 'backbone', 'generator', 'anything else']
 
@@ -128,7 +139,8 @@ def test_only_the_names_that_fit_are_stripped(tmp_path):
 
 def test_numbers_and_objects_among_the_weights_are_no_weights(tmp_path):
     weights = backbone_weights()
-    content = tensors(weights) | {'epoch': 3, '_metadata': {}, 'cfg': Call('yacs.config', 'CfgNode'), '_extra_state': None, 'lr': 0.1, 'names': ['a']}
+    content = tensors(weights) | {'epoch': 3, '_metadata': {}, 'cfg': Call('yacs.config', 'CfgNode'), '_extra_state': None, 'lr': 0.1, 'names': ['a'],
+                                  'n_averaged': Tensor(np.array(3))}
     assert_same(loaded(tmp_path / 'a.pth', content), backbone_from_torch(weights, backbone_config()))
     with pytest.raises(ValueError, match=r'1 mis-shaped: conv1.weight expected \[2, 3, 7, 7\] found a sparse tensor: save x.to_dense\(\)$'):
         loaded(tmp_path / 'a.pth', content | {'conv1.weight': Call('torch._utils', '_rebuild_sparse_tensor', 1, 2)})
