@@ -25,8 +25,8 @@ def load(path, model) -> dict[str, Any]:
     """Variables of the learner of `model` (config.model) from a checkpoint of the published STRM, TRX, TRM, OTAM, TA2N, HyRSM or MASTAF.
 
     Args:
-      path: .pth (zip or legacy) or .safetensors. The state dict may lie under any key, beside anything, and all its names may begin
-        with anything ('module.', 'model.'): what fits counts (state_dicts.py), and the log says what was done.
+      path: .pth (zip or legacy) or .safetensors. The state dict may lie under any key, beside anything, and all its names may
+        begin with anything ('module.', 'model.'): what fits counts (state_dicts.py), and the log says what was done.
       model: config.model.
 
     Returns:
@@ -36,8 +36,8 @@ def load(path, model) -> dict[str, Any]:
       OSError, ValueError: one line that names the file; or that no published file has the sampler of the model (VIM).
     """
     if model.sampler.name == 'task_adaptive':
-        raise ValueError(f"{printable(path, 1000)}: no published checkpoint has the learned sampler of config.model.sampler.name='task_adaptive' beside its "
-                         "method's own weights: set --config.model.sampler.name=uniform, or motion_guided, which has none")
+        raise ValueError(f"{printable(path, 1000)}: no published checkpoint has the learned sampler of "
+                         "config.model.sampler.name='task_adaptive' beside its method's own weights: set --config.model.sampler.name=uniform, or motion_guided, which has none")
     return _naming(path, learner_from, model)
 
 

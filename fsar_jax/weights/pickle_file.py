@@ -2,21 +2,20 @@
 
 Python's unpickler imports and calls whatever a pickle names. This one is a small interpreter of its own: it builds dicts,
 lists, tuples, numbers and strings, hands storages and tensors to the caller, and puts an `Opaque` in the place of every
-other object, which keeps the object's name and nothing else. What is named is looked up in two lists of strings and never
-imported. All work is bounded by the length of the file.
+other object, which keeps the object's name and nothing else. What is named is compared with pickle_names.py and never imported.
+All work is bounded by the length of the file.
 """
 
 from __future__ import annotations
 
 import inspect
 import pickle
-import re
 import struct
-import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from fsar_jax.messages import printable
+from fsar_jax.weights.pickle_names import harmless
 
 RESAVE = 'where it loads, save the state dict alone, torch.save(model.state_dict(), "weights.pth"), and give that file'
 
@@ -24,34 +23,6 @@ MAX_OPCODES = 2_000_000     # a ResNet-50 has 10,000, its training checkpoint 30
 MAX_DEPTH = 200             # containers within containers
 MAX_KEY = 16                # entries of a tuple that is a key, arguments of a call
 MAX_INTEGER = 1024          # bytes
-
-# Names that attacks do not need and harmless objects do. Of Python's own library, torch and numpy only these are read, as opaque
-# objects; of all other packages everything is, but for ACTING.
-HARMLESS = re.compile(r'''
-    (builtins|__builtin__)\.(object|type|dict|list|tuple|set|frozenset|int|long|float|bool|complex|str|unicode|bytes|bytearray|slice|
-        range|xrange|NoneType|Ellipsis|NotImplemented|[A-Z]\w*(Error|Exception|Warning|Interrupt|Iteration))
-    | (copyreg|copy_reg)\.(_reconstructor|__newobj__|__newobj_ex__)
-    | _codecs\.encode | collections(\.abc)?\.\w+ | argparse\.[A-Z]\w* | datetime\.\w+ | time\.struct_time | _?decimal\.[A-Z]\w*
-    | fractions\.Fraction | pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path | uuid\.(UUID|SafeUUID) | enum\.[A-Z]\w* | types\.SimpleNamespace
-    | functools\.partial | re\._compile | typing\.\w+ | ipaddress\.[A-Z]\w* | zoneinfo\.ZoneInfo(\._unpickle)? | array\.(array|_array_reconstructor)
-    | io\.(BytesIO|StringIO) | _io\.(BytesIO|StringIO) | random\.Random | dataclasses\.[A-Z_]+\w* | logging\.(Logger|getLogger) | string\.Template
-    | torch\.(device|dtype|Size|Generator|layout|memory_format|strided|preserve_format|contiguous_format|channels_last(_3d)?|
-        per_(tensor|channel)_\w+|finfo|iinfo|[a-z]+\d+(x\d+)?(_\w+)?|float|double|half|int|long|short|bool|cfloat|cdouble|[A-Z]\w*)
-    | torch\.(nn|optim|amp|cuda\.amp|utils\.data|distributions|ao|quantization|sparse|fx|jit|distributed|_tensor|_C)(\.\w+)*\.[A-Z]\w*
-    | torch\.(nn|ao|_C)(\.\w+)*\._[A-Z]\w* | torch\._C\._nn\.\w+ | torch\.nn\.(functional|init)\.\w+ | torch\.(_C\._VariableFunctions|_VF)\.\w+
-    | torch\.((storage|cuda)\.\w*Storage|serialization\._get_layout|torch_version\.TorchVersion|_tensor\._rebuild_from_type(_v2)?|
-        nn\.parameter\.\w+|_utils\._rebuild_\w+)
-    | numpy\.([a-z]+\d+_?|bool_?|int_|float_|str_|bytes_|object_|void|dtype|ndarray|generic|number|longlong|ulonglong|longdouble|intc|uintc)
-    | numpy\.(core|_core)\.(multiarray|numeric)\.(scalar|_reconstruct|_frombuffer) | numpy\.dtypes\.\w+ | numpy\.random\.(_pickle\.\w+|\w+\.__pyx_unpickle_\w+)
-    | numpy\.random\.(\w+\.)?[A-Z]\w* | numpy\.ma\.core\.(_mareconstruct|MaskedArray)
-    ''', re.X)
-GUARDED = frozenset({'torch', 'numpy'})
-STANDARD_LIBRARY = frozenset(sys.stdlib_module_names) | {      # and what other versions of Python have
-    '__builtin__', 'asynchat', 'asyncore', 'cgi', 'commands', 'cPickle', 'crypt', 'distutils', 'httplib', 'imp', 'lib2to3', 'nntplib', 'os2',
-    'pipes', 'popen2', 'smtpd', 'spwd', 'telnetlib', 'test', 'urllib2'}
-# Packages whose purpose is to run, install or fetch things.
-ACTING = frozenset({'IPython', 'aiohttp', 'fabric', 'httpx', 'invoke', 'joblib', 'nose', 'paramiko', 'pexpect', 'pip', 'pkg_resources',
-                    'plumbum', 'psutil', 'pytest', '_pytest', 'requests', 'setuptools', 'sh', 'urllib3'})
 
 Call = Callable[..., Any]
 
@@ -74,14 +45,6 @@ class Opaque:
 class UnreadTensor(Opaque):
     """Stands for a tensor that cannot be read: `name` says what it is and how to save it instead."""
     __slots__ = ()
-
-
-def harmless(name: str) -> bool:
-    """Whether an object called 'package.module.name' may be in a file: it is then not read, and not an attack."""
-    package = name.partition('.')[0]
-    if HARMLESS.fullmatch(name):
-        return True
-    return package not in STANDARD_LIBRARY and package not in GUARDED and package not in ACTING
 
 
 def read_pickle(file: BinaryIO, size: int, calls: dict[str, Call] | None = None, persistent: Call | None = None) -> Any:
@@ -108,8 +71,11 @@ class _Machine:
 
     def __init__(self, file, size, calls, persistent):
         self.file, self.size, self.persistent = file, size, persistent
-        self.calls = {'collections.OrderedDict': self.ordered_dict, 'collections.Counter': lambda items=None: {} if items is None else items,
-                      'collections.defaultdict': lambda *_: {}, **calls}
+        self.calls = {
+            'collections.OrderedDict': self.ordered_dict,
+            'collections.Counter': lambda items=None: {} if items is None else items,
+            'collections.defaultdict': lambda *_: {},
+            **calls}
         self.stack, self.marks, self.memo, self.count, self.signatures = [], [], {}, 0, {}
         self.depths = {}        # id of a container → its depth; set whenever one is made, so a reused id is no danger
 
@@ -227,7 +193,8 @@ class _Machine:
         self.set_items([key, value])
 
     def ordered_dict(self, items=()):
-        if not isinstance(items, (list, tuple)) or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in items):
+        is_pair = lambda item: isinstance(item, (list, tuple)) and len(item) == 2
+        if not isinstance(items, (list, tuple)) or not all(map(is_pair, items)):
             raise Refused('damaged: an OrderedDict that is not made of pairs')
         self.spend(len(items))
         return {checked_key(key): value for key, value in items}
@@ -251,8 +218,8 @@ class _Machine:
             raise Refused('damaged: its pickle names something that is no name')
         full = f'{module}.{name}'
         if full not in self.calls and not harmless(full):
-            raise Refused(f"refused, nothing was run: its pickle names '{printable(full)}', which is neither a tensor nor a plain container: "
-                          f'unless you know why, load it nowhere; if you do, {RESAVE}')
+            raise Refused(f"refused, nothing was run: its pickle names '{printable(full)}', which is neither a tensor nor a "
+                          f'plain container: unless you know why, load it nowhere; if you do, {RESAVE}')
         self.stack.append(Opaque(full))
 
     def global_lines(self):
@@ -273,7 +240,8 @@ class _Machine:
         if call is not None and len(items) > MAX_KEY:
             raise Refused(f"damaged: '{printable(function.name)}' with {len(items):,} arguments")
         if call is None:
-            made = Opaque(items[0].name if function.name in REBUILDERS and items and isinstance(items[0], Opaque) else function.name)
+            kind = items[0] if items and function.name in REBUILDERS else function
+            made = Opaque(kind.name if isinstance(kind, Opaque) else function.name)
         else:
             try:
                 if function.name not in self.signatures:
@@ -354,20 +322,24 @@ class _Machine:
         b'\x8a': lambda m: m.integer(m.number('B')), b'\x8b': lambda m: m.integer(m.number('<I')),
         b'I': integer_line, b'L': integer_line, b'F': lambda m: m.stack.append(float(m.line())),
         b'V': lambda m: m.stack.append(m.line().decode('raw-unicode-escape')),
-        b'X': lambda m: m.text(m.number('<I')), b'\x8c': lambda m: m.text(m.number('B')), b'\x8d': lambda m: m.text(m.number('<Q')),
+        b'X': lambda m: m.text(m.number('<I')), b'\x8c': lambda m: m.text(m.number('B')),
+        b'\x8d': lambda m: m.text(m.number('<Q')),
         b'T': lambda m: m.old_text(m.number('<i')), b'U': lambda m: m.old_text(m.number('B')),
         b'B': lambda m: m.stack.append(m.take(m.number('<I'))), b'C': lambda m: m.stack.append(m.take(m.number('B'))),
         b'\x8e': lambda m: m.stack.append(m.take(m.number('<Q'))), b'\x96': lambda m: m.stack.append(m.take(m.number('<Q'))),
         b')': lambda m: m.put(()), b']': lambda m: m.put([]), b'}': lambda m: m.put({}),
         b'\x8f': lambda m: m.stack.append(Opaque('builtins.set')),
         b'\x85': lambda m: m.last(1), b'\x86': lambda m: m.last(2), b'\x87': lambda m: m.last(3),
-        b't': lambda m: m.put(tuple(items := m.to_mark()), items), b'l': lambda m: m.put(items := m.to_mark(), items), b'd': pairs,
+        b't': lambda m: m.put(tuple(items := m.to_mark()), items), b'l': lambda m: m.put(items := m.to_mark(), items),
+        b'd': pairs,
         b'\x91': lambda m: (m.to_mark(), m.stack.append(Opaque('builtins.frozenset'))),
         b'a': lambda m: m.extend([m.pop()]), b'e': lambda m: m.extend(m.to_mark()), b'\x90': lambda m: m.extend(m.to_mark()),
         b's': one_item, b'u': lambda m: m.set_items(m.to_mark()),
-        b'q': lambda m: m.memorize(m.number('B')), b'r': lambda m: m.memorize(m.number('<I')), b'p': lambda m: m.memorize(int(m.line())),
+        b'q': lambda m: m.memorize(m.number('B')), b'r': lambda m: m.memorize(m.number('<I')),
+        b'p': lambda m: m.memorize(int(m.line())),
         b'\x94': lambda m: m.memorize(len(m.memo)),
-        b'h': lambda m: m.recall(m.number('B')), b'j': lambda m: m.recall(m.number('<I')), b'g': lambda m: m.recall(int(m.line())),
+        b'h': lambda m: m.recall(m.number('B')), b'j': lambda m: m.recall(m.number('<I')),
+        b'g': lambda m: m.recall(int(m.line())),
         b'c': global_lines, b'\x93': global_stack, b'R': reduce, b'\x81': reduce, b'\x92': reduce_with_keywords,
         b'i': instance_lines, b'o': instance_stack, b'b': build, b'Q': storage,
     }
@@ -387,4 +359,5 @@ def checked_key(key):
         return Opaque(type(key).__name__)
     if isinstance(key, tuple) and len(key) <= MAX_KEY and all(not isinstance(item, tuple) for item in key):
         return tuple(map(checked_key, key))
-    raise Refused(f'a dictionary key that is a {"deep or long tuple" if isinstance(key, tuple) else "huge integer"}, which no state dict has: {RESAVE}')
+    what = 'deep or long tuple' if isinstance(key, tuple) else 'huge integer'
+    raise Refused(f'a dictionary key that is a {what}, which no state dict has: {RESAVE}')

@@ -65,10 +65,9 @@ PROJECTION_SEED = 0
 def from_torch(state_dict: dict[str, Any], model) -> dict[str, Any]:
     """Variables of the learner of `model` from a state dict of the published STRM, TRX, Baseline TRM, OTAM, TA2N, HyRSM or MASTAF.
 
-    The names may carry the `module.` of multi-GPU training (row S22 of docs/paper_vs_code.md), or anything else before all of them
-    (state_dicts.py). STRM's released
-    dicts lack the query-class projection, because its code never saves it (S11): where
-    `model.query_similarity.weight` is not 0 it is drawn from a fixed seed in torch's range, and a warning says so.
+    The names may carry the `module.` of multi-GPU training (row S22 of docs/paper_vs_code.md), or anything else before all of
+    them (state_dicts.py). STRM's released dicts lack the query-class projection, because its code never saves it (S11):
+    where `model.query_similarity.weight` is not 0 it is drawn from a fixed seed in torch's range, and a warning says so.
 
     Args:
       state_dict: {published name: array}.
@@ -121,8 +120,8 @@ def _backbone_rows(model):
 
 
 def _learner_table(model, rows, dim, arrays):
-    """All rows of the learner; the names among them that published files may lack; what may stay unused. Unknown sizes are those of
-    the arrays."""
+    """All rows of the learner; those among them that published files may lack; what may stay unused. Unknown sizes are those
+    of the arrays."""
     table = dict(rows)
     if model.matcher.name in HEADS:
         head, unused, places = HEADS[model.matcher.name]
@@ -143,8 +142,8 @@ def _learner_table(model, rows, dim, arrays):
 
 
 def _names(table, optional, unused):
-    unused = re.compile(unused)
-    return Names([name for name in table if name not in optional], lambda name: name in table or unused.fullmatch(name) is not None)
+    known = lambda name: name in table or re.fullmatch(unused, name) is not None
+    return Names([name for name in table if name not in optional], known)
 
 
 def sampler_from_torch(state_dict: dict[str, Any], model) -> dict[str, Any]:
@@ -363,8 +362,8 @@ def _check_values(arrays, table, place):
             negative.append(f'{name} ({values.min():.3g})')
     lines = [f'{len(entries)} {kind}: {listed(entries)}' for kind, entries in problems.items() if entries]
     if lines:
-        raise ValueError(f'the state dict has weights that no model can use: {"; ".join(lines)}: its training failed, or the file is damaged or '
-                         f'converted wrongly: take another checkpoint{place}')
+        raise ValueError(f'the state dict has weights that no model can use: {"; ".join(lines)}: its training failed, or the '
+                         f'file is damaged or converted wrongly: take another checkpoint{place}')
 
 
 def _is_array(value):

@@ -1,8 +1,8 @@
 """Finds a state dict in what a file holds: under which key it lies, and what stands before its names.
 
-Training codes save their weights under keys of their own ('model', 'ema') and wrap the network in others, whose names come before
-those of the weights ('module.', 'backbone.'). Nothing is guessed from such words: of all dicts in a file, and of all beginnings
-of their names, the one counts that leaves exactly the names that are expected.
+Training codes save their weights under keys of their own ('model', 'ema') and wrap the network in others, whose names come
+before those of the weights ('module.', 'backbone.'). Nothing is guessed from such words: of all dicts in a file, and of all
+beginnings of their names, the one counts that leaves exactly the names that are expected.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy as np
 from fsar_jax.messages import listed, printable
 from fsar_jax.weights.pickle_file import RESAVE, Opaque, UnreadTensor
 
-# Where several dicts of a file fit, the first of these; then MAIN; then any other: averages (ema, teacher) of what training minimised.
+# Where several dicts of a file fit, the first of these; then MAIN; then any other, such as averages of weights (ema, teacher).
 STATE_DICT_KEYS = ('model_state_dict', 'model_state', 'state_dict')
 MAIN = ('model', 'net', 'network', 'module', 'params', 'weights')
 # Wrappers that may stand anywhere in a name, and what puts them there.
-WRAPPERS = {'module': 'multi-GPU training', '_orig_mod': 'torch.compile', '_fsdp_wrapped_module': 'FSDP', '_forward_module': 'Lightning Fabric',
-            '_checkpoint_wrapped_module': 'activation checkpointing'}
+WRAPPERS = {'module': 'multi-GPU training', '_orig_mod': 'torch.compile', '_fsdp_wrapped_module': 'FSDP',
+            '_forward_module': 'Lightning Fabric', '_checkpoint_wrapped_module': 'activation checkpointing'}
 WRAPPER = re.compile(rf'(?:^|(?<=\.))({"|".join(WRAPPERS)})\.')
 
 MAX_NESTING = 6
@@ -75,16 +75,17 @@ def state_dicts(content: Any, path) -> dict[tuple[str, ...], dict]:
     elif not content:
         holds = 'it is empty'
     else:
-        objects = {str(key): value.name for key, value in content.items() if isinstance(value, Opaque) and not isinstance(value, UnreadTensor)}
+        objects = [f'{key} ({value.name})' for key, value in content.items() if type(value) is Opaque]
         holds = f'its keys are {listed(content)}'
         if objects:
-            holds += '; objects, which only their own code can load: ' + listed(f'{key} ({name})' for key, name in objects.items()) + f': {RESAVE}'
+            holds += f'; objects, which only their own code can load: {listed(objects)}: {RESAVE}'
     raise ValueError(f'{printable(path, 1000)}: no state dict inside: {holds}; expected arrays by name, or one of '
                      f'{", ".join((*STATE_DICT_KEYS, *MAIN))} with them')
 
 
 def pick_state_dict(content: Any, path) -> dict[str, Any]:
-    """The state dict in what `read_torch` returned, whatever its names: under the first of STATE_DICT_KEYS, or all of it, or the one there is.
+    """The state dict in what `read_torch` returned, whatever its names: under the first of STATE_DICT_KEYS, or all of it, or the
+    one there is.
 
     Raises:
       ValueError: none, or several of which none is the obvious one.
@@ -102,7 +103,7 @@ def pick_state_dict(content: Any, path) -> dict[str, Any]:
 
 
 def find_names(candidates: dict[tuple[str, ...], dict], names: Names) -> Found:
-    """The one of the `state_dicts` whose names, without what wraps them, are `names`; if none is, the one that comes closest, as it is.
+    """The one of the `state_dicts` whose names, without what wraps them, are `names`; if none is, the one that comes closest.
 
     Raises:
       ValueError: several fit and none is the obvious one, or one holds the same name twice.
@@ -110,7 +111,8 @@ def find_names(candidates: dict[tuple[str, ...], dict], names: Names) -> Found:
     plain = {where: _plain(node, names) for where, node in candidates.items()}
     fits = {where: found for where, (found, fit, _) in plain.items() if fit}
     if not fits:
-        where, (found, _, twice) = max(plain.items(), key=lambda item: sum(name in item[1][0].arrays for name in names.required))
+        there = lambda item: sum(name in item[1][0].arrays for name in names.required)
+        where, (found, _, twice) = max(plain.items(), key=there)
         if twice:
             raise ValueError(twice)
         return found._replace(place=_place(where, found.place))
@@ -154,11 +156,11 @@ def _is_tensor(value):
 
 
 def _beside(value):
-    """What may lie beside the weights without being one: words, objects, and single integers (the counter of an average of weights)."""
+    """What may lie beside the weights without being one: words, objects, and single integers (n_averaged, step)."""
     if isinstance(value, (np.ndarray, jax.Array)):
         return value.size == 1 and value.dtype.kind in 'iub'
-    return value is None or isinstance(value, (bool, int, float, complex, str, bytes, list, tuple, dict, set, np.generic)) or (
-        isinstance(value, Opaque) and not isinstance(value, UnreadTensor))
+    words = (bool, int, float, complex, str, bytes, list, tuple, dict, set, np.generic)
+    return value is None or isinstance(value, words) or type(value) is Opaque
 
 
 def _plain(state_dict, names):
@@ -170,28 +172,34 @@ def _plain(state_dict, names):
             removed[wrapper] += 1
         plain = WRAPPER.sub('', name)
         if plain in arrays:
-            twice = f"the state dict has '{printable(plain)}' twice, with and without '{next(w for w in WRAPPERS if removed[w])}.'"
-            return Found(arrays, [], ''), False, twice
+            wrapper = next(wrapper for wrapper in WRAPPERS if removed[wrapper])
+            return Found(arrays, [], ''), False, f"the state dict has '{printable(plain)}' twice, with and without '{wrapper}.'"
         arrays[plain] = value
-    notes = [f"removed '{wrapper}.' of {WRAPPERS[wrapper]} from {count} of {len(arrays)} names" for wrapper, count in removed.items() if count]
+    notes = [f"removed '{wrapper}.' of {reason} from {removed[wrapper]} of {len(arrays)} names"
+             for wrapper, reason in WRAPPERS.items() if removed[wrapper]]
 
     closest, whole, required = None, [], set(names.required)
     for prefix in _prefixes(arrays, names):
-        inside = _without(arrays, prefix)
-        if inside is None:
+        inside = {name.removeprefix(prefix): value for name, value in arrays.items()}
+        if len(inside) < len(arrays):       # two would have one name
             continue
-        inside = {name: value for name, value in inside.items() if name in required or names.known(name) or not _beside(value)}
-        shorter = [f"removed '{printable(prefix)}' from {sum(name.startswith(prefix) for name in arrays)} of {len(arrays)} names"] if prefix else []
-        found = Found(inside, notes + shorter, f" (without '{printable(prefix)}')" if prefix else '')
+        inside = {name: value for name, value in inside.items()
+                  if name in required or names.known(name) or not _beside(value)}
+        found = Found(inside, notes, '')
+        if prefix:
+            count = sum(name.startswith(prefix) for name in arrays)
+            found = Found(inside, [*notes, f"removed '{printable(prefix)}' from {count} of {len(arrays)} names"],
+                          f" (without '{printable(prefix)}')")
         missing = sum(name not in inside for name in names.required)
-        unknown = sum(name not in required and not names.known(name) for name in inside)
-        if not missing and not unknown:
+        if not missing and all(name in required or names.known(name) for name in inside):
             return found, True, None
-        whole += [prefix] * (required != set() and not missing)
+        whole += [prefix] * (not missing and len(required) > 0)
         if closest is None or missing < closest[0]:
             closest = missing, found
-    twice = (f'the names of the model are there {len(whole)} times, after {listed(repr(prefix) for prefix in whole)}: keep only those that '
-             'you mean') if len(whole) > 1 else None
+    twice = None
+    if len(whole) > 1:
+        after = listed(repr(prefix) for prefix in whole)
+        twice = f'the names of the model are there {len(whole)} times, after {after}: keep only those that you mean'
     return closest[1], False, twice
 
 
@@ -201,8 +209,3 @@ def _prefixes(arrays, names):
     found = {name[:-len(end)] for name in arrays for end in ends if name.endswith(f'.{end}')}
     return ['', *sorted(found, key=lambda prefix: (len(prefix), prefix))[:MAX_PREFIXES]]
 
-
-def _without(arrays, prefix):
-    """The arrays without the prefix where it stands; None if two then have one name."""
-    inside = {name.removeprefix(prefix): value for name, value in arrays.items()}
-    return inside if len(inside) == len(arrays) else None

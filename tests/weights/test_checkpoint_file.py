@@ -178,10 +178,12 @@ def test_files_that_are_no_checkpoints(tmp_path):
 
 
 FOREIGN = {
-    'pointer': (b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n', 'a Git LFS pointer, not the weights themselves: run `git lfs pull`'),
+    'pointer': (b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n',
+                'a Git LFS pointer, not the weights themselves: run `git lfs pull`'),
     'page': (b'\n<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning', 'a web page: the download gave a page'),
     'page after a mark': (b'\xef\xbb\xbf<HTML>', 'a web page'),
-    'index': (b'{"metadata": {"total_size": 1}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}', 'JSON: of a checkpoint in parts this is the index'),
+    'index': (b'{"metadata": {"total_size": 1}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}',
+              'JSON: of a checkpoint in parts this is the index'),
     'gzip': (gzip.compress(b'PK'), 'compressed (gzip): unpack it with gunzip'),
     'bzip2': (bz2.compress(b'PK'), 'compressed (bzip2)'),
     'xz': (lzma.compress(b'PK'), 'compressed (xz)'),
@@ -207,13 +209,16 @@ def test_archives_of_another_kind(tmp_path):
     path = tmp_path / 'weights.pth'
     with tarfile.open(path, 'w') as archive:
         archive.addfile(tarfile.TarInfo('storages'))
-    with pytest.raises(ValueError, match='a tar archive: unpack it .* where torch itself wrote it, before version 0.1.10: where it loads, save'):
+    with pytest.raises(ValueError,
+                       match='a tar archive: unpack it .* where torch itself wrote it, before version 0.1.10: where it loads, save'):
         read_torch(path)
     np.savez(tmp_path / 'weights.npz', a=np.ones(2))
-    with pytest.raises(ValueError, match=r'without data.pkl, so not a PyTorch checkpoint: it is a .npz of numpy: save its arrays as safetensors'):
+    with pytest.raises(ValueError,
+                       match=r'without data.pkl, so not a PyTorch checkpoint: it is a .npz of numpy: save its arrays as safetensors'):
         read_torch(tmp_path / 'weights.npz')
     for members, message in ((['best/model.pth', 'readme'], 'it holds best/model.pth: unpack it'),
-                             (['a/data.pkl', 'a/constants.pkl', 'a/code/x.py'], r'a TorchScript program \(torch.jit.save\), not a state dict: with torch')):
+                             (['a/data.pkl', 'a/constants.pkl', 'a/code/x.py'],
+                              r'a TorchScript program \(torch.jit.save\), not a state dict: with torch')):
         with zipfile.ZipFile(path, 'w') as archive:
             for member in members:
                 archive.writestr(member, b'\x80\x02}.')
@@ -243,7 +248,8 @@ def test_a_flipped_bit_in_a_zip_file_is_found(tmp_path):
     data = bytearray(path.read_bytes())
     data[data.index(np.full(100, 1.5, np.float32).tobytes()) + 50] ^= 4
     path.write_bytes(data)
-    with pytest.raises(ValueError, match="truncated or damaged: Bad CRC-32 for file 'archive/data/0': download or copy it again"):
+    with pytest.raises(ValueError,
+                       match="truncated or damaged: Bad CRC-32 for file 'archive/data/0': download or copy it again"):
         read_torch(path)
 
 
@@ -263,7 +269,9 @@ def test_legacy_files_of_protocol_1_and_of_another_byte_order(tmp_path):
     with pytest.raises(ValueError, match='it does not say its byte order'):
         read_torch(path)
     write_legacy(path, {'a': Tensor(np.arange(3.0)), 'bool': True, 'epoch': 2 ** 70}, protocol=1)
-    assert read_torch(path)['a'].tolist() == [0, 1, 2] and read_torch(path)['bool'] is True and read_torch(path)['epoch'] == 2 ** 70
+    content = read_torch(path)
+    assert content.pop('a').tolist() == [0, 1, 2]
+    assert content == {'bool': True, 'epoch': 2 ** 70}
 
 
 def test_a_huge_storage_claim_is_refused_before_memory_is_taken(tmp_path):

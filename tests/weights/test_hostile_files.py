@@ -33,7 +33,8 @@ def test_a_key_nested_deep(depth, tmp_path):
     assert 'lie more than 200 deep within each other' in refused(path)
 
 
-@pytest.mark.parametrize('open_, close', [(b']', b'a'), (b'}N', b's'), (b'(', b't'), (b'(', b'l'), (b'ccollections\nOrderedDict\n)RN', b's')])
+@pytest.mark.parametrize('open_, close',
+                         [(b']', b'a'), (b'}N', b's'), (b'(', b't'), (b'(', b'l'), (b'ccollections\nOrderedDict\n)RN', b's')])
 def test_values_nested_deep(open_, close, tmp_path):
     path = tmp_path / 'weights.pth'
     write_pickle(path, b'\x80\x02' + open_ * 20_000 + b'N' + close * 20_000 + b'.')
@@ -198,7 +199,8 @@ def test_storages_larger_than_their_file(tmp_path):
     ({'a': {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, 8]}}, 4, 'the place or shape'),
     ({'a': {'dtype': 'F32', 'shape': [2], 'data_offsets': [-8, 0]}}, 8, 'the place or shape'),
     ({'a': {'dtype': 'F32', 'shape': [2 ** 40], 'data_offsets': [0, 8]}}, 8, 'not those of its shape and type'),
-    ({'a': {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, 8]}, 'b': {'dtype': 'F32', 'shape': [2], 'data_offsets': [4, 12]}}, 12, 'the place or shape'),
+    ({'a': {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, 8]},
+      'b': {'dtype': 'F32', 'shape': [2], 'data_offsets': [4, 12]}}, 12, 'the place or shape'),
     ({'a': {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, 8]}}, 12, '4 bytes after its last tensor'),
     ({'a': {'dtype': 'F32', 'shape': [True, 2], 'data_offsets': [0, 8]}}, 8, 'the place or shape'),
     ({'a': 3}, 8, 'truncated, damaged'),

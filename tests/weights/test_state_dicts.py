@@ -1,6 +1,7 @@
 """Where a state dict lies in a file and what stands before its names; and values that no weight has."""
 
 import functools
+import json
 import logging
 import struct
 
@@ -13,9 +14,17 @@ from test_published import fixture_weights, model_config
 from torch_files import Call, Tensor, write_legacy, write_zip
 
 import fsar_jax
-from fsar_jax.weights import backbone_from_torch, from_torch, load, load_backbone, load_scan_network, pick_state_dict, scan_network_from_torch
-from fsar_jax.weights.published import backbone_table, scan_network_table
 from fsar_jax.backbones.scan import create_scan_network
+from fsar_jax.weights import (
+    backbone_from_torch,
+    from_torch,
+    load,
+    load_backbone,
+    load_scan_network,
+    pick_state_dict,
+    scan_network_from_torch,
+)
+from fsar_jax.weights.published import backbone_table, scan_network_table
 
 
 @functools.cache
@@ -29,7 +38,8 @@ def backbone_config():
 def drawn(table, seed=0):
     rng = np.random.default_rng(seed)
     return {name: rng.random(entry.shape, np.float32) for name, entry in table.items()} | {
-        'bn1.num_batches_tracked': np.array(7), 'fc.weight': rng.random((5, 16), np.float32), 'fc.bias': rng.random(5, np.float32)}
+        'bn1.num_batches_tracked': np.array(7), 'fc.weight': rng.random((5, 16), np.float32),
+        'fc.bias': rng.random(5, np.float32)}
 
 
 @functools.cache
@@ -50,8 +60,10 @@ def loaded(path, content, write=write_zip):
     return load_backbone(path, backbone_config())
 
 
-PREFIXES = ['_orig_mod.', 'module.', 'module.module.', 'model.', 'backbone.', 'encoder.', 'net.', 'resnet.', 'module._orig_mod.', '_orig_mod.module.',
-            'model._orig_mod.', 'module.backbone.', 'model.encoder.', 'model.backbone.module.', 'student.', 'base_model.', 'my.own_wrapper.', 'conv1.', 'fc.',
+PREFIXES = ['_orig_mod.', 'module.', 'module.module.', 'model.', 'backbone.', 'encoder.', 'net.', 'resnet.',
+            'module._orig_mod.', '_orig_mod.module.',
+            'model._orig_mod.', 'module.backbone.', 'model.encoder.', 'model.backbone.module.', 'student.', 'base_model.',
+            'my.own_wrapper.', 'conv1.', 'fc.',
             'network.0.', '_fsdp_wrapped_module.', 'feature_extractor.']
 
 
@@ -70,7 +82,8 @@ def test_what_stands_before_all_names_is_removed_and_said(prefix, tmp_path, capl
 def test_wrappers_within_names_are_removed(caplog):
     """A module that was compiled, or given to several GPUs, alone."""
     weights, model = fixture_weights('strm_head_a'), model_config('strm')
-    wrapped = {name.replace('attn_pat.', 'attn_pat._orig_mod.').replace('fr_enrich.', 'fr_enrich.module.'): value for name, value in weights.items()}
+    rename = lambda name: name.replace('attn_pat.', 'attn_pat._orig_mod.').replace('fr_enrich.', 'fr_enrich.module.')
+    wrapped = {rename(name): value for name, value in weights.items()}
     with caplog.at_level(logging.WARNING):
         assert_same(from_torch(wrapped, model), from_torch(weights, model))
     counts = [sum(name.startswith(start) for name in weights) for start in ('fr_enrich', 'attn_pat')]
@@ -78,7 +91,8 @@ def test_wrappers_within_names_are_removed(caplog):
     assert f"removed '_orig_mod.' of torch.compile from {counts[1]} of {len(weights)} names" in caplog.text
 
 
-WRAPPERS = ['model', 'net', 'teacher', 'student', 'model_state_dict', 'state_dict', 'model_state', 'ema', 'model_ema', 'ema_state_dict', 'state_dict_ema',
+WRAPPERS = ['model', 'net', 'teacher', 'student', 'model_state_dict', 'state_dict', 'model_state', 'ema', 'model_ema',
+            'ema_state_dict', 'state_dict_ema',
             'network', 'module', 'params', 'weights', 'backbone', 'generator', 'anything else']
 
 
@@ -87,13 +101,16 @@ def test_a_state_dict_is_found_under_any_key(key, tmp_path, caplog):
     weights = backbone_weights()
     with caplog.at_level(logging.WARNING):
         found = loaded(tmp_path / 'a.pth', {'epoch': 3, key: tensors(weights), 'args': Call('argparse', 'Namespace'),
-                                            'optimizer': {'state': {0: {'exp_avg': Tensor(np.ones(3, np.float32))}}}}, write_legacy)
+                                            'optimizer': {'state': {0: {'exp_avg': Tensor(np.ones(3, np.float32))}}}},
+                       write_legacy)
     assert_same(found, backbone_from_torch(weights, backbone_config()))
     usual = key in ('model_state_dict', 'model_state', 'state_dict')
     assert (f"took the weights under '{key}'" in caplog.text) == (not usual)
 
 
-@pytest.mark.parametrize('keys, prefix', [(('model', 'state_dict'), ''), (('checkpoint', 'net', 'weights'), 'module.'), (('a', 'b', 'c', 'd'), 'x.y.')])
+@pytest.mark.parametrize('keys, prefix',
+                         [(('model', 'state_dict'), ''), (('checkpoint', 'net', 'weights'), 'module.'),
+                          (('a', 'b', 'c', 'd'), 'x.y.')])
 def test_a_state_dict_is_found_in_wrappers_in_wrappers(keys, prefix, tmp_path):
     weights = backbone_weights()
     content = tensors(weights, prefix)
@@ -103,20 +120,23 @@ def test_a_state_dict_is_found_in_wrappers_in_wrappers(keys, prefix, tmp_path):
 
 
 @pytest.mark.parametrize('taken, others', [
-    ('model', ['ema']), ('model', ['model_ema', 'teacher']), ('state_dict', ['ema_state_dict']), ('state_dict', ['model', 'ema']),
+    ('model', ['ema']), ('model', ['model_ema', 'teacher']), ('state_dict', ['ema_state_dict']),
+    ('state_dict', ['model', 'ema']),
     ('model_state_dict', ['state_dict']), ('net', ['student'])])
 def test_of_several_the_model_itself_is_taken_and_the_others_are_named(taken, others, tmp_path, caplog):
     weights = backbone_weights()
     content = {key: tensors(backbone_weights(seed)) for seed, key in enumerate(others, start=1)} | {taken: tensors(weights)}
     with caplog.at_level(logging.WARNING):
         assert_same(loaded(tmp_path / 'a.pth', content), backbone_from_torch(weights, backbone_config()))
-    assert f"took the weights under '{taken}', the model itself by its name, and not those under {', '.join(others)}, which fit too" in caplog.text
+    assert (f"took the weights under '{taken}', the model itself by its name, and not those under {', '.join(others)}, "
+            'which fit too') in caplog.text
 
 
 @pytest.mark.parametrize('keys', [('student', 'teacher'), ('ema', 'model_ema'), ('model', 'net'), ('a', 'b')])
 def test_several_of_one_rank_are_an_error_that_lists_them(keys, tmp_path):
     path = tmp_path / 'a.pth'
-    with pytest.raises(ValueError, match=f"^{path}: several state dicts fit: {', '.join(keys)}: save the one that you mean alone, torch.save") as error:
+    with pytest.raises(ValueError,
+                       match=f"^{path}: several state dicts fit: {', '.join(keys)}: save the one that you mean alone, torch.save") as error:
         loaded(path, {key: tensors(backbone_weights(i)) for i, key in enumerate(keys)})
     assert '\n' not in str(error.value)
 
@@ -133,26 +153,30 @@ def test_only_the_names_that_fit_are_stripped(tmp_path):
     with pytest.raises(ValueError, match=r"1 unknown: head.weight \[3\] \(without 'backbone.'\)$"):
         loaded(path, weights | {'head.weight': Tensor(np.ones(3, np.float32))})
     del weights['backbone.layer3.0.conv1.weight']
-    with pytest.raises(ValueError, match=r"1 missing: layer3.0.conv1.weight \[8, 4, 3, 3\] \(under 'student'\) \(without 'backbone.'\)$"):
+    with pytest.raises(ValueError,
+                       match=r"1 missing: layer3.0.conv1.weight \[8, 4, 3, 3\] \(under 'student'\) \(without 'backbone.'\)$"):
         loaded(path, {'student': weights} | {'step': 3})
 
 
 def test_numbers_and_objects_among_the_weights_are_no_weights(tmp_path):
     weights = backbone_weights()
-    content = tensors(weights) | {'epoch': 3, '_metadata': {}, 'cfg': Call('yacs.config', 'CfgNode'), '_extra_state': None, 'lr': 0.1, 'names': ['a'],
+    content = tensors(weights) | {'epoch': 3, '_metadata': {}, 'cfg': Call('yacs.config', 'CfgNode'), '_extra_state': None,
+                                  'lr': 0.1, 'names': ['a'],
                                   'n_averaged': Tensor(np.array(3))}
     assert_same(loaded(tmp_path / 'a.pth', content), backbone_from_torch(weights, backbone_config()))
-    with pytest.raises(ValueError, match=r'1 mis-shaped: conv1.weight expected \[2, 3, 7, 7\] found a sparse tensor: save x.to_dense\(\)$'):
+    with pytest.raises(ValueError,
+                       match=r'1 mis-shaped: conv1.weight expected \[2, 3, 7, 7\] found a sparse tensor: save x.to_dense\(\)$'):
         loaded(tmp_path / 'a.pth', content | {'conv1.weight': Call('torch._utils', '_rebuild_sparse_tensor', 1, 2)})
 
 
-@pytest.mark.parametrize('wrap', [lambda w: {'ema': tensors(w, '_orig_mod.')}, lambda w: tensors(w, 'model.module.'), lambda w: {'model': {'net': tensors(w)}}])
+@pytest.mark.parametrize('wrap', [lambda w: {'ema': tensors(w, '_orig_mod.')}, lambda w: tensors(w, 'model.module.'),
+                                  lambda w: {'model': {'net': tensors(w)}}])
 def test_whole_methods_and_scan_networks_too(wrap, tmp_path):
     path = tmp_path / 'a.pth'
     weights, model = fixture_weights('strm_head_a'), model_config('strm')
     write_zip(path, wrap(weights))
     assert_same(load(path, model), from_torch(weights, model))
-    lacking = {name: value for name, value in weights.items() if not name.startswith('new_dist_loss')}     # as STRM's released files
+    lacking = {name: value for name, value in weights.items() if not name.startswith('new_dist_loss')}    # as STRM's files
     write_zip(path, wrap(lacking))
     assert_same(load(path, model), from_torch(lacking, model))
     scan = drawn(scan_network_table(create_scan_network('shufflenet_v2_small')))
@@ -188,7 +212,8 @@ def filled(value, index=...):
 
 @pytest.mark.parametrize('name, value, message', [
     ('conv1.weight', filled(np.nan, (0, 0, 0, 0)), r'1 with NaN or infinite values: conv1.weight \(1 of 294 values\)'),
-    ('layer1.0.bn1.running_mean', filled(np.inf), r'1 with NaN or infinite values: layer1.0.bn1.running_mean \(2 of 2 values\)'),
+    ('layer1.0.bn1.running_mean', filled(np.inf),
+     r'1 with NaN or infinite values: layer1.0.bn1.running_mean \(2 of 2 values\)'),
     ('layer1.0.bn1.running_var', filled(np.nan), r'1 with NaN or infinite values: layer1.0.bn1.running_var \(2 of 2 values\)'),
     ('layer1.0.bn1.running_var', filled(-0.5, 1), r'1 with a negative running variance: layer1.0.bn1.running_var \(-0.5\)'),
     ('bn1.weight', lambda x: x.astype(np.int64), r'1 of a type that no weight has: bn1.weight \(int64\)'),
@@ -198,7 +223,8 @@ def filled(value, index=...):
 ])
 def test_values_that_no_weight_has(name, value, message, tmp_path):
     path = tmp_path / 'a.pth'
-    with pytest.raises(ValueError, match=f'^{path}: the state dict has weights that no model can use: {message}: its training failed, or'):
+    with pytest.raises(ValueError,
+                       match=f'^{path}: the state dict has weights that no model can use: {message}: its training failed, or'):
         loaded(path, tensors(changed(name, value)))
     with pytest.raises(ValueError, match=message):
         backbone_from_torch(changed(name, value), backbone_config())
@@ -206,14 +232,16 @@ def test_values_that_no_weight_has(name, value, message, tmp_path):
 
 def test_ten_of_many_bad_entries_are_named_and_all_counted():
     weights = {name: np.full_like(value, np.nan) for name, value in backbone_weights().items() if value.dtype.kind == 'f'}
-    with pytest.raises(ValueError, match=r'100 with NaN or infinite values: bn1.running_mean .* and 90 more: its training') as error:
+    with pytest.raises(ValueError,
+                       match=r'100 with NaN or infinite values: bn1.running_mean .* and 90 more: its training') as error:
         backbone_from_torch(weights, backbone_config())
     assert len(str(error.value)) < 1000
 
 
 def test_zero_scales_and_zero_variances_are_weights():
     """A residual block may start with a scale of 0, a dead channel has the variance 0; what has no use may hold anything."""
-    weights = changed('layer1.0.bn2.weight', filled(0)) | {'layer1.0.bn2.running_var': np.zeros(2, np.float32), 'fc.bias': np.full(5, np.nan)}
+    weights = changed('layer1.0.bn2.weight', filled(0)) | {'layer1.0.bn2.running_var': np.zeros(2, np.float32),
+                                                           'fc.bias': np.full(5, np.nan)}
     found = backbone_from_torch(weights, backbone_config())
     assert not found['params']['layer1_0']['bn2']['scale'].any()
 
@@ -225,12 +253,12 @@ def test_any_floating_type_becomes_float32(kind, tmp_path):
     write_safetensors(path, weights)
     found = load_backbone(path, backbone_config())
     assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {'float32'}
-    np.testing.assert_array_equal(found['params']['conv1']['kernel'][1, 2, 0], weights['conv1.weight'][:, 0, 1, 2].astype(np.float32))
+    np.testing.assert_array_equal(found['params']['conv1']['kernel'][1, 2, 0],
+                                  weights['conv1.weight'][:, 0, 1, 2].astype(np.float32))
 
 
 def write_safetensors(path, arrays):
     """With the library, where it knows the type; FP8 by the format's own words."""
-    import json
     names = {'float8_e4m3fn': 'F8_E4M3', 'float8_e5m2': 'F8_E5M2', 'bfloat16': 'BF16'}
     if not any(array.dtype.name in names for array in arrays.values()):
         return safetensors.numpy.save_file(arrays, path)

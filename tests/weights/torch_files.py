@@ -13,7 +13,8 @@ import ml_dtypes
 import numpy as np
 
 STORAGES = {'float32': 'FloatStorage', 'float64': 'DoubleStorage', 'float16': 'HalfStorage',
-            'bfloat16': 'BFloat16Storage', 'int64': 'LongStorage', 'int32': 'IntStorage', 'complex64': 'ComplexFloatStorage', 'uint8': 'ByteStorage', 'bool': 'BoolStorage'}
+            'bfloat16': 'BFloat16Storage', 'int64': 'LongStorage', 'int32': 'IntStorage', 'complex64': 'ComplexFloatStorage',
+            'uint8': 'ByteStorage', 'bool': 'BoolStorage'}
 
 
 class Global:
