@@ -1,6 +1,7 @@
 """Folders of real clips, whole and broken, built with the command."""
 
 import csv
+import fractions
 import functools
 import itertools
 import os
@@ -367,3 +368,30 @@ def test_names_that_are_no_text(whole, tmp_path):
             run(root, tmp_path / 'other')
     os.rename(os.fsencode(clip.parent) + b'\xe9', clip.parent.with_name('می\u200cدود\xa0x'))  # text, though not all of it is printed
     assert 'می\u200cدود\xa0x' in open_dataset('video_folder/mine', run(folder, tmp_path / 'other').parents[2], 'train').class_names
+
+
+def test_pixels_that_are_not_square_are_a_setting_that_is_kept(tmp_path):
+    for i, name in enumerate(('a', 'b', 'c')):
+        path = tmp_path / 'clips' / name / '0.mp4'
+        path.parent.mkdir(parents=True)
+        with av.open(str(path), 'w') as container:
+            stream = container.add_stream('libx264', rate=10)
+            stream.width, stream.height, stream.pix_fmt = 128, 96, 'yuv420p'
+            stream.codec_context.sample_aspect_ratio = fractions.Fraction(4, 3)
+            for _ in range(8):
+                picture = np.full((96, 128, 3), 60 + 50 * i, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format='rgb24')))
+            container.mux(stream.encode(None))
+    for flags, square_pixels, width in (([], 1, 171), (['--square_pixels=0'], 0, 128)):
+        run(tmp_path / 'clips', tmp_path / f'{width}', '--short_side=0', *flags)
+        dataset = open_dataset('video_folder/mine', tmp_path / f'{width}', 'test')
+        assert dataset.settings['square_pixels'] == square_pixels
+        assert (dataset.read(0)['width'], dataset.read(0)['height']) == (width, 96)
+    with pytest.raises(ValueError, match='square_pixels is 0, asked for 1'):
+        run(tmp_path / 'clips', tmp_path / '128', '--short_side=0')
+
+
+def test_a_dataset_that_is_older_than_a_setting_is_left_alone():
+    build._check_same('video_folder/mine', {'short_side': 256}, {'short_side': 256, 'square_pixels': 1})
+    with pytest.raises(ValueError, match='short_side is 256, asked for 128'):
+        build._check_same('video_folder/mine', {'short_side': 256}, {'short_side': 128, 'square_pixels': 1})
