@@ -1,6 +1,7 @@
 """main.py from the command line: one line for bad input, the same results twice, published weights, exchanged episodes."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from fsar_jax.data import loader
 from fsar_jax.data.dataset import open_dataset
 from fsar_jax.training.results import read_results
 from fsar_jax.training.train import TRAINED_ON
+from fsar_jax.training.workdir import content_of_evaluation
 
 TRAIN = {'train.num_steps': 2, 'episode.query': 1}
 KEYS = {'method', 'dataset', 'split', 'way', 'shot', 'queries', 'seed', 'num_episodes', 'accuracy', 'ci95', 'per_class',
@@ -156,6 +158,17 @@ def test_published_weights_without_torch(tiny_data, tmp_path):
     results = read_results(path)
     assert results['selected_on'] == 'published weights, strm.safetensors' and 'trained_on' not in results
     assert {file.name for file in (tmp_path / 'run').iterdir()} == {path.name, TRAINED_ON}
+    # Another file of the same name has results of its own; the same file elsewhere has not.
+    for folder, value in (('copy', 0.5), ('other', 0.75)):
+        (tmp_path / folder).mkdir()
+        save_file({**arrays, 'attn_pat.gamma': np.array([value], np.float32)}, tmp_path / folder / 'strm.safetensors')
+    config = tiny_config('strm', {'model.backbone.name': 'resnet18', 'model.enrichment.patches': 1, 'data.dir': str(tiny_data)})
+    dataset = open_dataset('video_folder/tiny', tiny_data, 'test')
+    here, copy, other = (content_of_evaluation(config, dataset, f'{tmp_path}/{name}strm.safetensors') for name in ('', 'copy/', 'other/'))
+    assert here == copy != other
+    config.model.dtype = 'bfloat16'
+    assert content_of_evaluation(config, dataset, f'{tmp_path}/strm.safetensors') != here
+    assert re.search(r'\.content=[0-9a-f]{8}\.json$|-[0-9a-f]{8}\.json$', path.name)
     # Of another model: one line that lists what does not fit.
     del arrays['attn_pat.gamma']
     save_file(arrays, tmp_path / 'strm.safetensors')

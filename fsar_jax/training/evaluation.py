@@ -137,6 +137,7 @@ def evaluate(learner, variables, config, split: str, num_episodes: int, *, metho
         method=method, config=config, split=split, seed=config.eval.seed, records=dataset.settings, selected_on=selected_on,
         classes=outcome.classes, correct=outcome.correct, confusion=outcome.confusion,
         episodes_hash=episode_lists.episodes_hash(dataset, episodes),
+        content=data.content_hash(dataset), made_with=getattr(dataset, 'made_with', {}),
         videos_present=data.videos_present(dataset), params=variables['params'],
         seconds={name: round(value, 3) for name, value in seconds.items()})
 

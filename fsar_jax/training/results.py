@@ -7,13 +7,17 @@ JSON: a value that does not exist is null, never NaN.
 import hashlib
 import importlib.metadata
 import json
+import math
 import pathlib
 import platform
 import re
+from typing import Any
 
 import jax
 import numpy as np
 
+from fsar_jax.files import write_whole
+from fsar_jax.messages import listed
 from fsar_jax.training.checkpoints import flatten
 
 FILE = 'results.json'
@@ -67,7 +71,7 @@ def versions() -> dict[str, str]:
 
 def summarise(*, method: str, config, split: str, classes: list[str], correct, confusion, episodes_hash: str,
               params, selected_on: str, seconds: dict[str, float], seed: int, records: dict,
-              videos_present: dict | None = None) -> dict:
+              videos_present: dict | None = None, content: str | None = None, made_with: dict | None = None) -> dict:
     """The content of results.json.
 
     Args:
@@ -83,12 +87,14 @@ def summarise(*, method: str, config, split: str, classes: list[str], correct, c
       records: how the dataset's records were made (short side, stored frames, JPEG quality, …).
       videos_present: {'present', 'classes', 'expected', 'expected_classes', 'hash'} of the split, fsar_jax.data.dataset.videos_present: missing
         videos are why published numbers drift.
+      content: hash of what the split holds, fsar_jax.data.dataset.content_hash.
+      made_with: versions that made the pixels of the dataset, {'av': '19.0.0', …}; {} where the dataset does not say.
 
     Returns:
       dict with keys method, dataset, split, way, shot, queries (Q of an episode, all classes together), seed,
       num_episodes, accuracy, ci95, chance, per_class {name: fraction of its queries answered right, None when
       never asked}, classes, confusion, episodes_hash, selected_on, videos_present, params_hash, correct (per episode, for
-      pairing), records, config, versions, seconds.
+      pairing), records, config, versions, seconds; content and versions['made_with'] where given.
     """
     correct, confusion = np.asarray(correct), np.asarray(confusion)
     queries = int(confusion.sum()) // len(correct)
@@ -104,7 +110,9 @@ def summarise(*, method: str, config, split: str, classes: list[str], correct, c
                       for name, r, n in zip(classes, right, asked, strict=True)},
         'classes': list(classes), 'confusion': confusion.tolist(),
         'episodes_hash': episodes_hash, 'params_hash': params_hash(params),
-        'records': records, 'config': json.loads(config.to_json()), 'versions': versions(),
+        **({} if content is None else {'content': content}),
+        'records': records, 'config': json.loads(config.to_json()),
+        'versions': versions() | ({} if made_with is None else {'made_with': dict(made_with)}),
         'correct': correct.tolist(), 'seconds': seconds,
     }
 
@@ -137,16 +145,29 @@ def write_results(workdir, results: dict, apart: dict | None = None) -> pathlib.
     Process 0 only. Lists of numbers take one line each.
 
     Raises:
-      ValueError: a value that strict JSON does not have, such as NaN.
+      ValueError: a value that strict JSON does not have, such as NaN; it names the key.
+      OSError: with the path.
     """
     path = pathlib.Path(workdir) / file_name(results, apart or {})
+    _, wrong = with_nulls(results)
+    if wrong:
+        raise ValueError(f'{path} is not written, NaN and infinity are not JSON compliant: {listed(wrong)}')
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix('.tmp')
         lines = [f'  {json.dumps(key)}: {_dump(value)}' for key, value in results.items()]
-        draft.write_text('{\n' + ',\n'.join(lines) + '\n}\n')
-        draft.replace(path)
+        write_whole(path, '{\n' + ',\n'.join(lines) + '\n}\n')
     return path
+
+
+def with_nulls(tree, prefix: str = '') -> tuple[Any, list[str]]:
+    """A tree of dicts and lists with None for each float that is not finite, and where those were: ['aem.after']."""
+    if isinstance(tree, (dict, list, tuple)):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        found = {key: with_nulls(value, f'{prefix}{key}.') for key, value in items}
+        values = {key: value for key, (value, _) in found.items()}
+        return values if isinstance(tree, dict) else list(values.values()), [name for _, names in found.values() for name in names]
+    wrong = isinstance(tree, float) and not math.isfinite(tree)
+    return (None, [prefix.rstrip('.')]) if wrong else (tree, [])
 
 
 def read_results(path) -> dict:

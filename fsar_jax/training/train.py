@@ -1,7 +1,6 @@
 """A whole run in the order in which it happens: data, model, resume, the loop, selection on val, one look at test."""
 
 import contextlib
-import json
 import pathlib
 import threading
 
@@ -13,7 +12,9 @@ from fsar_jax import weights
 from fsar_jax.config import frames_read, resolve_paths, resolved_plan, validate
 from fsar_jax.data import episodes, loader
 from fsar_jax.data.dataset import open_dataset, videos_present
+from fsar_jax.files import local_path, write_whole
 from fsar_jax.learner import create_learner
+from fsar_jax.messages import listed
 from fsar_jax.stopping import finish_first
 from fsar_jax.training import results
 from fsar_jax.training.episode_report import measure
@@ -25,8 +26,8 @@ from fsar_jax.training.progress import MetricWriter, Progress
 from fsar_jax.training.start import with_pretrained_weights
 from fsar_jax.training.state import create_train_state, make_train_step
 from fsar_jax.training.workdir import (
-    MAY_CHANGE_ON_RESUME, METHOD, SAME_RESULTS, TRAINED_ON, best_of_run, check_settings, departures, must_agree, named, note_videos,
-    only_run, run_config, select, with_classes_of_run)
+    MAY_CHANGE_ON_RESUME, METHOD, SAME_RESULTS, TRAINED_ON, best_of_run, check_settings, content_of_evaluation, departures, hash_of_list,
+    must_agree, named, note_test, note_videos, noted, only_run, run_config, select, with_classes_of_run)
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str, preset: str = '') -> dict:
@@ -52,7 +53,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str, 
     # ── What runs, on what ──────────────────────────────────────────────────────────────────────────────────────────
     validate(config)
     config = resolve_paths(config)
-    workdir = pathlib.Path(workdir)
+    workdir = local_path(workdir, '--workdir')
     check_directory(workdir / 'checkpoints')
     mesh = episode_mesh(config.train.episodes_per_step)
     config = fit_accumulation(config, mesh.size)
@@ -61,8 +62,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str, 
     train_set = open_split(config, 'train', config.episode.query)
     val_set = open_split(config, 'val', config.eval.query) if config.eval.val_episodes else None
     test_set = open_split(config, config.eval.split, config.eval.query)
-    if config.eval.episodes_file:
-        episodes_of(test_set, config, config.eval.split, config.eval.num_episodes)     # reads and checks it, before training
+    list_hash = hash_of_list(test_set, config)                          # reads and checks it, before training
     say(resolved_plan(config, 'train', facts(config, mesh, [s for s in (train_set, val_set, test_set) if s is not None])))
 
     # ── Model and state ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -84,8 +84,10 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str, 
     with only_run(workdir), Checkpoints(workdir / 'checkpoints', keep=train.keep_checkpoints, config=config) as checkpoints:
         resumed, start = checkpoints.resume(state)
         note_videos(workdir, start, [s for s in (train_set, val_set) if s is not None])
+        if start < train.num_steps:
+            note_test(workdir, test_set, list_hash)
         if jax.process_index() == 0:
-            (workdir / METHOD).write_text(f'{named(method, preset)}\n')
+            write_whole(workdir / METHOD, f'{named(method, preset)}\n')
         if start:
             state = resumed
             say(f'resumed from step {start}')
@@ -123,7 +125,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str, 
         # ── Selection on val, then the only look at test ────────────────────────────────────────────────────────────────
         selected = select(checkpoints, state)
     # Where nothing was left to train, this is another evaluation of a run whose results may be there.
-    changed = departures(workdir, config) | not_the_best(selected) if start == train.num_steps else {}
+    changed = departures(workdir, config, test_set) | not_the_best(selected) if start == train.num_steps else {}
     return report(learner, selected.state.variables, config, workdir, test_set, mesh, method, selected.how, changed)
 
 
@@ -148,12 +150,13 @@ def evaluate_only(config: ml_collections.ConfigDict, workdir, method: str, publi
     """
     validate(config)
     config = resolve_paths(config)
-    workdir, mesh, changed = pathlib.Path(workdir), episode_mesh(), {}
+    workdir, mesh, changed = local_path(workdir, '--workdir'), episode_mesh(), {}
     if not published:
         config = with_classes_of_run(config, run_config(workdir))
         check_settings(workdir / 'checkpoints', config, must_agree)
-        changed = departures(workdir, config)
     dataset = open_split(config, config.eval.split, config.eval.query)
+    if not published:
+        changed = departures(workdir, config, dataset)
     said = ', '.join(f'{key}={now!r} ({then!r} in the run)' for key, (then, now) in changed.items())
     say(resolved_plan(config, 'evaluate', facts(config, mesh, [dataset]) | ({'not as the run': said} if said else {})))
     learner = create_learner(config.model)
@@ -162,7 +165,8 @@ def evaluate_only(config: ml_collections.ConfigDict, workdir, method: str, publi
         check_logits(learner, variables, config)
         selected_on = f'published weights, {pathlib.Path(published).name}'
         told = {key: (None, value) for key, value in (given or {}).items() if not key.startswith(SAME_RESULTS)}
-        changed = {'weights': (None, pathlib.Path(published).stem)} | told
+        content = content_of_evaluation(config, dataset, published)
+        changed = {'weights': (None, pathlib.Path(published).stem)} | told | {'content': (None, content[:8])}
     else:
         selected = best_of_run(workdir, mesh)
         variables, selected_on, changed = selected.state.variables, selected.how, changed | not_the_best(selected)
@@ -182,9 +186,12 @@ def report(learner, variables, config, workdir, dataset, mesh, method, selected_
                      method=method, selected_on=selected_on, mesh=mesh, dataset=dataset)
     if config.eval.measured_episodes:
         measured = episodes_of(dataset, config, config.eval.split, config.eval.num_episodes)
-        found |= measure(learner, variables, dataset, measured, config)
+        measured, undefined = results.with_nulls(measure(learner, variables, dataset, measured, config))
+        found |= measured
+        if undefined:
+            say(f'note: not finite, so null in the results: {listed(undefined)}')
     if (workdir / TRAINED_ON).exists() and 'weights' not in changed:
-        found['trained_on'] = json.loads((workdir / TRAINED_ON).read_text())
+        found['trained_on'] = noted(workdir / TRAINED_ON)
     path = results.write_results(workdir, found, {key: now for key, (_, now) in changed.items()})
     say(f"{method}, {found['dataset']}, {found['split']}, {found['way']}-way {found['shot']}-shot: "
         f"{found['accuracy']:.2%} ± {found['ci95']:.2%} (95% interval over {found['num_episodes']} episodes; "

@@ -1,6 +1,7 @@
 """A workdir and what it says about its run: settings, method, videos, and the checkpoint that counts."""
 
 import contextlib
+import hashlib
 import json
 import pathlib
 from typing import NamedTuple
@@ -9,15 +10,18 @@ import jax
 import ml_collections
 
 from fsar_jax.config import default_config
-from fsar_jax.data.dataset import videos_present
+from fsar_jax.data.dataset import content_hash, videos_present
+from fsar_jax.data.episodes import episodes_hash
+from fsar_jax.files import naming, read_json, write_whole
 from fsar_jax.learner import create_learner
 from fsar_jax.machine import file_lock
 from fsar_jax.messages import listed, one_line, printable
 from fsar_jax.training.checkpoints import CONFIG_FILE, Checkpoints, flatten, saved_settings
+from fsar_jax.training.evaluation import episodes_of
 from fsar_jax.training.mesh import replicated
 from fsar_jax.training.state import create_train_state
 
-TRAINED_ON, METHOD = 'trained_on.json', 'method.txt'
+TRAINED_ON, TESTED_ON, METHOD = 'trained_on.json', 'tested_on.json', 'method.txt'
 # Less memory, the same result.
 MEMORY_ONLY = ('model.backbone.remat', 'model.sampler.samples_per_chunk', 'model.matcher.pairs_per_chunk')
 # Where the data lies, how it is read, and what is printed cannot change the parameters or the selection.
@@ -42,22 +46,52 @@ def only_run(workdir):
     if jax.process_index():
         yield
         return
-    workdir.mkdir(parents=True, exist_ok=True)
+    make_workdir(workdir)
     with file_lock(workdir / 'lock', f'{workdir} is in use by another run: wait for it, or use another --workdir'):
         yield
 
 
+def make_workdir(workdir) -> None:
+    """Makes the directory, where it is not there; OSError, one line, where it cannot be one to write in."""
+    workdir = pathlib.Path(workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise type(error)(f'--workdir={printable(workdir)} lies at or below a file: name a folder, new or of an earlier run') from None
+
+
 def note_videos(workdir, start: int, datasets) -> None:
     """Writes which videos a run learns from and is selected on, for its results; ValueError where it would go on with others."""
-    path, now = workdir / TRAINED_ON, {dataset.split: videos_present(dataset) for dataset in datasets}
+    path = workdir / TRAINED_ON
+    now = {dataset.split: videos_present(dataset) | {'content': content_hash(dataset)} for dataset in datasets}
     resumed = start and path.exists()
-    before = json.loads(path.read_text()) if resumed else now
+    before = noted(path) if resumed else now
     for split in before.keys() & now.keys():
         if before[split]['hash'] != now[split]['hash']:
             raise ValueError(f"{workdir} holds a run that began with other {split} videos ({before[split]['present']:,} then, "
                              f"{now[split]['present']:,} now): use another --workdir, or the dataset as it was")
+        if before[split].get('content', now[split]['content']) != now[split]['content']:
+            raise ValueError(f'{workdir} holds a run that began with other pixels or labels of the same {split} videos: use another '
+                             '--workdir, or the dataset as it was')
     if jax.process_index() == 0 and not resumed:
-        path.write_text(json.dumps(now))
+        write_whole(path, json.dumps(now))
+
+
+def note_test(workdir, dataset, listed: str | None) -> None:
+    """Writes what the run is evaluated on, of which results.json is. listed: hash of the episodes where a file lists them."""
+    if jax.process_index() == 0:
+        write_whole(workdir / TESTED_ON, json.dumps({dataset.split: {'content': content_hash(dataset), 'episodes': listed}}))
+
+
+def noted(path) -> dict:
+    """What trained_on.json or tested_on.json says, {split: {…}}; {} where there is none; ValueError, one line, for a damaged one."""
+    if not path.exists():
+        return {}
+    known = read_json(path, remedy := 'it says which videos the run began with; remove it to go on with those that are there now')
+    whole = isinstance(known, dict) and all(isinstance(split, dict) for split in known.values())
+    if not whole or path.name == TRAINED_ON and not all({'hash', 'present'} <= split.keys() for split in known.values()):
+        raise ValueError(f'{path} is not as it was written: {remedy}')
+    return known
 
 
 def run_config(workdir) -> ml_collections.ConfigDict:
@@ -89,7 +123,7 @@ def evaluation_config(config: ml_collections.ConfigDict, given: dict, workdir, m
     """
     run, workdir = run_config(workdir), pathlib.Path(workdir)
     if (workdir / METHOD).exists():
-        there, here = (workdir / METHOD).read_text().strip(), named(method, preset)
+        there, here = method_of(workdir), named(method, preset)
         if there != here:
             raise ValueError(f'{workdir} holds a run of {there}, not of {here}: evaluate it with the --config of its training, or another '
                              '--workdir')
@@ -97,6 +131,15 @@ def evaluation_config(config: ml_collections.ConfigDict, given: dict, workdir, m
         check_settings(workdir / 'checkpoints', with_classes_of_run(config, run), must_agree)
     run.update_from_flattened_dict(given)
     return run.lock()
+
+
+def method_of(workdir) -> str:
+    """The content of method.txt, for a message; ValueError, one line, where it is damaged."""
+    path = pathlib.Path(workdir) / METHOD
+    there = path.read_bytes().decode(errors='replace').strip()
+    if not there:
+        raise ValueError(f"{path} is empty: it names the config file of the run; write it there, e.g. 'strm.py', or remove the file")
+    return printable(there)
 
 
 def named(method: str, preset: str) -> str:
@@ -154,9 +197,59 @@ def changed_settings(directory, config, matters) -> dict[str, tuple]:
     return {key: (before.get(key), now.get(key)) for key in sorted(before | now) if matters(key) and before.get(key) != now.get(key)}
 
 
-def departures(workdir, config) -> dict[str, tuple]:
-    """`changed_settings` of the run in `workdir`, of all that can change the results of its checkpoint."""
-    return changed_settings(pathlib.Path(workdir) / 'checkpoints', config, lambda key: not key.startswith(SAME_RESULTS))
+def departures(workdir, config, dataset) -> dict[str, tuple]:
+    """{key: (in the run, here)} of all in which an evaluation of the run's checkpoint departs from the one that results.json is of.
+
+    Data and episode lists count by what they hold, wherever they lie: 'content' is the start of `content_hash`.
+
+    Args:
+      workdir: of the run.
+      config: of this evaluation.
+      dataset: the open split that it evaluates.
+    """
+    workdir = pathlib.Path(workdir)
+    changed = changed_settings(workdir / 'checkpoints', config, lambda key: not key.startswith(SAME_RESULTS))
+    tested = noted(workdir / TESTED_ON)
+    then, content = (noted(workdir / TRAINED_ON) | tested).get(dataset.split, {}), content_hash(dataset)
+    listed = hash_of_list(dataset, config)
+    if tested and listed == then.get('episodes'):
+        changed.pop('eval.episodes_file', None)
+    elif tested:                                                       # also where the file of one path has changed
+        changed.setdefault('eval.episodes_file', ((then.get('episodes') or '')[:8] or None, config.eval.episodes_file))
+    if listed:                                                         # it decides how many, and nothing is drawn
+        changed = {key: value for key, value in changed.items() if key not in ('eval.num_episodes', 'eval.seed')}
+    if not tested:                                                     # a run from before this was noted
+        then = then if 'content' in then else {'content': content if seems_the_same(workdir, dataset) else None}
+    if then.get('content') != content:
+        changed['content'] = (then.get('content') and then['content'][:8], content[:8])
+    return changed
+
+
+def seems_the_same(workdir, dataset) -> bool:
+    """Whether nothing in the results that are there says that they are of other videos or records than `dataset`."""
+    path = workdir / ('results.json' if dataset.split == 'test' else f'results_{dataset.split}.json')
+    if not path.exists():
+        return True
+    there = read_json(path, 'remove it and evaluate again')
+    present = (there.get('videos_present') or {}).get('hash') if isinstance(there, dict) else None
+    return present == videos_present(dataset)['hash'] and there.get('records') == dataset.settings
+
+
+def hash_of_list(dataset, config) -> str | None:
+    """`episodes_hash` of the list in config.eval.episodes_file; None where there is none."""
+    if not config.eval.episodes_file:
+        return None
+    return episodes_hash(dataset, episodes_of(dataset, config, config.eval.split, config.eval.num_episodes))
+
+
+def content_of_evaluation(config, dataset, published) -> str:
+    """SHA-256 of all that decides the results of published weights: bytes of the file, settings, videos, and a list of episodes."""
+    settings = flatten(json.loads(config.to_json()))
+    settings = {key: value for key, value in settings.items() if not key.startswith((*SAME_RESULTS, 'eval.episodes_file'))}
+    with open(published, 'rb') as file, naming(published):
+        of_file = hashlib.file_digest(file, 'sha256').hexdigest()
+    everything = [of_file, settings, content_hash(dataset), hash_of_list(dataset, config)]
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 
 def check_settings(directory, config, matters) -> None:

@@ -78,6 +78,12 @@ def test_repeated_runs_write_the_same_bytes_but_for_the_seconds(tmp_path):
     assert json.loads(first) == results.read_results(tmp_path / 'a') == make_results()
 
 
+def test_the_results_say_what_made_the_pixels_and_what_was_evaluated():
+    found = make_results(content='c0ffee', made_with={'av': '19.0.0'})
+    assert found['content'] == 'c0ffee' and found['versions']['made_with'] == {'av': '19.0.0'}
+    assert make_results(made_with={})['versions']['made_with'] == {}
+
+
 def test_the_name_says_what_departs_from_the_run():
     config = default_config()
     config.data.dataset = 'synthetic_actions/shifted'
@@ -87,14 +93,15 @@ def test_the_name_says_what_departs_from_the_run():
     assert name({'episode.query': 2, 'eval.query': 3, 'eval.seed': 4, 'seed': 5}) == 'results.episode.query=2.eval.query=3.eval.seed=4.seed=5.json'
     assert name({'data.dataset': 'synthetic_actions/shifted'}) == 'results.dataset=synthetic_actions-shifted.json'
     assert name({'eval.episodes_file': '/some/where/list 1.jsonl'}) == 'results.episodes_file=list-1-abc.json'
+    assert name({'eval.num_episodes': 5, 'content': '1a2b3c4d'}) == 'results.num_episodes=5.content=1a2b3c4d.json'
     long, other = (name({'data.dataset': f'video_folder/{"x" * 300}{end}'}) for end in 'ab')
     assert len(long) <= 170 and long != other and long.startswith('results.dataset=video_folder-xxx')
 
 
 def test_nan_is_refused_and_leaves_the_old_file(tmp_path):
     results.write_results(tmp_path, make_results())
-    with pytest.raises(ValueError, match='not JSON compliant'):
-        results.write_results(tmp_path, {**make_results(), 'ci95': float('nan')})
+    with pytest.raises(ValueError, match=r"results.json is not written, NaN and infinity are not JSON compliant: ci95, config.x.1$"):
+        results.write_results(tmp_path, {**make_results(), 'ci95': float('nan'), 'config': {'x': [1.0, float('inf')]}})
     assert results.read_results(tmp_path)['ci95'] == make_results()['ci95']
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -12,8 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import write_tiny_clips
 from tiny_run import SAMPLER, error_of, finish, largest_difference, run_main, start_main, tiny_config, tiny_flags
 
+from fsar_jax.data import build, loader
+from fsar_jax.data.dataset import open_dataset
+from fsar_jax.data.episodes import draw_episodes, write_episodes
 from fsar_jax.learner import create_learner
 from fsar_jax.training import train
 from fsar_jax.training.checkpoints import CONFIG_FILE, Checkpoints
@@ -22,7 +27,8 @@ from fsar_jax.training.progress import METRICS_FILE, read_metrics
 from fsar_jax.training.results import read_results
 from fsar_jax.training.start import with_pretrained_weights
 from fsar_jax.training.state import create_train_state
-from fsar_jax.training.workdir import MAY_CHANGE_ON_RESUME, METHOD, check_settings, evaluation_config, note_videos, run_config
+from fsar_jax.training.workdir import (
+    MAY_CHANGE_ON_RESUME, METHOD, TESTED_ON, TRAINED_ON, check_settings, departures, evaluation_config, note_videos, run_config)
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 KILLS = int(os.environ.get('FSAR_KILLS', 3))
@@ -135,6 +141,59 @@ def test_a_name_that_checkpoints_cannot_have_is_refused_before_training(tiny_dat
     with pytest.raises(ValueError, match=r"has '\[' in it, which Orbax takes for a pattern or an address: use another --workdir"):
         train.train_and_evaluate(config, tmp_path / 'run[x]', 'protonet')
     assert os.listdir(tmp_path) == []
+
+
+def evaluated(workdir, data_dir, **changes):
+    """The name of the results file that an evaluation writes; what results.json says stays, but for where the data lies."""
+    said = lambda: {**read_results(workdir), 'seconds': None, 'config': None}
+    before = said()
+    config = tiny_config('protonet', {**SETTINGS, 'data.dir': str(data_dir), **{f'eval.{key}': value for key, value in changes.items()}})
+    known = {path: path.stat().st_mtime_ns for path in workdir.glob('results*')}
+    train.evaluate_only(config, workdir, 'protonet')
+    [path] = [path for path in workdir.glob('results*') if known.get(path) != path.stat().st_mtime_ns]
+    assert said() == before
+    return path.name
+
+
+def test_results_are_named_after_what_the_data_holds_not_where_it_lies(tiny_data, unbroken, tmp_path):
+    workdir, expected = unbroken
+    shutil.copytree(tiny_data / 'video_folder' / 'tiny', tmp_path / 'copy' / 'video_folder' / 'tiny')
+    assert evaluated(workdir, tmp_path / 'copy') == 'results.json'
+    write_tiny_clips(tmp_path / 'clips')
+    for quality in (30, 31):                                           # the same videos, other pixels
+        build.build(build.parse(['--dataset=video_folder/tiny', f'--videos={tmp_path}/clips', f'--dir={tmp_path}/{quality}',
+                                 '--processes=0', '--short_side=32', f'--jpeg_quality={quality}']))
+    names = [evaluated(workdir, tmp_path / f'{quality}') for quality in (30, 31, 30)]
+    assert names[0] == names[2] != names[1] and all(re.fullmatch(r'results\.content=[0-9a-f]{8}\.json', name) for name in names)
+    other = read_results(workdir / names[0])
+    assert other['videos_present'] == expected['videos_present'] and other['content'] != expected['content']
+    config = tiny_config('protonet', {**SETTINGS, 'data.dir': f'{tmp_path}/30'})
+    dataset = open_dataset('video_folder/tiny', tmp_path / '30', 'train')
+    with pytest.raises(ValueError, match='began with other pixels or labels of the same train videos: use another --workdir'):
+        note_videos(workdir, STEPS, [dataset])
+    # A run from before this was noted goes by what its results say.
+    kept = {name: (workdir / name).read_text() for name in (TRAINED_ON, TESTED_ON)}
+    try:
+        for name in kept:
+            (workdir / name).unlink()
+        assert set(departures(workdir, config, open_dataset('video_folder/tiny', tmp_path / '30', 'test'))) == {'content'}
+        assert not departures(workdir, config, open_dataset('video_folder/tiny', tiny_data, 'test'))
+    finally:
+        for name, text in kept.items():
+            (workdir / name).write_text(text)
+
+
+def test_episode_lists_count_by_content(tiny_data, unbroken, tmp_path):
+    workdir, expected = unbroken
+    config = tiny_config('protonet', {'data.dir': str(tiny_data)})
+    dataset = loader.usable(open_dataset('video_folder/tiny', tiny_data, 'test'), config)
+    for folder, seed in (('a', 1), ('b', 2), ('c', 1)):
+        (tmp_path / folder).mkdir()
+        episodes = draw_episodes(dataset, 2, 1, 1, seed, 5)
+        write_episodes(tmp_path / folder / 'list.jsonl', dataset, episodes)
+    a, b, c = (evaluated(workdir, tiny_data, episodes_file=str(tmp_path / folder / 'list.jsonl')) for folder in 'abc')
+    again = evaluated(workdir, tiny_data, episodes_file=str(tmp_path / 'a' / 'list.jsonl'), num_episodes=9)
+    assert a == c == again != b and re.fullmatch(r'results\.episodes_file=list-[0-9a-f]{8}\.json', a)
 
 
 def test_what_may_change_and_what_may_not(tiny_data, unbroken):
