@@ -10,6 +10,7 @@ from concurrent import futures
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import logging as std_logging
@@ -18,6 +19,7 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 
 from absl import logging
 import jax
@@ -81,8 +83,7 @@ class Checkpoints:
                 self._remove_unfinished()
                 _check_writable(self.directory)
             _meet('checkpoints are opened')
-        for logger in (logging.get_absl_logger(), std_logging.getLogger('asyncio')):
-            logger.addFilter(_not_of_orbax)
+        _quieten_orbax()
         self._saved, self._damaged = {}, {}               # {step: metrics}; of damaged ones None where they are not known
         self._look()
         if read_only and not self._saved:
@@ -145,6 +146,8 @@ class Checkpoints:
         state = jax.tree.map(_on_host, state)
         draft = self.directory / f'{step}{_UNFINISHED}'
         with self._explaining(step), ocp.Context(async_options=_DIRECTORIES_FIRST):
+            if jax.process_index() == 0:
+                self._remove_unfinished()                 # also what late threads of a save that failed have left
             self._write_config()
             # All processes take part; process 0 has the replicated state, and writes.
             response = ocp.save_checkpointables_async(draft, {'state': state}, custom_metadata={'checksums': RECORD_FILE})
@@ -378,11 +381,21 @@ def check_directory(directory) -> None:
         raise ValueError(f'{shown} has {size:,} bytes, checkpoints can be written to paths of {_LONGEST_PATH:,}: {advice}')
 
 
-def _not_of_orbax(record) -> bool:
-    """Orbax logs a traceback from each thread in which something went wrong, some after the fact: it is raised besides, and told in one line.
-    With --verbosity=1 all of it is seen."""
-    return logging.level_debug() or not (
-        'orbax' in pathlib.Path(record.pathname).parts or record.name == 'asyncio' and 'tensorstore' in record.getMessage())
+@functools.cache
+def _quieten_orbax() -> None:
+    """Once and for all: Orbax logs a traceback from each thread in which something went wrong, and TensorStore tells an event loop that is
+    closed by then, some of it after the fact. What went wrong is raised besides, and told in one line; with --verbosity=1 all is seen."""
+    def wanted(record):
+        return logging.level_debug() or not (
+            'orbax' in pathlib.Path(record.pathname).parts or record.name == 'asyncio' and 'tensorstore' in record.getMessage())
+
+    def hook(unraisable, before=sys.unraisablehook):
+        late = isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == 'Event loop is closed'
+        if logging.level_debug() or not late:
+            before(unraisable)
+    for logger in (logging.get_absl_logger(), std_logging.getLogger('asyncio')):
+        logger.addFilter(wanted)
+    sys.unraisablehook = hook
 
 
 def _check_writable(directory) -> None:
