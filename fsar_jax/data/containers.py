@@ -92,7 +92,7 @@ def _end(file, size):
     if start[:3] == b'\x1f\7\0' and len(start) > 3:
         part = size % (144000 if start[3] & 0x80 else 120000)  # a frame of PAL, of NTSC
         return End('DV', False, False, 'its last frame is cut') if part else End('DV', None, False)
-    return _transport_stream(start, size) or End('', None)
+    return _transport_stream(file, size, start) or End('', None)
 
 
 def _mp4(file, size):
@@ -221,7 +221,7 @@ def _flv(file, size, start):
             return End('FLV', False, False, f'{promised - size:.0f} bytes of it are missing')
     last = int.from_bytes(file.at(size - 4, 4))
     tag = size - 4 - last
-    closed = last >= 11 and tag >= 13 and int.from_bytes(file.at(tag + 1, 3)) == last - 11
+    closed = not last or last >= 11 and tag >= 13 and int.from_bytes(file.at(tag + 1, 3)) == last - 11
     return End('FLV', None, False) if closed else End('FLV', False, False, 'its last part is cut')
 
 
@@ -296,15 +296,16 @@ def _program_stream(file, size):
     return End('MPEG', None, False) if place == len(tail) else End('MPEG', False, False, 'its last packet is cut')
 
 
-def _transport_stream(start, size):
-    """MPEG-TS (.ts, .mts, .m2ts): packets of one size. None for what is not one."""
+def _transport_stream(file, size, start):
+    """MPEG-TS (.ts, .mts, .m2ts): packets of one size, each with a mark. None for what is not one."""
     for length in (188, 192, 204):
-        for first in range(min(length, len(start))):
-            places = range(first, len(start), length)
-            if len(places) > 3 and all(start[place] == 0x47 for place in places):
-                first -= 4 if length == 192 else 0  # a time stamp before each packet
-                part = (size - first) % length
-                return End('MPEG-TS', False, False, 'its last packet is cut') if part else End('MPEG-TS', None, False)
+        mark = 4 if length == 192 else 0  # after a time stamp
+        for first in range(length):
+            marks = start[first + mark :: length]
+            if len(marks) > 3 and not marks.strip(b'G'):
+                rest = file.at(size - (size - first) % length, length)
+                cut = rest and rest[mark : mark + 1] in (b'G', b'')  # else something else was appended
+                return End('MPEG-TS', False, False, 'its last packet is cut') if cut else End('MPEG-TS', None, False)
     return None
 
 

@@ -426,11 +426,12 @@ def _tagged_seconds(metadata):
 def _decode(path, index, frame_index, convert, square_pixels):
     """(Video without frames, {place: frame}, sizes of the kept frames) for the places in `frame_index` that exist."""
     wanted = set(frame_index.tolist())
-    kept, sizes, times, errors, first, duration = {}, [], [], 0, None, 0
+    kept, sizes, times, errors, duration = {}, [], [], 0, 0
     with _open(path) as container:
         stream = next(stream for stream in container.streams.video if stream.index == index)
         stream.thread_type = 'NONE'  # files are decoded in parallel, one process each
         stream.codec_context.options = DECODER_OPTIONS
+        usual = (stream.width, stream.height)
         for packet in _packets(container, stream):
             try:
                 if packet is None:
@@ -448,10 +449,9 @@ def _decode(path, index, frame_index, convert, square_pixels):
                 raise VideoError('decoder failed', one_line(error)) from None
             for frame in frames:
                 errors += frame.is_corrupt
-                first = first or (frame.width, frame.height)
                 if frame.width * frame.height > MAX_PIXELS:
                     raise VideoError('too large', f'{frame.width}x{frame.height}')
-                if frame.is_corrupt and (frame.width, frame.height) != first:
+                if frame.is_corrupt and (frame.width, frame.height) != usual:
                     continue  # FFmpeg from 9 on gives a frame where a damaged header was, of a size that is nonsense
                 if len(times) in wanted:
                     rgb = _upright(_as_seen(frame, stream, square_pixels), frame)

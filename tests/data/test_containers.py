@@ -212,7 +212,7 @@ def test_a_hole_of_zeros_is_damage(tmp_path):
 
 
 def test_what_follows_the_end_is_no_damage(tmp_path):
-    for suffix in ('.mp4', '.mkv', '.webm', '.avi', '.flv', '.wmv', '.gif'):
+    for suffix in ('.mp4', '.mkv', '.webm', '.avi', '.flv', '.wmv', '.gif', '.ts', '.m2ts', '.mpg'):
         path = tmp_path / f'clip{suffix}'
         data = write(path)
         assert outcome(path, data + bytes(1000)) == FRAMES, suffix
