@@ -7,6 +7,10 @@ import os
 import pathlib
 import resource
 import shutil
+import socket
+import subprocess
+import sys
+import textwrap
 import threading
 import unicodedata
 
@@ -16,6 +20,7 @@ import ml_collections
 import numpy as np
 import pytest
 from test_checkpoints import assert_same, make_state
+from tiny_run import CPU, REPOSITORY, finish
 
 from fsar_jax.training import checkpoints as module
 from fsar_jax.training.checkpoints import CONFIG_FILE, RECORD_FILE, Checkpoints, DamagedCheckpoint, check_directory, saved_settings
@@ -314,3 +319,71 @@ def test_settings_are_the_old_or_the_new_never_half(copy, monkeypatch):
         with pytest.raises(OSError, match='No space left on device'):
             checkpoints.save(4, make_state(4))
     assert (copy / CONFIG_FILE).read_bytes() == before and sorted(os.listdir(copy)) == ['1', '2', '3', CONFIG_FILE]
+
+
+TWO = '''
+    import os, pathlib, sys
+    import jax, jax.numpy as jnp, numpy as np
+    directory, port, index = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    jax.distributed.initialize(f'127.0.0.1:{port}', 2, index)
+    from fsar_jax.training import checkpoints as module, mesh as meshes
+    mesh = meshes.episode_mesh()
+
+    def state(step):
+        rows = jax.make_array_from_callback((4,), meshes.along(mesh, 0), lambda place: (step + np.arange(4.0, dtype=np.float32))[place])
+        return {'params': meshes.replicate(mesh, np.full(3, step, np.float32)), 'rows': rows}
+
+    def resumed():
+        with module.Checkpoints(directory) as checkpoints:
+            restored, step = checkpoints.resume(state(0))
+            for name, leaf in state(step).items():
+                assert leaf.sharding == restored[name].sharding
+                np.testing.assert_array_equal(*(array.addressable_data(0) for array in (leaf, restored[name])))
+            checkpoints.save(step + 1, state(step + 1))
+            checkpoints.wait()
+            return step, checkpoints.steps
+
+    with module.Checkpoints(directory) as checkpoints:
+        checkpoints.save(1, state(1), {'val_accuracy': 0.5})
+        checkpoints.save(2, state(2), {'val_accuracy': 0.4})
+    if index == 0:
+        path = directory / '2' / 'state' / '_METADATA'
+        path.write_bytes(path.read_bytes()[:-1])
+    module._meet('one is damaged')
+    assert resumed() == (1, [1, 2])
+    assert resumed() == (2, [1, 2, 3])
+    check = module._check_files
+    def of_this_process(path, record):
+        if index == 1 and path.name == '3':
+            raise module.DamagedCheckpoint('checkpoint 3 cannot be read here')
+        check(path, record)
+    module._check_files = of_this_process                 # as one of them sees it
+    assert resumed() == (2, [1, 2, 3])
+    module._check_files = check
+    def full(path, content):
+        raise OSError(28, 'No space left on device')
+    module.write_whole, write = full, module.write_whole
+    module._check_writable = lambda _: None               # only process 0 writes the record
+    try:
+        resumed()
+        raise AssertionError('the save should have failed')
+    except OSError as error:
+        print(error)
+    module.write_whole = write
+    assert resumed() == (3, [1, 2, 3, 4])
+'''
+
+
+def test_two_processes_agree_on_what_is_damaged(tmp_path):
+    """Each takes part in everything that the other does, or one of them would wait for ever."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    both = [subprocess.Popen([sys.executable, '-c', textwrap.dedent(TWO), str(tmp_path), port, str(index)], cwd=REPOSITORY, env=CPU,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for index in range(2)]
+    (first, first_err), (second, second_err) = finish(*both, timeout=120)
+    assert [process.returncode for process in both] == [0, 0], (first_err[-3000:], second_err[-3000:])
+    assert first.count('is damaged (state/_METADATA is not what was written): it does not count') == 1
+    assert 'the checkpoint of step 4 cannot be written' in first and 'No space left on device' in first
+    assert 'the checkpoint of step 4 cannot be written' in second and 'another process' in second
+    assert 'damaged' not in second
