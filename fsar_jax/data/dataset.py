@@ -38,7 +38,7 @@ class VideoDataset:
     labels: int32 [N].  video_ids: list of N str.  num_frames: int32 [N], stored frames.
     settings: dict, how the records were made.  made_with: what made them, {'decoder': 'av 19, …' or None
         where they were JPEG files, 'av': '19.0.0', …}; {} in older builds.
-    num_bytes: of all records together, their JPEG bytes above all.
+    num_bytes: of all records together, their JPEG bytes above all.  files: names of the record files, in order.
     expected: {'videos': count, 'hash': of all ids or None, 'classes': {class: videos}} of a complete copy of the split,
         None where that is not known.
 
@@ -67,7 +67,7 @@ class VideoDataset:
         self.settings, self.expected = dict(metadata['settings']), (metadata.get('expected') or {}).get(split)
         self.made_with = dict(metadata.get('made_with') or {})
         self.num_bytes = 0 if info is None else int(info.num_bytes)
-        self._files = [] if info is None else [os.path.basename(path) for path in info.filepaths]
+        self.files = [] if info is None else [os.path.basename(path) for path in info.filepaths]
         self._ends = [] if info is None else list(itertools.accumulate(info.shard_lengths))
         self._source, self._lock = None, threading.Lock()
         self._check_index()
@@ -145,7 +145,7 @@ class VideoDataset:
     def file_of(self, position: int) -> tuple[str, int]:
         """(name of the record file that holds video `position`, place of the record in it)."""
         number = bisect.bisect_right(self._ends, position)
-        return self._files[number], position - (self._ends[number - 1] if number else 0)
+        return self.files[number], position - (self._ends[number - 1] if number else 0)
 
     def _place(self, position):
         file, place = self.file_of(position)
@@ -162,7 +162,7 @@ class VideoDataset:
 
         check_reader_threads()
         lost = {}
-        for name, start, end in zip(self._files, [0, *self._ends], self._ends):
+        for name, start, end in zip(self.files, [0, *self._ends], self._ends):
             path, count = self.directory / name, end - start
             if not path.is_file():
                 lost[name] = 'is not there'

@@ -40,6 +40,7 @@ from fsar_jax.machine import usable_cores
 from fsar_jax.messages import one_line, printable
 
 SPLITS = ('train', 'val', 'test')
+DESCRIPTION = ('dataset_info.json', 'features.json', 'label.labels.txt', 'metadata.json')
 SHOWN = 10  # damaged things of a kind
 LOST = 'record files are not whole, build it again with --overwrite'
 
@@ -108,7 +109,7 @@ def everything(datasets: list[VideoDataset], sums: dict[str, str]) -> Iterator[t
             same = sha256_of(directory / task) == sums[task]
         except (OSError, ValueError) as error:  # a damaged list may hold any name
             return [('files cannot be read', one_line(error))]
-        return [] if same else [('files differ from SHA256SUMS', printable(directory / task, 1000))]
+        return [] if same else [(f'files differ from {SUMS}', printable(directory / task, 1000))]
 
     # A file's records follow its checksum: they come from memory.
     tasks = [name for name in sums if name not in of_shard and name not in gone]
@@ -184,13 +185,16 @@ def examine(name: str, data_dir: str, fast: bool = False, limit: int = 40) -> tu
             damage += [(LOST, f'{file} {reason}') for file, reason in dataset.lost_files().items()]
         notes.append('records and frames were not read (--fast)')
     elif opened:
+        sums = {}
         try:
             sums = read_sums(directory)
+            if sums is None:
+                notes.append(f'built before there was a {SUMS}: records and frames were read, the index has no checksum')
+            else:
+                needed = [*DESCRIPTION, *(file for dataset in opened for file in dataset.files)]
+                damage += [(f'files are not in {SUMS}, which is cut', file) for file in needed if file not in sums]
         except (OSError, ValueError) as error:
-            sums = {}
-            damage.append(('files differ from SHA256SUMS', f'{printable(directory / SUMS, 1000)}: {one_line(error)}'))
-        if sums is None:
-            notes.append(f'built before there was a {SUMS}: records and frames were read, the index has no checksum')
+            damage.append((f'files differ from {SUMS}', f'{printable(directory / SUMS, 1000)}: {one_line(error)}'))
         damage += everything(opened, sums or {})
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = [f'{name}: {printable(directory, 1000)}']

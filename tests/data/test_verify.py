@@ -102,6 +102,16 @@ def test_no_flipped_bit_is_overlooked(copy, capsys):
     assert status(data_dir, capsys=capsys)[0] == 0
 
 
+def test_a_list_of_checksums_that_is_cut_is_damage(copy, capsys):
+    data_dir, directory = copy
+    lines = (directory / SUMS).read_text().splitlines(keepends=True)
+    for kept in (lines[:-1], lines[1:], []):
+        (directory / SUMS).write_text(''.join(kept))
+        code, text = status(data_dir, capsys=capsys)
+        assert code == 1 and f'files are not in {SUMS}, which is cut' in text
+    assert '7 files are not in' in text
+
+
 def test_an_older_build_is_read_as_far_as_it_can_be(copy, capsys):
     data_dir, directory = copy
     without_sums(directory)
