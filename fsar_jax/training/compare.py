@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fsar_jax.messages import one_line, printable
 from fsar_jax.training import results
 
 _USAGE = 'usage: python -m fsar_jax.training.compare a/results.json b/results.json [more ...]'
@@ -33,7 +34,7 @@ def paired_difference(first: dict, second: dict) -> PairedDifference:
     """
     for key in ('dataset', 'split', 'num_episodes', 'queries', 'episodes_hash'):
         if first[key] != second[key]:
-            raise ValueError(f'not the same episodes: {key} is {first[key]} in one and {second[key]} in the '
+            raise ValueError(f'not the same episodes: {key} is {printable(first[key])} in one and {printable(second[key])} in the '
                              f'other; evaluate both with the same dataset, split, seed, way, shot and '
                              f'num_episodes, or with one episodes_file')
     a, b = (np.asarray(r['correct'], np.float64) / r['queries'] for r in (first, second))
@@ -56,12 +57,12 @@ def main(paths: list[str]) -> int:
             try:
                 differences.append(paired_difference(runs[0], run))
             except ValueError as error:
-                raise ValueError(f'{paths[0]} and {path}: {error}') from None
-    except (ValueError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
+                raise ValueError(f'{printable(paths[0], 1000)} and {printable(path, 1000)}: {error}') from None
+    except (ValueError, OSError) as error:
+        print(one_line(error), file=sys.stderr)
         return 2
     for number, (path, run) in enumerate(zip(paths, runs), 1):
-        print(f'[{number}]  {_percent(run["accuracy"])} ± {_percent(run["ci95"])}  {run["method"]}  {path}')
+        print(f'[{number}]  {_percent(run["accuracy"])} ± {_percent(run["ci95"])}  {printable(run["method"])}  {printable(path, 1000)}')
     for number, paired in enumerate(differences, 2):
         verdict = 'excludes' if abs(paired.difference) > paired.ci95 else 'includes'
         print(f'[{number}] − [1]  {100 * paired.difference:+.2f} ± {100 * paired.ci95:.2f} points, '

@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from fsar_jax.files import write_whole
-from fsar_jax.messages import listed
+from fsar_jax.files import local_path, read_json, write_whole
+from fsar_jax.messages import listed, printable
 from fsar_jax.training.checkpoints import flatten
 
 FILE = 'results.json'
@@ -171,24 +171,55 @@ def with_nulls(tree, prefix: str = '') -> tuple[Any, list[str]]:
 
 
 def read_results(path) -> dict:
-    """Reads results.json, or the one in a directory.
+    """Reads results.json, or the one in a directory, and checks that its numbers can be those of an evaluation.
 
     Raises:
-      FileNotFoundError, ValueError: absent, or not a results file; one line.
+      FileNotFoundError, ValueError, OSError: absent, not a results file, or one that contradicts itself; one line.
     """
-    path = pathlib.Path(path)
+    path = local_path(path, 'the results file')
     path = path / FILE if path.is_dir() else path
+    shown = printable(path, 1000)
+    if not path.exists():
+        raise FileNotFoundError(f'{shown}: no such file, evaluate that run first')
     try:
-        results = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise FileNotFoundError(f'{path}: no such file, evaluate that run first') from None
-    except (ValueError, OSError) as error:
-        raise ValueError(f'{path}: not a results file ({error})') from None
+        results = read_json(path, 'evaluate that run again')
+    except ValueError as error:
+        raise ValueError(f'{shown}: not a results file (it {str(error).removeprefix(shown).strip()})') from None
     needed = ('method', 'dataset', 'split', 'accuracy', 'ci95', 'num_episodes', 'queries', 'episodes_hash', 'correct')
     missing = [key for key in needed if not isinstance(results, dict) or key not in results]
     if missing:
-        raise ValueError(f'{path}: not a results file, it has no {", ".join(missing)}')
+        raise ValueError(f'{shown}: not a results file, it has no {", ".join(missing)}')
+    wrong = contradiction(results)
+    if wrong:
+        raise ValueError(f'{shown}: {wrong}: not as an evaluation writes it, evaluate that run again')
     return results
+
+
+def contradiction(results: dict) -> str:
+    """What in the content of a results file cannot be, in words; '' where all fits together."""
+    for key in ('method', 'dataset', 'split', 'episodes_hash'):
+        if not isinstance(results[key], str):
+            return f"'{key}' is {printable(json.dumps(results[key]), 60)}, not a text"
+    for key in ('num_episodes', 'queries'):
+        if not _whole(results[key]) or not 1 <= results[key] < 2 ** 31:
+            return f"'{key}' is {printable(json.dumps(results[key]), 60)}, not a whole number, at least 1"
+    correct, queries = results['correct'], results['queries']
+    if not isinstance(correct, list) or not correct:
+        return f"'correct' is {printable(json.dumps(correct), 60)}, not a list of each episode's right answers"
+    wrong = next((place for place, value in enumerate(correct) if not _whole(value) or not 0 <= value <= queries), None)
+    if wrong is not None:
+        return f"'correct' has {printable(json.dumps(correct[wrong]), 60)} in episode {wrong}, not a whole number from 0 to its {queries} queries"
+    if len(correct) != results['num_episodes']:
+        return f"'correct' has {len(correct)} entries, 'num_episodes' is {results['num_episodes']}"
+    for key, right in zip(('accuracy', 'ci95'), accuracy_with_interval(correct, queries)):
+        value = results[key]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value - right) <= 1e-6:
+            return f"'{key}' is {printable(json.dumps(value), 60)}, 'correct' gives {right:.6f}"
+    return ''
+
+
+def _whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _dump(value) -> str:
