@@ -449,6 +449,11 @@ def setting_of(config, key: str, absent=None):
     return config
 
 
+def keys_that_affect(*kinds: str) -> tuple[str, ...]:
+    """The keys of the settings whose `affects` is one of `kinds`."""
+    return tuple(key for key, known in SETTINGS.items() if known.affects in kinds)
+
+
 def frames_read(config: ml_collections.ConfigDict) -> int:
     """How many frames of a clip the loader hands over: L, or the M among which a sampler chooses L. Without config.model: L."""
     chooses = 'model' in config and config.model.sampler.name != 'uniform'

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import ml_collections
 
-from fsar_jax.config import default_config
+from fsar_jax.config import SETTINGS, default_config, keys_that_affect
 from fsar_jax.data.dataset import content_hash, videos_present
 from fsar_jax.data.episodes import episodes_hash
 from fsar_jax.files import naming, read_json, write_whole
@@ -22,22 +22,10 @@ from fsar_jax.training.mesh import replicated
 from fsar_jax.training.state import create_train_state
 
 TRAINED_ON, TESTED_ON, METHOD = 'trained_on.json', 'tested_on.json', 'method.txt'
-# Less memory, the same result.
-MEMORY_ONLY = ('model.backbone.remat', 'model.sampler.samples_per_chunk', 'model.matcher.pairs_per_chunk')
-# Where the data lies, how it is read, and what is printed cannot change the parameters or the selection.
-MAY_CHANGE_ON_RESUME = (
-    'data.dir', 'data.num_threads', 'data.num_workers', 'data.prefetch', 'train.log_steps', 'train.keep_checkpoints',
-    'train.accumulation_steps', 'model.backbone.weights', 'model.sampler.scan_weights', *MEMORY_ONLY, 'eval.split',
-    'eval.num_episodes', 'eval.cache', 'eval.episodes_file', 'eval.episodes_per_chunk', 'eval.videos_per_batch',
-    'eval.measured_episodes')
-# What makes the classifier; way, shot, dataset and precision may be others than in training.
-MUST_AGREE_IN_EVALUATION = ('model.', 'episode.frames', 'episode.image_size', 'data.resize', 'data.sampling', 'data.short_videos')
-FREE_IN_EVALUATION = ('model.dtype', 'model.backbone.weights', 'model.sampler.scan_weights', *MEMORY_ONLY,
-                      'model.sampler.at_test', 'model.align_at_test')
-# Where the data lies, how it is read, and what of training is over cannot change the results of a checkpoint.
-SAME_RESULTS = (
-    'data.dir', 'data.num_threads', 'data.num_workers', 'data.prefetch', 'train.', 'model.backbone.weights', 'model.sampler.scan_weights',
-    *MEMORY_ONLY, 'eval.cache', 'eval.val_episodes', 'eval.episodes_per_chunk', 'eval.videos_per_batch')
+# A run goes on with another value of these, because the parameters and the selection do not depend on them.
+MAY_CHANGE_ON_RESUME = keys_that_affect('cost', 'start', 'evaluation')
+# A checkpoint has the same results with another value of these, because its training is over.
+SAME_RESULTS = keys_that_affect('cost', 'start', 'training')
 
 
 @contextlib.contextmanager
@@ -184,7 +172,7 @@ def with_classes_of_run(config, run):
 
 def must_agree(key: str) -> bool:
     """Whether an evaluation must have the value that the run has."""
-    return key.startswith(MUST_AGREE_IN_EVALUATION) and key not in FREE_IN_EVALUATION
+    return SETTINGS[key].affects == 'model' if key in SETTINGS else key.startswith('model.')
 
 
 def changed_settings(directory, config, matters) -> dict[str, tuple]:
