@@ -27,7 +27,7 @@ def local_path(given: str | os.PathLike, flag: str) -> pathlib.Path:
         raise ValueError(f"{flag}={printable(text)}: {scheme[1]}:// addresses are not read or written here, only paths: mount the "
                          'bucket (gcsfuse, s3fs) or copy what is there, and give the folder')
     try:
-        return pathlib.Path(text).expanduser()
+        return pathlib.Path(text).expanduser() if text.startswith('~') else pathlib.Path(text)      # Path('./~a') is Path('~a')
     except RuntimeError:
         raise ValueError(f"{flag}={printable(text)}: there is no such user; './~name' names a file that is called so") from None
 

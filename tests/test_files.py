@@ -23,6 +23,7 @@ def test_other_paths_are_left_as_they_are(path):
 def test_the_tilde_is_expanded(monkeypatch):
     monkeypatch.setenv('HOME', '/home/me')
     assert files.local_path('~/runs', '--workdir') == pathlib.Path('/home/me/runs')
+    assert files.local_path('./~runs', '--workdir') == pathlib.Path('~runs')           # a folder of that name
     with pytest.raises(ValueError, match='no such user'):
         files.local_path('~nobody-of-this-name/runs', '--workdir')
 
