@@ -53,7 +53,7 @@ OF_THE_SYSTEM = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.E
 # What a builder takes for a video by its name; whether it is one, reading it tells.
 SUFFIXES = (
     *('.mp4', '.m4v', '.mov', '.qt', '.3gp', '.3g2', '.f4v', '.webm', '.mkv', '.avi', '.divx'),
-    *('.mpg', '.mpeg', '.mpe', '.m1v', '.m2v', '.vob', '.ts', '.mts', '.m2ts', '.flv', '.wmv', '.asf'),
+    *('.mpg', '.mpeg', '.mpe', '.m1v', '.m2v', '.vob', '.ts', '.mts', '.m2ts', '.m2t', '.flv', '.wmv', '.asf'),
     *('.ogv', '.ogm', '.rm', '.rmvb', '.dv', '.mxf', '.gif'),
 )
 
@@ -69,6 +69,7 @@ CONTAINERS = (
     *('mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm', 'avi', 'mpeg', 'mpegts', 'flv', 'live_flv', 'kux', 'asf', 'asf_o'),
     *('ogg', 'rm', 'gif', 'dv', 'mxf', 'gxf', 'nut', 'nsv', 'wtv', 'ivf', 'yuv4mpegpipe', 'mjpeg', 'mpjpeg', 'mv'),
     *('mpegvideo', 'm4v', 'h261', 'h263', 'h264', 'hevc', 'vvc', 'vc1', 'av1', 'obu', 'dirac', 'cavsvideo', 'apng'),
+    *('dhav', 'nuv', 'swf', 'pva', 'ty', 'flic'),
     *('mp3', 'aac', 'wav', 'flac'),  # to say that there is only sound
 )
 DECODER_OPTIONS = {'max_pixels': str(MAX_PIXELS)}  # also while a file is opened, which decodes a picture of some

@@ -312,7 +312,7 @@ OTHER_CODECS = {
     '.mpg': 'mpeg2video', '.mpeg': 'mpeg1video', '.mpe': 'mpeg2video', '.vob': 'mpeg2video', '.m1v': 'mpeg1video',
     '.m2v': 'mpeg2video', '.mxf': 'mpeg2video', '.rm': 'rv20', '.rmvb': 'rv20', '.ogv': 'libvpx', '.ogm': 'libvpx',
 }  # fmt: skip
-FORMATS = {'.divx': 'avi', '.qt': 'mov', '.mpe': 'mpeg', '.rmvb': 'rm', '.m4v': 'mp4', '.ogm': 'ogg', '.ogv': 'ogg'}
+FORMATS = {'.divx': 'avi', '.qt': 'mov', '.mpe': 'mpeg', '.m2t': 'mpegts', '.rmvb': 'rm', '.m4v': 'mp4', '.ogm': 'ogg', '.ogv': 'ogg'}
 
 
 @pytest.mark.parametrize('suffix', sorted(set(SUFFIXES) - {'.dv'}))  # whose frames are of 720x576
