@@ -76,8 +76,8 @@ class Checkpoints:
         self._keep, self._config, self._config_written = keep, config, False
         self._saving = None                               # (step, future) of the save in progress
         self._writer = futures.ThreadPoolExecutor(1, 'checkpoints')
+        check_directory(self.directory, read_only)
         if not read_only:
-            check_directory(self.directory)
             if jax.process_index() == 0:
                 self.directory.mkdir(parents=True, exist_ok=True)
                 self._remove_unfinished()
@@ -292,8 +292,12 @@ class Checkpoints:
         raise FileNotFoundError(f'no checkpoint in {printable(self.directory, 1000)} (there: none)')
 
     def _set_aside(self, step, error):
-        self._damaged[step] = self._saved.pop(step, None)
-        _say(f'note: {error}: it does not count')
+        metrics = self._saved.pop(step, None)
+        if os.path.lexists(self.directory / str(step)):
+            self._damaged[step] = metrics
+            _say(f'note: {error}: it does not count')
+        else:                                             # dropped meanwhile by the run that is evaluated
+            _say(f'note: checkpoint {printable(self.directory / str(step), 1000)} is gone')
 
     def _none_is_good(self):
         return DamagedCheckpoint(f'all checkpoints in {printable(self.directory, 1000)} are damaged (steps {listed(sorted(self._damaged))}): '
@@ -361,8 +365,9 @@ class _Record:
     files: dict[str, str] | None
 
 
-def check_directory(directory) -> None:
-    """Refuses a directory to whose name Orbax cannot write checkpoints that it reads again. For the start of a run.
+def check_directory(directory, read_only: bool = False) -> None:
+    """Refuses a directory to whose name Orbax cannot write checkpoints that it reads again; where `read_only`, from which it cannot read.
+    For the start of a run.
 
     Raises:
       ValueError: one line.
@@ -372,13 +377,13 @@ def check_directory(directory) -> None:
     try:
         size = len(path.encode())
     except UnicodeEncodeError:
-        raise ValueError(f'{shown} is no UTF-8, checkpoints cannot be written there: {advice}') from None
-    odd = sorted(set(path) & set('*?[\\'))
+        raise ValueError(f'{shown} is no UTF-8, checkpoints cannot lie there: {advice}') from None
+    odd = sorted(set(path) & set('\\' if read_only else '*?[\\'))
     if odd or re.search(r'[A-Za-z]\w*:/', path):
         what = ' and '.join(map(repr, odd)) or "':/'"
         raise ValueError(f'{shown} has {what} in it, which Orbax takes for a pattern or an address: {advice}')
     if size > _LONGEST_PATH:
-        raise ValueError(f'{shown} has {size:,} bytes, checkpoints can be written to paths of {_LONGEST_PATH:,}: {advice}')
+        raise ValueError(f'{shown} has {size:,} bytes, checkpoints can lie in paths of {_LONGEST_PATH:,}: {advice}')
 
 
 @functools.cache
@@ -417,12 +422,12 @@ def _read_record(path) -> _Record:
     with _as_damage(path):
         if not path.is_dir():
             raise ValueError('it is no directory')
-        if (path / RECORD_FILE).exists():
+        if (path / RECORD_FILE).is_file():                # a pipe would be waited for
             return _Record(**_unsealed((path / RECORD_FILE).read_bytes()))
         if 'checksums' in (ocp.checkpointables_metadata(path).custom_metadata or {}):
             raise ValueError(f'{RECORD_FILE} is missing')
         metrics = path / 'metrics' / 'metrics'            # where Orbax's Checkpointer had them
-        return _Record(dict(json.loads(metrics.read_bytes())) if metrics.exists() else {}, None, None)
+        return _Record(dict(json.loads(metrics.read_bytes())) if metrics.is_file() else {}, None, None)
 
 
 def _check_files(path, record: _Record) -> None:

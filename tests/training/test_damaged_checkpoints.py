@@ -288,7 +288,7 @@ def test_odd_names_work(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('name, said', [
     ('a[x]', r"has '\[' in it"), ('a*', r"has '\*' in it"), ('a?', r"has '\?' in it"), ('a\\b', 'in it, which Orbax takes'), ('gs:', "has ':/' in it"),
-    (os.fsdecode(b'\xff'), 'is no UTF-8'), ('/'.join(['y' * 200] * 19), 'bytes, checkpoints can be written to paths of 3,800')])
+    (os.fsdecode(b'\xff'), 'is no UTF-8'), ('/'.join(['y' * 200] * 19), 'bytes, checkpoints can lie in paths of 3,800')])
 def test_names_to_which_orbax_cannot_write_are_refused_before_training(name, said, tmp_path):
     for refuse in (check_directory, Checkpoints):
         with pytest.raises(ValueError, match=said) as error:
@@ -301,6 +301,22 @@ def test_a_run_that_was_moved_to_an_odd_name_is_still_read(saved, tmp_path):
     for name in ('a[x]', 'a*', 'a?'):
         with Checkpoints(shutil.copytree(saved, tmp_path / name), read_only=True) as checkpoints:
             assert_same(checkpoints.restore_best(LIKE)[0], make_state(3))
+    for name in ('a\\b', os.fsdecode(b'\xff')):
+        with pytest.raises(ValueError, match='use another --workdir'):
+            Checkpoints(shutil.copytree(saved, tmp_path / name), read_only=True)
+
+
+def test_one_that_the_run_drops_while_it_is_evaluated_is_not_damaged(copy, capfd):
+    with Checkpoints(copy, read_only=True) as checkpoints:
+        shutil.rmtree(copy / '3')
+        assert_same(checkpoints.restore_best(LIKE)[0], make_state(1))
+        assert checkpoints.damaged_and_better == [] and capfd.readouterr() == (f'note: checkpoint {copy}/3 is gone\n', '')
+
+
+def test_a_pipe_instead_of_the_checksums_is_not_waited_for(copy):
+    FILE_DAMAGE['a pipe'](copy / '3' / RECORD_FILE)
+    with Checkpoints(copy) as checkpoints:
+        assert checkpoints.steps == [1, 2]
 
 
 @pytest.mark.parametrize('content', [b'', b'{"seed": ', b'[]', b'3', b'\xff\xfe{}', b'[' * 100_000], ids=str)

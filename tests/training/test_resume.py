@@ -256,7 +256,7 @@ def test_a_setting_younger_than_the_run_counts_as_its_default(tmp_path):
         check_settings(tmp_path, config, lambda key: True)
 
 
-def test_a_run_starts_from_a_stage_of_another(tiny_data, unbroken, tmp_path):
+def test_a_run_starts_from_a_stage_of_another(tiny_data, unbroken, tmp_path, monkeypatch):
     """The backbone of its best checkpoint, and nothing else; its matcher may be another."""
     workdir, _ = unbroken
     config = tiny_config('otam', {'data.dir': str(tiny_data), 'model.backbone.weights': str(workdir)})
@@ -276,6 +276,13 @@ def test_a_run_starts_from_a_stage_of_another(tiny_data, unbroken, tmp_path):
         with_pretrained_weights(create_train_state(thin, create_learner(thin.model)), thin, mesh)
     config.model.backbone.weights = str(tmp_path)
     with pytest.raises(FileNotFoundError, match=rf'no checkpoint in {tmp_path}'):
+        with_pretrained_weights(fresh, config, mesh)
+    settings = shutil.copytree(workdir, tmp_path / 'damaged') / 'checkpoints' / CONFIG_FILE
+    settings.write_bytes(settings.read_bytes()[:-9])
+    monkeypatch.setenv('HOME', str(tmp_path))
+    config.model.backbone.weights = '~/damaged'
+    with pytest.raises(ValueError, match=rf'^config.model.backbone.weights={tmp_path}/damaged is the workdir of a run that cannot be read: '
+                                         rf'{settings} is damaged or cut \(line '):
         with_pretrained_weights(fresh, config, mesh)
 
 
