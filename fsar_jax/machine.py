@@ -9,6 +9,8 @@ import os
 import sys
 import threading
 
+from fsar_jax.messages import printable
+
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # Lustre without -o flock, NFS without its lock service
 
 
@@ -68,5 +70,5 @@ def file_lock(path: str | os.PathLike, busy: str | None = None, *, shared: bool 
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            print(f'{path}: this file system has no locks, do not start the same work twice at once', file=sys.stderr)
+            print(f'{printable(path, 1000)}: this file system has no locks, do not start the same work twice at once', file=sys.stderr)
         yield

@@ -31,15 +31,17 @@ def on_signals(message: str) -> None:
     To be called in the main thread, and again after a library that takes the signals for itself. A signal that is ignored
     (nohup, a shell's background jobs) stays so.
     """
+    reading = None
     if not _listening:
         reading, writing = os.pipe()  # neither is inherited by other processes
         os.set_blocking(writing, False)
         _listening.append(writing)
-        threading.Thread(target=_wait_for_signal, args=(reading, message), daemon=True).start()
     signal.set_wakeup_fd(_listening[0], warn_on_full_buffer=False)
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda number, frame: None)
+    if reading is not None:  # last: a signal that comes before the thread waits in the pipe for it
+        threading.Thread(target=_wait_for_signal, args=(reading, message), daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from fsar_jax.data.frame_files import FrameFolder, is_frame, zipped_videos
 from fsar_jax.data.video_files import SUFFIXES
 from fsar_jax.machine import file_lock
 from fsar_jax.messages import printable
+from fsar_jax.stopping import finish_first
 from tfds_builders.listing import entries, is_folder, text, why_no_video
 
 # program -> arguments that extract a .rar into the working directory, without questions
@@ -189,7 +190,10 @@ def _extract_all_with(program, sources, target):
 def _extract(program, archive, folder):
     folder.mkdir(parents=True)
     command = [program, *EXTRACTORS[program], os.fspath(archive.resolve())]
-    done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    pipe, options = subprocess.PIPE, {'text': True, 'errors': 'replace'}
+    done = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, **options)
+    with done, finish_first(done.kill):
+        said, complained = done.communicate()
     if done.returncode:
-        words = ' '.join((done.stderr or done.stdout).split())[-200:]
+        words = ' '.join((complained or said).split())[-200:]
         raise ValueError(f'{program} could not extract {printable(archive, 1000)}: {printable(words) or f"status {done.returncode}"}')

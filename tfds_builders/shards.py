@@ -14,11 +14,13 @@ import json
 import os
 import pathlib
 import socket
+import threading
 from collections.abc import Iterable
 
 from array_record.python import array_record_module
 
 from fsar_jax.data.checksums import sha256_of
+from fsar_jax.stopping import finish_first
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -80,22 +82,30 @@ def write_shard(folder: pathlib.Path, shard: Shard, records: Iterable[bytes], no
     # Two machines that write the same shard do not meet: the files get their names when they are whole.
     draft = folder / f'.{shard.file_name}.{socket.gethostname()}.{os.getpid()}'
     draft_note = draft.with_name(draft.name + '.json')
+
+    def remove_drafts():
+        for path in (draft, draft_note):
+            path.unlink(missing_ok=True)
+
+    finishing = threading.Lock()
+
+    def stop():
+        finishing.acquire()  # a shard that is nearly finished gets its name; after this, none does
+        remove_drafts()
+
     try:
-        count, size = _write_records(draft, records)
-        found = array_record_module.ArrayRecordReader(os.fspath(draft))
-        try:
-            if found.num_records() != count:
-                raise OSError(errno.ENOSPC, f'{count} records written, {found.num_records()} found')
-        finally:
-            found.close()
-        written = {'file_bytes': draft.stat().st_size, 'sha256': sha256_of(draft), 'record_bytes': size}
-        note = {'fingerprint': shard.fingerprint} | written | note
-        with open(draft_note, 'w') as file:
-            json.dump(note, file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(folder / shard.file_name)
-        draft_note.replace(folder / f'{shard.file_name}.json')
+        with finish_first(stop):
+            count, size = _write_records(draft, records)
+            with finishing:
+                _check_count(draft, count)
+                written = {'file_bytes': draft.stat().st_size, 'sha256': sha256_of(draft), 'record_bytes': size}
+                note = {'fingerprint': shard.fingerprint} | written | note
+                with open(draft_note, 'w') as file:
+                    json.dump(note, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                draft.replace(folder / shard.file_name)
+                draft_note.replace(folder / f'{shard.file_name}.json')
     except (OSError, RuntimeError, ValueError) as error:
         if not _is_disk_full(error, folder):
             raise
@@ -103,8 +113,17 @@ def write_shard(folder: pathlib.Path, shard: Shard, records: Iterable[bytes], no
             errno.ENOSPC, f'no room for shard {shard.number + 1} of {shard.count} of {shard.split}'
         ) from None
     finally:
-        for path in (draft, draft_note):
-            path.unlink(missing_ok=True)
+        remove_drafts()
+
+
+def _check_count(path, count):
+    """OSError where the file does not hold all records: the disk was full, and the writer did not notice."""
+    found = array_record_module.ArrayRecordReader(os.fspath(path))
+    try:
+        if found.num_records() != count:
+            raise OSError(errno.ENOSPC, f'{count} records written, {found.num_records()} found')
+    finally:
+        found.close()
 
 
 def _write_records(path, records):

@@ -29,12 +29,17 @@ from fsar_jax.data.records import RecordSettings, record_features
 from fsar_jax.data.video_files import decoder_generation, decoder_versions
 from fsar_jax.machine import check_reader_threads, usable_cores
 from fsar_jax.messages import printable
+from fsar_jax.stopping import finish_first
 from tfds_builders.shards import Shard, cut_into_shards, read_note, remove_all_but, remove_notes, write_shard
 from tfds_builders.skipped import Skipped, is_utf8, skipped_table, write_skipped
 from tfds_builders.workers import ordered_pool
 
 SHARD_BYTES = 250e6
 AGAIN = ('unreadable', 'ended the process')  # reasons that the next call looks at again
+
+
+class NoVideoError(ValueError):
+    """Every video of every split was skipped."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +198,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         serialise = example_serializer.ExampleSerializer(self.info.features.get_serialized_info())
         count, left = (sum(len(shard.sources) for shard in part) for part in (shards, to_do))
         with (
+            finish_first(_end_line),
             ordered_pool(min(self.processes, left), self.record_maker()) as run,
             tqdm(
                 total=count,
@@ -270,12 +276,12 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
                 metadata['failed'][video_id] = self.skipped[-1].reason
         if absent:
             raise ValueError(
-                f'{len(absent)} of {len(shards)} shards are not in {folder}, the first is '
+                f'{len(absent)} of {len(shards)} shards are not in {printable(folder, 1000)}, the first is '
                 f'{absent[0].file_name}: give the command without --shards to build what is missing'
             )
         metadata['made_with'] = _one_decoder(made_with)
         if not any(map(sum, lengths.values())):
-            raise ValueError('no video could be used\n' + skipped_table(self.skipped))
+            raise NoVideoError(f'no video could be used: all {len(self.skipped)} were skipped, the table says why')
         self.skipped.sort(key=lambda skip: (skip.reason, skip.split, skip.class_name, skip.name))
         splits = [
             tfds.core.SplitInfo(
@@ -329,6 +335,12 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     def _shard_iterators_per_split(self, dl_manager):
         raise NotImplementedError('shards are written by write_shards')
+
+
+def _end_line():
+    """What is said when a signal ends the process comes after the bar, whose line is open. On a terminal that is known already."""
+    if not sys.stderr.isatty():
+        os.write(2, b'\n')
 
 
 def _strict_error(skip):

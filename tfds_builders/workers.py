@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 import cv2
 
 from fsar_jax.data.video_files import VideoError
+from fsar_jax.stopping import finish_first
 
 
 @contextlib.contextmanager
@@ -34,7 +35,9 @@ def ordered_pool(processes: int, make_record) -> Iterator[Callable]:
     if not processes:
         yield functools.partial(map, attempt)
         return
-    pool, single = _pool(processes), _pool(1)  # which starts with its first file
+    before, starting = set(multiprocessing.active_children()), threading.Lock()
+    with _quiet_tracker():
+        pool, single = _pool(processes), _pool(1)  # which starts with its first file
 
     def run(sources):
         pending = collections.deque()
@@ -47,12 +50,13 @@ def ordered_pool(processes: int, make_record) -> Iterator[Callable]:
 
     def submit(source):
         nonlocal pool
-        try:
-            return pool.submit(attempt, source)
-        except concurrent.futures.process.BrokenProcessPool:
-            pool.shutdown()
-            pool = _pool(processes)
-            return pool.submit(attempt, source)
+        with starting, _without_ctrl_c():
+            try:
+                return pool.submit(attempt, source)
+            except concurrent.futures.process.BrokenProcessPool:
+                pool.shutdown()
+                pool = _pool(processes)
+                return pool.submit(attempt, source)
 
     def result(source, future):
         try:
@@ -64,12 +68,16 @@ def ordered_pool(processes: int, make_record) -> Iterator[Callable]:
         """A worker died, of this file or of another that was read then: in a process of its own the guilty one shows."""
         nonlocal single
         try:
-            return single.submit(attempt, source).result()
+            with starting, _without_ctrl_c():
+                future = single.submit(attempt, source)
+            return future.result()
         except concurrent.futures.process.BrokenProcessPool:
             single.shutdown()
             single = _pool(1)
         try:
-            single.submit(os.getpid).result()
+            with starting, _without_ctrl_c():
+                future = single.submit(os.getpid)
+            future.result()
         except concurrent.futures.process.BrokenProcessPool:
             raise ChildProcessError(
                 'worker processes die whatever they do: too little memory, or a script that starts a build outside '
@@ -77,8 +85,17 @@ def ordered_pool(processes: int, make_record) -> Iterator[Callable]:
             ) from None
         return None, VideoError('ended the process', 'out of memory, or the decoder crashes')
 
+    def kill():
+        starting.acquire()  # for good: nothing starts any more, however many ends of processes are noticed
+        for child in set(multiprocessing.active_children()) - before:
+            child.kill()
+
     try:
-        yield run
+        with finish_first(kill):
+            yield run
+    except BaseException:
+        kill()  # a video that nobody waits for any more may take minutes
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
         single.shutdown()
@@ -101,6 +118,34 @@ def _attempt(make_record, source):
 def _pool(processes):
     # An executor, not multiprocessing.Pool: when a decoder crashes or memory runs out, Pool waits for ever.
     return concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'), _start_worker)
+
+
+@contextlib.contextmanager
+def _without_ctrl_c():
+    """Processes that start in the block never see SIGINT, which a terminal sends to all of them, from their first moment on."""
+    if not hasattr(signal, 'pthread_sigmask'):
+        yield
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextlib.contextmanager
+def _quiet_tracker():
+    """multiprocessing's resource tracker, a process that starts in the block, tidies up after a command that a signal ended at
+    once, and would complain that it has to."""
+    filters = os.environ.get('PYTHONWARNINGS')
+    os.environ['PYTHONWARNINGS'] = ','.join(filter(None, (filters, 'ignore:resource_tracker')))
+    try:
+        yield
+    finally:
+        if filters is None:
+            del os.environ['PYTHONWARNINGS']
+        else:
+            os.environ['PYTHONWARNINGS'] = filters
 
 
 def _start_worker():

@@ -15,6 +15,11 @@ On a cluster, any number of machines that share --dir build a slice each, in any
 
 from __future__ import annotations
 
+from fsar_jax.stopping import on_signals
+
+if __name__ == '__main__':  # what follows takes seconds to import
+    on_signals('the same command goes on with the shards that are not finished')
+
 import argparse
 import contextlib
 import dataclasses
@@ -23,22 +28,30 @@ import shutil
 import sys
 import time
 
-import tensorflow_datasets as tfds
+try:
+    import tensorflow_datasets as tfds
 
-from fsar_jax.data.dataset import described, version_directory
-from fsar_jax.data.video_files import decoder_generation
-from fsar_jax.machine import file_lock
-from fsar_jax.messages import one_line, printable
-from tfds_builders import benchmark_builder, video_builder
-from tfds_builders.activitynet100 import activitynet100_dataset_builder as activitynet100
-from tfds_builders.hmdb51_arn import hmdb51_arn_dataset_builder as hmdb51_arn
-from tfds_builders.kinetics100_cmn import kinetics100_cmn_dataset_builder as kinetics100_cmn
-from tfds_builders.shards import DiskFullError, read_note, remove_notes
-from tfds_builders.ssv2_full_otam import ssv2_full_otam_dataset_builder as ssv2_full_otam
-from tfds_builders.ssv2_small_cmn import ssv2_small_cmn_dataset_builder as ssv2_small_cmn
-from tfds_builders.synthetic_actions import synthetic_actions_dataset_builder as synthetic_actions
-from tfds_builders.ucf101_arn import ucf101_arn_dataset_builder as ucf101_arn
-from tfds_builders.video_folder import video_folder_dataset_builder as video_folder
+    from fsar_jax.data.dataset import described, version_directory
+    from fsar_jax.data.video_files import decoder_generation
+    from fsar_jax.files import local_path
+    from fsar_jax.machine import file_lock
+    from fsar_jax.messages import one_line, printable
+    from tfds_builders import benchmark_builder, video_builder
+    from tfds_builders.activitynet100 import activitynet100_dataset_builder as activitynet100
+    from tfds_builders.hmdb51_arn import hmdb51_arn_dataset_builder as hmdb51_arn
+    from tfds_builders.kinetics100_cmn import kinetics100_cmn_dataset_builder as kinetics100_cmn
+    from tfds_builders.shards import DiskFullError, read_note, remove_notes
+    from tfds_builders.skipped import is_utf8
+    from tfds_builders.ssv2_full_otam import ssv2_full_otam_dataset_builder as ssv2_full_otam
+    from tfds_builders.ssv2_small_cmn import ssv2_small_cmn_dataset_builder as ssv2_small_cmn
+    from tfds_builders.synthetic_actions import synthetic_actions_dataset_builder as synthetic_actions
+    from tfds_builders.ucf101_arn import ucf101_arn_dataset_builder as ucf101_arn
+    from tfds_builders.video_folder import video_folder_dataset_builder as video_folder
+except (ImportError, MemoryError, OSError) as error:  # a library that finds no room in memory is not importable either
+    if __name__ != '__main__':
+        raise
+    words = ' '.join(f'{error}'.split()) or type(error).__name__
+    sys.exit(f'error: a library cannot be imported ({words}): install it (./run.sh), or raise the limit on memory (ulimit -v)')
 
 BENCHMARKS = {
     'ucf101_arn': ucf101_arn.Builder,
@@ -116,7 +129,7 @@ def make_config(
     name, _, config_name = args.dataset.partition('/')
     if name not in BUILDERS:
         raise ValueError(
-            f"unknown dataset '{args.dataset}': choose one of {', '.join(BUILDERS)}, followed by /<config>"
+            f"unknown dataset '{printable(args.dataset)}': choose one of {', '.join(BUILDERS)}, followed by /<config>"
         )
     builder = BUILDERS[name]
     if name == 'video_folder':
@@ -127,12 +140,12 @@ def make_config(
         config = video_folder.VideoFolderConfig(name=config_name, root=args.videos)
         if not config_name or not config_name.replace('_', '').replace('-', '').isalnum():
             raise ValueError(
-                f"'{args.dataset}' needs a name of letters, digits, - and _: --dataset=video_folder/my_clips"
+                f"'{printable(args.dataset)}' needs a name of letters, digits, - and _: --dataset=video_folder/my_clips"
             )
     elif name in BENCHMARKS:
         if config_name and not config_name.replace('_', '').replace('-', '').isalnum():
             raise ValueError(
-                f"'{args.dataset}': after {name}/ comes nothing or a name of letters, digits, - and _"
+                f"'{printable(args.dataset)}': after {name}/ comes nothing or a name of letters, digits, - and _"
             )
         config = benchmark_builder.BenchmarkConfig(
             name=config_name or 'default',
@@ -143,11 +156,11 @@ def make_config(
     else:
         if args.videos:
             raise ValueError(
-                f"--videos is for video_folder and the benchmarks, '{args.dataset}' does not read a folder"
+                f"--videos is for video_folder and the benchmarks, '{printable(args.dataset)}' does not read a folder"
             )
         if config_name not in builder.builder_configs:
             raise ValueError(
-                f"'{args.dataset}' is not a config of {name}: choose {name}/ followed by one of "
+                f"'{printable(args.dataset)}' is not a config of {name}: choose {name}/ followed by one of "
                 f'{", ".join(builder.builder_configs)}'
             )
         config = builder.builder_configs[config_name]
@@ -166,6 +179,12 @@ def build(args: argparse.Namespace) -> pathlib.Path:
     Raises:
       ValueError, OSError: in one line; finished shards are kept.
     """
+    paths = {flag: getattr(args, flag) for flag in ('dir', 'videos', 'manual_dir') if getattr(args, flag)}
+    args = argparse.Namespace(**vars(args) | {flag: str(local_path(path, f'--{flag}')) for flag, path in paths.items()})
+    if not is_utf8(str(pathlib.Path(args.dir).absolute())):
+        raise ValueError(
+            f'--dir={printable(args.dir, 1000)}: the path is not UTF-8, and files of records cannot be read from there: choose another'
+        )
     builder_class, config = make_config(args)
     if args.processes is not None and args.processes < 0:
         raise ValueError(f'--processes={args.processes} must be at least 0')
@@ -176,9 +195,17 @@ def build(args: argparse.Namespace) -> pathlib.Path:
     folder = pathlib.Path(args.dir) / args.dataset
     folder.mkdir(parents=True, exist_ok=True)
     # Two builds of one dataset would remove each other's files; slices only add to them.
-    busy = f'another process is building {folder}: wait for it to end'
+    busy = f'another process is building {printable(folder, 1000)}: wait for it to end'
     with file_lock(folder / '.lock', busy, shared=place is not None):
         built = version_directory(args.dataset, args.dir)
+        directory = folder / str(builder_class.VERSION)
+        if not built and directory.exists():
+            built = directory
+            if not args.overwrite:
+                raise ValueError(
+                    f'{printable(directory, 1000)} is there and is no dataset, dataset_info.json is missing: copy it again, or '
+                    'give --overwrite to build it again'
+                )
         if built and not args.overwrite:
             remove_notes(built)  # of a build that was killed in its last moment
             metadata = described(built, args.dataset)[1]
@@ -186,7 +213,7 @@ def build(args: argparse.Namespace) -> pathlib.Path:
             failed = metadata.get('failed') or {}
             again = sum(reason in video_builder.AGAIN for reason in failed.values())
             print(
-                f'{args.dataset} is built already: {built}'
+                f'{args.dataset} is built already: {printable(built, 1000)}'
                 + (f', {len(failed)} files skipped, see skipped.tsv there' if failed else '')
                 + (f'; {again} of them may be readable now: build again with --overwrite' if again else '')
                 + _other_decoder(metadata.get('made_with'))
@@ -216,7 +243,6 @@ def build(args: argparse.Namespace) -> pathlib.Path:
                     print(f'{done} of {len(shards)} shards are there from an earlier call', flush=True)
                 builder.write_shards(shards, unfinished, args.overwrite)
             builder.finish(shards, unfinished)
-            directory = folder / str(builder.version)
             _remove_folders(unfinished)
             if built:
                 shutil.rmtree(folder / 'replaced', ignore_errors=True)
@@ -225,13 +251,16 @@ def build(args: argparse.Namespace) -> pathlib.Path:
                 shutil.rmtree(directory)
             unfinished.rename(directory)
             remove_notes(directory)
+        except video_builder.NoVideoError:
+            print(video_builder.skipped_table(builder.skipped))
+            raise
         except DiskFullError as error:
             raise _disk_full(builder, shards, unfinished, error) from None
         finally:
             if not place and unfinished.is_dir() and not list(unfinished.glob('*.array_record-*.json')):
                 shutil.rmtree(unfinished, ignore_errors=True)  # not one finished shard in it
         shutil.rmtree(folder / 'replaced', ignore_errors=True)
-        print(f'built {args.dataset} in {time.monotonic() - start:.0f} s: {directory}\n{_summary(builder)}')
+        print(f'built {args.dataset} in {time.monotonic() - start:.0f} s: {printable(directory, 1000)}\n{_summary(builder)}')
         return directory
 
 
@@ -244,7 +273,7 @@ def _slice(text):
     except ValueError:
         i, n = -1, 0
     if not 0 <= i < n:
-        raise ValueError(f'--shards={text} should be I/N with I from 0 to N - 1: --shards=0/16 to --shards=15/16')
+        raise ValueError(f'--shards={printable(text)} should be I/N with I from 0 to N - 1: --shards=0/16 to --shards=15/16')
     return i, n
 
 
@@ -307,8 +336,6 @@ def main():
         sys.exit(f'error: {one_line(error)}')
     except MemoryError as error:
         sys.exit(f'error: the memory is used up ({one_line(error)}): raise the limit (ulimit -v, the job), or give fewer --processes')
-    except KeyboardInterrupt:
-        sys.exit('stopped; the same command goes on with the shards that are not finished')
 
 
 if __name__ == '__main__':

@@ -1,0 +1,199 @@
+"""The command: where it writes, what it says of damage, and how it is stopped."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from fsar_jax.data import build
+from fsar_jax.data.dataset import open_dataset
+from fsar_jax.data.video_files import write_video
+from tfds_builders import benchmark_files
+
+REPOSITORY = pathlib.Path(build.__file__).parents[2]
+NAME = 'video_folder/mine'
+ODD = ('with [x] and {y}', 'a*b?c', 'two\nlines', "quote's \"and\" $HOME", 'é中%20#', '-rf', '~')
+
+
+@pytest.fixture(scope='module')
+def clips(tmp_path_factory):
+    root = tmp_path_factory.mktemp('clips')
+    for split, name in (('train', 'jump'), ('val', 'sit'), ('test', 'wave')):
+        (root / split / name).mkdir(parents=True)
+        write_video(root / split / name / 'a.mp4', np.full((8, 16, 16, 3), 90, np.uint8))
+    return root
+
+
+def run(videos, data_dir, *flags, name=NAME):
+    flags = (f'--dataset={name}', f'--videos={videos}', f'--dir={data_dir}', '--processes=0', '--short_side=16', *flags)
+    return build.build(build.parse(list(flags)))
+
+
+@pytest.mark.parametrize('odd', ODD, ids=ascii)
+def test_paths_with_any_characters(odd, clips, tmp_path, monkeypatch, capsys):
+    videos = shutil.copytree(clips, tmp_path / 'videos' / odd)
+    for split in ('train', 'test'):  # also in a class folder, where a name is a path and text
+        if odd.isprintable():
+            (videos / split / os.listdir(videos / split)[0]).rename(videos / split / f'{odd} {split}')
+    data_dir = tmp_path / 'data' / odd
+    directory = run(videos, data_dir)
+    dataset = open_dataset(NAME, data_dir, 'train')
+    assert directory == data_dir / NAME / '1.0.0' and dataset.read(0)['num_frames'] == 8
+    assert run(videos, data_dir) == directory and run(videos, data_dir, '--overwrite') == directory
+    said = capsys.readouterr().out.encode()  # strict: half a character would raise
+    assert b'is built already' in said
+    monkeypatch.chdir(tmp_path)  # relative, as most give them
+    assert run(pathlib.Path('videos', odd), pathlib.Path('data', odd)) == pathlib.Path('data', odd, NAME, '1.0.0')
+
+
+def test_paths_of_bytes_that_are_no_text(clips, tmp_path, capsys):
+    odd = os.fsdecode(b'caf\xe9')
+    directory = run(shutil.copytree(clips, tmp_path / odd), tmp_path / 'data')
+    assert open_dataset(NAME, tmp_path / 'data', 'test').read(0)['num_frames'] == 8 and directory.is_dir()
+    with pytest.raises(ValueError, match=r'--dir=.*caf\\udce9.data: the path is not UTF-8'):  # array_record takes no such path
+        run(clips, tmp_path / odd / 'data')
+    with pytest.raises(FileNotFoundError, match=r'--videos=.*caf\\udce9/none is not a folder'):
+        run(tmp_path / odd / 'none', tmp_path / 'data', '--overwrite')
+    capsys.readouterr().out.encode()
+
+
+def test_a_tilde_is_the_home_folder(clips, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(clips, tmp_path / 'my clips')
+    assert run('~/my clips', '~/data') == tmp_path / 'data' / NAME / '1.0.0'
+    assert not (tmp_path / '~').exists()
+    with pytest.raises(FileNotFoundError, match=f'no videos of ucf101_arn in {tmp_path}/lists'):
+        build.build(build.parse(['--dataset=ucf101_arn', '--manual_dir=~/lists', '--dir=~']))
+
+
+@pytest.mark.parametrize('flag', ('dir', 'videos', 'manual_dir'))
+@pytest.mark.parametrize('address', ('gs://bucket/data', 's3://bucket/data', 'file:///data', 'gs:/bucket'))
+def test_addresses_are_refused_before_anything_is_made(flag, address, clips, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f'--{flag}={address}: .*:// addresses are not read or written here') as caught:
+        build.build(build.parse(['--dataset=video_folder/mine', f'--videos={clips}', '--dir=data', f'--{flag}={address}']))
+    assert '\n' not in str(caught.value) and not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize('file', ('metadata.json', 'dataset_info.json', 'features.json'))
+@pytest.mark.parametrize('damage', ('empty', 'cut', 'other', 'gone'))
+def test_a_damaged_dataset_names_the_file(file, damage, built, clips, tmp_path):
+    directory = shutil.copytree(built, tmp_path / NAME / '1.0.0')
+    path = directory / file
+    if damage == 'gone':
+        path.unlink()
+    else:
+        path.write_bytes({'empty': b'', 'cut': path.read_bytes()[:40], 'other': b'[1, 2]'}[damage])
+    with pytest.raises((ValueError, FileNotFoundError), match=f'{file}.*--overwrite') as caught:
+        run(clips, tmp_path)
+    assert '\n' not in str(caught.value)
+    assert run(clips, tmp_path, '--overwrite') == directory
+    assert len(open_dataset(NAME, tmp_path, 'train')) == 1
+
+
+@pytest.fixture(scope='module')
+def built(clips, tmp_path_factory):
+    return run(clips, tmp_path_factory.mktemp('built'))
+
+
+@pytest.mark.parametrize('content', (b'', b'{', b'[1, 2]', b'"text"', b'\xff\xfe', b'{"fingerprint": 1}'))
+def test_a_damaged_note_is_a_shard_to_be_made_again(content, clips, tmp_path):
+    folder = run(clips, tmp_path, '--shards=0/1')
+    for note in folder.glob('*.json'):
+        note.write_bytes(content)
+    run(clips, tmp_path)
+    assert len(open_dataset(NAME, tmp_path, 'test')) == 1
+
+
+def test_errors_of_the_system_say_which_path(clips, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'file').write_text('')
+    monkeypatch.setattr(sys, 'argv', ['build', f'--dataset={NAME}', f'--videos={clips}', f'--dir={tmp_path}/file/data'])
+    with pytest.raises(SystemExit) as caught:
+        build.main()
+    assert str(caught.value).startswith('error: ') and f'{tmp_path}/file' in str(caught.value)
+    assert 'Errno' not in str(caught.value) and 'Not a directory' in str(caught.value)
+
+
+def test_names_in_what_it_prints_stay_in_their_line(clips, tmp_path, capsys):
+    videos = shutil.copytree(clips, tmp_path / 'videos')
+    (videos / 'train' / 'jump' / 'b.mp4\nbuilt other\x1b[2J.txt').write_text('')
+    directory = run(videos, tmp_path)
+    said = capsys.readouterr().out
+    assert 'b.mp4\\nbuilt other\\x1b[2J.txt' in said and '\x1b' not in said
+    assert len((directory / 'skipped.tsv').read_text().splitlines()) == 2
+    with pytest.raises(ValueError, match=r"unknown dataset 'x\\ny'"):
+        build.build(build.parse(['--dataset=x\ny']))
+
+
+def children(pid):
+    """Process ids of all descendants."""
+    found = set()
+    for path in pathlib.Path('/proc').glob('[0-9]*/stat'):
+        try:
+            parent = int(path.read_text().rpartition(')')[2].split()[1])
+        except OSError:
+            continue
+        if parent == pid:
+            found |= {int(path.parent.name)} | children(int(path.parent.name))
+    return found
+
+
+def runs(pid):
+    try:
+        return pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads /proc')
+@pytest.mark.parametrize(
+    'moment, processes, number',
+    (('importing', 0, signal.SIGTERM), ('decoding', 0, signal.SIGTERM), ('decoding', 1, signal.SIGINT)),
+)
+def test_a_signal_ends_a_build_with_one_line(moment, processes, number, tmp_path):
+    """As a terminal sends Ctrl-C: to every process of the command."""
+    flags = ['--dataset=synthetic_actions/aligned', f'--dir={tmp_path}', f'--processes={processes}', '--size=32']
+    command = [sys.executable, '-m', 'fsar_jax.data.build', *flags, '--clips_per_class=100', '--videos_per_shard=2']
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    folder, deadline = tmp_path / 'synthetic_actions' / 'aligned' / 'incomplete', time.monotonic() + 120
+    maps = pathlib.Path(f'/proc/{process.pid}/maps')
+    finished = lambda: [note for note in folder.glob('*.json') if not note.name.startswith('.')]
+    while not (finished() if moment == 'decoding' else 'numpy' in maps.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    workers = children(process.pid)
+    os.killpg(process.pid, number)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, errors.decode()
+    said = [line for line in errors.decode().replace('\r', '\n').splitlines() if line and 'videos/s]' not in line]
+    name = {signal.SIGINT: 'Ctrl-C', signal.SIGTERM: 'SIGTERM'}[number]
+    assert said == [f'stopped ({name}): the same command goes on with the shards that are not finished'] and not out
+    if moment == 'decoding':
+        assert len(workers) == 2 * processes  # with the one that tidies up after them
+        while any(map(runs, workers)):
+            assert time.monotonic() < deadline, 'workers outlive the build'
+            time.sleep(0.01)
+        assert finished() and not list(folder.glob('.*')), 'a draft is left'
+
+
+def test_extraction_ends_with_the_build(tmp_path, monkeypatch):
+    """A program that extracts is told to end, too: what waits for it is in the list of what a signal ends first."""
+    from fsar_jax import stopping
+
+    program = tmp_path / 'unrar'
+    program.write_text('#!/bin/sh\nexec sleep 100\n')
+    program.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
+    monkeypatch.setattr(subprocess.Popen, 'communicate', lambda self: [end() for end in stopping._finish_first] and ('', ''))
+    with pytest.raises(ValueError, match='unrar could not extract .*: status -9'):
+        benchmark_files._extract('unrar', tmp_path / 'all.rar', tmp_path / 'out')
