@@ -13,16 +13,22 @@ from fsar_jax.data.dataset import open_dataset
 from fsar_jax.data.frame_sampling import frame_indices
 
 
+@pytest.fixture(scope='module')
+def train_step_benchmark():
+    """What is defined in benchmarks/train_step.py; run once, because absl takes a flag once in a process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(REPOSITORY / 'benchmarks')               # as for `python benchmarks/train_step.py`
+        return runpy.run_path(str(REPOSITORY / 'benchmarks/train_step.py'), run_name='benchmark')
+
+
 @pytest.mark.parametrize('changes', [{}, {'model.sampler.name': 'motion_guided', 'model.sampler.dense_frames': 6}])
-def test_the_train_step_benchmark_feeds_what_the_loader_does(tiny_data, monkeypatch, changes):
-    monkeypatch.syspath_prepend(REPOSITORY / 'benchmarks')            # as for `python benchmarks/train_step.py`
+def test_the_train_step_benchmark_feeds_what_the_loader_does(tiny_data, train_step_benchmark, changes):
     config = tiny_config('protonet', {'data.dir': str(tiny_data), **changes})
-    benchmark = runpy.run_path(str(REPOSITORY / 'benchmarks/train_step.py'), run_name='benchmark')
     batches = loader.training_batches(open_dataset('video_folder/tiny', tiny_data, 'train'), config, 0)
     described = lambda batch: jax.tree.map(lambda x: (x.shape, x.dtype), batch)
     loaded = described(next(batches))
     batches.close()
-    assert described(benchmark['batch_shapes'](config)) == loaded == described(random_batch(config))
+    assert described(train_step_benchmark['batch_shapes'](config)) == loaded == described(random_batch(config))
 
 
 @pytest.mark.parametrize('loop', [

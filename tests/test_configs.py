@@ -409,6 +409,7 @@ def test_the_choices_are_those_of_the_stages():
 
 @pytest.mark.parametrize('key, value, message', [
     ('train.learning_rate', -1e-3, 'config.train.learning_rate=-0.001 must be at least 0'),
+    ('model.sampler.smoothing', math.nan, 'config.model.sampler.smoothing=nan must be at least 0 and at most 10'),       # of no effect here
     ('train.clip_norm', math.nan, 'config.train.clip_norm=nan must be at least 0'),
     ('train.clip_norm', math.inf, 'config.train.clip_norm=inf must be at least 0 and at most 3.4028234663852886e+38'),
     ('model.matcher.dropout', 1.0, 'config.model.matcher.dropout=1.0 must be at least 0 and less than 1'),
