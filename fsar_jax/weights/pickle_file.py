@@ -23,6 +23,7 @@ MAX_OPCODES = 2_000_000     # a ResNet-50 has 10,000, its training checkpoint 30
 MAX_DEPTH = 200             # containers within containers
 MAX_KEY = 16                # entries of a tuple that is a key, arguments of a call
 MAX_INTEGER = 1024          # bytes
+MAX_NAME = 500              # characters of the name of an object
 
 Call = Callable[..., Any]
 
@@ -216,8 +217,8 @@ class _Machine:
     def name(self, module, name):
         if not (isinstance(module, str) and isinstance(name, str)):
             raise Refused('damaged: its pickle names something that is no name')
-        full = f'{module}.{name}'
-        if full not in self.calls and not harmless(full):
+        full = f'{module[:MAX_NAME]}.{name[:MAX_NAME]}'
+        if len(full) > MAX_NAME or full not in self.calls and not harmless(full):
             raise Refused(f"refused, nothing was run: its pickle names '{printable(full)}', which is neither a tensor nor a "
                           f'plain container: unless you know why, load it nowhere; if you do, {RESAVE}')
         self.stack.append(Opaque(full))

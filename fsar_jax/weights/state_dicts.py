@@ -26,12 +26,13 @@ WRAPPERS = {'module': 'multi-GPU training', '_orig_mod': 'torch.compile', '_fsdp
 WRAPPER = re.compile(rf'(?:^|(?<=\.))({"|".join(WRAPPERS)})\.')
 
 MAX_NESTING = 6
-MAX_DICTS = 20_000
-MAX_PREFIXES = 100
+MAX_DICTS = 2_000
+MAX_PREFIXES = 20
+MAX_NAME = 1_000
 
 
 class Names(NamedTuple):
-    """The names of a model's state dict: all of `required`, and none that is not `known`."""
+    """The names of a model's state dict: all of `required`, and none that is not `known`, as those are."""
     required: list[str]
     known: Callable[[str], bool]
 
@@ -167,40 +168,43 @@ def _plain(state_dict, names):
     """(Found, whether its names are exactly `names`, an error if a name is there twice)."""
     arrays, removed = {}, dict.fromkeys(WRAPPERS, 0)
     for name, value in state_dict.items():
-        name = str(name)
-        for wrapper in set(WRAPPER.findall(name)):
-            removed[wrapper] += 1
-        plain = WRAPPER.sub('', name)
+        plain = name = str(name)
+        if len(name) < MAX_NAME:
+            for wrapper in set(WRAPPER.findall(name)):
+                removed[wrapper] += 1
+            plain = WRAPPER.sub('', name)
         if plain in arrays:
-            wrapper = next(wrapper for wrapper in WRAPPERS if removed[wrapper])
+            wrapper = next((wrapper for wrapper in WRAPPERS if removed[wrapper]), 'module')
             return Found(arrays, [], ''), False, f"the state dict has '{printable(plain)}' twice, with and without '{wrapper}.'"
         arrays[plain] = value
     notes = [f"removed '{wrapper}.' of {reason} from {removed[wrapper]} of {len(arrays)} names"
              for wrapper, reason in WRAPPERS.items() if removed[wrapper]]
 
-    closest, whole, required = None, [], set(names.required)
-    for prefix in _prefixes(arrays, names):
+    def without(prefix):
         inside = {name.removeprefix(prefix): value for name, value in arrays.items()}
         if len(inside) < len(arrays):       # two would have one name
-            continue
-        inside = {name: value for name, value in inside.items()
-                  if name in required or names.known(name) or not _beside(value)}
-        found = Found(inside, notes, '')
-        if prefix:
-            count = sum(name.startswith(prefix) for name in arrays)
-            found = Found(inside, [*notes, f"removed '{printable(prefix)}' from {count} of {len(arrays)} names"],
-                          f" (without '{printable(prefix)}')")
-        missing = sum(name not in inside for name in names.required)
-        if not missing and all(name in required or names.known(name) for name in inside):
+            return None
+        inside = {name: value for name, value in inside.items() if names.known(name) or not _beside(value)}
+        if not prefix:
+            return Found(inside, notes, '')
+        count = sum(name.startswith(prefix) for name in arrays)
+        return Found(inside, [*notes, f"removed '{printable(prefix)}' from {count} of {len(arrays)} names"],
+                     f" (without '{printable(prefix)}')")
+
+    def missing(prefix):
+        return sum(prefix + name not in arrays and (name not in arrays or name.startswith(prefix)) for name in names.required)
+
+    lacking = {prefix: missing(prefix) for prefix in _prefixes(arrays, names)}
+    whole = [prefix for prefix in lacking if not lacking[prefix]]
+    for prefix in whole:
+        found = without(prefix)
+        if found and all(map(names.known, found.arrays)):
             return found, True, None
-        whole += [prefix] * (not missing and len(required) > 0)
-        if closest is None or missing < closest[0]:
-            closest = missing, found
     twice = None
-    if len(whole) > 1:
+    if len(whole) > 1 and names.required:
         after = listed(repr(prefix) for prefix in whole)
         twice = f'the names of the model are there {len(whole)} times, after {after}: keep only those that you mean'
-    return closest[1], False, twice
+    return without(min(lacking, key=lacking.get)) or without(''), False, twice
 
 
 def _prefixes(arrays, names):

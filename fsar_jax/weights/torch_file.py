@@ -198,6 +198,8 @@ def _storages(find, limit):
         dtype = STORAGE_DTYPES.get(kind.name.replace('torch.cuda.', 'torch.'))
         if dtype is None:
             return kind
+        if type(entries) is not int:
+            raise Refused(f"damaged: the storage '{printable(key)}' does not say its size")
         if not are_sizes(entries) or entries * dtype.itemsize > limit:
             raise Refused(f"damaged: the storage '{printable(key)}' of {printable(entries)} entries is larger than the file")
         array = find(key, dtype, entries)
@@ -221,6 +223,8 @@ def _calls(limit, foreign):
         if not (isinstance(storage, np.ndarray) and isinstance(size, tuple) and isinstance(stride, tuple)
                 and len(size) == len(stride) <= MAX_AXES):
             raise Refused('damaged: a tensor without a storage, size or stride')
+        if any(type(value) is not int for value in (offset, *size, *stride)):       # not printed: it may be endless
+            raise Refused('damaged: a tensor whose size, stride or offset is no integer')
         if not are_sizes(offset, *size, *stride):
             raise Refused(f'damaged: a tensor of size {printable(size)}, stride {printable(stride)}, offset {printable(offset)}')
         if 0 in size:

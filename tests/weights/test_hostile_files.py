@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from torch_files import Storage, Tensor, write_legacy, write_pickle, write_zip
 
-from fsar_jax.weights import load_backbone, read_torch
+from fsar_jax.weights import load_backbone, pick_state_dict, read_torch
 from fsar_jax.weights.pickle_file import MAX_DEPTH, MAX_OPCODES
 
 TENSORS = b'ctorch._utils\n_rebuild_tensor_v2\n'
@@ -58,6 +58,39 @@ def test_lists_of_the_same_list_stay_small(tmp_path):
     for _ in range(100):
         assert len(found) == 2 and found[0] is found[1]
         found = found[0]
+
+
+BOMB = b']q\x00' + b'0]h\x00ah\x00aq\x00' * 100      # its repr has 2**100 parts
+
+
+@pytest.mark.parametrize('data, message', [
+    (TENSORS + b'(' + STORAGE + b'K\x00(' + BOMB + b't(K\x01ttR', 'a tensor whose size, stride or offset is no integer'),
+    (STORAGE.replace(b'K\x01', BOMB), "the storage '0' does not say its size"),
+    (BOMB + b'0}h\x00Ns', None),
+    (BOMB + b'0}h\x00\x85Ns', None),
+    (BOMB + b'0cos\nsystem\nh\x00\x85R', "its pickle names 'os.system'"),
+    (TENSORS + b'h\x00'.join([b'(' + BOMB, b'NNtR']), 'a tensor without a storage'),
+])
+def test_no_message_prints_a_list_of_lists_of_lists(data, message, tmp_path):
+    path = tmp_path / 'weights.pth'
+    write_pickle(path, b'\x80\x02' + data + b'.', {'data/0': bytes(4)})
+    if message:
+        assert message in refused(path)
+    else:
+        with pytest.raises(ValueError, match='no state dict inside: its keys are ') as error:
+            pick_state_dict(read_torch(path), path)
+        assert len(str(error.value)) < 1500
+
+
+def test_long_names_many_times_take_neither_time_nor_memory(tmp_path):
+    path, name = tmp_path / 'weights.pth', b'X' + struct.pack('<I', 2 ** 20) + b'a' * 2 ** 20
+    write_pickle(path, b'\x80\x04' + name + b'q\x000(' + b'h\x00h\x00\x93' * 100_000 + b't.')
+    tracemalloc.start()
+    try:
+        assert "its pickle names 'aaa" in refused(path)
+        assert tracemalloc.get_traced_memory()[1] < 2 ** 24
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_state_of_a_dict_sets_nothing(tmp_path):
@@ -232,7 +265,7 @@ FORGED = 'conv1.weight\n\x1b[2K\rerror: none\u202e\x9b'
     lambda name: {'conv1.weight': Tensor(np.ones(1, np.float32)), FORGED: Tensor(np.ones(1, np.float32))},
     lambda name: {'x' * 2 ** 20: Tensor(np.ones(1, np.float32))},
     lambda name: {FORGED: {'conv1.weight': Tensor(np.ones(1, np.float32))}},
-    lambda name: {str(i): Tensor(np.ones(1, np.float32)) for i in range(3000)},
+    lambda name: dict.fromkeys(map(str, range(3000)), Tensor(np.ones(1, np.float32))),
 ])
 def test_names_from_a_file_cannot_forge_a_line(make, tmp_path):
     import fsar_jax

@@ -15,6 +15,7 @@ from torch_files import Call, Tensor, write_legacy, write_zip
 
 import fsar_jax
 from fsar_jax.backbones.scan import create_scan_network
+from fsar_jax.weights import published
 from fsar_jax.weights import (
     backbone_from_torch,
     from_torch,
@@ -42,9 +43,20 @@ def drawn(table, seed=0):
         'fc.bias': rng.random(5, np.float32)}
 
 
+@pytest.fixture(autouse=True)
+def one_table(monkeypatch):
+    """The table of names takes half a second to make, and is the same for all tests here."""
+    monkeypatch.setattr(published, 'backbone_table', lambda config: backbone_names())
+
+
+@functools.cache
+def backbone_names():
+    return backbone_table(backbone_config())
+
+
 @functools.cache
 def backbone_weights(seed=0):
-    return drawn(backbone_table(backbone_config())[0], seed)
+    return drawn(backbone_names()[0], seed)
 
 
 def tensors(weights, prefix=''):
