@@ -22,7 +22,7 @@ from fsar_jax.weights.published_heads import COUNTER, HEADS, head_dimension, tem
 from fsar_jax.weights.published_sampler import UNUSED as SAMPLER_UNUSED
 from fsar_jax.weights.published_sampler import sampler_table
 from fsar_jax.weights.pickle_file import Opaque
-from fsar_jax.weights.state_dicts import Names, find_names
+from fsar_jax.weights.state_dicts import MAX_NAME, Names, find_names
 
 # Where a method's published code keeps the backbone: prefix, and whether as a sequence conv1, bn1, relu, max pool, layer1, ….
 BACKBONE_PLACES = {
@@ -142,8 +142,12 @@ def _learner_table(model, rows, dim, arrays):
 
 
 def _names(table, optional, unused):
-    known = lambda name: name in table or re.fullmatch(unused, name) is not None
+    known = lambda name: name in table or _matches(unused, name)
     return Names([name for name in table if name not in optional], known)
+
+
+def _matches(unused, name):
+    return len(name) < MAX_NAME and re.fullmatch(unused, name) is not None
 
 
 def sampler_from_torch(state_dict: dict[str, Any], model) -> dict[str, Any]:
@@ -304,7 +308,7 @@ def _times(factor, size):
 def _found_and_converted(candidates, table, unused, classifier=None, what=None):
     found = find_names(candidates, _names(table, {}, unused))
     notes = [(logging.WARNING, note) for note in found.notes]
-    left_out = [name for name in found.arrays if classifier and re.fullmatch(classifier, name)]
+    left_out = [name for name in found.arrays if classifier and _matches(classifier, name)]
     if left_out:
         notes.append((logging.WARNING, f'left out the classifier of the {what}: {listed(left_out)}'))
     return _convert(found.arrays, table, unused, notes, found.place)
@@ -327,7 +331,7 @@ def _convert(arrays, table, unused, notes, place=''):
 
 
 def _check_names(arrays, table, unused, place):
-    unknown = [name for name in arrays if name not in table and not re.fullmatch(unused, name)]
+    unknown = [name for name in arrays if name not in table and not _matches(unused, name)]
     missing = [name for name in table if name not in arrays]
     wrong = [name for name, entry in table.items() if name in arrays and not _fits(arrays[name], entry.shape)]
     expected = lambda name: _written(table[name].shape)

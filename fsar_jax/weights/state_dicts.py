@@ -28,7 +28,8 @@ WRAPPER = re.compile(rf'(?:^|(?<=\.))({"|".join(WRAPPERS)})\.')
 MAX_NESTING = 6
 MAX_DICTS = 2_000
 MAX_PREFIXES = 20
-MAX_NAME = 1_000
+MAX_NAMES = 20_000       # of one dict; a ResNet-50 has 320
+MAX_NAME = 1_000         # characters
 
 
 class Names(NamedTuple):
@@ -209,7 +210,9 @@ def _plain(state_dict, names):
 
 def _prefixes(arrays, names):
     """What stands before the first or the last required name, wherever one is the end of a name: '' first, then the shortest."""
-    ends = {names.required[0], names.required[-1]} if names.required else ()
+    if not names.required or len(arrays) > MAX_NAMES:
+        return ['']
+    ends = {names.required[0], names.required[-1]}
     found = {name[:-len(end)] for name in arrays for end in ends if name.endswith(f'.{end}')}
     return ['', *sorted(found, key=lambda prefix: (len(prefix), prefix))[:MAX_PREFIXES]]
 
