@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import errno
 import hashlib
 import itertools
 import json
@@ -123,10 +124,9 @@ class VideoDataset:
         except MemoryError:
             raise
         except Exception as error:  # the reader of the files is C++ code, then come protobuf and tfds: each has its own
-            raise OSError(
-                f'{self._place(position)} cannot be read ({printable(one_line(error))}): {self.advice}; where too '
-                'many files are open, raise ulimit -n'
-            ) from None
+            words = printable(one_line(error))
+            too_many = '; raise ulimit -n' if os.strerror(errno.EMFILE) in str(error) else ''
+            raise OSError(f'{self._place(position)} cannot be read ({words}): {self.advice}{too_many}') from None
         found = (record['video_id'], int(record['label']), int(record['num_frames']))
         indexed = (self.video_ids[position], int(self.labels[position]), int(self.num_frames[position]))
         if found != indexed:
