@@ -106,7 +106,10 @@ class SourceFiles:
                 if is_folder(entry):
                     yield from self._walk(entry.path, depth + 1)
                 elif entry.name.lower().endswith('.zip'):
-                    yield from _zip(pathlib.Path(entry.path))
+                    zipped = list(_zip(pathlib.Path(entry.path)))
+                    yield from zipped
+                    if is_class and not zipped:
+                        self.no_videos.append((os.path.basename(folder), entry.name, 'a .zip without frames'))
                 elif (why := why_no_video(entry)) is None:
                     yield os.path.basename(folder) if depth else '', os.path.splitext(entry.name)[0], entry.name, entry.path
                 elif is_class:

@@ -40,7 +40,7 @@ try:
     from tfds_builders.activitynet100 import activitynet100_dataset_builder as activitynet100
     from tfds_builders.hmdb51_arn import hmdb51_arn_dataset_builder as hmdb51_arn
     from tfds_builders.kinetics100_cmn import kinetics100_cmn_dataset_builder as kinetics100_cmn
-    from tfds_builders.shards import DiskFullError, read_note, remove_notes
+    from tfds_builders.shards import DISK_FULL, read_note, remove_notes
     from tfds_builders.skipped import is_utf8
     from tfds_builders.ssv2_full_otam import ssv2_full_otam_dataset_builder as ssv2_full_otam
     from tfds_builders.ssv2_small_cmn import ssv2_small_cmn_dataset_builder as ssv2_small_cmn
@@ -254,7 +254,9 @@ def build(args: argparse.Namespace) -> pathlib.Path:
         except video_builder.NoVideoError:
             print(video_builder.skipped_table(builder.skipped))
             raise
-        except DiskFullError as error:
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
             raise _disk_full(builder, shards, unfinished, error) from None
         finally:
             if not place and unfinished.is_dir() and not list(unfinished.glob('*.array_record-*.json')):

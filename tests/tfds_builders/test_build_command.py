@@ -1,6 +1,7 @@
 """The command: where it writes, what it says of damage, and how it is stopped."""
 
-import json
+import errno
+import multiprocessing
 import os
 import pathlib
 import shutil
@@ -12,10 +13,11 @@ import time
 import numpy as np
 import pytest
 
+from fsar_jax import machine, stopping
 from fsar_jax.data import build
 from fsar_jax.data.dataset import open_dataset
 from fsar_jax.data.video_files import write_video
-from tfds_builders import benchmark_files
+from tfds_builders import benchmark_files, video_builder, workers
 
 REPOSITORY = pathlib.Path(build.__file__).parents[2]
 NAME = 'video_folder/mine'
@@ -113,6 +115,47 @@ def test_a_damaged_note_is_a_shard_to_be_made_again(content, clips, tmp_path):
     assert len(open_dataset(NAME, tmp_path, 'test')) == 1
 
 
+def test_a_disk_that_is_full_at_the_very_end(clips, tmp_path, monkeypatch):
+    def full(path, skipped):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(video_builder, 'write_skipped', full)
+    with pytest.raises(OSError, match='the disk is full: .*; 3 of 3 shards are finished and kept, make room'):
+        run(clips, tmp_path)
+    monkeypatch.undo()
+    shards = {path.name: path.stat().st_ino for path in (tmp_path / NAME / 'incomplete').glob('*-of-?????')}
+    directory = run(clips, tmp_path)
+    assert shards and {name: (directory / name).stat().st_ino for name in shards} == shards
+
+
+def test_a_file_that_ends_a_strict_build_ends_its_processes(clips, tmp_path):
+    """At once: what the others read meanwhile nobody waits for."""
+    videos = shutil.copytree(clips, tmp_path / 'videos')
+    (videos / 'train' / 'jump' / '0.mp4').write_bytes(b'no video')
+    before = set(multiprocessing.active_children())
+    with pytest.raises(ValueError, match='train/jump/0.mp4 cannot be used: not a video'):
+        run(videos, tmp_path, '--strict', '--processes=1')
+    assert set(multiprocessing.active_children()) == before
+
+
+def test_a_system_without_linux_signal_masks_and_core_lists(clips, tmp_path, monkeypatch):
+    """As macOS: no sched_getaffinity, and what else may lack."""
+    for module, name in ((os, 'sched_getaffinity'), (signal, 'pthread_sigmask')):
+        monkeypatch.delattr(module, name, raising=False)
+    assert machine.usable_cores() == os.cpu_count()
+    with workers._without_ctrl_c(), workers._quiet_tracker():
+        assert 'ignore:resource_tracker' in os.environ['PYTHONWARNINGS']
+    assert 'resource_tracker' not in os.environ.get('PYTHONWARNINGS', '')
+    assert workers._pool(1)._mp_context.get_start_method() == 'spawn'
+    run(clips, tmp_path)
+
+
+def test_processes_that_start_never_see_ctrl_c():
+    with workers._without_ctrl_c():
+        assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 def test_errors_of_the_system_say_which_path(clips, tmp_path, monkeypatch, capsys):
     (tmp_path / 'file').write_text('')
     monkeypatch.setattr(sys, 'argv', ['build', f'--dataset={NAME}', f'--videos={clips}', f'--dir={tmp_path}/file/data'])
@@ -188,8 +231,6 @@ def test_a_signal_ends_a_build_with_one_line(moment, processes, number, tmp_path
 
 def test_extraction_ends_with_the_build(tmp_path, monkeypatch):
     """A program that extracts is told to end, too: what waits for it is in the list of what a signal ends first."""
-    from fsar_jax import stopping
-
     program = tmp_path / 'unrar'
     program.write_text('#!/bin/sh\nexec sleep 100\n')
     program.chmod(0o755)

@@ -330,8 +330,10 @@ def test_a_benchmark_with_names_of_another_system(small, tmp_path):
     third.rename(third.with_suffix(''))
     touch(folder, 'notes.txt', 'Thumbs.db', '.DS_Store')
     os.mkfifo(folder / 'pipe.avi')
+    zipped(folder / 'more.zip', ('clip.avi',))
     directory = copies.build_copy('ucf101_arn', tmp_path, copy, lists)
     assert copies.skipped_in(directory) == {
+        ('', 'ApplyEyeMakeup', 'more.zip'): ('not a video', 'a .zip without frames'),
         ('', 'ApplyEyeMakeup', 'notes.txt'): ('not a video', "a '.txt' file"),
         ('', 'ApplyEyeMakeup', 'pipe.avi'): ('not a video', 'a pipe, a socket or a device'),
     }
