@@ -124,8 +124,8 @@ def find_names(candidates: dict[tuple[str, ...], dict], names: Names) -> Found:
     found, others = fits[best[0]], [where for where in fits if where != best[0]]
     notes = list(found.notes)
     if others:
-        notes.insert(0, f"took the weights under '{_dotted(best[0])}', the model itself by its name, and not those under "
-                     f'{listed(map(_dotted, others))}, which fit too')
+        taken = f"the weights under '{_dotted(best[0])}', the model itself by its name," if best[0] else 'the outermost weights'
+        notes.insert(0, f'took {taken} and not those under {listed(map(_dotted, others))}, which fit too')
     elif best[0] and best[0][-1] not in STATE_DICT_KEYS:
         notes.insert(0, f"took the weights under '{_dotted(best[0])}'")
     return found._replace(notes=notes, place=_place(best[0], found.place))

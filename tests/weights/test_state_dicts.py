@@ -144,6 +144,14 @@ def test_of_several_the_model_itself_is_taken_and_the_others_are_named(taken, ot
             'which fit too') in caplog.text
 
 
+def test_the_outermost_weights_come_first(tmp_path, caplog):
+    weights = backbone_weights()
+    with caplog.at_level(logging.WARNING):
+        assert_same(loaded(tmp_path / 'a.pth', tensors(weights) | {'ema': tensors(backbone_weights(1))}),
+                    backbone_from_torch(weights, backbone_config()))
+    assert 'took the outermost weights and not those under ema, which fit too' in caplog.text
+
+
 @pytest.mark.parametrize('keys', [('student', 'teacher'), ('ema', 'model_ema'), ('model', 'net'), ('a', 'b')])
 def test_several_of_one_rank_are_an_error_that_lists_them(keys, tmp_path):
     path = tmp_path / 'a.pth'
