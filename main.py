@@ -84,27 +84,43 @@ def start_distributed(spec: str):
 def parse(argv):
     """Parses the flags; what is wrong with them, or with the config file, is one line that names the flag."""
     try:
-        return flags.FLAGS(with_config_path(argv))
+        rest = flags.FLAGS(with_config_path(argv))
+        if CONFIG.value is not None:
+            CONFIG.value.keys()                           # a file that could not be loaded says so when it is used
+        return rest
     except (AttributeError, KeyError) as error:
+        if 'get_config' in str(error):
+            sys.exit('error: --config names a file without get_config(), as those in configs/ have')
         sys.exit(f'error: no such config key: {in_one_line(error)} (fsar_jax/config.py has them all)')
     except (flags.Error, TypeError, ValueError) as error:
         sys.exit(f'error: {in_one_line(error)}')
+    except OSError as error:
+        sys.exit(f'error: --config: {in_one_line(error)}')
     except Exception as error:                            # of the config file, which is code
         sys.exit(f'error: --config cannot be loaded: {type(error).__name__}: {in_one_line(error)}')
 
 
 def with_config_path(argv: list[str]) -> list[str]:
-    """The arguments with '~' in --config=~/mine.py expanded, which is read while they are parsed."""
+    """The arguments with '~' in --config=~/mine.py expanded: the file is read while they are parsed."""
     argv = list(argv)
-    for place, argument in enumerate(argv[1:], 1):
+    for place, argument in enumerate(argv):
         name, equals, value = argument.partition('=')
         if argument == '--':
             break
         if name in ('--config', '-config') and value:
-            argv[place] = f"{name}={local_path(value, '--config')}"
+            argv[place] = f'{name}={config_file(value)}'
         elif name in ('--config', '-config') and not equals and place + 1 < len(argv):
-            argv[place + 1] = str(local_path(argv[place + 1], '--config'))
+            argv[place + 1] = config_file(argv[place + 1])
     return argv
+
+
+def config_file(given: str) -> str:
+    """The value of --config, checked to name a file before its ':preset'."""
+    path = str(local_path(given, '--config'))
+    end, colon, _ = path.partition('.py:')
+    if not pathlib.Path(end + '.py' if colon else path).is_file():
+        raise ValueError(f'--config={printable(given)}: no such file; the methods are configs/*.py')
+    return path
 
 
 def in_one_line(error: Exception) -> str:
@@ -124,7 +140,7 @@ def run():
     except (ValueError, OSError, FloatingPointError) as error:
         if logging.level_debug():
             raise
-        sys.exit(f'error: {in_one_line(error)}')
+        sys.exit(f'error: {one_line(error)}')
 
 
 if __name__ == '__main__':

@@ -6,14 +6,14 @@ import re
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from tiny_run import error_of, run_main, tiny_config, tiny_flags
+from tiny_run import REPOSITORY, error_of, run_main, tiny_config, tiny_flags
 
 from fsar_jax.data import episodes as episode_lists
 from fsar_jax.data import loader
 from fsar_jax.data.dataset import open_dataset
 from fsar_jax.training.results import read_results
-from fsar_jax.training.train import TRAINED_ON
-from fsar_jax.training.workdir import content_of_evaluation
+from fsar_jax.training.train import TRAINED_ON, evaluate_only, train_and_evaluate
+from fsar_jax.training.workdir import content_of_evaluation, make_workdir
 
 TRAIN = {'train.num_steps': 2, 'episode.query': 1}
 KEYS = {'method', 'dataset', 'split', 'way', 'shot', 'queries', 'seed', 'num_episodes', 'accuracy', 'ci95', 'per_class',
@@ -211,6 +211,31 @@ def test_bad_input_is_one_line(case, tiny_data, tmp_path):
     error = error_of(*(extra if other else [config]), *flags, *([] if other else extra))
     assert message.format(data=tiny_data, work=tmp_path / 'run') in error
     assert not (tmp_path / 'run' / 'checkpoints' / 'config.json').exists()
+
+
+def test_paths_in_flags(tmp_path, monkeypatch, capsys):
+    """In this process: '~' is expanded, an address is one line that names the flag, a file that is no config another."""
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    import main
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'mine.py').write_text('')
+    assert main.with_config_path(['main.py', '--config=~/mine.py:ssv2', '--workdir=~/x']) == [
+        'main.py', f'--config={tmp_path}/mine.py:ssv2', '--workdir=~/x']
+    assert main.with_config_path(['main.py', '--config', '~/mine.py']) == ['main.py', '--config', f'{tmp_path}/mine.py']
+    for flag, message in (('--config=s3://bucket/strm.py', '--config=s3://bucket/strm.py: s3:// addresses are not read or written here'),
+                          ('--config=~/absent.py', '--config=~/absent.py: no such file'), ('--config=configs', '--config=configs: no such file')):
+        with pytest.raises(SystemExit, match=f'^error: {message}[^\n]*$'):
+            main.parse(['main.py', flag])
+    config = tiny_config('protonet')
+    for workdir in ('gs://bucket/run', 'file:///tmp/run'):
+        with pytest.raises(ValueError, match=f'^--workdir={workdir}: [a-z]+:// addresses are not read or written here'):
+            train_and_evaluate(config, workdir, 'protonet')
+        with pytest.raises(ValueError, match=f'^--workdir={workdir}: '):
+            evaluate_only(config, workdir, 'protonet')
+    (tmp_path / 'file').write_text('')
+    for workdir in (tmp_path / 'file', tmp_path / 'file' / 'run'):
+        with pytest.raises(OSError, match=f'^--workdir={workdir} is a file, or lies below one: name a folder'):
+            make_workdir(workdir)
 
 
 @pytest.mark.parametrize('mode', ['train', 'evaluate'])

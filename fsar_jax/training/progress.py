@@ -13,6 +13,9 @@ import jax
 import tensorboardX
 import tqdm
 
+from fsar_jax.files import naming, write_whole
+from fsar_jax.messages import printable
+
 METRICS_FILE = 'metrics.jsonl'
 
 
@@ -88,9 +91,10 @@ class MetricWriter:
         if jax.process_index() == 0:
             directory = pathlib.Path(directory)
             directory.mkdir(parents=True, exist_ok=True)
-            path = directory / METRICS_FILE
-            _drop_lines_after(path, resume_step)
-            self._file = path.open('a')
+            self._path = directory / METRICS_FILE
+            for damaged in _drop_lines_after(self._path, resume_step):
+                print(f'note: {damaged}: left out', file=self._stream or sys.stdout, flush=True)
+            self._file = self._path.open('a', encoding='utf-8')
             self._events = tensorboardX.SummaryWriter(str(directory), purge_step=resume_step + 1)
 
     def __enter__(self):
@@ -105,8 +109,9 @@ class MetricWriter:
             return
         scalars = {name: float(value) for name, value in scalars.items()}
         strict = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        self._file.write(json.dumps({'step': step, **strict}, allow_nan=False) + '\n')
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps({'step': step, **strict}, allow_nan=False) + '\n')
+            self._file.flush()
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)
         if step % self._log_steps == 0:
@@ -116,8 +121,9 @@ class MetricWriter:
     def flush(self) -> None:
         """Puts on disk what was written; TensorBoard's lines wait up to two minutes otherwise."""
         if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            with naming(self._path):
+                self._file.flush()
+                os.fsync(self._file.fileno())
             self._events.flush()
 
     def close(self) -> None:
@@ -129,21 +135,40 @@ class MetricWriter:
 
 
 def read_metrics(directory) -> list[dict]:
-    """The lines of metrics.jsonl, oldest first: {'step': int, name: float or None, ...}."""
-    lines = (pathlib.Path(directory) / METRICS_FILE).read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    """The lines of metrics.jsonl, oldest first: {'step': int, name: float or None, ...}; a last one that a kill cut is left out.
+
+    Raises:
+      OSError: with the path.
+      ValueError: another line is damaged; one line, the file and the number of the line.
+    """
+    path = pathlib.Path(directory) / METRICS_FILE
+    lines, damaged = _lines(path)
+    if damaged:
+        raise ValueError(f'{damaged[0]}: remove the line')
+    return lines
 
 
-def _drop_lines_after(path: pathlib.Path, step: int) -> None:
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
+def _lines(path: pathlib.Path) -> tuple[list[dict], list[str]]:
+    """The lines of the file, and what is damaged, in words: all but a last line without its end, which a kill leaves."""
+    lines, damaged = [], []
+    for number, line in enumerate(path.read_bytes().split(b'\n'), 1):
         try:
-            if json.loads(line)['step'] <= step:
-                kept.append(line + '\n')
-        except ValueError:                                # a kill cut this line short
-            continue
-    draft = path.with_suffix('.tmp')
-    draft.write_text(''.join(kept))
-    draft.replace(path)
+            scalars = json.loads(line)
+            if type(scalars['step']) is not int:
+                raise ValueError
+            lines.append(scalars)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            damaged.append((number, line))
+    if damaged and damaged[-1][0] == number:                # what follows the last line break: nothing, or a line cut short
+        damaged.pop()
+    return lines, [f'{printable(path, 1000)} line {number} is no metrics of a step: {printable(line.decode(errors="replace"), 60)!r}'
+                   for number, line in damaged if line.strip()]
+
+
+def _drop_lines_after(path: pathlib.Path, step: int) -> list[str]:
+    """Leaves the lines up to `step` in the file; returns what was damaged among the others."""
+    if not path.exists():
+        return []
+    lines, damaged = _lines(path)
+    write_whole(path, ''.join(json.dumps(line) + '\n' for line in lines if line['step'] <= step))
+    return damaged

@@ -14,7 +14,7 @@ from fsar_jax.data import episodes, loader
 from fsar_jax.data.dataset import open_dataset, videos_present
 from fsar_jax.files import local_path, write_whole
 from fsar_jax.learner import create_learner
-from fsar_jax.messages import listed
+from fsar_jax.messages import listed, printable
 from fsar_jax.stopping import finish_first
 from fsar_jax.training import results
 from fsar_jax.training.episode_report import measure
@@ -27,7 +27,7 @@ from fsar_jax.training.start import with_pretrained_weights
 from fsar_jax.training.state import create_train_state, make_train_step
 from fsar_jax.training.workdir import (
     MAY_CHANGE_ON_RESUME, METHOD, SAME_RESULTS, TRAINED_ON, best_of_run, check_settings, content_of_evaluation, departures, hash_of_list,
-    must_agree, named, note_test, note_videos, noted, only_run, run_config, select, with_classes_of_run)
+    make_workdir, must_agree, named, note_test, note_videos, noted, only_run, run_config, select, with_classes_of_run)
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir, method: str, preset: str = '') -> dict:
@@ -157,6 +157,8 @@ def evaluate_only(config: ml_collections.ConfigDict, workdir, method: str, publi
     dataset = open_split(config, config.eval.split, config.eval.query)
     if not published:
         changed = departures(workdir, config, dataset)
+    if jax.process_index() == 0:
+        make_workdir(workdir)                                          # before the work, where its results cannot be written
     said = ', '.join(f'{key}={now!r} ({then!r} in the run)' for key, (then, now) in changed.items())
     say(resolved_plan(config, 'evaluate', facts(config, mesh, [dataset]) | ({'not as the run': said} if said else {})))
     learner = create_learner(config.model)
@@ -192,10 +194,11 @@ def report(learner, variables, config, workdir, dataset, mesh, method, selected_
             say(f'note: not finite, so null in the results: {listed(undefined)}')
     if (workdir / TRAINED_ON).exists() and 'weights' not in changed:
         found['trained_on'] = noted(workdir / TRAINED_ON)
-    path = results.write_results(workdir, found, {key: now for key, (_, now) in changed.items()})
-    say(f"{method}, {found['dataset']}, {found['split']}, {found['way']}-way {found['shot']}-shot: "
+    say(f"{method}, {printable(found['dataset'])}, {found['split']}, {found['way']}-way {found['shot']}-shot: "
         f"{found['accuracy']:.2%} ± {found['ci95']:.2%} (95% interval over {found['num_episodes']} episodes; "
-        f"chance {found['chance']:.0%}; selected on {selected_on})\n{path}")
+        f"chance {found['chance']:.0%}; selected on {printable(selected_on)})")            # also where the disk is full
+    path = results.write_results(workdir, found, {key: now for key, (_, now) in changed.items()})
+    say(f'{path}')
     return found
 
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import pathlib
+import tempfile
 from typing import NamedTuple
 
 import jax
@@ -40,12 +41,14 @@ def only_run(workdir):
 
 
 def make_workdir(workdir) -> None:
-    """Makes the directory, where it is not there; OSError, one line, where it cannot be one to write in."""
+    """Makes the directory where it is not there; OSError, one line, where that or writing in it fails."""
     workdir = pathlib.Path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise type(error)(f'--workdir={printable(workdir)} lies at or below a file: name a folder, new or of an earlier run') from None
+        raise type(error)(f'--workdir={printable(workdir, 1000)} is a file, or lies below one: name a folder, new or of an earlier run') from None
+    with naming(workdir), tempfile.TemporaryFile(dir=workdir):
+        pass
 
 
 def note_videos(workdir, start: int, datasets) -> None:

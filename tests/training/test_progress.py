@@ -2,12 +2,15 @@
 
 import io
 import json
+import re
 import struct
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from fsar_jax.messages import one_line
 from fsar_jax.training.progress import MetricWriter, Progress, read_metrics
 
 
@@ -56,6 +59,29 @@ def test_resuming_drops_later_lines_and_a_line_cut_short(tmp_path):
     with MetricWriter(tmp_path, stream=io.StringIO()):
         pass
     assert read_metrics(tmp_path) == []
+
+
+def test_a_damaged_line_is_named_and_stops_no_run(tmp_path):
+    path, said = tmp_path / 'metrics.jsonl', io.StringIO()
+    whole = '{"step": 1, "loss": 0.5}\n'
+    path.write_bytes(whole.encode() + b'{"loss": 3.0}\n\xff\x1b[2J\n[]\n\n{"step": 2, "loss": 0.25}\n{"st')
+    with pytest.raises(ValueError, match=r'^[^\n]*metrics.jsonl line 2 is no metrics of a step: .*loss.*: remove the line$'):
+        read_metrics(tmp_path)
+    with MetricWriter(tmp_path, resume_step=1, stream=said) as writer:
+        writer.write(2, {'loss': 0.125})
+    notes = said.getvalue().splitlines()[:-1]
+    assert [re.search(r'line (\d+) is', note)[1] for note in notes] == ['2', '3', '4'] and '\x1b' not in said.getvalue()
+    assert path.read_text() == whole + '{"step": 2, "loss": 0.125}\n'
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    writer = MetricWriter(tmp_path, stream=io.StringIO())
+    writer._file.close()
+    writer._file = open('/dev/full', 'a')
+    with pytest.raises(OSError) as error:
+        writer.write(1, {'loss': 1.0})
+    assert one_line(error.value) == f'{tmp_path}/metrics.jsonl: No space left on device'
+    writer._events.close()
 
 
 def test_without_a_terminal_a_line_now_and_then(tmp_path):
