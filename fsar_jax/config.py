@@ -416,7 +416,7 @@ def check_training(train) -> None:
     if train.episodes_per_step % train.accumulation_steps:
         raise ValueError(f'config.train.episodes_per_step={train.episodes_per_step} must be a multiple of '
                          f'config.train.accumulation_steps={train.accumulation_steps}')
-    if train.schedule != 'steps' and train.warmup_steps >= train.num_steps:
+    if train.warmup_steps >= train.num_steps:
         raise ValueError(f'config.train.warmup_steps={train.warmup_steps} must be smaller than '
                          f'config.train.num_steps={train.num_steps}: the learning rate would never be reached')
     steps = tuple(train.schedule_steps)

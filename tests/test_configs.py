@@ -503,5 +503,6 @@ def test_values_that_do_not_fit_together():
     for steps in ((2, 2), (3, 2), (1, 5)):
         assert message_of({'train.schedule': 'steps', 'train.schedule_steps': steps, 'train.warmup_steps': 1}) == (
             f'config.train.schedule_steps={steps} must ascend, from above config.train.warmup_steps=1')
-    assert message_of({'train.warmup_steps': 240}) == (
-        'config.train.warmup_steps=240 must be smaller than config.train.num_steps=240: the learning rate would never be reached')
+    for schedule in ('constant', 'cosine', 'steps'):
+        assert message_of({'train.schedule': schedule, 'train.warmup_steps': 240}) == (
+            'config.train.warmup_steps=240 must be smaller than config.train.num_steps=240: the learning rate would never be reached')
