@@ -437,6 +437,10 @@ def test_a_learner_is_not_made_of_values_outside_their_range():
     config.model.matcher.dim = 0
     with pytest.raises(ValueError, match='config.model.matcher.dim=0 is too small, it must be at least 1'):
         create_learner(config.model)
+    for cardinalities in ((), (2, 2), (0, 2)):
+        config.model.matcher.update(dim=8, cardinalities=cardinalities)
+        with pytest.raises(ValueError, match=r'cardinalities=\(.*\) must be distinct and at least 1, and there must be one'):
+            create_learner(config.model)
 
 
 def test_a_home_is_expanded_in_every_path_and_an_address_refused(monkeypatch):

@@ -59,5 +59,8 @@ def _head_settings(model):
 
 
 def _tuple_settings(model):
-    return dict(cardinalities=tuple(model.matcher.cardinalities), variant=model.variant, dropout=model.matcher.dropout,
+    omega = tuple(model.matcher.cardinalities)
+    if not omega or len(set(omega)) < len(omega) or min(omega) < 1:
+        raise ValueError(f'config.model.matcher.cardinalities={omega} must be distinct and at least 1, and there must be one')
+    return dict(cardinalities=omega, variant=model.variant, dropout=model.matcher.dropout,
                 reduction=model.matcher.cardinality_reduction, dtype=jnp.dtype(model.dtype))
