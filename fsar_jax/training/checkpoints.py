@@ -143,15 +143,15 @@ class Checkpoints:
             raise ValueError(f'metrics of step {step} cannot be written as JSON ({error}): pass Python '
                              f'numbers, strings and lists, without NaN') from None
         self.wait()
-        state = jax.tree.map(_on_host, state)
+        state = jax.tree.map(_without_key, state)
+        arrays = {name: _on_host(leaf) for name, leaf in _by_name(state).items()}
         draft = self.directory / f'{step}{_UNFINISHED}'
         with self._explaining(step), ocp.Context(async_options=_DIRECTORIES_FIRST):
             if jax.process_index() == 0:
                 self._remove_unfinished()                 # also what late threads of a save that failed have left
             self._write_config()
-            # All processes take part; process 0 has the replicated state, and writes.
             response = ocp.save_checkpointables_async(draft, {'state': state}, custom_metadata={'checksums': RECORD_FILE})
-        self._saving = step, self._writer.submit(self._finish, step, response, draft, _by_name(state), metrics)
+        self._saving = step, self._writer.submit(self._finish, step, response, draft, arrays, metrics)
         self._saved[step] = metrics
         return True
 
@@ -518,13 +518,18 @@ def _json(value) -> bytes:
     return json.dumps(value, sort_keys=True).encode()
 
 
+def _without_key(leaf):
+    """Typed PRNG keys as the integers that they are, which are stored."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
 def _on_host(leaf) -> np.ndarray:
-    """A copy in this process's memory; typed PRNG keys as the integers that they are."""
-    if _is_key(leaf):
-        leaf = jax.random.key_data(leaf)
-    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+    """The whole array in this process's memory. On a CPU a jax.Array itself: JAX does not hand its memory on while this refers to it."""
+    if not isinstance(leaf, jax.Array):
+        return np.array(leaf)
+    if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
         leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    return np.array(leaf)
+    return np.asarray(leaf)
 
 
 def _placed(value: np.ndarray, like) -> jax.Array:

