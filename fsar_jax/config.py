@@ -339,7 +339,7 @@ def complaint(known: Setting, value) -> str:
         fits = isinstance(value, (tuple, list)) and known.length in (None, len(value))
         return '' if fits and not any(complaint(each, x) for x in value) else f'must be {described(known)}'
     if known.choices:
-        return '' if value in known.choices else f'is not one of {", ".join(map(repr, known.choices))}'
+        return '' if value in known.choices else f'is not one of {", ".join(known.choices)}'
     types = {'path': str, float: (int, float)}.get(known.kind, known.kind)
     if not isinstance(value, types) or isinstance(value, bool) != (known.kind is bool):
         return f'must be {described(known)}'

@@ -425,8 +425,8 @@ def test_the_choices_are_those_of_the_stages():
     ('model.matcher.position', (0.0, 0.0), 'config.model.matcher.position=(0.0, 0.0): the first, by which features are divided, must '
      'be greater than 0'),
     ('data.dir', '', "config.data.dir='' must not be empty"),
-    ('model.matcher.name', 'a\nb', "config.model.matcher.name='a\\nb' is not one of 'prototypes', 'cross_transformer', 'otam', "
-     "'action_coordination', 'set_matching', 'attention_fusion'"),
+    ('model.matcher.name', 'a\nb', "config.model.matcher.name='a\\nb' is not one of prototypes, cross_transformer, otam, "
+     "action_coordination, set_matching, attention_fusion"),
 ])
 def test_a_refused_value_is_one_line_that_says_what_it_may_be(key, value, message):
     assert message_of({key: value}) == message
