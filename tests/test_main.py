@@ -71,14 +71,14 @@ def test_what_departs_from_the_run_is_said_and_kept_apart(trained):
     _, workdir, _ = trained
     before = (workdir / 'results.json').read_bytes()
     said = run_main('--config=configs/strm.py', f'--workdir={workdir}', '--mode=evaluate', '--config.episode.shot=2', '--config.episode.way=2',
-                    '--config.eval.num_episodes=5', '--config.model.dtype=bfloat16', '--config.data.num_threads=1', '--config.eval.split=val')
+                    '--config.eval.num_episodes=5', '--config.model.align_at_test=False', '--config.data.num_threads=1', '--config.eval.split=val')
     assert (workdir / 'results.json').read_bytes() == before
-    path = workdir / 'results_val.shot=2.num_episodes=5.dtype=bfloat16.json'
+    path = workdir / 'results_val.shot=2.num_episodes=5.align_at_test=False.json'
     results = read_results(path)
     assert said.endswith(f'{path}\n')
     [line] = [line for line in said.splitlines() if line.startswith('  not as the run ')]
     assert line.endswith("  episode.shot=2 (1 in the run), eval.num_episodes=5 (30 in the run), eval.split='val' ('test' in the run), "
-                         "model.dtype='bfloat16' ('float32' in the run)")
+                         "model.align_at_test=False (True in the run)")
     assert (results['shot'], results['way'], results['num_episodes'], results['split']) == (2, 2, 5, 'val')
     assert results['config']['model']['matcher']['dim'] == 16          # of the run, and nowhere in this command
 
