@@ -20,14 +20,14 @@ def usable_cores() -> int:
 
 
 @functools.cache
-def check_reader_threads(count: int = 64) -> None:
-    """To be called before the first ArrayRecord file of a process is opened for reading.
+def start_reader_threads() -> None:
+    """To be called before the first ArrayRecord file of a process is opened for reading, and while there is memory to spare.
 
-    That starts `count` threads, however many cores there are. Where one of them cannot be started (each reserves `ulimit -s`,
-    8 MB, for its stack) it waits for ever for those that were.
+    Opening one starts 64 threads, however many cores there are. Where one of them cannot be started (each reserves `ulimit -s`,
+    8 MB, for its stack) it waits for ever for those that were. So as many are tried before, and some more, for what else it takes.
 
     Raises:
-      OSError: so many threads cannot be started.
+      OSError: they cannot be started.
     """
     gate, ended, started = _thread.allocate_lock(), threading.Semaphore(0), 0
     gate.acquire()
@@ -38,18 +38,23 @@ def check_reader_threads(count: int = 64) -> None:
         ended.release()
 
     try:
-        for _ in range(count):
+        for _ in range(64 + 8):
             _thread.start_new_thread(thread, ())  # a threading.Thread may wait for ever itself, for one that has no memory to start
             started += 1
     except (RuntimeError, MemoryError):
         raise OSError(
-            f'only {started} of the {count} threads that read ArrayRecord files can be started: raise the limit on memory '
+            'the 64 threads that read ArrayRecord files cannot all be started: raise the limit on memory '
             '(ulimit -v) or on processes (ulimit -u); ulimit -s 512 and MALLOC_ARENA_MAX=1 make each need less memory'
         ) from None
     finally:
         gate.release()
         for _ in range(started):
             ended.acquire()
+    from array_record.python import array_record_module  # has no wheel for some platforms
+
+    reader = array_record_module.ArrayRecordReader(os.devnull)  # now, as later something else may have taken the room
+    with contextlib.suppress(RuntimeError):  # no file of records
+        reader.close()
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from fsar_jax.data.frame_files import bytes_of, is_decoded
 from fsar_jax.data.frames import codec_versions
 from fsar_jax.data.records import RecordSettings, record_features
 from fsar_jax.data.video_files import decoder_generation, decoder_versions
-from fsar_jax.machine import check_reader_threads, usable_cores
+from fsar_jax.machine import start_reader_threads, usable_cores
 from fsar_jax.messages import printable
 from fsar_jax.stopping import finish_first
 from tfds_builders.shards import Shard, cut_into_shards, read_note, remove_all_but, remove_notes, write_shard
@@ -191,7 +191,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
           OSError: too little memory, or too few threads.
           ValueError: another decoder has finished some; with `strict`, the first video that cannot be used.
         """
-        check_reader_threads()  # each finished shard is opened; better now than after the first
+        start_reader_threads()  # each finished shard is opened; better now than after the first
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         to_do = [shard for shard in shards if _is_to_do(shard, read_note(folder, shard), overwrite)]

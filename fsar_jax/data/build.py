@@ -20,6 +20,15 @@ from fsar_jax.stopping import on_signals
 if __name__ == '__main__':  # what follows takes seconds to import
     on_signals('the same command goes on with the shards that are not finished')
 
+    import os
+    import resource
+    import sys
+
+    # OpenBLAS, which nothing here needs, starts a thread per core in each process, and crashes in the import where it cannot.
+    os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
+    if 0 <= resource.getrlimit(resource.RLIMIT_AS)[0] < 650e6:
+        sys.exit('error: the limit on memory (ulimit -v) is below the 650 MB that the libraries take: raise it')
+
 import argparse
 import contextlib
 import dataclasses
@@ -336,7 +345,9 @@ def main():
         build(parse())
     except (ValueError, OSError) as error:
         sys.exit(f'error: {one_line(error)}')
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and 'start new thread' not in str(error):  # another is a bug, to be seen as one
+            raise
         sys.exit(f'error: the memory is used up ({one_line(error)}): raise the limit (ulimit -v, the job), or give fewer --processes')
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from fsar_jax.files import read_json
-from fsar_jax.machine import check_reader_threads
+from fsar_jax.machine import start_reader_threads
 from fsar_jax.messages import listed, one_line, printable
 
 INDEX = ('video_id', 'label', 'num_frames')  # what the metadata and every record hold of a video
@@ -112,7 +112,7 @@ class VideoDataset:
         position = int(position)
         with self._lock:
             if self._source is None:
-                check_reader_threads()
+                start_reader_threads()
         try:
             with self._lock:
                 if self._source is None:
@@ -160,7 +160,7 @@ class VideoDataset:
         """{name: reason} of the split's record files that are not there or do not hold as many records as they should; opens each."""
         from array_record.python import array_record_module  # has no wheel for some platforms
 
-        check_reader_threads()
+        start_reader_threads()
         lost = {}
         for name, start, end in zip(self.files, [0, *self._ends], self._ends):
             path, count = self.directory / name, end - start

@@ -229,6 +229,17 @@ def test_a_signal_ends_a_build_with_one_line(moment, processes, number, tmp_path
         assert finished() and not list(folder.glob('.*')), 'a draft is left'
 
 
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='limits on memory')
+@pytest.mark.parametrize('megabytes', (400, 700))
+def test_a_limit_on_memory_is_one_line_and_no_wait(megabytes, tmp_path):
+    flags = ['--dataset=synthetic_actions/aligned', f'--dir={tmp_path}', '--processes=0', '--size=32', '--clips_per_class=1']
+    limit = f'ulimit -v {megabytes * 1000}; exec "$@"'
+    command = ['sh', '-c', limit, 'sh', sys.executable, '-m', 'fsar_jax.data.build', *flags]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    (said,) = done.stderr.splitlines()
+    assert done.returncode == 1 and said.startswith('error: ') and 'ulimit -v' in said
+
+
 def test_extraction_ends_with_the_build(tmp_path, monkeypatch):
     """A program that extracts is told to end, too: what waits for it is in the list of what a signal ends first."""
     program = tmp_path / 'unrar'
