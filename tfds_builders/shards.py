@@ -20,7 +20,8 @@ from collections.abc import Iterable
 from array_record.python import array_record_module
 
 from fsar_jax.data.checksums import sha256_of
-from fsar_jax.stopping import finish_first
+
+_naming = threading.Lock()  # held while files of shards come or get their names
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -79,33 +80,20 @@ def write_shard(folder: pathlib.Path, shard: Shard, records: Iterable[bytes], no
     Raises:
       DiskFullError: nothing of this shard is left.
     """
-    # Two machines that write the same shard do not meet: the files get their names when they are whole.
-    draft = folder / f'.{shard.file_name}.{socket.gethostname()}.{os.getpid()}'
+    draft = folder / f'.{shard.file_name}{_draft_ending()}'
     draft_note = draft.with_name(draft.name + '.json')
-
-    def remove_drafts():
-        for path in (draft, draft_note):
-            path.unlink(missing_ok=True)
-
-    finishing = threading.Lock()
-
-    def stop():
-        finishing.acquire()  # a shard that is nearly finished gets its name; after this, none does
-        remove_drafts()
-
     try:
-        with finish_first(stop):
-            count, size = _write_records(draft, records)
-            with finishing:
-                _check_count(draft, count)
-                written = {'file_bytes': draft.stat().st_size, 'sha256': sha256_of(draft), 'record_bytes': size}
-                note = {'fingerprint': shard.fingerprint} | written | note
-                with open(draft_note, 'w') as file:
-                    json.dump(note, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                draft.replace(folder / shard.file_name)
-                draft_note.replace(folder / f'{shard.file_name}.json')
+        count, size = _write_records(draft, records)
+        with _naming:
+            _check_count(draft, count)
+            written = {'file_bytes': draft.stat().st_size, 'sha256': sha256_of(draft), 'record_bytes': size}
+            note = {'fingerprint': shard.fingerprint} | written | note
+            with open(draft_note, 'w') as file:
+                json.dump(note, file)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(folder / shard.file_name)
+            draft_note.replace(folder / f'{shard.file_name}.json')
     except (OSError, RuntimeError, ValueError) as error:
         if not _is_disk_full(error, folder):
             raise
@@ -113,7 +101,21 @@ def write_shard(folder: pathlib.Path, shard: Shard, records: Iterable[bytes], no
             errno.ENOSPC, f'no room for shard {shard.number + 1} of {shard.count} of {shard.split}'
         ) from None
     finally:
-        remove_drafts()
+        for path in (draft, draft_note):
+            path.unlink(missing_ok=True)
+
+
+def stop_writing(folder: pathlib.Path) -> None:
+    """For the end of the process, in another thread: a shard that is nearly finished gets its name, then nothing more does."""
+    _naming.acquire()  # for good
+    for path in folder.iterdir():
+        if path.name.removesuffix('.json').endswith(_draft_ending()):
+            path.unlink(missing_ok=True)
+
+
+def _draft_ending():
+    """Two machines that write the same shard do not meet: the files get their names when they are whole."""
+    return f'.{socket.gethostname()}.{os.getpid()}'
 
 
 def _check_count(path, count):
@@ -129,7 +131,8 @@ def _check_count(path, count):
 def _write_records(path, records):
     """(how many, bytes of them). Without compression: JPEG does not shrink, and reading and writing are twice as fast."""
     count = size = 0
-    writer = array_record_module.ArrayRecordWriter(os.fspath(path), 'group_size:1,uncompressed')
+    with _naming:
+        writer = array_record_module.ArrayRecordWriter(os.fspath(path), 'group_size:1,uncompressed')
     try:
         for record in records:
             writer.write(record)

@@ -30,7 +30,7 @@ from fsar_jax.data.video_files import decoder_generation, decoder_versions
 from fsar_jax.machine import start_reader_threads, usable_cores
 from fsar_jax.messages import printable
 from fsar_jax.stopping import finish_first
-from tfds_builders.shards import Shard, cut_into_shards, read_note, remove_all_but, remove_notes, write_shard
+from tfds_builders.shards import Shard, cut_into_shards, read_note, remove_all_but, remove_notes, stop_writing, write_shard
 from tfds_builders.skipped import Skipped, is_utf8, skipped_table, write_skipped
 from tfds_builders.workers import ordered_pool
 
@@ -199,6 +199,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         count, left = (sum(len(shard.sources) for shard in part) for part in (shards, to_do))
         with (
             finish_first(_end_line),
+            finish_first(lambda: stop_writing(folder)),
             ordered_pool(min(self.processes, left), self.record_maker()) as run,
             tqdm(
                 total=count,
