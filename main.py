@@ -21,6 +21,8 @@ STOPPED = 'what was finished is kept, the same command goes on from there'
 # read videos, which import this file again, do without.
 if __name__ == '__main__':
     on_signals(STOPPED)
+    # After a signal, Python's own process that removes the shared memory of those does so without a word.
+    sys.warnoptions.append('ignore:resource_tracker')
 elif __name__ == '__mp_main__':                           # such a process: it ends with the one that started it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
