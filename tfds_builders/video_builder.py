@@ -34,6 +34,7 @@ from tfds_builders.shards import Shard, cut_into_shards, read_note, remove_all_b
 from tfds_builders.skipped import Skipped, is_utf8, skipped_table, write_skipped
 from tfds_builders.workers import ordered_pool
 
+FILE_FORMAT = 'array_record'  # tfds' default needs TensorFlow
 SHARD_BYTES = 250e6
 AGAIN = ('unreadable', 'ended the process')  # reasons that the next call looks at again
 
@@ -106,8 +107,8 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     USUAL_FRAMES = 300
 
     def __init__(self, *, processes: int | None = None, strict: bool = False, file_format=None, **kwargs):
-        # tfds forgets the format when it copies a builder, and its default needs TensorFlow.
-        super().__init__(file_format=file_format or 'array_record', **kwargs)
+        # tfds forgets the format when it copies a builder.
+        super().__init__(file_format=file_format or FILE_FORMAT, **kwargs)
         self.processes = usable_cores() if processes is None else processes
         self.strict = strict
         self.skipped: list[Skipped] = []
@@ -179,7 +180,15 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
         manual_dir: where it takes files from before it downloads them; None: `folder`/manual.
         """
-        return self._make_download_manager(folder, tfds.download.DownloadConfig(manual_dir=manual_dir))
+        folder = pathlib.Path(folder)
+        return tfds.download.DownloadManager(
+            download_dir=folder,
+            extract_dir=folder / 'extracted',
+            manual_dir=manual_dir or folder / 'manual',
+            manual_dir_instructions=self.MANUAL_DOWNLOAD_INSTRUCTIONS,
+            url_infos=self.url_infos,
+            dataset_name=self.name,
+        )
 
     def write_shards(self, shards: list[Shard], folder: str | os.PathLike, overwrite: bool = False) -> int:
         """Writes those of `shards` that are not finished yet to `folder`; how many these were.
@@ -289,7 +298,9 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
                 name=split,
                 shard_lengths=lengths[split],
                 num_bytes=sizes[split],
-                filename_template=self._get_filename_template(split),
+                filename_template=tfds.core.ShardedFileTemplate(
+                    data_dir=self.data_path, dataset_name=self.name, split=split, filetype_suffix=FILE_FORMAT
+                ),
             )
             for split in lengths
             if lengths[split]
@@ -319,11 +330,6 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         if isinstance(builder_config, tfds.core.BuilderConfig):
             return builder_config
         return super()._create_builder_config(builder_config, version)
-
-    def _log_download_bytes(self):
-        pass  # tfds' announcements of downloads, of which there are hardly any
-
-    _log_download_done = _log_download_bytes
 
     def _post_download_and_prepare_hook(self):
         write_sums(self.data_path)  # tfds has just written dataset_info.json again
