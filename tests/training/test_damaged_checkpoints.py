@@ -319,7 +319,8 @@ def test_a_pipe_instead_of_the_checksums_is_not_waited_for(copy):
         assert checkpoints.steps == [1, 2]
 
 
-@pytest.mark.parametrize('content', [b'', b'{"seed": ', b'[]', b'3', b'\xff\xfe{}', b'[' * 100_000], ids=str)
+@pytest.mark.parametrize('content', [b'', b'{"seed": ', b'[]', b'3', b'\xff\xfe{}', b'[' * 100_000],
+                         ids=['empty', 'cut', 'a list', 'a number', 'no UTF-8', 'lists in lists'])
 def test_damaged_settings_name_the_file_and_what_to_do(content, copy):
     (copy / CONFIG_FILE).write_bytes(content)
     with pytest.raises(ValueError, match=rf'^{copy}/config.json is damaged .*: these are the settings of the run; put back a copy, or delete') as error:
