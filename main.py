@@ -32,7 +32,10 @@ from ml_collections import config_flags
 from fsar_jax.files import local_path
 from fsar_jax.messages import one_line, printable
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/<method>.py, or configs/<method>.py:<preset>.', lock_config=True)
+try:
+    CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/<method>.py, or configs/<method>.py:<preset>.', lock_config=True)
+except flags.Error as error:                               # it looks into --flagfile already
+    sys.exit(f'error: {one_line(error)}')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Checkpoints, metrics and results; default runs/<method>[-<preset>].')
 MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], 'train (then test once), or evaluate only.')
 WEIGHTS = flags.DEFINE_string('weights', None, 'With --mode=evaluate: a published PyTorch checkpoint, .pth or .safetensors.')

@@ -188,6 +188,7 @@ BAD = {
     'one way': (['--config.episode.way=1'], 'config.episode.way=1 is too small, it must be at least 2: an episode needs'),
     'too many ways': (['--config.episode.way=4'], 'has 3 classes, 4-way episodes need 4: lower config.episode.way'),
     'too many shots': (['--config.episode.shot=4'], "has 4 clips, 4 support + 2 query per class need 6"),
+    'absent flag file': (['--flagfile=/nowhere'], "Unable to open flagfile: [Errno 2] No such file or directory: '/nowhere'"),
     'unknown flag': (['--confg.episode.way=5'], "Unknown command line flag 'confg.episode.way'"),
     'a word': (['evaluate'], "unexpected argument 'evaluate': flags look like --config.episode.shot=5"),
     'unknown preset': (['--config=configs/protonet.py:hmdb'],
