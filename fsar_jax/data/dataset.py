@@ -16,6 +16,7 @@ import threading
 import numpy as np
 import tensorflow_datasets as tfds
 
+from fsar_jax.data.checksums import SUMS, read_sums
 from fsar_jax.files import read_json
 from fsar_jax.machine import start_reader_threads
 from fsar_jax.messages import listed, one_line, printable
@@ -270,14 +271,24 @@ def videos_present(dataset) -> dict:
 
 def content_hash(dataset) -> str:
     """SHA-256, hexadecimal, of what an open split holds, wherever it lies: ids, classes and frame counts of its videos, how
-    and with which decoder their records were made, and how many bytes these take.
+    and with which decoder their records were made, and the checksums of the record files (of older builds, which have
+    none, their size).
 
     Two copies of one build have the same; other pixels under the same ids have another.
+
+    Raises:
+      ValueError: the list of checksums is damaged.
     """
     dataset, held = _all_videos(dataset), {}
     for key in ('video_ids', 'labels', 'class_names', 'num_frames', 'settings', 'made_with', 'num_bytes'):
         value = getattr(dataset, key, None)  # of a dataset in memory, what it has
         held[key] = value.tolist() if isinstance(value, np.ndarray) else value
+    try:
+        sums = read_sums(dataset.directory) if hasattr(dataset, 'directory') else None
+    except ValueError as error:
+        raise ValueError(f'{printable(dataset.directory / SUMS, 1000)} is damaged: {error}; {dataset.advice}') from None
+    if sums is not None:
+        held['files'] = [sums.get(name) for name in dataset.files]
     return hashlib.sha256(json.dumps(held, sort_keys=True, default=str).encode()).hexdigest()
 
 
