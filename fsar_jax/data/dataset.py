@@ -16,7 +16,7 @@ import threading
 import numpy as np
 import tensorflow_datasets as tfds
 
-from fsar_jax.data.checksums import SUMS, read_sums
+from fsar_jax.data.checksums import SUMS, read_sums, sha256_of
 from fsar_jax.files import read_json
 from fsar_jax.machine import start_reader_threads
 from fsar_jax.messages import listed, one_line, printable
@@ -240,7 +240,19 @@ def open_dataset(name: str, data_dir: str | os.PathLike, split: str) -> VideoDat
             f"split '{split}' in {printable(directory, 1000)} is not whole: "
             f'{listed(f"{file} {reason}" for file, reason in lost.items())}: {dataset.advice}'
         )
+    _check_class_names(directory, dataset.advice)
     return dataset
+
+
+def _check_class_names(directory, advice):
+    """No record holds the names, and episodes draw the classes in their order: of this file, the checksum tells."""
+    file = 'label.labels.txt'
+    try:
+        digest = (read_sums(directory) or {}).get(file)
+    except (OSError, ValueError):  # a damaged list says nothing about other files; `verify` names it
+        return
+    if digest not in (None, sha256_of(directory / file)):
+        raise ValueError(f'{printable(directory / file, 1000)} is not the one that was built, {SUMS} says: {advice}')
 
 
 def not_built(name: str, data_dir: str | os.PathLike) -> str:

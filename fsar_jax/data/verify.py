@@ -43,6 +43,7 @@ SPLITS = ('train', 'val', 'test')
 DESCRIPTION = ('dataset_info.json', 'features.json', 'label.labels.txt', 'metadata.json')
 SHOWN = 10  # damaged things of a kind
 LOST = 'record files are not whole, build it again with --overwrite'
+LOST_SUMS = 'list of checksums is not there'
 
 
 def split_report(dataset) -> dict:
@@ -188,7 +189,9 @@ def examine(name: str, data_dir: str, fast: bool = False, limit: int = 40) -> tu
         sums = {}
         try:
             sums = read_sums(directory)
-            if sums is None:
+            if sums is None and opened[0].made_with:  # noted by every version that writes checksums
+                damage.append((LOST_SUMS, printable(directory / SUMS, 1000)))
+            elif sums is None:
                 notes.append(f'built before there was a {SUMS}: records and frames were read, the index has no checksum')
             else:
                 needed = [*DESCRIPTION, *(file for dataset in opened for file in dataset.files)]
