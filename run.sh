@@ -47,8 +47,8 @@ for name in sys.argv[1:]:
     fail "$venv/ was not made by run.sh: move it away, or set VENV=another-folder"
   fi
   if [ ! -e "$venv" ] || [ "$made" != "$(cat "$venv/made-by-run.sh" 2>/dev/null)" ]; then
-    rm -rf "$venv"
     mkdir -p "$venv" && : >"$venv/made-by-run.sh"          # it is ours from here on, finished or not
+    find "$venv/" -mindepth 1 -maxdepth 1 ! -name made-by-run.sh -exec rm -rf {} +
     "$python" -m venv "$venv" || fail "$("$python" --version) cannot make an environment (on Debian and Ubuntu: apt install python3-venv)"
     echo "$made" >"$venv/made-by-run.sh"
   fi

@@ -131,6 +131,17 @@ def test_an_installation_that_was_stopped_is_taken_up_again(checkout):
     assert installed(calls_of(checkout))[0] == 1
 
 
+def test_an_old_environment_that_was_half_removed_is_still_ours(checkout):
+    calls_of(checkout)
+    (checkout / '.venv/made-by-run.sh').write_text('an older one')
+    rm = checkout / 'programs/rm'                                       # stopped when the files are gone and the folders are there
+    rm.write_text('#!/bin/bash\nfind "${@:2}" -type f -delete\nexit 1\n')
+    rm.chmod(0o755)
+    assert start(checkout)[1].returncode
+    rm.unlink()
+    assert installed(calls_of(checkout))[0] == 1
+
+
 def test_somebody_elses_environment_is_left_alone(checkout):
     (checkout / '.venv/bin').mkdir(parents=True)
     assert 'was not made by run.sh' in error_of(checkout)
