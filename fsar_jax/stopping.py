@@ -5,6 +5,7 @@ Imports nothing heavy, so that a command can call `on_signals` before it imports
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -28,6 +29,8 @@ def on_signals(message: str) -> None:
     still run touch what is gone already, now and then a segmentation fault. So files must be whole at every moment, as for a
     kill. A second signal ends the process at once.
 
+    While the interpreter ends, after the last line of the program, both are ignored: the exit status says that all was done.
+
     To be called in the main thread, and again after a library that takes the signals for itself. A signal that is ignored
     (nohup, a shell's background jobs) stays so.
     """
@@ -36,6 +39,7 @@ def on_signals(message: str) -> None:
         reading, writing = os.pipe()  # neither is inherited by other processes
         os.set_blocking(writing, False)
         _listening.append(writing)
+        atexit.register(_ignore_signals)
     signal.set_wakeup_fd(_listening[0], warn_on_full_buffer=False)
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -52,6 +56,11 @@ def finish_first(wait: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         _finish_first.remove(wait)
+
+
+def _ignore_signals() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _wait_for_signal(pipe: int, message: str) -> None:

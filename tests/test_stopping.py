@@ -62,6 +62,20 @@ def test_a_signal_that_is_ignored_stays_so():
     assert stop(signal.SIGINT, work, 'signal.signal(signal.SIGINT, signal.SIG_IGN)') == (0, 'ready\nwent on\n', '')
 
 
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_last_line_does_not_undo_the_status(number):
+    """Large libraries take a moment to be taken down, without handlers of signals."""
+    before = """
+class TakenDown:
+    def __del__(self, print=print, sleep=time.sleep):
+        print('ready', flush=True)
+        sleep(0.3)
+module = TakenDown()
+print = lambda *args, **kwargs: None
+"""
+    assert stop(number, 'pass', before) == (0, 'ready\n', '')
+
+
 def test_ctrl_c_while_main_imports(tmp_path):
     process = start_main('--config=configs/protonet.py', f'--workdir={tmp_path}/run')
     time.sleep(0.7)
