@@ -10,6 +10,7 @@ Any value of fsar_jax/config.py is a flag: --config.episode.shot=5. The same com
 """
 
 import pathlib
+import re
 import signal
 import sys
 
@@ -27,6 +28,7 @@ elif __name__ == '__mp_main__':                           # such a process: it e
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 from absl import app, flags, logging
+import ml_collections
 from ml_collections import config_flags
 
 from fsar_jax.files import local_path
@@ -90,8 +92,9 @@ def parse(argv):
     """Parses the flags; what is wrong with them, or with the config file, is one line that names the flag."""
     try:
         rest = flags.FLAGS(with_config_path(argv))
-        if CONFIG.value is not None:
-            CONFIG.value.keys()                           # a file that could not be loaded says so when it is used
+        # A file that could not be loaded says so when it is used.
+        if CONFIG.value is not None and not isinstance(CONFIG.value, ml_collections.ConfigDict):
+            sys.exit('error: get_config() of --config returns no ConfigDict, as those in configs/ do')
         return rest
     except (AttributeError, KeyError) as error:
         if 'get_config' in str(error):
@@ -135,7 +138,11 @@ def in_one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None or isinstance(error, SyntaxError):
         return one_line(error)
     lines = str(error.args[0] if error.args else error).replace('\\n', '\n').replace("\\'", "'").strip('"\n').splitlines()
-    return lines[-1] if any('Traceback' in line for line in lines) else ' '.join(line.strip() for line in lines)
+    if any('Traceback' in line for line in lines):
+        return lines[-1].removeprefix('ValueError: ')     # of other exceptions, which are faults of the file, the kind tells
+    said = ' '.join(line.strip() for line in lines)
+    said = re.sub(r'Failed to parse .* as a ConfigDict: .*', 'a section of the settings: give one of its keys', said)
+    return re.sub(r"\('Non-boolean argument to boolean flag', .*\)$", 'should be True or False', said)
 
 
 def run():

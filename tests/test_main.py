@@ -214,6 +214,32 @@ def test_bad_input_is_one_line(case, tiny_data, tmp_path):
     assert not (tmp_path / 'run' / 'checkpoints' / 'config.json').exists()
 
 
+@pytest.mark.parametrize('flag, message', [
+    ('--config=configs/strm.py:hmdb', "error: unknown preset 'hmdb': choose one of "),
+    ('--config=configs/vim.py:trx-hmdb', "error: unknown preset 'trx-hmdb': choose one of "),
+    ('--config={}/absent_module.py', "error: --config cannot be loaded: ModuleNotFoundError: No module named 'absent'"),
+    ('--config={}/plain_dict.py', 'error: get_config() of --config returns no ConfigDict'),
+    ('--config.model.matcher=otam', 'error: flag --config.model.matcher=otam: a section of the settings: give one of its keys'),
+    ('--config.data.flip=perhaps', 'error: flag --config.data.flip=perhaps: should be True or False'),
+])
+def test_a_config_that_cannot_be_had_is_told_in_plain_words(flag, message, tmp_path, monkeypatch):
+    """In this process, and without names of exceptions where the message says it all."""
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    import main
+    from absl import flags
+    from ml_collections import config_flags
+    (tmp_path / 'absent_module.py').write_text('import absent\n')
+    (tmp_path / 'plain_dict.py').write_text('def get_config(preset=""):\n    return {"model": 1}\n')
+    argv = ['main.py', '--config=configs/trx.py', flag.format(tmp_path)]
+    argv = argv if flag.startswith('--config.') else [argv[0], argv[2]]
+    monkeypatch.setattr('sys.argv', argv)                              # the flags of the config's keys are defined from it
+    values = flags.FlagValues()
+    monkeypatch.setattr(main, 'CONFIG', config_flags.DEFINE_config_file('config', flag_values=values, lock_config=True))
+    monkeypatch.setattr(main.flags, 'FLAGS', values)
+    with pytest.raises(SystemExit, match=f'^{re.escape(message)}[^\n]*$'):
+        main.parse(argv)
+
+
 def test_paths_in_flags(tmp_path, monkeypatch, capsys):
     """In this process: '~' is expanded, an address is one line that names the flag, a file that is no config another."""
     monkeypatch.syspath_prepend(str(REPOSITORY))
