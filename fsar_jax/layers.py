@@ -141,3 +141,9 @@ def frame_cosine(subscripts: str, x: jax.Array, y: jax.Array, margin: float = 0.
     left, right = (axes[:-1] for axes in operands.split(','))
     lengths = jnp.einsum(f'{left},{right}->{pairs}', norm(x), norm(y))
     return einsum_float32(subscripts, x, y) / jnp.maximum(lengths + margin, 1e-12)
+
+
+def computed(x):
+    """`x`, computed as it is before what follows: JAX 0.12 on CPUs fuses a residual sum in bfloat16 with the mean over it, and
+    gives NaN. Other types are left to the compiler."""
+    return jax.lax.optimization_barrier(x) if x.dtype == jnp.bfloat16 else x

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from fsar_jax import backbones, enrichment, matchers, samplers
 from fsar_jax.config import check_values
 from fsar_jax.enrichment import VideoFeatures, adaptive_max_pool
-from fsar_jax.layers import frames_as_floats
+from fsar_jax.layers import computed, frames_as_floats
 
 
 @flax.struct.dataclass
@@ -143,9 +143,9 @@ class FewShotLearner(nn.Module):
         if self.temporal_transform is not None:
             maps, window = self.temporal_transform(maps, train)
         if self.patch_enrichment is None:
-            patch_level = maps.mean((-3, -2))
+            patch_level = computed(maps).mean((-3, -2))
         else:
-            patch_level = self.patch_enrichment(adaptive_max_pool(maps, self.patches), train).mean(-2)
+            patch_level = computed(self.patch_enrichment(adaptive_max_pool(maps, self.patches), train)).mean(-2)
         frames = patch_level if self.frame_enrichment is None else self.frame_enrichment(patch_level, train)
         return VideoFeatures(maps=maps, patch_level=patch_level, frames=frames, window=window)
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny_run import tiny_config
 
 import fsar_jax
 from fsar_jax.training.losses import episode_loss
@@ -151,6 +152,17 @@ def test_bfloat16_compute_keeps_float32_parameters_and_float32_logits_close(smal
     assert np.abs(rounded - exact).max() <= 0.01 * np.abs(exact).max()
     shapes = jax.eval_shape(lambda: learner.init(jax.random.key(0), support, query))
     assert {x.dtype.name for x in jax.tree.leaves(shapes)} == {'float32'}
+
+
+@pytest.mark.parametrize('method', ['protonet', 'strm'])
+def test_bfloat16_embeddings_are_numbers_when_compiled(method):
+    """Compiled with all optimisations, which JAX 0.12 on CPUs gets wrong by itself; small networks do not show it."""
+    learner = fsar_jax.create_learner(tiny_config(method, {'model.dtype': 'bfloat16'}).model)
+    learner = learner.clone(backbone=learner.backbone.clone(width=16))
+    videos = jax.random.randint(jax.random.key(0), (4, 4, 64, 64, 3), 0, 256).astype(jnp.uint8)
+    variables = jax.jit(learner.init)(jax.random.key(0), videos[:2, None], videos[2:])
+    embeddings = jax.jit(lambda variables: learner.apply(variables, videos, method='embed'))(variables)
+    assert all(jnp.isfinite(x.astype(jnp.float32)).all() for x in jax.tree.leaves(embeddings))
 
 
 def test_loss_is_summed_or_averaged_over_queries_and_weighted():
