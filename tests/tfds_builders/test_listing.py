@@ -157,6 +157,24 @@ def test_a_class_folder_that_must_not_be_looked_into(tmp_path, monkeypatch):
     assert [(skip.path, skip.reason, skip.detail) for skip in videos.skipped] == [('train/run', 'unreadable', 'Permission denied')]
 
 
+@pytest.mark.parametrize('linked', ('train', 'train/jump', 'jump'))
+def test_clips_behind_a_link_are_part_of_the_folders_hash(linked, tmp_path):
+    """Else a build with other clips there would be taken for the one that is there already."""
+    elsewhere, root = touch(tmp_path / 'elsewhere', 'jump/a.mp4', 'run/a.mp4'), tmp_path / 'clips'
+    (root / linked).parent.mkdir(parents=True)
+    (root / linked).symlink_to(elsewhere if linked == 'train' else elsewhere / 'jump')
+    touch(root, 'sit/a.mp4', 'wave/a.mp4') if linked == 'jump' else None
+    before = folder_hash(root)
+    assert 'jump/a' in sum(ids(list_folder(root)).values(), [])
+    touch(elsewhere, 'jump/b.mp4')
+    assert folder_hash(root) != before
+    before = folder_hash(root)
+    (elsewhere / 'jump/up').symlink_to(tmp_path)  # which may be a whole disk
+    assert folder_hash(root) == before
+    skipped = [skip for skip in list_folder(root).skipped if skip.reason == 'in a folder inside the class folder']
+    assert [skip.name for skip in skipped] == ['up']
+
+
 def test_pipes_sockets_and_links_among_clips(tmp_path, monkeypatch):
     folder = touch(tmp_path, 'train/jump/a.mp4') / 'train' / 'jump'
     os.mkfifo(folder / 'pipe.mp4')

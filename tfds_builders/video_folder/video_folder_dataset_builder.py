@@ -120,17 +120,29 @@ def folder_hash(root: str | os.PathLike) -> str:
     root = pathlib.Path(root)
     _check_root(root)
     digest = hashlib.sha256()
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted((name for name in folders if not is_system(name)), key=text)
-        for name in sorted((name for name in files if not is_system(name)), key=text):
-            path = os.path.join(folder, name)
-            try:
-                size = os.stat(path).st_size
-            except OSError:  # a link to nowhere
-                size = -1
-            relative = text(pathlib.PurePath(path).relative_to(root).as_posix())
-            digest.update(f'{relative}\0{size}\n'.encode('utf-8', 'surrogateescape'))
+    for path in _files(root, 2):
+        try:
+            size = os.stat(path).st_size
+        except OSError:  # a link to nowhere
+            size = -1
+        relative = text(pathlib.PurePath(path).relative_to(root).as_posix())
+        digest.update(f'{relative}\0{size}\n'.encode('utf-8', 'surrogateescape'))
     return digest.hexdigest()[:16]
+
+
+def _files(folder, links):
+    """Paths of the files below a folder, in order.
+
+    links: in how many levels of folders links are followed, where `list_folder` does; others may lead anywhere.
+    """
+    folders = []
+    for entry in _readable(folder, [], ''):
+        if not is_folder(entry):
+            yield entry.path
+        elif links or not entry.is_symlink():
+            folders.append(entry)
+    for entry in folders:
+        yield from _files(entry, links - 1 if links and _is_split(entry) else 0)
 
 
 def _check_root(root):
@@ -202,11 +214,11 @@ def _folders(found, split, skipped, reason):
 
 
 def _skip_tree(entry, split, class_name, skipped, reason):
-    """Every file below `entry` is skipped, or `entry` itself where there is none."""
+    """Every file below `entry` is skipped; `entry` itself where there is none, or where it is a link, which may lead anywhere."""
     above = os.path.dirname(entry.path)
     files = sorted(
         os.path.relpath(os.path.join(folder, name), above)
-        for folder, _, names in os.walk(entry.path)
+        for folder, _, names in (() if entry.is_symlink() else os.walk(entry.path))
         for name in names
         if not is_system(name)
     )
