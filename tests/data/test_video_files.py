@@ -153,22 +153,6 @@ def test_kept_frames_are_distinct_and_span_the_clip():
     np.testing.assert_array_equal(kept_frames(100, 0), np.arange(100))
 
 
-@pytest.mark.parametrize('degrees', (90, 180, -90))
-def test_a_turned_video_is_read_upright(tmp_path, degrees):
-    frames = moving_bar(10)
-    with av.open(str(tmp_path / 'clip.mp4'), 'w') as container:
-        stream = container.add_stream('libx264', rate=10, options={'crf': '10'})
-        stream.width, stream.height, stream.pix_fmt = 64, 48, 'yuv420p'
-        stream.set_display_rotation(degrees)
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format='rgb24')))
-        container.mux(stream.encode(None))
-    read = np.stack(read_video(tmp_path / 'clip.mp4').frames).astype(int)
-    upright = np.rot90(frames, degrees // 90, axes=(1, 2))
-    assert read.shape == upright.shape
-    assert np.abs(read - upright).mean() < 4
-
-
 def test_the_generation_is_what_may_change_pixels():
     versions = video_files.decoder_versions()
     assert list(versions) == ['av', 'libavformat', 'libavcodec', 'libswscale'] and versions['av'] == av.__version__
