@@ -50,7 +50,7 @@ try:
     from tfds_builders.hmdb51_arn import hmdb51_arn_dataset_builder as hmdb51_arn
     from tfds_builders.kinetics100_cmn import kinetics100_cmn_dataset_builder as kinetics100_cmn
     from tfds_builders.shards import DISK_FULL, read_note, remove_notes
-    from tfds_builders.skipped import is_utf8
+    from tfds_builders.skipped import is_utf8, skipped_table, write_skipped
     from tfds_builders.ssv2_full_otam import ssv2_full_otam_dataset_builder as ssv2_full_otam
     from tfds_builders.ssv2_small_cmn import ssv2_small_cmn_dataset_builder as ssv2_small_cmn
     from tfds_builders.synthetic_actions import synthetic_actions_dataset_builder as synthetic_actions
@@ -261,7 +261,7 @@ def build(args: argparse.Namespace) -> pathlib.Path:
             unfinished.rename(directory)
             remove_notes(directory)
         except video_builder.NoVideoError:
-            print(video_builder.skipped_table(builder.skipped))
+            print(skipped_table(builder.skipped))
             raise
         except OSError as error:
             if error.errno not in DISK_FULL:
@@ -300,9 +300,9 @@ def _disk_full(builder, shards, unfinished, error):
     """Prints what is known so far; the error in one line."""
     done = sum(read_note(unfinished, shard) is not None for shard in shards)
     builder.collect_skipped(shards, unfinished)
-    print(video_builder.skipped_table(builder.skipped))
+    print(skipped_table(builder.skipped))
     with contextlib.suppress(OSError):  # there may be room for a small file
-        video_builder.write_skipped(unfinished / 'skipped.tsv', builder.skipped)
+        write_skipped(unfinished / 'skipped.tsv', builder.skipped)
     return OSError(
         f'the disk is full: {error.strerror}; {done} of {len(shards)} shards are finished and kept, '
         'make room and give the same command again'
@@ -337,7 +337,7 @@ def _summary(builder):
         frames = videos['num_frames']
         stored = f'{min(frames)} to {max(frames)} frames' if frames else 'EMPTY'
         lines.append(f'  {split:<6} {len(set(videos["label"])):>4} classes {len(frames):>7} videos, {stored}')
-    return '\n'.join(lines + builder.notes + [video_builder.skipped_table(builder.skipped)])
+    return '\n'.join(lines + builder.notes + [skipped_table(builder.skipped)])
 
 
 def main():

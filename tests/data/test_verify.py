@@ -1,19 +1,16 @@
 """Damage to a built dataset: reading refuses it, `verify` finds all of it, and its exit status tells."""
 
 import json
-import pathlib
 import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from array_record.python import array_record_module
 
 from fsar_jax.data import build, verify
 from fsar_jax.data.checksums import SUMS, sha256_of, write_sums
 from fsar_jax.data.dataset import EmptySplitError, NoSplitError, VideoDataset, open_dataset, version_directory
-from fsar_jax.data.frames import encode_jpeg
 
 NAME = 'video_folder/tiny'
 SHARD = 'video_folder-{}.array_record-00000-of-00001'
