@@ -38,6 +38,7 @@ except ImportError:                                       # releases in which V1
 SELECTION_METRIC = 'val_accuracy'
 CONFIG_FILE = 'config.json'
 RECORD_FILE = 'checksums.json'                            # in each checkpoint
+_ABOUT = '_CHECKPOINT_METADATA'                           # Orbax's own, in each checkpoint
 _UNFINISHED = '.unfinished'                               # <step> and this: a save that is going on, or was killed
 _UNFINISHED_BEFORE = '.orbax-checkpoint-tmp'              # the same, of releases that had no checksums
 _LISTED = 5                                               # differing leaves named in an error message
@@ -424,7 +425,8 @@ def _read_record(path) -> _Record:
             raise ValueError('it is no directory')
         if (path / RECORD_FILE).is_file():                # a pipe would be waited for
             return _Record(**_unsealed((path / RECORD_FILE).read_bytes()))
-        if 'checksums' in (ocp.checkpointables_metadata(path).custom_metadata or {}):
+        about = path / _ABOUT                             # Orbax passes over one that is damaged
+        if not about.is_file() or 'checksums' in (json.loads(about.read_bytes()).get('custom_metadata') or {}):
             raise ValueError(f'{RECORD_FILE} is missing')
         metrics = path / 'metrics' / 'metrics'            # where Orbax's Checkpointer had them
         return _Record(dict(json.loads(metrics.read_bytes())) if metrics.is_file() else {}, None, None)

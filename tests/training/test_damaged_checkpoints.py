@@ -319,6 +319,16 @@ def test_a_pipe_instead_of_the_checksums_is_not_waited_for(copy):
         assert checkpoints.steps == [1, 2]
 
 
+def test_one_without_checksums_is_not_taken_for_one_from_before_them(copy):
+    for damage in FILE_DAMAGE.values():
+        shutil.copytree(copy / '3', copy / '4')
+        (copy / '4' / RECORD_FILE).unlink()
+        damage(copy / '4' / '_CHECKPOINT_METADATA')
+        with Checkpoints(copy) as checkpoints:
+            assert checkpoints.latest_step == 3
+        shutil.rmtree(copy / '4')
+
+
 @pytest.mark.parametrize('content', [b'', b'{"seed": ', b'[]', b'3', b'\xff\xfe{}', b'[' * 100_000],
                          ids=['empty', 'cut', 'a list', 'a number', 'no UTF-8', 'lists in lists'])
 def test_damaged_settings_name_the_file_and_what_to_do(content, copy):
