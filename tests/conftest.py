@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 
 import jax
 import numpy as np
@@ -11,6 +12,10 @@ import pytest
 from fsar_jax.data import build
 from fsar_jax.data.video_files import write_video
 from fsar_jax.machine import file_lock
+
+# What a shell starts in the background (nohup, some CI) ignores Ctrl-C, and so would all that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
 
