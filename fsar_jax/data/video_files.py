@@ -268,7 +268,9 @@ def _open(path):
     try:
         container = av.open(os.fspath(path), options=OPTIONS, **OPENING)
     except av.error.FFmpegError as error:
-        if _end(path).whole is not False:  # FFmpeg calls the end of a cut .mkv an I/O error
+        end = _end(path)
+        of_the_file = end.kind == 'Matroska' and error.errno == errno.EIO and _can_be_read(path)  # what FFmpeg says of damage
+        if end.whole is not False and not of_the_file:
             _raise_if_of_the_system(error)
         raise _not_a_video(path, error.errno, error.strerror or '') from None
     if not len(container.streams):
@@ -279,6 +281,17 @@ def _open(path):
         container.close()
         raise reason
     return container
+
+
+def _can_be_read(path):
+    """Whether the system gives every byte of a file."""
+    try:
+        with path.open('rb') as file:
+            while file.read(1 << 20):
+                pass
+    except OSError:
+        return False
+    return True
 
 
 def _no_pictures(path, container):
@@ -471,7 +484,12 @@ def _decode(path, index, frame_index, convert, square_pixels):
 def _as_seen(frame, stream, square_pixels):
     """uint8 [H, W, 3] RGB with square pixels, not yet turned."""
     how = {'interpolation': EXACT} if frame.format.components[0].bits > 8 else {}
-    rgb = frame.to_ndarray(format='rgb24', threads=1, **how)
+    try:
+        rgb = frame.to_ndarray(format='rgb24', threads=1, **how)
+    except av.error.FFmpegError as error:  # YCgCo, ICtCp and others that swscale does not know, or a damaged tag
+        _raise_if_of_the_system(error)
+        tags = f'{frame.format.name}, matrix {int(frame.colorspace)} of ITU-T H.273'
+        raise VideoError('decoder failed', f'its colours cannot be converted to RGB: {tags}') from None
     aspect = float(stream.sample_aspect_ratio or 1)
     width = int(frame.width * aspect + 0.5)
     if not square_pixels or width == frame.width or not 1 / MAX_ASPECT <= aspect <= MAX_ASPECT:

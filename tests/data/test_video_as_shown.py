@@ -104,6 +104,20 @@ def test_colours_follow_the_tags_of_the_stream(tmp_path, space, full, codec, bit
     assert np.abs(shown.astype(int) - PATCHES).max() <= 2
 
 
+def test_colours_that_cannot_be_converted_are_named(tmp_path):
+    ycgco, path = 8, tmp_path / 'clip.mkv'
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream('libx264', rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, 'yuv420p'
+        stream.codec_context.colorspace = ycgco
+        frame = av.VideoFrame.from_ndarray(quarters(), format='rgb24').reformat(format='yuv420p')
+        frame.colorspace = ycgco
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(VideoError, match='^decoder failed: its colours cannot be converted to RGB: yuv420p, matrix 8 of'):
+        read_video(path)
+
+
 # -- orientation and shape -------------------------------------------------------------------------------------------
 
 MATRICES = [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)] + [(0, b, c, 0) for b in (1, -1) for c in (1, -1)]

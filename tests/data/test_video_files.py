@@ -97,6 +97,17 @@ def test_a_disk_that_fails_says_nothing_about_the_file(tmp_path, monkeypatch, pl
     assert reason_of(path) == 'unreadable'
 
 
+@pytest.mark.parametrize('suffix', ['.mkv', '.webm'])
+def test_a_damaged_matroska_header_is_not_a_fault_of_the_disk(tmp_path, suffix):
+    """FFmpeg calls it an I/O error; a build would try it again and again."""
+    path = tmp_path / f'clip{suffix}'
+    write_video(path, moving_bar(20))
+    data = bytearray(path.read_bytes())
+    data[data.rindex(bytes.fromhex('1549a966'))] = 0xFF                   # where the part with the title begins
+    path.write_bytes(data)
+    assert reason_of(path) == 'not a video'
+
+
 def test_a_title_in_another_encoding(tmp_path):
     path = tmp_path / 'clip.avi'
     write_video(path, moving_bar(20))
