@@ -31,7 +31,7 @@ from fsar_jax.machine import start_reader_threads, usable_cores
 from fsar_jax.messages import printable
 from fsar_jax.stopping import finish_first
 from tfds_builders.shards import Shard, cut_into_shards, read_note, remove_all_but, remove_notes, stop_writing, write_shard
-from tfds_builders.skipped import Skipped, is_utf8, write_skipped
+from tfds_builders.skipped import Skipped, is_utf8, skipped_table, write_skipped  # noqa: F401: the table is taken from here too
 from tfds_builders.workers import ordered_pool
 
 FILE_FORMAT = 'array_record'  # tfds' default needs TensorFlow
