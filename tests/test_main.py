@@ -1,6 +1,7 @@
 """main.py from the command line: one line for bad input, the same results twice, published weights, exchanged episodes."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -11,6 +12,7 @@ from tiny_run import REPOSITORY, error_of, run_main, tiny_config, tiny_flags
 from fsar_jax.data import episodes as episode_lists
 from fsar_jax.data import loader
 from fsar_jax.data.dataset import open_dataset
+from fsar_jax.messages import one_line
 from fsar_jax.training.results import read_results
 from fsar_jax.training.train import TRAINED_ON, evaluate_only, train_and_evaluate
 from fsar_jax.training.workdir import content_of_evaluation, make_workdir
@@ -263,6 +265,10 @@ def test_paths_in_flags(tmp_path, monkeypatch, capsys):
     for workdir in (tmp_path / 'file', tmp_path / 'file' / 'run'):
         with pytest.raises(OSError, match=f'^--workdir={workdir} is a file, or lies below one: name a folder'):
             make_workdir(workdir)
+    monkeypatch.setattr('tempfile.TemporaryFile', lambda dir: open(dir / 'absent' / 'tmp1'))      # as where nothing may be written
+    with pytest.raises(OSError) as error:
+        make_workdir(tmp_path / 'run')
+    assert one_line(error.value) == f'{tmp_path}/run: {os.strerror(error.value.errno)}'
 
 
 @pytest.mark.parametrize('mode', ['train', 'evaluate'])

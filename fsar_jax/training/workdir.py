@@ -47,8 +47,10 @@ def make_workdir(workdir) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise type(error)(f'--workdir={printable(workdir, 1000)} is a file, or lies below one: name a folder, new or of an earlier run') from None
-    with naming(workdir), tempfile.TemporaryFile(dir=workdir):
-        pass
+    try:
+        tempfile.TemporaryFile(dir=workdir).close()
+    except OSError as error:                                           # it names the temporary file
+        raise type(error)(error.errno, error.strerror, str(workdir)) from None
 
 
 def note_videos(workdir, start: int, datasets) -> None:
