@@ -203,13 +203,13 @@ class _Machine:
     # The memo
 
     def memorize(self, index):
-        if index > self.size:
-            raise Refused(f'damaged: its pickle has a memo index of {index:,} in a file of {self.size:,} bytes')
+        if not 0 <= index <= self.size:
+            raise Refused(f"damaged: its pickle has a memo index of {printable(f'{index:,}', 40)} in a file of {self.size:,} bytes")
         self.memo[index] = self.top()
 
     def recall(self, index):
         if index not in self.memo:
-            raise Refused(f'damaged: its pickle asks for memo {index:,}, which it never set')
+            raise Refused(f"damaged: its pickle asks for memo {printable(f'{index:,}', 40)}, which it never set")
         self.stack.append(self.memo[index])
 
     # Names and objects
