@@ -103,10 +103,10 @@ def test_the_state_of_a_dict_sets_nothing(tmp_path):
 @pytest.mark.parametrize('data, message', [
     (b'\x80\x02Nr\x00\x00\x00\x10.', 'a memo index of 268,435,456 in a file of'),
     (b'\x80\x02Nr\xff\xff\xff\xff.', 'a memo index of 4,294,967,295'),
-    (b'\x80\x02Np' + b'9' * 4000 + b'\n.', 'a memo index of 9,999,999,999,999,999,999,999,999,999,999… in a file of'),
+    (b'\x80\x02Np' + b'9' * 4000 + b'\n.', 'a memo index of 9,999,999,999,999,999,999,999,999,999,99… in a file of'),
     (b'\x80\x02Np-1\n.', 'a memo index of -1 in a file of'),
     (b'\x80\x02h\x05.', 'asks for memo 5, which it never set'),
-    (b'\x80\x02g' + b'9' * 4000 + b'\n.', 'asks for memo 9,999,999,999,999,999,999,999,999,999,999…, which it never set'),
+    (b'\x80\x02g' + b'9' * 4000 + b'\n.', 'asks for memo 9,999,999,999,999,999,999,999,999,999,99…, which it never set'),
     (b'\x80\x04\x8e' + struct.pack('<Q', 2 ** 60) + b'.', 'a value of 1,152,921,504,606,846,976 bytes'),
     (b'\x80\x04\x8d' + struct.pack('<Q', 2 ** 63) + b'.', 'a value of 9,223,372,036,854,775,808 bytes'),
     (b'\x80\x05\x96' + struct.pack('<Q', 2 ** 40) + b'.', 'a value of 1,099,511,627,776 bytes'),
