@@ -8,9 +8,9 @@ import signal
 import jax
 import numpy as np
 import pytest
+from tiny_run import write_tiny_clips
 
 from fsar_jax.data import build
-from fsar_jax.data.video_files import write_video
 from fsar_jax.machine import file_lock
 
 # What a shell starts in the background (nohup, some CI) ignores Ctrl-C, and so would all that the tests start.
@@ -53,21 +53,6 @@ def assert_published(ours, reference, name='', scale=1e-4):
 @pytest.fixture(scope='session')
 def assert_close_to_published():
     return assert_published
-
-
-def write_tiny_clips(folder):
-    """Ten classes (4 train, 3 val, 3 test) of four clips: a square of the class's colour wanders over noise."""
-    rng = np.random.default_rng(0)
-    for split, count in (('train', 4), ('val', 3), ('test', 3)):
-        for label in range(count):
-            (folder / split / f'{split} {label}').mkdir(parents=True)
-            colour = rng.integers(0, 256, 3)
-            for clip in range(4):
-                frames = rng.integers(60, 190, (8, 32, 40, 3), np.uint8)
-                x, y, step = rng.integers(0, 12, 3)
-                for t, frame in enumerate(frames):
-                    frame[y:y + 18, x + step * t // 8:x + step * t // 8 + 16] = colour
-                write_video(folder / split / f'{split} {label}' / f'{clip}.mp4', frames)
 
 
 @pytest.fixture(scope='session')

@@ -79,6 +79,7 @@ def test_the_methods_of_this_version_are_there():
     assert set(ISSUE_METHODS) <= set(METHODS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method, preset', ALL)
 def test_preset_is_traced_at_full_size(method, preset):
     config = get_config(method, preset)
@@ -121,6 +122,7 @@ def test_published_values(method, preset):
         assert 75_000 <= c.train.num_steps * 16 < 75_016
 
 
+@pytest.mark.slow
 def test_parameter_counts():
     """Fig. 22 of VIM: TRX with Ω = {2, 3} has 47.1 M, HyRSM 65.6 M, and VIM 32.4 M more than ProtoNet."""
     counts = {}
@@ -172,6 +174,7 @@ def one_step(settings):
 
 
 # The presets of VIM compile for long and differ by what only a trace can show.
+@pytest.mark.slow
 @pytest.mark.parametrize('method, preset', [(m, p) for m, p in ALL if m != 'vim' or p in ('', 'trx-ssv2')])
 def test_a_shrunk_copy_trains(method, preset):
     config = get_config(method, preset)
@@ -189,6 +192,7 @@ def test_a_shrunk_copy_trains(method, preset):
     assert len(unchanged) < len(jax.tree.leaves(before)) / 2, unchanged
 
 
+@pytest.mark.slow
 def test_every_value_is_read(tiny_data, tmp_path, monkeypatch):
     """Records which leaves fsar_jax asks for, outside of its checks, in runs that take every branch."""
     package, read = str(pathlib.Path(configuration.__file__).parent), set()

@@ -17,6 +17,8 @@ from fsar_jax.training.results import read_results
 from fsar_jax.training.train import TRAINED_ON, evaluate_only, train_and_evaluate
 from fsar_jax.training.workdir import content_of_evaluation, make_workdir
 
+pytestmark = pytest.mark.slow
+
 TRAIN = {'train.num_steps': 2, 'episode.query': 1}
 KEYS = {'method', 'dataset', 'split', 'way', 'shot', 'queries', 'seed', 'num_episodes', 'accuracy', 'ci95', 'per_class',
         'confusion', 'episodes_hash', 'selected_on', 'params_hash', 'config', 'versions'}
@@ -197,7 +199,7 @@ BAD = {
                        "unknown preset 'hmdb': choose one of ssv2, ssv2_full, ssv2_small, kinetics, hmdb51, ucf101, or none for the embedded default"),
     'missing config': (['--config=configs/absent.py'], 'configs/absent.py'),
     'unknown mode': (['--mode=test'], 'flag --mode=test: value should be one of <train|evaluate>'),
-    'nothing to evaluate': (['--mode=evaluate'], 'no checkpoint in {work}/checkpoints: train first, or check --workdir'),
+    'nothing to evaluate': (['--mode=evaluate'], 'no checkpoint in {work}/checkpoints, or no config.json beside them: train first, or check --workdir'),
     'absent weights': (['--mode=evaluate', '--weights=absent.pth'], 'absent.pth'),
     'weights without a sampler': (['--config=configs/vim.py:otam', '--mode=evaluate', '--weights=otam.pth'],
                                   "otam.pth: no published checkpoint has the learned sampler of config.model.sampler.name='task_adaptive'"),

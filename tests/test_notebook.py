@@ -6,7 +6,10 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from tiny_run import CPU, REPOSITORY
+
+pytestmark = pytest.mark.slow
 
 # What makes a command of the notebook short; the settings of the model stay, because the cells below use them.
 SHORTER = {

@@ -5,9 +5,12 @@ import shlex
 import subprocess
 import sys
 
+import pytest
 from tiny_run import CPU, REPOSITORY, TINY, error_of
 
 from fsar_jax.data import build
+
+pytestmark = pytest.mark.slow
 
 
 def commands(section):

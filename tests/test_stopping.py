@@ -82,6 +82,7 @@ def test_ctrl_c_while_main_imports(tmp_path):
     assert_one_line(process)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_training_waits_for_the_checkpoint(tiny_data, tmp_path):
     changes = {'train.num_steps': 10_000, 'train.checkpoint_steps': 2, 'eval.val_episodes': 0}
     process = start_main(*tiny_flags('protonet', tiny_data, tmp_path / 'run', changes))

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from fsar_jax.config import frames_read
+from fsar_jax.data.video_files import write_video
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 # Such runs spend their time in the compiler: without most of its optimisations they take half of it.
@@ -87,6 +88,21 @@ def error_of(*flags, env=None):
     lines = [line for line in err.splitlines() if line]
     assert len(lines) == 1 and lines[0].startswith('error: '), err
     return lines[0]
+
+
+def write_tiny_clips(folder):
+    """Ten classes (4 train, 3 val, 3 test) of four clips: a square of the class's colour wanders over noise."""
+    rng = np.random.default_rng(0)
+    for split, count in (('train', 4), ('val', 3), ('test', 3)):
+        for label in range(count):
+            (folder / split / f'{split} {label}').mkdir(parents=True)
+            colour = rng.integers(0, 256, 3)
+            for clip in range(4):
+                frames = rng.integers(60, 190, (8, 32, 40, 3), np.uint8)
+                x, y, step = rng.integers(0, 12, 3)
+                for t, frame in enumerate(frames):
+                    frame[y:y + 18, x + step * t // 8:x + step * t // 8 + 16] = colour
+                write_video(folder / split / f'{split} {label}' / f'{clip}.mp4', frames)
 
 
 def random_batch(config, seed=0):

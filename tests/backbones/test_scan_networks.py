@@ -22,6 +22,7 @@ def channels_last(x):
 NARROW = functools.partial(ShuffleNetV2, widths=(8, 16, 32, 64, 128))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('case, name', [('shufflenetv2_narrow_a', 'narrow'), ('shufflenetv2_x05_a', 'shufflenet_v2_x0_5')])
 def test_maps_and_running_statistics_equal_the_published(case, name, published, assert_close_to_published, monkeypatch):
     monkeypatch.setitem(SCAN_NETWORKS, 'narrow', NARROW)
@@ -47,6 +48,7 @@ def test_maps_and_running_statistics_equal_the_published(case, name, published, 
     assert np.any(np.asarray(updated['batch_stats']['conv5_1']['mean']) != np.asarray(variables['batch_stats']['conv5_1']['mean']))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stride', [1, 2])
 @pytest.mark.parametrize('size', [(6, 5), (7, 8)])
 @pytest.mark.parametrize('compute', [diagonal_convolution, shifted_products])

@@ -30,6 +30,7 @@ def head_inputs(f):
     return f.support_by_class(videos(f.inputs['support'])), videos(f.inputs['query']), f.inputs['query_labels']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', HEADS)
 def test_head_equals_published(published, assert_close_to_published, name):
     f = published(name)
@@ -100,6 +101,7 @@ def small():
     return config, variables, support, query
 
 
+@pytest.mark.slow
 def test_embed_then_match_is_the_whole(small):
     config, variables, support, query = small
     learner = fsar_jax.create_learner(config.model)
@@ -122,6 +124,7 @@ def test_bytes_and_unit_floats_are_the_same_frames(small):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', ['split', 'joint', 'frozen'])
 def test_batch_norm_sees_support_and_query_as_the_config_says(small, mode):
     config, variables, support, query = small
@@ -141,6 +144,7 @@ def test_batch_norm_sees_support_and_query_as_the_config_says(small, mode):
     np.testing.assert_allclose(stem(updated), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_compute_keeps_float32_parameters_and_float32_logits_close(small):
     config, variables, support, query = small
     exact = fsar_jax.create_learner(config.model).apply(variables, support, query).logits

@@ -47,6 +47,7 @@ def method(request):
     return config, learner, variables, support, query, run
 
 
+@pytest.mark.slow
 def test_embed_then_match_is_the_whole(method):
     _, learner, variables, support, query, run = method
     whole = run(variables, support, query)
@@ -68,6 +69,7 @@ def test_classes_permute_and_queries_do_not_see_each_other(method):
     np.testing.assert_allclose(run(variables, support, others).logits[:2], logits[:2], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_at_zero_distance_and_at_zero_features(method):
     config, learner, variables, support, query, _ = method
     labels, classes = jnp.array([0, 1, 2, 0, 1]), jnp.array([6, 0, 3])
@@ -88,6 +90,7 @@ def test_gradients_are_finite_at_zero_distance_and_at_zero_features(method):
             assert np.isfinite(gradient).all(), jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 def test_bfloat16_compute_stays_within_one_percent(method):
     config, _, variables, support, query, run = method
     exact = run(variables, support, query).logits

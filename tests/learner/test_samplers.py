@@ -57,6 +57,7 @@ def started(learner, support, query):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('preset', ['', 'otam', 'strm'])
 def test_any_method_behind_the_sampler(preset):
     """One training episode: every part of the sampler learns; at test, scans that were kept give the logits of the whole."""

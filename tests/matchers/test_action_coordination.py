@@ -203,6 +203,7 @@ def started(matcher, support, query):
     return {**variables, 'params': jax.tree_util.tree_map_with_path(move, variables['params'])}
 
 
+@pytest.mark.slow
 def test_the_split_convolution_equals_the_one_on_pairs():
     support, query = random_maps(shot=1)
     support = support[:, 0]
@@ -216,6 +217,7 @@ def test_the_split_convolution_equals_the_one_on_pairs():
     assert np.abs(whole).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('spatial', ['mask', 'grid', 'enumerate', 'none'])
 def test_chunks_of_pairs_change_neither_logits_nor_gradients(spatial, quick_compilation):
     support, query = random_maps()

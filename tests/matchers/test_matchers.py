@@ -136,6 +136,7 @@ def test_a_query_does_not_see_the_other_queries(name):
                                rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', MATCHERS)
 @pytest.mark.parametrize('where', ['identical videos', 'zeros'])
 def test_gradients_are_finite_at_zero_distance_and_at_zero_features(name, where):

@@ -312,6 +312,7 @@ def clips(bad, count):
     return [VideoSource(f'jump/{i}', 0, 'a path', 'bad' if i in bad else 'good') for i in range(count)]
 
 
+@pytest.mark.slow
 def test_a_file_that_ends_the_worker_is_skipped_and_the_others_are_read():
     """Slower to write than to read: the pool may break while nobody waits for it."""
     found = []

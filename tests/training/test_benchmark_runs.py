@@ -18,6 +18,8 @@ REPOSITORY = pathlib.Path(build.__file__).parents[2]
 sys.path.append(str(REPOSITORY / 'tests' / 'tfds_builders'))
 import benchmark_copies as copies  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 PRESETS = {
     'ucf101_arn': ('ucf101',),
     'ssv2_small_cmn': ('ssv2_small',),

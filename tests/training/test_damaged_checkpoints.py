@@ -401,6 +401,7 @@ TWO = '''
 '''
 
 
+@pytest.mark.slow
 def test_two_processes_agree_on_what_is_damaged(tmp_path):
     """Each takes part in everything that the other does, or one of them would wait for ever."""
     with socket.socket() as free:

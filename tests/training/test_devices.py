@@ -22,7 +22,7 @@ from fsar_jax.training.results import read_results
 from fsar_jax.training.state import create_train_state, make_train_step
 from fsar_jax.training.train import fit_accumulation
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick_compilation')]
 OPTIMIZER = {'train.optimizer': os.environ.get('FSAR_OPTIMIZER', 'sgd'), 'train.schedule': 'constant',
              'train.learning_rate': 0.01 if os.environ.get('FSAR_OPTIMIZER', 'sgd') == 'sgd' else 1e-3}
 

@@ -54,6 +54,7 @@ def test_cached_equals_published_way_equals_one_episode_at_a_time(setting):
     assert 11 < cached.correct.sum() < 33    # neither chance (11) nor perfect
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', ['otam', 'ta2n', 'hyrsm', 'mastaf', 'vim'])
 def test_cached_equals_published_way_for_every_matcher(setting, method, quick_compilation):
     _, _, dataset, _, mesh = setting

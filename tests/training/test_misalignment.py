@@ -13,7 +13,7 @@ from fsar_jax.learner import create_learner
 from fsar_jax.training import misalignment
 from fsar_jax.training.episode_report import Truth, measure, truth_measures
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick_compilation')]
 CLIP = np.array([1, 5, 9, 13, 17])               # five sampled frames of a clip of 19
 
 

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import write_tiny_clips
-from tiny_run import SAMPLER, error_of, finish, largest_difference, run_main, start_main, tiny_config, tiny_flags
+from tiny_run import SAMPLER, error_of, finish, largest_difference, run_main, start_main, tiny_config, tiny_flags, write_tiny_clips
 
 from fsar_jax.data import build, loader
 from fsar_jax.data.dataset import open_dataset
@@ -30,7 +29,7 @@ from fsar_jax.training.state import create_train_state
 from fsar_jax.training.workdir import (
     MAY_CHANGE_ON_RESUME, METHOD, TESTED_ON, TRAINED_ON, check_settings, departures, evaluation_config, note_videos, run_config)
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick_compilation')]
 KILLS = int(os.environ.get('FSAR_KILLS', 3))
 STEPS = 12
 SETTINGS = {'train.num_steps': STEPS, 'train.checkpoint_steps': 2}

@@ -14,6 +14,8 @@ from fsar_jax.data import episodes as episode_lists
 from fsar_jax.learner import create_learner
 from fsar_jax.training import episode_report, selection
 
+pytestmark = pytest.mark.slow
+
 
 def test_share_of_frames_inside_the_action():
     places = np.array([[[0, 2, 5, 6], [3, 4, 5, 9]]])

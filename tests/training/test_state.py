@@ -80,6 +80,7 @@ def permuted(batch, order):
     return {key: value[:, order] for key, value in batch.items()}
 
 
+@pytest.mark.slow
 def test_a_step_equals_its_episodes_one_by_one(strm, batch, after):
     """SGD by hand: p − rate · mean gradient; the sum over queries, λ, dropout keys, flips and batch statistics are all in it."""
     state, metrics = after
@@ -94,6 +95,7 @@ def test_a_step_equals_its_episodes_one_by_one(strm, batch, after):
     assert state.step == 1
 
 
+@pytest.mark.slow
 def test_parts_in_sequence_change_nothing(strm, batch, after):
     parts = Run('strm', {'train.accumulation_steps': 4})
     state, metrics = parts.step({key: value.swapaxes(0, 1) for key, value in batch.items()})
