@@ -2,7 +2,7 @@
 # ./run.sh [flags of main.py]      set up, build the config's dataset where it is an embedded one, train
 #                                  and evaluate (STRM unless --config says otherwise)
 # ./run.sh test [pytest args]      set up and run the tests
-#          test --quick            those that take seconds, for people at work
+#          test --quick            the fast ones, about 4 minutes, for people at work
 #          test --oldest           the quick ones with the lowest versions that setup.cfg allows,
 #          test --newest           or with the newest that there are, in an environment of their own
 # ./run.sh lock                    write lock.txt and lock-oldest.txt anew from setup.cfg (docs/how_it_works.md)
@@ -24,6 +24,7 @@ is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/
 find_python() {
   if [ -n "${PYTHON:-}" ]; then
     command -v "$PYTHON" >/dev/null || fail "PYTHON=$PYTHON: there is no such program"
+    "$PYTHON" --version >/dev/null 2>&1 || fail "PYTHON=$PYTHON does not run ($("$PYTHON" --version 2>&1 | head -n 1)): give the path of a Python"
     is_new_enough "$PYTHON" || fail "fsar_jax needs Python 3.11 or newer, PYTHON=$PYTHON is $("$PYTHON" --version 2>&1)"
     echo "$PYTHON"; return
   fi

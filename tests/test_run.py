@@ -165,6 +165,9 @@ def test_a_newer_python_is_taken_where_python3_is_too_old(checkout):
         add_python(checkout, name, 'none')                              # whatever /usr/bin has
     assert 'there is none on the PATH' in error_of(checkout)
     assert 'there is no such program' in error_of(checkout, PYTHON='python3.77')
+    (checkout / 'programs/python3.12').write_text('#!/bin/bash\necho "pyenv: python3.12: command not found" >&2\necho more >&2\nexit 127\n')
+    error = error_of(checkout, PYTHON='python3.12')                     # a program that stands for another which is not active
+    assert error == 'error: PYTHON=python3.12 does not run (pyenv: python3.12: command not found): give the path of a Python\n'
 
 
 def test_the_tiers_of_the_suite(checkout):
