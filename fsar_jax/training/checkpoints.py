@@ -27,6 +27,7 @@ from jax.experimental import multihost_utils
 import ml_collections
 import numpy as np
 
+from fsar_jax.data.checksums import sha256_of
 from fsar_jax.files import read_json, write_whole
 from fsar_jax.messages import listed, one_line, printable
 
@@ -497,11 +498,8 @@ def _file_hashes(path, names=None) -> dict[str, str | None]:
     """{'state/_METADATA': SHA-256, …} of all files in a directory, or of these names, None where there is no such file."""
     names = sorted(str(file.relative_to(path)) for file in path.rglob('*') if file.is_file()) if names is None else names
 
-    def of(name):
-        if not (path / name).is_file():                   # a pipe would be waited for
-            return None
-        with open(path / name, 'rb') as file:
-            return hashlib.file_digest(file, 'sha256').hexdigest()
+    def of(name):                                         # a pipe would be waited for
+        return sha256_of(path / name) if (path / name).is_file() else None
     with futures.ThreadPoolExecutor() as pool:
         return dict(zip(names, pool.map(of, names), strict=True))
 

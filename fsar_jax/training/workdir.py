@@ -11,9 +11,10 @@ import jax
 import ml_collections
 
 from fsar_jax.config import SETTINGS, default_config, keys_that_affect
+from fsar_jax.data.checksums import sha256_of
 from fsar_jax.data.dataset import content_hash, videos_present
 from fsar_jax.data.episodes import episodes_hash
-from fsar_jax.files import naming, read_json, write_whole
+from fsar_jax.files import read_json, write_whole
 from fsar_jax.learner import create_learner
 from fsar_jax.machine import file_lock
 from fsar_jax.messages import listed, one_line, printable
@@ -239,9 +240,7 @@ def content_of_evaluation(config, dataset, published) -> str:
     """SHA-256 of all that decides the results of published weights: bytes of the file, settings, videos, and a list of episodes."""
     settings = flatten(json.loads(config.to_json()))
     settings = {key: value for key, value in settings.items() if not key.startswith((*SAME_RESULTS, 'eval.episodes_file'))}
-    with open(published, 'rb') as file, naming(published):
-        of_file = hashlib.file_digest(file, 'sha256').hexdigest()
-    everything = [of_file, settings, content_hash(dataset), hash_of_list(dataset, config)]
+    everything = [sha256_of(published), settings, content_hash(dataset), hash_of_list(dataset, config)]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 
