@@ -1,9 +1,11 @@
-"""How fast videos become records: videos per minute and core, by codec, at the sizes of the public benchmarks.
+"""How fast videos become records: videos per minute and core, by codec, at the sizes of the public
+benchmarks.
 
     python benchmarks/building.py [--seconds=10]
 
-CPU time of one process that decodes, keeps at most 64 frames, resizes to a short side of 256 and encodes; a build runs one such
-process per core. The clips are synthetic (textures that move, and noise; compare the MB with your own: bigger files decode slower).
+CPU time of one process that decodes, keeps at most 64 frames, resizes to a short side of 256 and
+encodes; a build runs one such process per core. The clips are synthetic (textures that move, and
+noise; compare the MB with your own: bigger files decode slower).
 """
 
 import dataclasses
@@ -44,7 +46,8 @@ CLIPS = {
 
 
 def moving_textures(clip: Clip) -> np.ndarray:
-    """uint8 [frames, H, W, 3]: a random picture of 4 x 4 blocks that slides, with noise that changes."""
+    """uint8 [frames, H, W, 3]: a random picture of 4 x 4 blocks that slides, with noise that
+    changes."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (clip.height // 8 + 1, clip.width // 4 + 1, 3), np.uint8)
     wide = resize_short_side(np.repeat(coarse, 2, 1), clip.height)
@@ -79,14 +82,22 @@ def main(_):
             whole = per_minute(lambda: record_from_file(path, 'id', 0, settings), SECONDS.value)
             decode = per_minute(lambda: read_video(path, 1), SECONDS.value)
             megabytes = path.stat().st_size / 1e6
-            print(f'{name:<36} {clip.frames:>7} {megabytes:>6.1f} {whole:>16.0f} {whole / decode:>17.0%}', flush=True)
+            print(
+                f'{name:<36} {clip.frames:>7} {megabytes:>6.1f} {whole:>16.0f} '
+                f'{whole / decode:>17.0%}',
+                flush=True,
+            )
         frames = pathlib.Path(folder, 'frames')
         frames.mkdir()
         for i, frame in enumerate(moving_textures(Clip('', '', 340, 256, 100, 12))):
             (frames / f'{i}.jpg').write_bytes(encode_jpeg(frame, 95))
-        whole = per_minute(lambda: record_from_frames(FrameFolder(str(frames)), 'id', 0, settings), SECONDS.value)
+        whole = per_minute(
+            lambda: record_from_frames(FrameFolder(str(frames)), 'id', 0, settings), SECONDS.value
+        )
         size = sum(file.stat().st_size for file in frames.iterdir()) / 1e6
-        print(f'{"JPEG frames of the stored size":<36} {100:>7} {size:>6.1f} {whole:>16.0f} {"-":>18}')
+        print(
+            f'{"JPEG frames of the stored size":<36} {100:>7} {size:>6.1f} {whole:>16.0f} {"-":>18}'
+        )
 
 
 if __name__ == '__main__':

@@ -1,17 +1,20 @@
-"""How much embedding each clip once saves: python benchmarks/evaluation.py [--methods=strm,protonet] [--shot=1]
+"""How much embedding each clip once saves: python benchmarks/evaluation.py
+[--methods=strm,protonet] [--shot=1]
 
-Evaluates with random weights on the embedded dataset, as main.py does with trained ones: with the cache (every clip embedded
-once, episodes matched from embeddings) and without (all clips of every episode read and embedded again, as the published codes
-do). Each is run twice and the second run counts, so compilation does not. The time of a whole evaluation follows from the
-speeds. The last line counts the clips to embed; matching costs something too, and so does starting many small batches.
+Evaluates with random weights on the embedded dataset, as main.py does with trained ones: with the
+cache (every clip embedded once, episodes matched from embeddings) and without (all clips of every
+episode read and embedded again, as the published codes do). Each is run twice and the second run
+counts, so compilation does not. The time of a whole evaluation follows from the speeds. The last
+line counts the clips to embed; matching costs something too, and so does starting many small
+batches.
 """
 
 import pathlib
 import runpy
 
-from absl import app, flags, logging
 import jax
 import numpy as np
+from absl import app, flags, logging
 
 from fsar_jax import create_learner
 from fsar_jax.data import episodes, loader
@@ -25,27 +28,38 @@ DIR = flags.DEFINE_string('dir', 'data', 'Where the dataset lies, as config.data
 SHOT = flags.DEFINE_integer('shot', 1, 'Support clips per class.')
 CACHED = flags.DEFINE_integer('cached', 1000, 'Episodes to time with the cache.')
 UNCACHED = flags.DEFINE_integer('uncached', 48, 'Episodes to time without.')
-WHOLE = 10_000                                    # episodes of a published evaluation
+WHOLE = 10_000  # episodes of a published evaluation
 
 
 def speeds(dataset, config, mesh):
-    """(clips embedded per second, episodes matched per second, episodes per second without the cache, relative difference)."""
+    """(clips embedded per second, episodes matched per second, episodes per second without the
+    cache, relative difference)."""
     learner = create_learner(config.model)
     variables = create_train_state(config, learner).variables
     count = max(CACHED.value, UNCACHED.value)
-    drawn = episodes.draw_episodes(dataset, config.episode.way, SHOT.value, config.eval.query, config.eval.seed, count)
+    drawn = episodes.draw_episodes(
+        dataset, config.episode.way, SHOT.value, config.eval.query, config.eval.seed, count
+    )
     several, few = first(drawn, CACHED.value), first(drawn, UNCACHED.value)
     for _ in range(2):
         cached = evaluate_episodes(learner, variables, dataset, several, config, mesh, cache=True)
         uncached = evaluate_episodes(learner, variables, dataset, few, config, mesh, cache=False)
     clips = len(np.unique(np.concatenate([several.support.ravel(), several.query.ravel()])))
-    apart = np.abs(cached.logits[:len(uncached.logits)] - uncached.logits[:len(cached.logits)]).max()
-    return (clips / cached.seconds['embed'], len(several) / cached.seconds['match'],
-            len(few) / uncached.seconds['episodes'], apart / np.abs(uncached.logits).max())
+    apart = np.abs(
+        cached.logits[: len(uncached.logits)] - uncached.logits[: len(cached.logits)]
+    ).max()
+    return (
+        clips / cached.seconds['embed'],
+        len(several) / cached.seconds['match'],
+        len(few) / uncached.seconds['episodes'],
+        apart / np.abs(uncached.logits).max(),
+    )
 
 
 def first(drawn, count):
-    return episodes.Episodes(drawn.support[:count], drawn.query[:count], drawn.labels[:count], drawn.classes[:count])
+    return episodes.Episodes(
+        drawn.support[:count], drawn.query[:count], drawn.labels[:count], drawn.classes[:count]
+    )
 
 
 def main(_):
@@ -55,20 +69,37 @@ def main(_):
         file = pathlib.Path(__file__).parents[1] / 'configs' / f'{method}.py'
         config = runpy.run_path(str(file))['get_config']()
         config.data.dir, config.episode.shot = DIR.value, SHOT.value
-        dataset = loader.usable(open_dataset(config.data.dataset, config.data.dir, config.eval.split), config)
+        dataset = loader.usable(
+            open_dataset(config.data.dataset, config.data.dir, config.eval.split), config
+        )
         rows.append((method, *speeds(dataset, config, mesh)))
     videos = config.episode.way * (SHOT.value + config.eval.query)
-    print(f'{mesh.size} x {jax.devices()[0].device_kind}, {config.data.dataset} {config.eval.split}: {len(dataset)} clips, '
-          f'{config.episode.way}-way {SHOT.value}-shot, {videos} clips per episode')
-    print(f'\n{"":<10} {"cached:":>9} {"":>10} {"":>10} {"uncached:":>11} {"":>10} {"":>7} {"logits":>8}')
-    print(f'{"method":<10} {"clips/s":>9} {"episodes/s":>10} {"10,000 s":>10} '
-          f'{"episodes/s":>11} {"10,000 s":>10} {"ratio":>7} {"differ":>8}')
+    print(
+        f'{mesh.size} x {jax.devices()[0].device_kind}, {config.data.dataset} {config.eval.split}: '
+        f'{len(dataset)} clips, '
+        f'{config.episode.way}-way {SHOT.value}-shot, {videos} clips per episode'
+    )
+    print(
+        f'\n{"":<10} {"cached:":>9} {"":>10} {"":>10} {"uncached:":>11} {"":>10} {"":>7} '
+        f'{"logits":>8}'
+    )
+    print(
+        f'{"method":<10} {"clips/s":>9} {"episodes/s":>10} {"10,000 s":>10} '
+        f'{"episodes/s":>11} {"10,000 s":>10} {"ratio":>7} {"differ":>8}'
+    )
     for method, embed, match, again, apart in rows:
         cached, uncached = len(dataset) / embed + WHOLE / match, WHOLE / again
-        print(f'{method:<10} {embed:>9.0f} {match:>10.0f} {cached:>10.1f} {again:>11.2f} {uncached:>10.0f} '
-              f'{uncached / cached:>6.0f}x {apart:>8.0e}', flush=True)
-    print(f'\nclips to embed in {WHOLE} episodes: {len(dataset)} with the cache, {WHOLE * videos} without '
-          f'({WHOLE * videos / len(dataset):.0f} times as many)')
+        print(
+            f'{method:<10} {embed:>9.0f} {match:>10.0f} {cached:>10.1f} {again:>11.2f} '
+            f'{uncached:>10.0f} '
+            f'{uncached / cached:>6.0f}x {apart:>8.0e}',
+            flush=True,
+        )
+    print(
+        f'\nclips to embed in {WHOLE} episodes: {len(dataset)} with the cache, {WHOLE * videos} '
+        'without '
+        f'({WHOLE * videos / len(dataset):.0f} times as many)'
+    )
 
 
 if __name__ == '__main__':

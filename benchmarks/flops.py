@@ -1,18 +1,19 @@
 """What a method costs by count: python benchmarks/flops.py [--preset=ssv2] [--shot=5] [--query=1]
 
-Floating point operations (a multiply-add is two) of one evaluation episode, pixels to logits, and parameters. XLA's cost
-analysis counts them in the traced program, so nothing is compiled or run. 'concatenated' is the same head as published, with
-the linear maps applied to concatenated tuples instead of frame by frame (benchmarks/tuple_projection.py).
+Floating point operations (a multiply-add is two) of one evaluation episode, pixels to logits, and
+parameters. XLA's cost analysis counts them in the traced program, so nothing is compiled or run.
+'concatenated' is the same head as published, with the linear maps applied to concatenated tuples
+instead of frame by frame (benchmarks/tuple_projection.py).
 """
 
 import functools
 import pathlib
 import runpy
 
-from absl import app, flags, logging
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import app, flags, logging
 
 from fsar_jax import create_learner
 from fsar_jax.layers import frame_tuples
@@ -20,7 +21,7 @@ from fsar_jax.layers import frame_tuples
 PRESET = flags.DEFINE_string('preset', 'ssv2', "'' for the embedded default.")
 SHOT = flags.DEFINE_integer('shot', 0, 'Support clips per class; 0: of the preset.')
 QUERY = flags.DEFINE_integer('query', 1, 'Query clips per class.')
-METHODS = {                                       # row -> config, cardinalities (None: of the config)
+METHODS = {  # row -> config, cardinalities (None: of the config)
     'ProtoNet': ('protonet', None),
     'TRM {2}': ('trm', None),
     'TRX {2, 3}': ('trx', None),
@@ -48,7 +49,7 @@ def concatenation(config, videos, channels):
     model, length, more = config.model, config.episode.frames, 0
     if model.matcher.name != 'cross_transformer':
         return 0
-    outputs = 2 * (model.matcher.dim or channels // 2)                                     # keys and values
+    outputs = 2 * (model.matcher.dim or channels // 2)  # keys and values
     if model.query_similarity.weight:
         outputs += model.query_similarity.dim or channels // 2
     for cardinality in model.matcher.cardinalities:
@@ -58,7 +59,8 @@ def concatenation(config, videos, channels):
 
 
 def count(config):
-    """(million parameters, GFLOP of the backbone, of the rest, of the rest with concatenated tuples)."""
+    """(million parameters, GFLOP of the backbone, of the rest, of the rest with concatenated
+    tuples)."""
     episode, learner = config.episode, create_learner(config.model)
     clip = (episode.frames, episode.image_size, episode.image_size, 3)
     support = jax.ShapeDtypeStruct((episode.way, episode.shot, *clip), jnp.uint8)
@@ -74,7 +76,12 @@ def count(config):
     backbone = operations(maps, variables, frames)
     logits = lambda variables, *clips: learner.apply(variables, *clips, train=False).logits
     head = operations(logits, variables, support, query) - backbone
-    return parameters / 1e6, backbone / 1e9, head / 1e9, (head + concatenation(config, videos, channels)) / 1e9
+    return (
+        parameters / 1e6,
+        backbone / 1e9,
+        head / 1e9,
+        (head + concatenation(config, videos, channels)) / 1e9,
+    )
 
 
 def main(_):
@@ -83,18 +90,28 @@ def main(_):
     for name, (method, cardinalities) in METHODS.items():
         config = load(method, cardinalities)
         rows[name], episode = count(config), config.episode
-    print(f'{config.model.backbone.name}, {episode.frames} frames of {episode.image_size} px, {episode.way}-way {episode.shot}-shot, '
-          f'{episode.way * QUERY.value} queries; GFLOP per episode\n')
-    print(f"{'method':<12} {'params M':>9} {'backbone':>9} {'head':>8} {'total':>9}   {'concatenated: head':>18} {'total':>9}")
+    print(
+        f'{config.model.backbone.name}, {episode.frames} frames of {episode.image_size} px, '
+        f'{episode.way}-way {episode.shot}-shot, '
+        f'{episode.way * QUERY.value} queries; GFLOP per episode\n'
+    )
+    print(
+        f"{'method':<12} {'params M':>9} {'backbone':>9} {'head':>8} {'total':>9}   "
+        f"{'concatenated: head':>18} {'total':>9}"
+    )
     for name, (parameters, backbone, head, published) in rows.items():
-        print(f'{name:<12} {parameters:>9.2f} {backbone:>9.1f} {head:>8.2f} {backbone + head:>9.1f}   '
-              f'{published:>18.2f} {backbone + published:>9.1f}')
+        print(
+            f'{name:<12} {parameters:>9.2f} {backbone:>9.1f} {head:>8.2f} {backbone + head:>9.1f}   '
+            f'{published:>18.2f} {backbone + published:>9.1f}'
+        )
     print(f"\n{'STRM {2} costs more than':<26} {'here':>8} {'concatenated':>13}")
     _, backbone, head, published = rows['STRM {2}']
     for name in ('TRM {2}', 'TRX {2, 3}'):
         _, base, base_head, base_published = rows[name]
-        print(f'{name:<26} {(backbone + head) / (base + base_head) - 1:>+8.1%} '
-              f'{(backbone + published) / (base + base_published) - 1:>+13.1%}')
+        print(
+            f'{name:<26} {(backbone + head) / (base + base_head) - 1:>+8.1%} '
+            f'{(backbone + published) / (base + base_published) - 1:>+13.1%}'
+        )
 
 
 if __name__ == '__main__':

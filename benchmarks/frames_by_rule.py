@@ -1,8 +1,10 @@
-"""What the choice of frames is worth to a trained run: python benchmarks/frames_by_rule.py --workdir=runs/protonet [--num_episodes=3000]
+"""What the choice of frames is worth to a trained run: python benchmarks/frames_by_rule.py
+--workdir=runs/protonet [--num_episodes=3000]
 
-The frames of every test clip are chosen by a rule that knows when the action happens, in place of the run's own sampler; episodes,
-backbone and matcher stay. A sampler that chooses by content could gain what lies between 'evenly over the clip' and the best
-rule; one that has the same habit for all clips, what the last three rows gain. Needs a dataset that knows (synthetic_actions).
+The frames of every test clip are chosen by a rule that knows when the action happens, in place of
+the run's own sampler; episodes, backbone and matcher stay. A sampler that chooses by content could
+gain what lies between 'evenly over the clip' and the best rule; one that has the same habit for all
+clips, what the last three rows gain. Needs a dataset that knows (synthetic_actions).
 """
 
 import copy
@@ -25,7 +27,8 @@ EPISODES = flags.DEFINE_integer('num_episodes', 3000, 'The same ones for every r
 
 
 def rules(length, dense=20):
-    """{name: function of (stored frames n, first and last frame of the action) -> `length` of the n frames, in order}."""
+    """{name: function of (stored frames n, first and last frame of the action) -> `length` of the n
+    frames, in order}."""
     between = lambda first, last, count: np.rint(np.linspace(first, last, count)).astype(int)
     half = length // 2
     fixed = lambda chosen: lambda n, start, end: frame_indices(n, dense)[chosen]
@@ -33,23 +36,40 @@ def rules(length, dense=20):
     return {
         'evenly over the clip': lambda n, start, end: frame_indices(n, length),
         'evenly inside the action': lambda n, start, end: between(start, end, length),
-        'from 2 before it to 2 after it': lambda n, start, end: between(max(start - 2, 0), min(end + 2, n - 1), length),
-        'half before, half after it': lambda n, start, end: np.r_[between(0, start, half), between(end, n - 1, length - half)],
-        'its first and its last frame': lambda n, start, end: np.r_[[start] * half, [end] * (length - half)],
-        f'first {length - late} and last {late} of {dense}': fixed([*range(length - late), *range(dense - late, dense)]),
+        'from 2 before it to 2 after it': lambda n, start, end: between(
+            max(start - 2, 0), min(end + 2, n - 1), length
+        ),
+        'half before, half after it': lambda n, start, end: np.r_[
+            between(0, start, half), between(end, n - 1, length - half)
+        ],
+        'its first and its last frame': lambda n, start, end: np.r_[
+            [start] * half, [end] * (length - half)
+        ],
+        f'first {length - late} and last {late} of {dense}': fixed(
+            [*range(length - late), *range(dense - late, dense)]
+        ),
         f'first {length} of {dense}': fixed([*range(length)]),
-        f'middle {length} of {dense}': fixed([*range((dense - length) // 2, (dense + length) // 2)]),
+        f'middle {length} of {dense}': fixed(
+            [*range((dense - length) // 2, (dense + length) // 2)]
+        ),
     }
 
 
 def by_rule(dataset, records, rule, length):
-    """The dataset, whose clips are `records`, with the frames of the rule alone; and the share of these inside the action."""
-    chosen = np.array([rule(len(r['frames']), int(r['action_start']), int(r['action_end'])) for r in records])
+    """The dataset, whose clips are `records`, with the frames of the rule alone; and the share of
+    these inside the action."""
+    chosen = np.array(
+        [rule(len(r['frames']), int(r['action_start']), int(r['action_end'])) for r in records]
+    )
     assert chosen.shape == (len(records), length)
     short = copy.copy(dataset)
     short.num_frames = np.full(len(records), length, np.int32)
-    short.read = lambda position: records[position] | {'frames': [records[position]['frames'][i] for i in chosen[position]]}
-    start, end = (np.array([int(record[key]) for record in records]) for key in ('action_start', 'action_end'))
+    short.read = lambda position: (
+        records[position] | {'frames': [records[position]['frames'][i] for i in chosen[position]]}
+    )
+    start, end = (
+        np.array([int(record[key]) for record in records]) for key in ('action_start', 'action_end')
+    )
     return short, share_inside(chosen, start, end)
 
 
@@ -59,16 +79,28 @@ def main(_):
     variables = best_of_run(WORKDIR.value, mesh).state.variables
     config.data.dir, config.model.sampler.name = DATA.value, 'uniform'
     dataset = open_split(config, 'test', config.eval.query)
-    episodes, learner = episodes_of(dataset, config, 'test', EPISODES.value), create_learner(config.model)
-    records, queries = [dataset.read(position) for position in range(len(dataset))], episodes.labels.shape[1]
-    interval = lambda correct: '{:.2f} ± {:.2f}'.format(*(100 * x for x in accuracy_with_interval(correct, queries)))
+    episodes, learner = (
+        episodes_of(dataset, config, 'test', EPISODES.value),
+        create_learner(config.model),
+    )
+    records, queries = (
+        [dataset.read(position) for position in range(len(dataset))],
+        episodes.labels.shape[1],
+    )
+    interval = lambda correct: '{:.2f} ± {:.2f}'.format(
+        *(100 * x for x in accuracy_with_interval(correct, queries))
+    )
     print(f"{'frames':<32} {'inside':>7} {'accuracy':>16} {'minus evenly spaced':>20}")
     for name, rule in rules(config.episode.frames).items():
         clips, inside = by_rule(dataset, records, rule, config.episode.frames)
         found = evaluate_episodes(learner, variables, clips, episodes, config, mesh)
         if name == 'evenly over the clip':
             evenly = found.correct
-        print(f'{name:<32} {inside:>7.3f} {interval(found.correct):>16} {interval(found.correct - evenly):>20}', flush=True)
+        print(
+            f'{name:<32} {inside:>7.3f} {interval(found.correct):>16} '
+            f'{interval(found.correct - evenly):>20}',
+            flush=True,
+        )
 
 
 if __name__ == '__main__':

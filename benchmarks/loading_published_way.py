@@ -1,10 +1,12 @@
-"""Episodes per second: a .zip of frames read with PIL, as the published codes do it, beside fsar_jax's records.
+"""Episodes per second: a .zip of frames read with PIL, as the published codes do it, beside
+fsar_jax's records.
 
     python benchmarks/loading_published_way.py [--seconds=20]
 
-5-way 5-shot with 4 queries per class, 45 videos x 8 frames of 224 x 224, short side 256 stored; by 1 and 2 workers. Same
-frames in both. The published way: one .zip in memory, a JPEG per frame, PIL, resize to 256 (also when it is that size
-already: `frames stored at 240` shows the resize at work), crop, flip, float32, stacked.
+5-way 5-shot with 4 queries per class, 45 videos x 8 frames of 224 x 224, short side 256 stored; by
+1 and 2 workers. Same frames in both. The published way: one .zip in memory, a JPEG per frame, PIL,
+resize to 256 (also when it is that size already: `frames stored at 240` shows the resize at work),
+crop, flip, float32, stacked.
 """
 
 import io
@@ -35,7 +37,9 @@ def clip_frames(number: int, height: int) -> list[bytes]:
     coarse = rng.integers(0, 256, (24, 32, 3), np.uint8)
     picture = resize_short_side(coarse, height)
     noise = rng.integers(0, 6, picture.shape, np.uint8)
-    return [encode_jpeg(np.minimum(np.roll(picture, 2 * i, 1), 249) + noise, 95) for i in range(STORED)]
+    return [
+        encode_jpeg(np.minimum(np.roll(picture, 2 * i, 1), 249) + noise, 95) for i in range(STORED)
+    ]
 
 
 class MemoryVideos:
@@ -54,7 +58,11 @@ class MemoryVideos:
         return len(self.labels)
 
     def read(self, position):
-        return {'video_id': self.video_ids[position], 'label': int(self.labels[position]), 'frames': self.clips[position]}
+        return {
+            'video_id': self.video_ids[position],
+            'label': int(self.labels[position]),
+            'frames': self.clips[position],
+        }
 
 
 class ZipEpisodes:
@@ -64,13 +72,18 @@ class ZipEpisodes:
         self.data = pathlib.Path(path).read_bytes()  # the published code keeps the .zip in memory
 
     def episode(self, rng):
-        archive = zipfile.ZipFile(io.BytesIO(self.data)) if not hasattr(self, 'archive') else self.archive
+        archive = (
+            zipfile.ZipFile(io.BytesIO(self.data)) if not hasattr(self, 'archive') else self.archive
+        )
         self.archive = archive
         clips = []
         for label in rng.choice(CLASSES, WAY, replace=False):
             for clip in rng.choice(CLIPS, SHOT + QUERY, replace=False):
                 places = frame_indices(STORED, FRAMES, 'trx', rng)
-                frames = [Image.open(io.BytesIO(archive.read(f'{label}/{clip}/{i}.jpg'))).convert('RGB') for i in places]
+                frames = [
+                    Image.open(io.BytesIO(archive.read(f'{label}/{clip}/{i}.jpg'))).convert('RGB')
+                    for i in places
+                ]
                 scale = 256 / min(frames[0].size)
                 size = tuple(int(side * scale) for side in frames[0].size)
                 frames = [frame.resize(size, Image.BILINEAR) for frame in frames]
@@ -78,13 +91,17 @@ class ZipEpisodes:
                 frames = [frame.crop((left, top, left + CROP, top + CROP)) for frame in frames]
                 if rng.random() < 0.5:
                     frames = [frame.transpose(Image.FLIP_LEFT_RIGHT) for frame in frames]
-                arrays = [np.asarray(frame).transpose(2, 0, 1).astype(np.float32) / 255 for frame in frames]
+                arrays = [
+                    np.asarray(frame).transpose(2, 0, 1).astype(np.float32) / 255
+                    for frame in frames
+                ]
                 clips.append(np.stack(arrays))
         return np.stack(clips)
 
 
 def work(path, queue, seed, stop):
-    """A worker process; for each episode it tells the CPU seconds that it took, and does not send it."""
+    """A worker process; for each episode it tells the CPU seconds that it took, and does not send
+    it."""
     source, rng = ZipEpisodes(path), np.random.default_rng(seed)
     while not stop.is_set():
         start = time.process_time()
@@ -93,10 +110,14 @@ def work(path, queue, seed, stop):
 
 
 def published_way(path, workers, seconds):
-    """(episodes per second, CPU ms of one); the transfer to the main process is left out, in favour of the published way."""
+    """(episodes per second, CPU ms of one); the transfer to the main process is left out, in favour
+    of the published way."""
     context = multiprocessing.get_context('spawn')
     queue, stop = context.Queue(2 * workers), context.Event()
-    processes = [context.Process(target=work, args=(path, queue, i, stop), daemon=True) for i in range(workers)]
+    processes = [
+        context.Process(target=work, args=(path, queue, i, stop), daemon=True)
+        for i in range(workers)
+    ]
     for process in processes:
         process.start()
     for _ in range(3 * workers):  # until the buffer holds no head start
@@ -131,8 +152,14 @@ def ours(dataset, threads, seconds):
 
 
 def main(_):
-    print(f'load {os.getloadavg()[0]:.1f}: on a busy machine compare CPU time\n{"":<31}{"episodes/s":>24}{"CPU ms/episode":>29}')
-    print(f'{"frames":<22} {"workers":>8}' + f' {"published way":>14} {"fsar_jax":>9} {"ratio":>6}' * 2)
+    print(
+        f'load {os.getloadavg()[0]:.1f}: on a busy machine compare CPU '
+        f'time\n{"":<31}{"episodes/s":>24}{"CPU ms/episode":>29}'
+    )
+    print(
+        f'{"frames":<22} {"workers":>8}'
+        + f' {"published way":>14} {"fsar_jax":>9} {"ratio":>6}' * 2
+    )
     stored = [clip_frames(number, 256) for number in range(CLASSES * CLIPS)]
     dataset = MemoryVideos(stored)
     with tempfile.TemporaryDirectory() as folder:
@@ -144,9 +171,13 @@ def main(_):
                     for i, data in enumerate(frames):
                         archive.writestr(f'{number // CLIPS}/{number % CLIPS}/{i}.jpg', data)
             for workers in (1, 2):
-                theirs, own = published_way(path, workers, SECONDS.value), ours(dataset, workers, SECONDS.value)
+                theirs, own = (
+                    published_way(path, workers, SECONDS.value),
+                    ours(dataset, workers, SECONDS.value),
+                )
                 print(
-                    f'{name:<22} {workers:>8} {theirs[0]:>14.1f} {own[0]:>9.1f} {own[0] / theirs[0]:>6.1f} '
+                    f'{name:<22} {workers:>8} {theirs[0]:>14.1f} {own[0]:>9.1f} '
+                    f'{own[0] / theirs[0]:>6.1f} '
                     f'{theirs[1]:>15.0f} {own[1]:>9.0f} {theirs[1] / own[1]:>6.1f}',
                     flush=True,
                 )

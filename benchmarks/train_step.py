@@ -1,8 +1,10 @@
-"""How long one optimiser step takes: python benchmarks/train_step.py [--methods=strm,trx] [--preset=ssv2] [--dtype=bfloat16]
+"""How long one optimiser step takes: python benchmarks/train_step.py [--methods=strm,trx]
+[--preset=ssv2] [--dtype=bfloat16]
 
-Random clips, so the loader is not measured (benchmarks/loading.py does). At paper size the step is compiled and timed on an
-accelerator; on a CPU it is only traced, as one part, which shows that it builds and how many operations it has.
-A method with a sampler (vim) is followed by the same with evenly spaced frames, and by the sampler's share of the step.
+Random clips, so the loader is not measured (benchmarks/loading.py does). At paper size the step is
+compiled and timed on an accelerator; on a CPU it is only traced, as one part, which shows that it
+builds and how many operations it has. A method with a sampler (vim) is followed by the same with
+evenly spaced frames, and by the sampler's share of the step.
 """
 
 import pathlib
@@ -10,21 +12,29 @@ import runpy
 import statistics
 import time
 
-from absl import app, flags, logging
 import jax
 import numpy as np
+from absl import app, flags, logging
+from unrolled import loops_unrolled
 
 from fsar_jax import create_learner
 from fsar_jax.config import frames_read
 from fsar_jax.training.mesh import episode_mesh, replicate, shard
 from fsar_jax.training.state import create_train_state, make_train_step
 from fsar_jax.training.train import fit_accumulation
-from unrolled import loops_unrolled
 
 METHODS = flags.DEFINE_list('methods', ['protonet', 'trm', 'trx', 'strm'], 'Files in configs/.')
-PRESET = flags.DEFINE_string('preset', '', "'' for the embedded default, or ssv2, kinetics, hmdb51, ucf101, as configs/ has them.")
-DTYPE = flags.DEFINE_enum('dtype', None, ['float32', 'bfloat16'], 'config.model.dtype; default as the config says.')
-PARTS = flags.DEFINE_integer('accumulation_steps', None, 'config.train.accumulation_steps; default as the config says.')
+PRESET = flags.DEFINE_string(
+    'preset',
+    '',
+    "'' for the embedded default, or ssv2, kinetics, hmdb51, ucf101, as configs/ has them.",
+)
+DTYPE = flags.DEFINE_enum(
+    'dtype', None, ['float32', 'bfloat16'], 'config.model.dtype; default as the config says.'
+)
+PARTS = flags.DEFINE_integer(
+    'accumulation_steps', None, 'config.train.accumulation_steps; default as the config says.'
+)
 STEPS = flags.DEFINE_integer('steps', 10, 'Timed steps, after two to warm up.')
 
 
@@ -40,17 +50,33 @@ def batch_shapes(config):
     """What the loader gives for one step (fsar_jax.data.loader.training_batches)."""
     episode, train = config.episode, config.train
     leading = (train.accumulation_steps, train.episodes_per_step // train.accumulation_steps)
-    clip, queries = (frames_read(config), episode.image_size, episode.image_size, 3), episode.way * episode.query
-    shapes = {'support': (np.uint8, (episode.way, episode.shot, *clip)), 'query': (np.uint8, (queries, *clip)),
-              'labels': (np.int32, (queries,)), 'support_flip': (bool, (episode.way, episode.shot)),
-              'query_flip': (bool, (queries,)), 'classes': (np.int32, (episode.way,)), 'episode': (np.int64, ())}
-    return {key: jax.ShapeDtypeStruct((*leading, *shape), dtype) for key, (dtype, shape) in shapes.items()}
+    clip, queries = (
+        (frames_read(config), episode.image_size, episode.image_size, 3),
+        episode.way * episode.query,
+    )
+    shapes = {
+        'support': (np.uint8, (episode.way, episode.shot, *clip)),
+        'query': (np.uint8, (queries, *clip)),
+        'labels': (np.int32, (queries,)),
+        'support_flip': (bool, (episode.way, episode.shot)),
+        'query_flip': (bool, (queries,)),
+        'classes': (np.int32, (episode.way,)),
+        'episode': (np.int64, ()),
+    }
+    return {
+        key: jax.ShapeDtypeStruct((*leading, *shape), dtype)
+        for key, (dtype, shape) in shapes.items()
+    }
 
 
 def random_batch(config):
     rng, episode = np.random.default_rng(0), config.episode
-    batch = {key: rng.integers(0, 256 if x.dtype == np.uint8 else 2, x.shape, x.dtype) if x.dtype != bool
-             else rng.random(x.shape) < 0.5 for key, x in batch_shapes(config).items()}
+    batch = {
+        key: rng.integers(0, 256 if x.dtype == np.uint8 else 2, x.shape, x.dtype)
+        if x.dtype != bool
+        else rng.random(x.shape) < 0.5
+        for key, x in batch_shapes(config).items()
+    }
     labels = np.repeat(np.arange(episode.way, dtype=np.int32), episode.query)
     return batch | {'labels': np.broadcast_to(labels, batch['labels'].shape)}
 
@@ -81,7 +107,8 @@ def trace(config, mesh):
 
 
 def row(name, config, mesh, only_traced):
-    """Prints a line of the table and returns what the step costs: TFLOP where it is only traced, else seconds."""
+    """Prints a line of the table and returns what the step costs: TFLOP where it is only traced,
+    else seconds."""
     episodes, parts = config.train.episodes_per_step, config.train.accumulation_steps
     print(f'{name:<10} {episodes:>8} {parts:>6} {config.model.dtype:>9} ', end='', flush=True)
     if only_traced:
@@ -98,23 +125,40 @@ def main(_):
     mesh = episode_mesh()
     device = mesh.devices.flat[0]
     only_traced = bool(PRESET.value) and device.platform == 'cpu'
-    print(f"{mesh.size} x {device.device_kind} ({device.platform}), preset '{PRESET.value or 'embedded'}'"
-          + (': traced, not run, because a CPU would take minutes' if only_traced else ''))
-    print(f"{'method':<10} {'episodes':>8} {'parts':>6} {'dtype':>9} "
-          + (f"{'trace s':>8} {'TFLOP/step':>11}" if only_traced else f"{'first s':>8} {'step ms':>8} {'episodes/s':>11}"))
+    print(
+        f"{mesh.size} x {device.device_kind} ({device.platform}), preset "
+        f"'{PRESET.value or 'embedded'}'"
+        + (': traced, not run, because a CPU would take minutes' if only_traced else '')
+    )
+    print(
+        f"{'method':<10} {'episodes':>8} {'parts':>6} {'dtype':>9} "
+        + (
+            f"{'trace s':>8} {'TFLOP/step':>11}"
+            if only_traced
+            else f"{'first s':>8} {'step ms':>8} {'episodes/s':>11}"
+        )
+    )
     for method in METHODS.value:
         config = load(method)
         mesh = episode_mesh(config.train.episodes_per_step)
         config = fit_accumulation(config, mesh.size)
         if only_traced:
-            config.train.accumulation_steps = 1   # on a CPU the parts are unrolled, and each would be traced
+            config.train.accumulation_steps = (
+                1  # on a CPU the parts are unrolled, and each would be traced
+            )
         cost = row(method, config, mesh, only_traced)
         if config.model.sampler.name != 'uniform':
             config.model.sampler.name = 'uniform'
-            print(f"{'':<10} the sampler: {1 - row('  without', config, mesh, only_traced) / cost:.0%} of the step", flush=True)
+            print(
+                f"{'':<10} the sampler: "
+                f"{1 - row('  without', config, mesh, only_traced) / cost:.0%} of the step",
+                flush=True,
+            )
     memory = device.memory_stats() or {}
     if 'peak_bytes_in_use' in memory:
-        print(f"peak memory of a device, largest row: {memory['peak_bytes_in_use'] / 2**30:.1f} GiB")
+        print(
+            f"peak memory of a device, largest row: {memory['peak_bytes_in_use'] / 2**30:.1f} GiB"
+        )
 
 
 if __name__ == '__main__':

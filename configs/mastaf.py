@@ -1,24 +1,30 @@
-"""MASTAF (Liu et al.): self- and cross-attention fused with α = 1, global classifier, nearest-neighbour loss with weight 0.5.
+"""MASTAF (Liu et al.): self- and cross-attention fused with α = 1, global classifier,
+nearest-neighbour loss with weight 0.5.
 
-Appendix, Table 1 (3D ResNet-50, 5-way 1-shot: --config.episode.shot=1): UCF101 90.6, SSv2 of OTAM 50.3.
+Appendix, Table 1 (3D ResNet-50, 5-way 1-shot: --config.episode.shot=1): UCF101 90.6, SSv2 of OTAM
+50.3.
     python main.py --config=configs/mastaf.py --workdir=runs/mastaf
     python main.py --config=configs/mastaf.py:ssv2 --config.data.dir=DIR
 The presets take clips of 16 frames. Ablations of the appendix: --config.model.classifier.weight=0,
---config.model.matcher.kernel=mean, --config.model.matcher.residual=False; of the paper: --config.model.matcher.alpha=0.
+--config.model.matcher.kernel=mean, --config.model.matcher.residual=False; of the paper:
+--config.model.matcher.alpha=0.
 """
 
 from fsar_jax.config import default_config, published_recipe
 
 
 def get_config(preset: str = ''):
-    """preset: '' for the embedded default, or 'ssv2', 'ssv2_full', 'ssv2_small', 'kinetics', 'hmdb51', 'ucf101'."""
+    """preset: '' for the embedded default, or 'ssv2', 'ssv2_full', 'ssv2_small', 'kinetics',
+    'hmdb51', 'ucf101'."""
     config = default_config()
     if preset:
         published_recipe(config, preset)
         config.model.backbone.update(name='resnet3d50', batch_norm_groups=1)
         config.episode.frames = 16
-        config.data.crop = 'centre'                                   # M8
-    config.model.matcher.update(name='attention_fusion', alpha=1.0, kernel='meta_learner', residual=True, loss_weight=0.5)
-    config.model.classifier.weight = 1.0                              # M4
+        config.data.crop = 'centre'  # M8
+    config.model.matcher.update(
+        name='attention_fusion', alpha=1.0, kernel='meta_learner', residual=True, loss_weight=0.5
+    )
+    config.model.classifier.weight = 1.0  # M4
     config.train.loss_reduction = 'mean'
     return config

@@ -1,6 +1,8 @@
-"""STRM (Thatipelli et al. 2022): patch and frame enrichment, pairs of frames, query-class similarity with λ = 0.1.
+"""STRM (Thatipelli et al. 2022): patch and frame enrichment, pairs of frames, query-class
+similarity with λ = 0.1.
 
-Paper, Table 1 (ResNet-50, 5-way 5-shot): Kinetics 86.7, SSv2 of OTAM 68.1, HMDB51 77.3, UCF101 96.9.
+Paper, Table 1 (ResNet-50, 5-way 5-shot): Kinetics 86.7, SSv2 of OTAM 68.1, HMDB51 77.3, UCF101
+96.9.
     python main.py --config=configs/strm.py --workdir=runs/strm
     python main.py --config=configs/strm.py:ssv2 --config.data.dir=DIR
 """
@@ -9,7 +11,8 @@ from fsar_jax.config import default_config, published_recipe
 
 
 def get_config(preset: str = ''):
-    """preset: '' for the embedded default, or 'ssv2', 'ssv2_full', 'ssv2_small', 'kinetics', 'hmdb51', 'ucf101'."""
+    """preset: '' for the embedded default, or 'ssv2', 'ssv2_full', 'ssv2_small', 'kinetics',
+    'hmdb51', 'ucf101'."""
     config = default_config()
     if preset:
         published_recipe(config, preset)

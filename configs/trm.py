@@ -9,7 +9,8 @@ from fsar_jax.config import default_config, published_recipe
 
 
 def get_config(preset: str = ''):
-    """preset: '' for the embedded default, or 'ssv2', 'ssv2_full', 'ssv2_small', 'kinetics', 'hmdb51', 'ucf101'."""
+    """preset: '' for the embedded default, or 'ssv2', 'ssv2_full', 'ssv2_small', 'kinetics',
+    'hmdb51', 'ucf101'."""
     config = default_config()
     if preset:
         published_recipe(config, preset)

@@ -1,21 +1,41 @@
-"""Few-shot action recognition in JAX. docs/how_it_works.md tells the flow; `create_learner` is where it starts.
+"""Few-shot action recognition in JAX. docs/how_it_works.md tells the flow; `create_learner` is
+where it starts.
 
-Names are imported when they are first used, so that processes which only read or decode clips never import JAX.
+Names are imported when they are first used, so that processes which only read or decode clips never
+import JAX.
 """
 
 import importlib
 import sys
 
 if sys.platform == 'win32':
-    raise ImportError('fsar_jax does not run on Windows itself, which has no array_record: install WSL (wsl --install) and use it there')
+    raise ImportError(
+        'fsar_jax does not run on Windows itself, which has no array_record: install WSL (wsl '
+        '--install) and use it there'
+    )
 
 __version__ = '0.1.0'
 
 _HOMES = {
-    'create_learner': 'learner', 'FewShotLearner': 'learner', 'Prediction': 'learner',
-    'default_config': 'config', 'published_recipe': 'config', 'validate': 'config',
+    'create_learner': 'learner',
+    'FewShotLearner': 'learner',
+    'Prediction': 'learner',
+    'default_config': 'config',
+    'published_recipe': 'config',
+    'validate': 'config',
 }
-_SUBMODULES = ('backbones', 'config', 'data', 'enrichment', 'learner', 'matchers', 'samplers', 'training', 'visualize', 'weights')
+_SUBMODULES = (
+    'backbones',
+    'config',
+    'data',
+    'enrichment',
+    'learner',
+    'matchers',
+    'samplers',
+    'training',
+    'visualize',
+    'weights',
+)
 __all__ = [*_HOMES, *_SUBMODULES]
 
 

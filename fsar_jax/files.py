@@ -19,17 +19,26 @@ def local_path(given: str | os.PathLike, flag: str) -> pathlib.Path:
     flag: its name for the error, '--workdir' or 'config.data.dir'.
 
     Raises:
-      ValueError: an address such as gs://bucket/runs; a pathlib.Path would make a local folder 'gs:/bucket/runs' of it.
+      ValueError: an address such as gs://bucket/runs; a pathlib.Path would make a local folder
+        'gs:/bucket/runs' of it.
     """
     text = os.fspath(given)
     scheme = re.match(r'([A-Za-z][\w+.-]*):/', text)
     if scheme:
-        raise ValueError(f"{flag}={printable(text)}: {scheme[1]}:// addresses are not read or written here, only paths: mount the "
-                         'bucket (gcsfuse, s3fs) or copy what is there, and give the folder')
+        raise ValueError(
+            f"{flag}={printable(text)}: {scheme[1]}:// addresses are not read or written here, "
+            "only paths: mount the "
+            'bucket (gcsfuse, s3fs) or copy what is there, and give the folder'
+        )
     try:
-        return pathlib.Path(text).expanduser() if text.startswith('~') else pathlib.Path(text)      # Path('./~a') is Path('~a')
+        return (
+            pathlib.Path(text).expanduser() if text.startswith('~') else pathlib.Path(text)
+        )  # Path('./~a') is Path('~a')
     except RuntimeError:
-        raise ValueError(f"{flag}={printable(text)}: there is no such user; './~name' names a file that is called so") from None
+        raise ValueError(
+            f"{flag}={printable(text)}: there is no such user; './~name' names a file that is "
+            "called so"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -44,7 +53,8 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 
 
 def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
-    """Writes a file under another name, then renames it: a kill or a full disk leaves the old file or the new, never half of one.
+    """Writes a file under another name, then renames it: a kill or a full disk leaves the old file
+    or the new, never half of one.
 
     Raises:
       OSError: with the path; the old file is as it was.
@@ -78,6 +88,13 @@ def read_json(path: str | os.PathLike, what: str) -> Any:
         return json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
     except json.JSONDecodeError as error:
         where = f'line {error.lineno}, column {error.colno}'
-        raise ValueError(f'{printable(path, 1000)} is damaged or cut ({where}: {error.msg}): {what}') from None
-    except (ValueError, RecursionError) as error:  # not UTF-8, a number of 5,000 digits, lists in lists in lists
-        raise ValueError(f'{printable(path, 1000)} is damaged ({one_line(error)}): {what}') from None
+        raise ValueError(
+            f'{printable(path, 1000)} is damaged or cut ({where}: {error.msg}): {what}'
+        ) from None
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # not UTF-8, a number of 5,000 digits, lists in lists in lists
+        raise ValueError(
+            f'{printable(path, 1000)} is damaged ({one_line(error)}): {what}'
+        ) from None

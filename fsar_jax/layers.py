@@ -1,4 +1,5 @@
-"""Pieces shared by enrichments and matchers: the linear map, the position code, norms with finite gradients, tuples."""
+"""Pieces shared by enrichments and matchers: the linear map, the position code, norms with finite
+gradients, tuples."""
 
 import itertools
 from typing import Any
@@ -12,7 +13,8 @@ import numpy as np
 class Linear(nn.Module):
     """y = x W + b with the initialisation of torch.nn.Linear: W and b uniform in ±1/√fan_in.
 
-    Heads trained from scratch at a published learning rate depend on that start; Flax's default differs.
+    Heads trained from scratch at a published learning rate depend on that start; Flax's default
+    differs.
 
     Args:
       features: output width; None for that of the input.
@@ -21,6 +23,7 @@ class Linear(nn.Module):
 
     Input [..., D], output [..., features].
     """
+
     features: int | None
     use_bias: bool = True
     dtype: Any = jnp.float32
@@ -37,9 +40,12 @@ class Linear(nn.Module):
 
 
 def torch_start(inputs: int) -> nn.initializers.Initializer:
-    """Uniform in ±1/√inputs: how torch starts the weights and biases of linear maps and convolutions."""
+    """Uniform in ±1/√inputs: how torch starts the weights and biases of linear maps and
+    convolutions."""
     bound = 1.0 / np.sqrt(inputs)
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
+        key, shape, dtype, -bound, bound
+    )
 
 
 def frames_as_floats(frames: jax.Array) -> jax.Array:
@@ -52,25 +58,28 @@ def frames_as_floats(frames: jax.Array) -> jax.Array:
 
 
 def sinusoidal_positions(length: int, dim: int) -> np.ndarray:
-    """S[t, 2i] = sin(t / 10000^(2i/D)), S[t, 2i+1] = cos(t / 10000^(2i/D)): float32 [length, dim] (Vaswani et al. 2017, Sec. 3.5)."""
+    """S[t, 2i] = sin(t / 10000^(2i/D)), S[t, 2i+1] = cos(t / 10000^(2i/D)): float32 [length, dim]
+    (Vaswani et al. 2017, Sec. 3.5)."""
     rate = np.exp(-np.log(10000.0) * np.arange(0, dim, 2) / dim)
     angle = np.arange(length)[:, None] * rate
     table = np.zeros((length, dim), np.float32)
     table[:, 0::2] = np.sin(angle)
-    table[:, 1::2] = np.cos(angle)[:, :dim // 2]
+    table[:, 1::2] = np.cos(angle)[:, : dim // 2]
     return table
 
 
 def linear_interpolation(position: jax.Array, length: int) -> jax.Array:
-    """Weights [..., n, length] that read a sequence at `position` [..., n], in steps: max(0, 1 − |position − i|), zero beyond it."""
+    """Weights [..., n, length] that read a sequence at `position` [..., n], in steps: max(0, 1 −
+    |position − i|), zero beyond it."""
     return jnp.maximum(0.0, 1.0 - jnp.abs(position[..., None] - jnp.arange(length)))
 
 
-POSITION_AMPLITUDE = 0.1      # of the sinusoid in the codes of TRX and STRM
+POSITION_AMPLITUDE = 0.1  # of the sinusoid in the codes of TRX and STRM
 
 
 def norm(x: jax.Array, axis: int = -1) -> jax.Array:
-    """Euclidean norm in float32 along `axis`; its gradient at zero is zero, where jnp.linalg.norm gives NaN."""
+    """Euclidean norm in float32 along `axis`; its gradient at zero is zero, where jnp.linalg.norm
+    gives NaN."""
     squared = jnp.sum(jnp.square(x.astype(jnp.float32)), axis)
     positive = squared > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
@@ -82,34 +91,50 @@ def unit(x: jax.Array, eps: float = 1e-12) -> jax.Array:
 
 
 def einsum_float32(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
-    """einsum of two arrays with products summed in float32, whatever their dtype: scores and distances are float32.
+    """einsum of two arrays with products summed in float32, whatever their dtype: scores and
+    distances are float32.
 
-    Accelerators multiply bfloat16 natively and accumulate in float32; XLA's CPU backend cannot, so there the operands are cast.
-    Float32 operands are multiplied as such (precision HIGHEST): by default a GPU would round them to TF32, a TPU to bfloat16.
+    Accelerators multiply bfloat16 natively and accumulate in float32; XLA's CPU backend cannot, so
+    there the operands are cast. Float32 operands are multiplied as such (precision HIGHEST): by
+    default a GPU would round them to TF32, a TPU to bfloat16.
     """
     if jax.default_backend() == 'cpu':
         x, y = x.astype(jnp.float32), y.astype(jnp.float32)
-    return jnp.einsum(subscripts, x, y, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+    return jnp.einsum(
+        subscripts, x, y, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+    )
 
 
-def combine_cardinalities(logits: list[jax.Array], reduction: str | None, variant: str) -> jax.Array:
-    """One logits array from one per cardinality: 'mean' or 'sum' over Ω; None is the variant's, code mean and paper sum (row S8)."""
-    return sum(logits) / (len(logits) if (reduction or ('mean' if variant == 'code' else 'sum')) == 'mean' else 1)
+def combine_cardinalities(
+    logits: list[jax.Array], reduction: str | None, variant: str
+) -> jax.Array:
+    """One logits array from one per cardinality: 'mean' or 'sum' over Ω; None is the variant's,
+    code mean and paper sum (row S8)."""
+    return sum(logits) / (
+        len(logits) if (reduction or ('mean' if variant == 'code' else 'sum')) == 'mean' else 1
+    )
 
 
 def frame_tuples(length: int, cardinality: int) -> np.ndarray:
-    """All increasing frame index lists in lexicographic order: int32 [T, cardinality], T = C(length, cardinality) (TRX, Π_ω)."""
-    return np.array(list(itertools.combinations(range(length), cardinality)), np.int32).reshape(-1, cardinality)
+    """All increasing frame index lists in lexicographic order: int32 [T, cardinality], T =
+    C(length, cardinality) (TRX, Π_ω)."""
+    return np.array(list(itertools.combinations(range(length), cardinality)), np.int32).reshape(
+        -1, cardinality
+    )
 
 
 class TupleLinear(nn.Module):
-    """A linear map of concatenated frame tuples, [e_t1; …; e_tω] W + b, computed per frame and then added.
+    """A linear map of concatenated frame tuples, [e_t1; …; e_tω] W + b, computed per frame and then
+    added.
 
-    W is [ω·D, features]; its ω blocks map each frame once per place in the tuple, so L·ω products replace T·ω
-    (3.5 times fewer for pairs of 8 frames, 7 times for triples) and the result is the same sum.
+    W is [ω·D, features]; its ω blocks map each frame once per place in the tuple, so L·ω products
+    replace T·ω (3.5 times fewer for pairs of 8 frames, 7 times for triples) and the result is the
+    same sum.
 
-    Input frames [..., L, D], output [..., T, features] over `frame_tuples(L, cardinality)`; ValueError where L is too small for one.
+    Input frames [..., L, D], output [..., T, features] over `frame_tuples(L, cardinality)`;
+    ValueError where L is too small for one.
     """
+
     features: int
     cardinality: int
     use_bias: bool = True
@@ -119,23 +144,31 @@ class TupleLinear(nn.Module):
     def __call__(self, frames):
         length, dim = frames.shape[-2:]
         if length < self.cardinality:
-            raise ValueError(f'config.model.matcher.cardinalities asks for {self.cardinality} time steps in order, but the backbone leaves '
-                             f'{length} of a clip: raise config.episode.frames (resnet3d50 has one time step for 16 frames), lower the '
-                             'cardinalities, or choose another config.model.backbone.name')
+            raise ValueError(
+                f'config.model.matcher.cardinalities asks for {self.cardinality} time steps in '
+                'order, but the backbone leaves '
+                f'{length} of a clip: raise config.episode.frames (resnet3d50 has one time step '
+                'for 16 frames), lower the '
+                'cardinalities, or choose another config.model.backbone.name'
+            )
         start = torch_start(self.cardinality * dim)
         kernel = self.param('kernel', start, (self.cardinality * dim, self.features), jnp.float32)
         blocks = kernel.reshape(self.cardinality, dim, self.features).astype(self.dtype)
         frames, tuples = frames.astype(self.dtype), frame_tuples(length, self.cardinality)
-        y = sum(jnp.take(frames @ blocks[w], tuples[:, w], axis=-2) for w in range(self.cardinality))
+        y = sum(
+            jnp.take(frames @ blocks[w], tuples[:, w], axis=-2) for w in range(self.cardinality)
+        )
         if self.use_bias:
             y = y + self.param('bias', start, (self.features,), jnp.float32).astype(self.dtype)
         return y
 
 
 def frame_cosine(subscripts: str, x: jax.Array, y: jax.Array, margin: float = 0.0) -> jax.Array:
-    """cos(x, y) = x·y / (‖x‖‖y‖ + margin) for all pairs of frames, float32, with finite gradients at zero.
+    """cos(x, y) = x·y / (‖x‖‖y‖ + margin) for all pairs of frames, float32, with finite gradients
+    at zero.
 
-    `subscripts` is the einsum of the products, the last axis of both operands being the features: 'qxd,wsyd->qwsxy'.
+    `subscripts` is the einsum of the products, the last axis of both operands being the features:
+    'qxd,wsyd->qwsxy'.
     """
     operands, pairs = subscripts.split('->')
     left, right = (axes[:-1] for axes in operands.split(','))
@@ -144,6 +177,6 @@ def frame_cosine(subscripts: str, x: jax.Array, y: jax.Array, margin: float = 0.
 
 
 def computed(x):
-    """`x`, computed as it is before what follows: JAX 0.12 on CPUs fuses a residual sum in bfloat16 with the mean over it, and
-    gives NaN. Other types are left to the compiler."""
+    """`x`, computed as it is before what follows: JAX 0.12 on CPUs fuses a residual sum in bfloat16
+    with the mean over it, and gives NaN. Other types are left to the compiler."""
     return jax.lax.optimization_barrier(x) if x.dtype == jnp.bfloat16 else x

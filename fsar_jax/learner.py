@@ -18,11 +18,13 @@ class Prediction:
 
     Attributes:
       logits: float32 [Q, way], the scores that decide the class.
-      auxiliary: each branch by name: 'temporal_matching' [Q, way], the matcher's logits; 'query_similarity' [Q, way] where it is
-        on; 'support_window' [way, shot, 2] and 'query_window' [Q, 2], (a, b) of a temporal transform; what a sampler that chooses
-        says of its choice, as 'support_<name>' and 'query_<name>'; and what the matcher adds.
+      auxiliary: each branch by name: 'temporal_matching' [Q, way], the matcher's logits;
+        'query_similarity' [Q, way] where it is on; 'support_window' [way, shot, 2] and
+        'query_window' [Q, 2], (a, b) of a temporal transform; what a sampler that chooses says of
+        its choice, as 'support_<name>' and 'query_<name>'; and what the matcher adds.
         `fsar_jax.training.losses` says which of them training minimises.
     """
+
     logits: jax.Array
     auxiliary: dict[str, jax.Array]
 
@@ -30,16 +32,19 @@ class Prediction:
 class FewShotLearner(nn.Module):
     """Four stages, each a Linen module chosen by the config; `create_learner` puts them together.
 
-    `embed` is per video and its output can be kept; `match` is for one episode, and vmapped for many. Training calls both
-    through `__call__`; evaluation embeds each video once and matches thousands of episodes (fsar_jax.training.evaluation).
-    A sampler that looks at the whole episode (`per_episode`) moves the border: `embed` then only scans a video, and `match`
-    starts with the choice of its frames. No other stage knows.
+    `embed` is per video and its output can be kept; `match` is for one episode, and vmapped for
+    many. Training calls both through `__call__`; evaluation embeds each video once and matches
+    thousands of episodes (fsar_jax.training.evaluation). A sampler that looks at the whole episode
+    (`per_episode`) moves the border: `embed` then only scans a video, and `match` starts with the
+    choice of its frames. No other stage knows.
 
     Attributes:
-      joint_batch: embed support and query in one pass, so that batch norm sees them together; else apart, as published.
+      joint_batch: embed support and query in one pass, so that batch norm sees them together; else
+        apart, as published.
       patches: P, a map is pooled to P × P patches before patch enrichment.
       query_similarity_weight: λ of STRM Eq. 10, in the decision as in the loss.
     """
+
     sampler: nn.Module
     backbone: nn.Module
     matcher: nn.Module
@@ -55,30 +60,36 @@ class FewShotLearner(nn.Module):
         """One episode, from pixels to logits.
 
         Args:
-          support: [way, shot, L, H, W, 3], class-major: uint8, or float in [0, 1]. With backbone 'features': maps [way, shot, L, h, w, C].
-            A sampler that chooses among M frames takes M in the place of L.
+          support: [way, shot, L, H, W, 3], class-major: uint8, or float in [0, 1]. With backbone
+            'features': maps [way, shot, L, h, w, C]. A sampler that chooses among M frames takes M
+            in the place of L.
           query: [Q, L, H, W, 3] likewise.
-          train: dropout and batch statistics on; needs rngs={'dropout': key, 'sampler': key} (the latter for a sampler that
-            draws) and mutable=['batch_stats'].
+          train: dropout and batch statistics on; needs rngs={'dropout': key, 'sampler': key} (the
+            latter for a sampler that draws) and mutable=['batch_stats'].
         """
         chex.assert_rank([support, query], [6, 5])
         chex.assert_equal_shape_suffix([support, query], 4)
         return self.match(*self.of_episode(self.embed, support, query, train), train)
 
     def embed(self, videos, train: bool = False):
-        """Videos [B, L, H, W, 3] (or maps [B, L, h, w, C]) → a pytree with leading axis B: all that `match` needs of each video."""
+        """Videos [B, L, H, W, 3] (or maps [B, L, h, w, C]) → a pytree with leading axis B: all that
+        `match` needs of each video."""
         if self.sampler.per_episode:
             return self.sampler.scan(videos, train)
         return self.represent(self.sampler(videos, train), train)
 
     def sample(self, support, query, train: bool = False):
-        """What the sampler gives of an episode's videos, {'frames': …}: leaves [way, shot, …] and [Q, …]."""
+        """What the sampler gives of an episode's videos, {'frames': …}: leaves [way, shot, …] and
+        [Q, …]."""
         if self.sampler.per_episode:
-            return self.sampler.sample_episode(*self.of_episode(self.sampler.scan, support, query, train), train)
+            return self.sampler.sample_episode(
+                *self.of_episode(self.sampler.scan, support, query, train), train
+            )
         return self.of_episode(self.sampler, support, query, train)
 
     def represent(self, sampled, train: bool = False):
-        """What a sampler gives for B videos, {'frames': [B, L, H, W, 3], …}, → what the matcher needs of each."""
+        """What a sampler gives for B videos, {'frames': [B, L, H, W, 3], …}, → what the matcher
+        needs of each."""
         features = self.enrich(self.feature_maps(sampled['frames'], train), train)
         embeddings = {'temporal_matching': self.matcher.project(features, train)}
         if len(sampled) > 1:
@@ -90,20 +101,31 @@ class FewShotLearner(nn.Module):
         return embeddings
 
     def match(self, support, query, train: bool = False) -> Prediction:
-        """Embeddings of one episode, support leaves [way, shot, …] and query leaves [Q, …], → Prediction."""
+        """Embeddings of one episode, support leaves [way, shot, …] and query leaves [Q, …], →
+        Prediction."""
         if self.sampler.per_episode:
-            support, query = self.of_episode(self.represent, *self.sampler.sample_episode(support, query, train), train)
+            support, query = self.of_episode(
+                self.represent, *self.sampler.sample_episode(support, query, train), train
+            )
         logits = self.matcher(support['temporal_matching'], query['temporal_matching'], train)
         logits, auxiliary = logits if isinstance(logits, tuple) else (logits, {})
         auxiliary = {'temporal_matching': logits, **auxiliary}
         if self.query_similarity is not None:
-            similarity = self.query_similarity(support['query_similarity'], query['query_similarity'], train)
+            similarity = self.query_similarity(
+                support['query_similarity'], query['query_similarity'], train
+            )
             auxiliary['query_similarity'] = similarity
             logits = logits + self.query_similarity_weight * similarity
         if self.temporal_transform is not None:
-            auxiliary['support_window'], auxiliary['query_window'] = support['window'], query['window']
+            auxiliary['support_window'], auxiliary['query_window'] = (
+                support['window'],
+                query['window'],
+            )
         for name in support.get('sampling', ()):
-            auxiliary[f'support_{name}'], auxiliary[f'query_{name}'] = support['sampling'][name], query['sampling'][name]
+            auxiliary[f'support_{name}'], auxiliary[f'query_{name}'] = (
+                support['sampling'][name],
+                query['sampling'][name],
+            )
         return Prediction(logits=logits, auxiliary=auxiliary)
 
     @property
@@ -112,22 +134,30 @@ class FewShotLearner(nn.Module):
         return self.sampler.per_episode
 
     def of_episode(self, per_video, support, query, train: bool = False):
-        """Runs a per-video function on support leaves [way, shot, …] and query leaves [Q, …]: one after the other, as published, or
-        as one batch (`joint_batch`), which differs by batch norm alone."""
+        """Runs a per-video function on support leaves [way, shot, …] and query leaves [Q, …]: one
+        after the other, as published, or as one batch (`joint_batch`), which differs by batch norm
+        alone."""
         way, shot = jax.tree.leaves(support)[0].shape[:2]
         support = jax.tree.map(lambda x: x.reshape(way * shot, *x.shape[2:]), support)
         if self.joint_batch:
             both = per_video(jax.tree.map(lambda *x: jnp.concatenate(x), support, query), train)
-            support, query = (jax.tree.map(lambda x: x[part], both) for part in (slice(way * shot), slice(way * shot, None)))
+            support, query = (
+                jax.tree.map(lambda x: x[part], both)
+                for part in (slice(way * shot), slice(way * shot, None))
+            )
         else:
             support, query = per_video(support, train), per_video(query, train)
         return jax.tree.map(lambda x: x.reshape(way, shot, *x.shape[1:]), support), query
 
     def batch_norm_passes(self, stages, queries: int) -> dict[str, int]:
-        """How often one training episode updates the running statistics of each of `stages`: per video, support and query
-        count apart unless they are joined; of the matcher, it is the matcher that knows."""
+        """How often one training episode updates the running statistics of each of `stages`: per
+        video, support and query count apart unless they are joined; of the matcher, it is the
+        matcher that knows."""
         per_video = 1 if self.joint_batch else 2
-        return {stage: self.matcher.batch_norm_passes(queries) if stage == 'matcher' else per_video for stage in stages}
+        return {
+            stage: self.matcher.batch_norm_passes(queries) if stage == 'matcher' else per_video
+            for stage in stages
+        }
 
     def feature_maps(self, videos, train: bool = False):
         """The backbone: videos [B, L, H, W, 3] → maps [B, L, h, w, C]."""
@@ -138,15 +168,22 @@ class FewShotLearner(nn.Module):
         return maps.reshape(*videos.shape[:2], *maps.shape[1:])
 
     def enrich(self, maps, train: bool = False) -> VideoFeatures:
-        """Maps [B, L, h, w, C] → the maps warped in time, frame features after patch-level and after frame-level enrichment."""
+        """Maps [B, L, h, w, C] → the maps warped in time, frame features after patch-level and
+        after frame-level enrichment."""
         window = None
         if self.temporal_transform is not None:
             maps, window = self.temporal_transform(maps, train)
         if self.patch_enrichment is None:
             patch_level = computed(maps).mean((-3, -2))
         else:
-            patch_level = computed(self.patch_enrichment(adaptive_max_pool(maps, self.patches), train)).mean(-2)
-        frames = patch_level if self.frame_enrichment is None else self.frame_enrichment(patch_level, train)
+            patch_level = computed(
+                self.patch_enrichment(adaptive_max_pool(maps, self.patches), train)
+            ).mean(-2)
+        frames = (
+            patch_level
+            if self.frame_enrichment is None
+            else self.frame_enrichment(patch_level, train)
+        )
         return VideoFeatures(maps=maps, patch_level=patch_level, frames=frames, window=window)
 
 
@@ -154,12 +191,16 @@ def create_learner(model) -> FewShotLearner:
     """The learner that `config.model` describes.
 
     Raises:
-      ValueError: one line about a value that is unknown or outside its range, or about two that do not fit each other.
+      ValueError: one line about a value that is unknown or outside its range, or about two that do
+        not fit each other.
     """
     check_values(model, 'model.')
     if model.backbone.name == 'features' and model.sampler.name != 'uniform':
-        raise ValueError(f"config.model.backbone.name='features' takes maps, and config.model.sampler.name='{model.sampler.name}' looks at "
-                         "frames: set config.model.sampler.name='uniform'")
+        raise ValueError(
+            "config.model.backbone.name='features' takes maps, and "
+            f"config.model.sampler.name='{model.sampler.name}' looks at "
+            "frames: set config.model.sampler.name='uniform'"
+        )
     return FewShotLearner(
         sampler=samplers.create(model),
         backbone=backbones.create(model.backbone, jnp.dtype(model.dtype)),

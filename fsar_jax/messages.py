@@ -1,34 +1,43 @@
-"""What the project says to people: errors of one line, and foreign text that cannot break out of its line.
+"""What the project says to people: errors of one line, and foreign text that cannot break out of
+its line.
 
-File names, keys of checkpoints and class names come from strangers. Whatever they hold, a message stays one line, and a
-terminal obeys none of it.
+File names, keys of checkpoints and class names come from strangers. Whatever they hold, a message
+stays one line, and a terminal obeys none of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 import os
+from collections.abc import Iterable
 
 
 def printable(text: object, limit: int = 200) -> str:
-    """Foreign text for a message: control characters, line breaks, lone surrogates and marks that reverse the direction of
-    writing become Python escapes; beyond `limit` characters, '…'."""
+    """Foreign text for a message: control characters, line breaks, lone surrogates and marks that
+    reverse the direction of writing become Python escapes; beyond `limit` characters, '…'."""
     text = str(text)
-    shown = ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text[:limit])
+    shown = ''.join(
+        c if c.isprintable() else c.encode('unicode_escape').decode() for c in text[:limit]
+    )
     return shown + '…' * (len(text) > limit)
 
 
 def listed(names: Iterable[object], limit: int = 10) -> str:
-    """'a, b, c', and of more than `limit` names 'a, b, …, j and 29,990 more', each made printable."""
+    """'a, b, c', and of more than `limit` names 'a, b, …, j and 29,990 more', each made
+    printable."""
     names = list(names)
     rest = f' and {len(names) - limit:,} more' if len(names) > limit else ''
     return ', '.join(printable(name) for name in names[:limit]) + rest
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, on one line. Of an OSError: the system's words and the path, never its number."""
+    """What an exception says, on one line. Of an OSError: the system's words and the path, never
+    its number."""
     if isinstance(error, OSError) and error.errno is not None:
         words = error.strerror or os.strerror(error.errno)
-        paths = [os.fsdecode(path) for path in (error.filename, error.filename2) if isinstance(path, (str, bytes, os.PathLike))]
+        paths = [
+            os.fsdecode(path)
+            for path in (error.filename, error.filename2)
+            if isinstance(path, (str, bytes, os.PathLike))
+        ]
         return printable(': '.join([' -> '.join(paths), words] if paths else [words]), limit=2000)
     return ' '.join(str(error).split()) or type(error).__name__

@@ -17,22 +17,27 @@ from typing import NoReturn
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PATIENCE = 15.0  # seconds for what is to be finished first; schedulers kill after 30
 _finish_first: list[Callable[[], None]] = []
-_listening: list[int] = []  # the pipe's end that the interpreter writes signals to, once there is one
+_listening: list[
+    int
+] = []  # the pipe's end that the interpreter writes signals to, once there is one
 
 
 def on_signals(message: str) -> None:
-    """From now on SIGINT and SIGTERM end the process with a line that says `message`: status 130 and 143.
+    """From now on SIGINT and SIGTERM end the process with a line that says `message`: status 130
+    and 143.
 
-    No exception is raised in the main thread: it may be importing, compiling (which looks at no signal for minutes), or in a
-    library that swallows exceptions. A thread of its own waits for the signal, then at most PATIENCE seconds for what
-    `finish_first` names, and ends the process without taking the interpreter down: there, threads of JAX, Grain and Orbax that
-    still run touch what is gone already, now and then a segmentation fault. So files must be whole at every moment, as for a
-    kill. A second signal ends the process at once.
+    No exception is raised in the main thread: it may be importing, compiling (which looks at no
+    signal for minutes), or in a library that swallows exceptions. A thread of its own waits for the
+    signal, then at most PATIENCE seconds for what `finish_first` names, and ends the process
+    without taking the interpreter down: there, threads of JAX, Grain and Orbax that still run touch
+    what is gone already, now and then a segmentation fault. So files must be whole at every moment,
+    as for a kill. A second signal ends the process at once.
 
-    While the interpreter ends, after the last line of the program, both are ignored: the exit status says that all was done.
+    While the interpreter ends, after the last line of the program, both are ignored: the exit
+    status says that all was done.
 
-    To be called in the main thread, and again after a library that takes the signals for itself. A signal that is ignored
-    (nohup, a shell's background jobs) stays so.
+    To be called in the main thread, and again after a library that takes the signals for itself. A
+    signal that is ignored (nohup, a shell's background jobs) stays so.
     """
     reading = None
     if not _listening:

@@ -13,7 +13,8 @@ from tiny_run import write_tiny_clips
 from fsar_jax.data import build
 from fsar_jax.machine import file_lock
 
-# What a shell starts in the background (nohup, some CI) ignores Ctrl-C, and so would all that the tests start.
+# What a shell starts in the background (nohup, some CI) ignores Ctrl-C, and so would all that the
+# tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -21,17 +22,25 @@ FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
 
 
 class Fixture:
-    """One .npz of the published code: `inputs`, `weights`, `outputs`, `cotangents`, `gradients`, `weight_gradients`, `meta`."""
+    """One .npz of the published code: `inputs`, `weights`, `outputs`, `cotangents`, `gradients`,
+    `weight_gradients`, `meta`."""
 
     def __init__(self, name):
         with np.load(FIXTURES / f'{name}.npz') as z:
             self.meta = json.loads(str(z['meta']))
-            pick = lambda prefix: {k.removeprefix(prefix): z[k] for k in z.files if k.startswith(prefix)}
+            pick = lambda prefix: {
+                k.removeprefix(prefix): z[k] for k in z.files if k.startswith(prefix)
+            }
             self.inputs, self.weights, self.outputs = pick('in/'), pick('w/'), pick('out/')
-            self.cotangents, self.gradients, self.weight_gradients = pick('cot/'), pick('grad/'), pick('gradw/')
+            self.cotangents, self.gradients, self.weight_gradients = (
+                pick('cot/'),
+                pick('grad/'),
+                pick('gradw/'),
+            )
 
     def support_by_class(self, support):
-        """Support videos [videos, …] → [way, shot, …]: class c is the label value c, whatever the order in the file."""
+        """Support videos [videos, …] → [way, shot, …]: class c is the label value c, whatever the
+        order in the file."""
         labels = self.inputs['support_labels']
         return np.stack([support[labels == c] for c in range(int(labels.max()) + 1)])
 
@@ -57,7 +66,8 @@ def assert_close_to_published():
 
 @pytest.fixture(scope='session')
 def tiny_data(tmp_path_factory):
-    """A data directory with video_folder/tiny, and video_folder/no_val, whose val split is empty. Built once for all workers."""
+    """A data directory with video_folder/tiny, and video_folder/no_val, whose val split is empty.
+    Built once for all workers."""
     base = tmp_path_factory.getbasetemp()
     base = base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
     data_dir, done = base / 'tiny_data', base / 'tiny_data_done'
@@ -66,8 +76,17 @@ def tiny_data(tmp_path_factory):
             clips = base / 'tiny_clips'
             write_tiny_clips(clips)
             for name in ('tiny', 'no_val'):
-                build.build(build.parse([f'--dataset=video_folder/{name}', f'--videos={clips}', f'--dir={data_dir}',
-                                         '--processes=0', '--short_side=32']))
+                build.build(
+                    build.parse(
+                        [
+                            f'--dataset=video_folder/{name}',
+                            f'--videos={clips}',
+                            f'--dir={data_dir}',
+                            '--processes=0',
+                            '--short_side=32',
+                        ]
+                    )
+                )
                 for clip in (clips / 'val').glob('*/*.mp4'):
                     clip.write_bytes(b'')
             done.touch()

@@ -15,28 +15,47 @@ from fsar_jax.data.frame_sampling import frame_indices
 
 @pytest.fixture(scope='module')
 def train_step_benchmark():
-    """What is defined in benchmarks/train_step.py; run once, because absl takes a flag once in a process."""
+    """What is defined in benchmarks/train_step.py; run once, because absl takes a flag once in a
+    process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(REPOSITORY / 'benchmarks')               # as for `python benchmarks/train_step.py`
+        patch.syspath_prepend(REPOSITORY / 'benchmarks')  # as for `python benchmarks/train_step.py`
         return runpy.run_path(str(REPOSITORY / 'benchmarks/train_step.py'), run_name='benchmark')
 
 
-@pytest.mark.parametrize('changes', [{}, {'model.sampler.name': 'motion_guided', 'model.sampler.dense_frames': 6}])
-def test_the_train_step_benchmark_feeds_what_the_loader_does(tiny_data, train_step_benchmark, changes):
+@pytest.mark.parametrize(
+    'changes', [{}, {'model.sampler.name': 'motion_guided', 'model.sampler.dense_frames': 6}]
+)
+def test_the_train_step_benchmark_feeds_what_the_loader_does(
+    tiny_data, train_step_benchmark, changes
+):
     config = tiny_config('protonet', {'data.dir': str(tiny_data), **changes})
-    batches = loader.training_batches(open_dataset('video_folder/tiny', tiny_data, 'train'), config, 0)
+    batches = loader.training_batches(
+        open_dataset('video_folder/tiny', tiny_data, 'train'), config, 0
+    )
     described = lambda batch: jax.tree.map(lambda x: (x.shape, x.dtype), batch)
     loaded = described(next(batches))
     batches.close()
-    assert described(train_step_benchmark['batch_shapes'](config)) == loaded == described(random_batch(config))
+    assert (
+        described(train_step_benchmark['batch_shapes'](config))
+        == loaded
+        == described(random_batch(config))
+    )
 
 
-@pytest.mark.parametrize('loop', [
-    lambda x: jax.lax.map(lambda each: each @ each, x), lambda x: jax.lax.map(lambda each: each @ each, x, batch_size=2),
-    lambda x: jax.lax.scan(lambda total, each: (total + each @ each, None), jnp.zeros((16, 16)), x)[0]])
+@pytest.mark.parametrize(
+    'loop',
+    [
+        lambda x: jax.lax.map(lambda each: each @ each, x),
+        lambda x: jax.lax.map(lambda each: each @ each, x, batch_size=2),
+        lambda x: jax.lax.scan(
+            lambda total, each: (total + each @ each, None), jnp.zeros((16, 16)), x
+        )[0],
+    ],
+)
 def test_the_body_of_a_loop_is_counted_every_time(monkeypatch, loop):
     monkeypatch.syspath_prepend(REPOSITORY / 'benchmarks')
     from unrolled import loops_unrolled
+
     x = jax.ShapeDtypeStruct((6, 16, 16), jnp.float32)
     counted = lambda: jax.jit(lambda x: loop(x)).lower(x).cost_analysis()['flops']
     products = 6 * 2 * 16**3
@@ -47,24 +66,41 @@ def test_the_body_of_a_loop_is_counted_every_time(monkeypatch, loop):
 
 
 def test_the_rules_of_frames_by_rule(tiny_data):
-    """Which frames they take of a clip whose action is known, and that the clips they make hold those."""
-    benchmark = runpy.run_path(str(REPOSITORY / 'benchmarks/frames_by_rule.py'), run_name='benchmark')
+    """Which frames they take of a clip whose action is known, and that the clips they make hold
+    those."""
+    benchmark = runpy.run_path(
+        str(REPOSITORY / 'benchmarks/frames_by_rule.py'), run_name='benchmark'
+    )
     rules, (n, start, end) = benchmark['rules'](8), (32, 11, 20)
     chosen = {name: np.asarray(rule(n, start, end)) for name, rule in rules.items()}
     for name, places in chosen.items():
-        assert places.shape == (8,) and (np.diff(places) >= 0).all() and 0 <= places[0] and places[-1] < n, name
+        assert (
+            places.shape == (8,)
+            and (np.diff(places) >= 0).all()
+            and 0 <= places[0]
+            and places[-1] < n
+        ), name
         assert rules[name](n, 0, n - 1)[-1] < n and rules[name](8, 7, 7)[0] >= 0, name
     inside = {name: ((start <= places) & (places <= end)).sum() for name, places in chosen.items()}
     assert inside['evenly inside the action'] == inside['its first and its last frame'] == 8
-    assert set(chosen['its first and its last frame']) == {11, 20} and inside['half before, half after it'] == 2
+    assert (
+        set(chosen['its first and its last frame']) == {11, 20}
+        and inside['half before, half after it'] == 2
+    )
     assert list(chosen['from 2 before it to 2 after it'][[0, -1]]) == [9, 22]
     dense = frame_indices(n, 20)
     assert list(chosen['first 5 and last 3 of 20']) == [*dense[:5], *dense[-3:]]
-    assert list(chosen['first 8 of 20']) == list(dense[:8]) and list(chosen['middle 8 of 20']) == list(dense[6:14])
+    assert list(chosen['first 8 of 20']) == list(dense[:8]) and list(
+        chosen['middle 8 of 20']
+    ) == list(dense[6:14])
     dataset = open_dataset('video_folder/tiny', tiny_data, 'test')
-    dataset.read = lambda position, read=dataset.read: read(position) | {'action_start': 2, 'action_end': 5}
+    dataset.read = lambda position, read=dataset.read: (
+        read(position) | {'action_start': 2, 'action_end': 5}
+    )
     records = [dataset.read(position) for position in range(len(dataset))]
-    clips, share = benchmark['by_rule'](dataset, records, lambda n, start, end: [0, start, end, n - 1], 4)
+    clips, share = benchmark['by_rule'](
+        dataset, records, lambda n, start, end: [0, start, end, n - 1], 4
+    )
     assert share == 0.5 and len(clips) == len(dataset) and set(clips.num_frames) == {4}
     stored = dataset.read(3)['frames']
     assert clips.read(3)['frames'] == [stored[i] for i in (0, 2, 5, 7)]

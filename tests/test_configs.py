@@ -1,4 +1,5 @@
-"""Every preset of every method: published values, traced at paper size, one step of a shrunk copy; and `validate`."""
+"""Every preset of every method: published values, traced at paper size, one step of a shrunk copy;
+and `validate`."""
 
 import functools
 import json
@@ -25,20 +26,42 @@ from fsar_jax.samplers import task_adaptive
 from fsar_jax.training import train, workdir
 from fsar_jax.training.losses import episode_loss
 from fsar_jax.training.mesh import episode_mesh, replicate, shard
-from fsar_jax.training.state import TrainState, create_optimizer, create_train_state, example_episode, make_train_step
+from fsar_jax.training.state import (
+    TrainState,
+    create_optimizer,
+    create_train_state,
+    example_episode,
+    make_train_step,
+)
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 METHODS = sorted(path.stem for path in (REPOSITORY / 'configs').glob('*.py'))
 ISSUE_METHODS = ('protonet', 'strm', 'trm', 'trx')
 PRESETS = ('', 'ssv2', 'kinetics', 'hmdb51', 'ucf101')
-ALL = [(method, preset) for method in METHODS for preset in PRESETS] + [('vim', f'{method}-ssv2') for method in ('otam', 'trx', 'hyrsm', 'strm')]
+ALL = [(method, preset) for method in METHODS for preset in PRESETS] + [
+    ('vim', f'{method}-ssv2') for method in ('otam', 'trx', 'hyrsm', 'strm')
+]
 CARDINALITIES = {'protonet': None, 'strm': (2,), 'trm': (2,), 'trx': (2, 3)}
 SHRUNK = {
-    'model.backbone.name': 'resnet_small', 'model.matcher.dim': 16, 'model.enrichment.patches': 2,
-    'episode.way': 2, 'episode.shot': 1, 'episode.query': 1, 'episode.frames': 4, 'episode.image_size': 32, 'data.resize': 32,
-    'train.num_steps': 1, 'train.episodes_per_step': 2, 'train.accumulation_steps': 1,
-    'model.sampler.scan_network': 'shufflenet_v2_small', 'model.sampler.scan_size': 32, 'model.sampler.dense_frames': 5,
-    'model.sampler.num_samples': 8, 'model.sampler.samples_per_chunk': 4, 'model.sampler.hidden': 8, 'model.sampler.task_dim': 4,
+    'model.backbone.name': 'resnet_small',
+    'model.matcher.dim': 16,
+    'model.enrichment.patches': 2,
+    'episode.way': 2,
+    'episode.shot': 1,
+    'episode.query': 1,
+    'episode.frames': 4,
+    'episode.image_size': 32,
+    'data.resize': 32,
+    'train.num_steps': 1,
+    'train.episodes_per_step': 2,
+    'train.accumulation_steps': 1,
+    'model.sampler.scan_network': 'shufflenet_v2_small',
+    'model.sampler.scan_size': 32,
+    'model.sampler.dense_frames': 5,
+    'model.sampler.num_samples': 8,
+    'model.sampler.samples_per_chunk': 4,
+    'model.sampler.hidden': 8,
+    'model.sampler.task_dim': 4,
 }
 
 
@@ -50,24 +73,45 @@ def same(text):
 
 @functools.cache
 def traced(settings):
-    """Shapes of (loss, gradients, batch statistics, parameters) of one training episode; settings from `same`."""
+    """Shapes of (loss, gradients, batch statistics, parameters) of one training episode; settings
+    from `same`."""
     model, episode, reduction = json.loads(settings)
     model['matcher']['cardinalities'] = tuple(model['matcher']['cardinalities'])
-    config = ml_collections.ConfigDict({'model': model, 'episode': episode, 'train': {'loss_reduction': reduction}})
+    config = ml_collections.ConfigDict(
+        {'model': model, 'episode': episode, 'train': {'loss_reduction': reduction}}
+    )
     learner = create_learner(config.model)
     e = config.episode
     clip = e.frames, e.image_size, e.image_size, 3
-    support, query = (jax.ShapeDtypeStruct((*lead, *clip), jnp.uint8) for lead in ((e.way, e.shot), (e.way * e.query,)))
-    variables = jax.eval_shape(functools.partial(learner.init, train=False), jax.random.key(0), *example_episode(config))
+    support, query = (
+        jax.ShapeDtypeStruct((*lead, *clip), jnp.uint8)
+        for lead in ((e.way, e.shot), (e.way * e.query,))
+    )
+    variables = jax.eval_shape(
+        functools.partial(learner.init, train=False), jax.random.key(0), *example_episode(config)
+    )
     labels = jax.ShapeDtypeStruct((e.way * e.query,), jnp.int32)
 
     def loss(params, batch_stats, support, query, labels, key):
-        prediction, new = learner.apply({'params': params, 'batch_stats': batch_stats}, support, query, train=True,
-                                        rngs={'dropout': key, 'sampler': key}, mutable=['batch_stats'])
+        prediction, new = learner.apply(
+            {'params': params, 'batch_stats': batch_stats},
+            support,
+            query,
+            train=True,
+            rngs={'dropout': key, 'sampler': key},
+            mutable=['batch_stats'],
+        )
         return episode_loss(prediction, labels, config), (prediction.logits, new)
+
     (value, (logits, new)), gradients = jax.eval_shape(
-        jax.value_and_grad(loss, has_aux=True), variables['params'], variables['batch_stats'], support, query, labels,
-        jax.random.key(0))
+        jax.value_and_grad(loss, has_aux=True),
+        variables['params'],
+        variables['batch_stats'],
+        support,
+        query,
+        labels,
+        jax.random.key(0),
+    )
     return value, logits, gradients, new['batch_stats'], variables
 
 
@@ -90,32 +134,62 @@ def test_preset_is_traced_at_full_size(method, preset):
     assert value.shape == () and value.dtype == jnp.float32
     assert logits.shape == (e.way * e.query, e.way) and logits.dtype == jnp.float32
     shapes = functools.partial(jax.tree.map, lambda x: (x.shape, x.dtype))
-    assert shapes(gradients) == shapes(variables['params']) and shapes(batch_stats) == shapes(variables['batch_stats'])
+    assert shapes(gradients) == shapes(variables['params']) and shapes(batch_stats) == shapes(
+        variables['batch_stats']
+    )
 
 
 @pytest.mark.parametrize('method', ISSUE_METHODS)
 @pytest.mark.parametrize('preset', PRESETS[1:])
 def test_published_values(method, preset):
-    """STRM Sec. 4 and supplement A4; TRX Sec. 4; the released scripts where the papers are silent."""
+    """STRM Sec. 4 and supplement A4; TRX Sec. 4; the released scripts where the papers are
+    silent."""
     c = get_config(method, preset)
     expected = {
-        'model.variant': 'code', 'model.dtype': 'float32', 'model.backbone.name': 'resnet50', 'model.backbone.normalize': 'unit',
-        'model.backbone.batch_norm': 'split', 'model.backbone.remat': True, 'model.enrichment.patches': 4,
-        'episode.way': 5, 'episode.shot': 5, 'episode.frames': 8, 'episode.image_size': 224,
-        'data.resize': 256, 'data.flip': True, 'data.sampling': 'trx', 'data.crop': 'random', 'data.short_videos': 'drop',
-        'train.optimizer': 'sgd', 'train.momentum': 0.0, 'train.weight_decay': 0.0, 'train.schedule': 'constant',
-        'train.episodes_per_step': 16, 'train.loss_reduction': 'sum', 'train.clip_norm': 0.0,
+        'model.variant': 'code',
+        'model.dtype': 'float32',
+        'model.backbone.name': 'resnet50',
+        'model.backbone.normalize': 'unit',
+        'model.backbone.batch_norm': 'split',
+        'model.backbone.remat': True,
+        'model.enrichment.patches': 4,
+        'episode.way': 5,
+        'episode.shot': 5,
+        'episode.frames': 8,
+        'episode.image_size': 224,
+        'data.resize': 256,
+        'data.flip': True,
+        'data.sampling': 'trx',
+        'data.crop': 'random',
+        'data.short_videos': 'drop',
+        'train.optimizer': 'sgd',
+        'train.momentum': 0.0,
+        'train.weight_decay': 0.0,
+        'train.schedule': 'constant',
+        'train.episodes_per_step': 16,
+        'train.loss_reduction': 'sum',
+        'train.clip_norm': 0.0,
         'train.learning_rate': 1e-3 if preset == 'ssv2' else 1e-4,
-        'eval.num_episodes': 10_000, 'eval.query': 1, 'eval.split': 'test', 'seed': 0,
+        'eval.num_episodes': 10_000,
+        'eval.query': 1,
+        'eval.split': 'test',
+        'seed': 0,
     }
     if CARDINALITIES[method]:
-        expected |= {'model.matcher.name': 'cross_transformer', 'model.matcher.cardinalities': CARDINALITIES[method],
-                     'model.matcher.dim': 1152, 'model.matcher.dropout': 0.1}
+        expected |= {
+            'model.matcher.name': 'cross_transformer',
+            'model.matcher.cardinalities': CARDINALITIES[method],
+            'model.matcher.dim': 1152,
+            'model.matcher.dropout': 0.1,
+        }
     else:
         expected |= {'model.matcher.name': 'prototypes'}
     strm = method == 'strm'
-    expected |= {'model.enrichment.patch': 'self_attention' if strm else 'none',
-                 'model.enrichment.frame': 'mlp_mixer' if strm else 'none', 'model.query_similarity.weight': 0.1 if strm else 0.0}
+    expected |= {
+        'model.enrichment.patch': 'self_attention' if strm else 'none',
+        'model.enrichment.frame': 'mlp_mixer' if strm else 'none',
+        'model.query_similarity.weight': 0.1 if strm else 0.0,
+    }
     for key, value in expected.items():
         assert functools.reduce(lambda tree, part: tree[part], key.split('.'), c) == value, key
     if preset == 'ssv2':
@@ -124,36 +198,53 @@ def test_published_values(method, preset):
 
 @pytest.mark.slow
 def test_parameter_counts():
-    """Fig. 22 of VIM: TRX with Ω = {2, 3} has 47.1 M, HyRSM 65.6 M, and VIM 32.4 M more than ProtoNet."""
+    """Fig. 22 of VIM: TRX with Ω = {2, 3} has 47.1 M, HyRSM 65.6 M, and VIM 32.4 M more than
+    ProtoNet."""
     counts = {}
     for method in (*ISSUE_METHODS, 'hyrsm', 'vim'):
         config = get_config(method, 'ssv2')
         learner = create_learner(config.model)
-        variables = jax.eval_shape(functools.partial(learner.init, train=False), jax.random.key(0), *example_episode(config))
+        variables = jax.eval_shape(
+            functools.partial(learner.init, train=False),
+            jax.random.key(0),
+            *example_episode(config),
+        )
         counts[method] = parameters(variables['params']) / 1e6
     print({method: f'{count:.2f} M' for method, count in counts.items()})
     assert abs(counts['trx'] - 47.1) < 0.05 and abs(counts['hyrsm'] - 65.6) < 0.2
     assert abs(counts['vim'] - counts['protonet'] - 32.4) < 0.4
-    # By hand: ResNet-50 without its classifier; keys and values of pairs of 2048 channels with bias and one LayerNorm.
+    # By hand: ResNet-50 without its classifier; keys and values of pairs of 2048 channels with bias
+    # and one LayerNorm.
     assert counts['protonet'] == pytest.approx(23.508032)
-    assert counts['trm'] - counts['protonet'] == pytest.approx((2 * (4096 * 1152 + 1152) + 2 * 1152) / 1e6)
+    assert counts['trm'] - counts['protonet'] == pytest.approx(
+        (2 * (4096 * 1152 + 1152) + 2 * 1152) / 1e6
+    )
     d = 2048
-    attention = 3 * (d * d + d) + (d * d // 2 + d // 2) + (d * d // 4 + d // 2) + (d * d // 2 + d) + 1
+    attention = (
+        3 * (d * d + d) + (d * d // 2 + d // 2) + (d * d // 4 + d // 2) + (d * d // 2 + d) + 1
+    )
     mixer = 2 * (8 * 8 + 8) + 2 * (d * d + d)
-    assert counts['strm'] - counts['trm'] == pytest.approx((attention + mixer + 2 * d * d // 2 + d // 2) / 1e6)
+    assert counts['strm'] - counts['trm'] == pytest.approx(
+        (attention + mixer + 2 * d * d // 2 + d // 2) / 1e6
+    )
 
 
 @functools.cache
 def start(model, episode):
-    """Initial variables, as numpy, of the model that a config describes; model and episode as JSON."""
+    """Initial variables, as numpy, of the model that a config describes; model and episode as
+    JSON."""
     config = as_config({'model': json.loads(model), 'episode': json.loads(episode)})
-    return jax.tree.map(np.array, create_train_state(config, create_learner(config.model)).variables)
+    return jax.tree.map(
+        np.array, create_train_state(config, create_learner(config.model)).variables
+    )
 
 
 def as_config(changes):
     """The default config with changes that went through JSON."""
     config = configuration.default_config()
-    changes['model']['matcher']['cardinalities'] = tuple(changes['model']['matcher']['cardinalities'])
+    changes['model']['matcher']['cardinalities'] = tuple(
+        changes['model']['matcher']['cardinalities']
+    )
     with config.unlocked():
         config.update(changes)
     return config
@@ -165,59 +256,101 @@ def one_step(settings):
     changes = json.loads(settings)
     config = as_config(changes)
     before = start(json.dumps(changes['model']), json.dumps(changes['episode']))
-    state = TrainState(step=jnp.zeros((), jnp.int32), **jax.tree.map(jnp.array, before),
-                       opt_state=create_optimizer(config.train).init(before['params']))
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        **jax.tree.map(jnp.array, before),
+        opt_state=create_optimizer(config.train).init(before['params']),
+    )
     learner, mesh = create_learner(config.model), episode_mesh()
     batch = shard(mesh, random_batch(config), axis=1)
     state, metrics = make_train_step(learner, config, mesh)(replicate(mesh, state), batch)
-    return before['params'], jax.tree.map(np.asarray, state.params), jax.tree.map(np.asarray, metrics)
+    return (
+        before['params'],
+        jax.tree.map(np.asarray, state.params),
+        jax.tree.map(np.asarray, metrics),
+    )
 
 
 # The presets of VIM compile for long and differ by what only a trace can show.
 @pytest.mark.slow
-@pytest.mark.parametrize('method, preset', [(m, p) for m, p in ALL if m != 'vim' or p in ('', 'trx-ssv2')])
+@pytest.mark.parametrize(
+    'method, preset', [(m, p) for m, p in ALL if m != 'vim' or p in ('', 'trx-ssv2')]
+)
 def test_a_shrunk_copy_trains(method, preset):
     config = get_config(method, preset)
     config.update_from_flattened_dict(SHRUNK)
     configuration.validate(config)
     changes = json.loads(config.to_json())
-    del changes['data'], changes['eval']                  # a step does not read them, so some presets share one
+    del changes['data'], changes['eval']  # a step does not read them, so some presets share one
     before, after, metrics = one_step(json.dumps(changes))
     assert np.isfinite(metrics['losses']).all() and metrics['finite'] and metrics['loss'] > 0
     rate = config.train.learning_rate
-    assert 0 < largest_difference(before, after) < (1e4 if config.train.optimizer == 'sgd' else 2) * rate
-    unchanged = [jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(
-        jax.tree.map(lambda a, b: (a == b).all(), before, after)) if leaf]
-    # A gate that starts at 0 keeps what lies behind it from learning in the first step; a bias of keys cancels in a softmax.
+    assert (
+        0
+        < largest_difference(before, after)
+        < (1e4 if config.train.optimizer == 'sgd' else 2) * rate
+    )
+    unchanged = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            jax.tree.map(lambda a, b: (a == b).all(), before, after)
+        )
+        if leaf
+    ]
+    # A gate that starts at 0 keeps what lies behind it from learning in the first step; a bias of
+    # keys cancels in a softmax.
     assert len(unchanged) < len(jax.tree.leaves(before)) / 2, unchanged
 
 
 @pytest.mark.slow
 def test_every_value_is_read(tiny_data, tmp_path, monkeypatch):
-    """Records which leaves fsar_jax asks for, outside of its checks, in runs that take every branch."""
+    """Records which leaves fsar_jax asks for, outside of its checks, in runs that take every
+    branch."""
     package, read = str(pathlib.Path(configuration.__file__).parent), set()
-    original = {name: getattr(ml_collections.ConfigDict, name) for name in ('__getattr__', '__getitem__')}
+    original = {
+        name: getattr(ml_collections.ConfigDict, name) for name in ('__getattr__', '__getitem__')
+    }
 
     def recording(name):
         def get(self, key):
             frame = sys._getframe(1)
             asked_by = pathlib.Path(frame.f_code.co_filename)
-            if asked_by.is_relative_to(package) and frame.f_code.co_name != 'setting_of' and not frame.f_code.co_name.startswith('check_'):
+            if (
+                asked_by.is_relative_to(package)
+                and frame.f_code.co_name != 'setting_of'
+                and not frame.f_code.co_name.startswith('check_')
+            ):
                 read.add((frozenset(self.keys()), key))
             return original[name](self, key)
+
         return get
-    config = tiny_config('strm', {'data.dir': str(tiny_data), 'train.num_steps': 2, 'episode.query': 1, 'eval.num_episodes': 5,
-                                  'eval.val_episodes': 5, 'data.flip': False})
+
+    config = tiny_config(
+        'strm',
+        {
+            'data.dir': str(tiny_data),
+            'train.num_steps': 2,
+            'episode.query': 1,
+            'eval.num_episodes': 5,
+            'eval.val_episodes': 5,
+            'data.flip': False,
+        },
+    )
     for name in original:
         monkeypatch.setattr(ml_collections.ConfigDict, name, recording(name))
     train.train_and_evaluate(config, tmp_path, 'strm')
-    for changes in ({'train.optimizer': 'sgd', 'train.schedule': 'steps', 'train.schedule_steps': (1,)}, ):
+    for changes in (
+        {'train.optimizer': 'sgd', 'train.schedule': 'steps', 'train.schedule_steps': (1,)},
+    ):
         other = tiny_config('strm', changes)
         train.make_train_step(create_learner(other.model), other, episode_mesh())
     vim = tiny_config('vim', {'model.sampler.sigma_schedule': 'steps'})
     make_train_step(create_learner(vim.model), vim, episode_mesh())
     example_episode(vim)
-    for method, changes in (*((method, {}) for method in METHODS), ('vim', {'model.sampler.name': 'motion_guided'})):
+    for method, changes in (
+        *((method, {}) for method in METHODS),
+        ('vim', {'model.sampler.name': 'motion_guided'}),
+    ):
         create_learner(tiny_config(method, changes).model)
     monkeypatch.undo()
 
@@ -227,6 +360,7 @@ def test_every_value_is_read(tiny_data, tmp_path, monkeypatch):
                 yield from leaves(value, f'{prefix}{key}.')
             elif (frozenset(section.keys()), key) not in read:
                 yield prefix + key
+
     assert sorted(leaves(config)) == []
 
 
@@ -238,51 +372,125 @@ def test_a_wrong_key_is_refused():
         config.episode.update(sho=1)
     with pytest.raises(TypeError):
         config.episode.shot = 'one'
-    with pytest.raises(ValueError, match="unknown preset 'ssv1': choose one of ssv2, ssv2_full, ssv2_small, kinetics, hmdb51, ucf101, or none for"):
+    with pytest.raises(
+        ValueError,
+        match="unknown preset 'ssv1': choose one of ssv2, ssv2_full, ssv2_small, kinetics, hmdb51, "
+        "ucf101, or none for",
+    ):
         get_config('strm', 'ssv1')
     for preset in ('ssv1', 'trx-ssv1', 'tsm', 'tsm-ssv2', 'trx-ssv2-ssv2', '-ssv2'):
-        with pytest.raises(ValueError, match=f"unknown preset '{preset}': choose one of ssv2, .*, otam, trx, hyrsm, strm, two as in trx-ssv2"):
+        with pytest.raises(
+            ValueError,
+            match=f"unknown preset '{preset}': choose one of ssv2, .*, otam, trx, hyrsm, strm, two "
+            "as in trx-ssv2",
+        ):
             get_config('vim', preset)
 
 
 @pytest.mark.parametrize('method', METHODS)
 def test_ssv2_is_the_split_that_the_paper_with_the_numbers_uses(method):
-    """STRM Sec. 4: 'the split … given by [3]', OTAM; TRX as STRM cites it; TA2N: 'the same protocol as (Cao et al. 2020)'; MASTAF:
-    'SSv2-all[1]', OTAM. VIM Sec. 4.1: 'we use the split of' CMN, and so ProtoNet, OTAM and HyRSM, whose numbers are from its Table 1."""
+    """STRM Sec. 4: 'the split … given by [3]', OTAM; TRX as STRM cites it; TA2N: 'the same protocol
+    as (Cao et al. 2020)'; MASTAF: 'SSv2-all[1]', OTAM. VIM Sec. 4.1: 'we use the split of' CMN, and
+    so ProtoNet, OTAM and HyRSM, whose numbers are from its Table 1."""
     full = method in ('strm', 'trm', 'trx', 'ta2n', 'mastaf')
-    presets = {'ssv2': 'ssv2_full_otam' if full else 'ssv2_small_cmn', 'ssv2_full': 'ssv2_full_otam', 'ssv2_small': 'ssv2_small_cmn',
-               'kinetics': 'kinetics100_cmn', 'hmdb51': 'hmdb51_arn', 'ucf101': 'ucf101_arn'}
+    presets = {
+        'ssv2': 'ssv2_full_otam' if full else 'ssv2_small_cmn',
+        'ssv2_full': 'ssv2_full_otam',
+        'ssv2_small': 'ssv2_small_cmn',
+        'kinetics': 'kinetics100_cmn',
+        'hmdb51': 'hmdb51_arn',
+        'ucf101': 'ucf101_arn',
+    }
     configs = {preset: json.loads(get_config(method, preset).to_json()) for preset in presets}
     assert {preset: config['data']['dataset'] for preset, config in configs.items()} == presets
-    for preset in ('ssv2_full', 'ssv2_small'):                         # the recipe is that of SSv2, whatever the split
-        assert configs[preset] == {**configs['ssv2'], 'data': {**configs['ssv2']['data'], 'dataset': presets[preset]}}, preset
+    for preset in ('ssv2_full', 'ssv2_small'):  # the recipe is that of SSv2, whatever the split
+        assert configs[preset] == {
+            **configs['ssv2'],
+            'data': {**configs['ssv2']['data'], 'dataset': presets[preset]},
+        }, preset
     if method == 'vim':
         for dataset, expected in presets.items():
             for other in ('otam', 'trx', 'hyrsm', 'strm'):
-                assert get_config('vim', f'{other}-{dataset}').data.dataset == expected, (other, dataset)
+                assert get_config('vim', f'{other}-{dataset}').data.dataset == expected, (
+                    other,
+                    dataset,
+                )
 
 
 @pytest.mark.parametrize('preset', PRESETS)
 def test_vim_takes_the_mean_of_the_shots_and_ta2n_aligns_them(preset):
-    assert get_config('vim', preset).model.matcher.prototype == 'mean' and get_config('ta2n', preset).model.matcher.prototype == 'aligned'
+    assert (
+        get_config('vim', preset).model.matcher.prototype == 'mean'
+        and get_config('ta2n', preset).model.matcher.prototype == 'aligned'
+    )
 
 
-@pytest.mark.parametrize('preset, flips', [('ssv2', False), ('ssv2_full', False), ('ssv2_small', False), ('kinetics', True), ('ucf101', True)])
+@pytest.mark.parametrize(
+    'preset, flips',
+    [
+        ('ssv2', False),
+        ('ssv2_full', False),
+        ('ssv2_small', False),
+        ('kinetics', True),
+        ('ucf101', True),
+    ],
+)
 def test_ta2n_does_not_mirror_ssv2(preset, flips):
     assert get_config('ta2n', preset).data.flip == get_config('vim', preset).data.flip == flips
     assert get_config('vim', f'trx-{preset}').data.flip
 
 
-CHOICES = ('model.variant', 'model.dtype', 'model.backbone.batch_norm', 'model.backbone.normalize', 'model.enrichment.patch',
-           'model.enrichment.frame', 'model.matcher.cardinality_reduction', 'data.crop', 'data.sampling', 'data.short_videos',
-           'train.loss_reduction', 'train.optimizer', 'train.schedule', 'eval.split')
+CHOICES = (
+    'model.variant',
+    'model.dtype',
+    'model.backbone.batch_norm',
+    'model.backbone.normalize',
+    'model.enrichment.patch',
+    'model.enrichment.frame',
+    'model.matcher.cardinality_reduction',
+    'data.crop',
+    'data.sampling',
+    'data.short_videos',
+    'train.loss_reduction',
+    'train.optimizer',
+    'train.schedule',
+    'eval.split',
+)
 AT_LEAST = {
-    'episode.way': 2, **dict.fromkeys((
-        'episode.shot', 'episode.query', 'episode.frames', 'episode.image_size', 'eval.query', 'train.num_steps',
-        'train.episodes_per_step', 'train.accumulation_steps', 'train.checkpoint_steps', 'train.log_steps',
-        'train.keep_checkpoints', 'eval.num_episodes', 'eval.episodes_per_chunk', 'eval.videos_per_batch',
-        'model.enrichment.patches', 'model.backbone.batch_norm_groups'), 1),
-    **dict.fromkeys(('eval.val_episodes', 'data.num_threads', 'data.num_workers', 'seed', 'eval.seed', 'train.warmup_steps'), 0)}
+    'episode.way': 2,
+    **dict.fromkeys(
+        (
+            'episode.shot',
+            'episode.query',
+            'episode.frames',
+            'episode.image_size',
+            'eval.query',
+            'train.num_steps',
+            'train.episodes_per_step',
+            'train.accumulation_steps',
+            'train.checkpoint_steps',
+            'train.log_steps',
+            'train.keep_checkpoints',
+            'eval.num_episodes',
+            'eval.episodes_per_chunk',
+            'eval.videos_per_batch',
+            'model.enrichment.patches',
+            'model.backbone.batch_norm_groups',
+        ),
+        1,
+    ),
+    **dict.fromkeys(
+        (
+            'eval.val_episodes',
+            'data.num_threads',
+            'data.num_workers',
+            'seed',
+            'eval.seed',
+            'train.warmup_steps',
+        ),
+        0,
+    ),
+}
 
 
 def message_of(changes):
@@ -302,20 +510,35 @@ def test_an_unknown_choice_is_named(key):
 @pytest.mark.parametrize('key', AT_LEAST)
 def test_a_value_that_is_too_small_is_named(key):
     least = AT_LEAST[key]
-    assert message_of({key: least - 1}).startswith(f'config.{key}={least - 1} is too small, it must be at least {least}')
+    assert message_of({key: least - 1}).startswith(
+        f'config.{key}={least - 1} is too small, it must be at least {least}'
+    )
 
 
-@pytest.mark.parametrize('key', [
-    'matcher.loss_weight', 'matcher.inter_weight', 'classifier.weight', 'query_similarity.weight', 'sampler.intra_weight', 'sampler.sigma',
-    'sampler.sigma_end'])
+@pytest.mark.parametrize(
+    'key',
+    [
+        'matcher.loss_weight',
+        'matcher.inter_weight',
+        'classifier.weight',
+        'query_similarity.weight',
+        'sampler.intra_weight',
+        'sampler.sigma',
+        'sampler.sigma_end',
+    ],
+)
 def test_a_weight_below_0_is_named(key):
     for value in (-1.0, math.nan):
-        assert message_of({f'model.{key}': value}) == f'config.model.{key}={value} must be at least 0'
+        assert (
+            message_of({f'model.{key}': value}) == f'config.model.{key}={value} must be at least 0'
+        )
 
 
 NUMBERS = [key for key, known in configuration.SETTINGS.items() if known.kind in (int, float)]
-SMALLER, LARGER = {int: lambda x: x - 1, float: lambda x: math.nextafter(x, -math.inf)}, {
-    int: lambda x: x + 1, float: lambda x: math.nextafter(x, math.inf)}
+SMALLER, LARGER = (
+    {int: lambda x: x - 1, float: lambda x: math.nextafter(x, -math.inf)},
+    {int: lambda x: x + 1, float: lambda x: math.nextafter(x, math.inf)},
+)
 
 
 def ends(known):
@@ -345,10 +568,16 @@ def refused(key, value):
 def test_every_number_has_a_range_and_takes_both_ends_of_it(key):
     known = configuration.SETTINGS[key]
     least, most = ends(known)
-    if key == 'model.matcher.cardinalities':                           # 1 to episode.frames, which another test tries
+    if key == 'model.matcher.cardinalities':  # 1 to episode.frames, which another test tries
         least = 1
     else:
-        refused(key, placed(key, SMALLER[known.kind](known.kind(known.above if known.above is not None else least))))
+        refused(
+            key,
+            placed(
+                key,
+                SMALLER[known.kind](known.kind(known.above if known.above is not None else least)),
+            ),
+        )
     refused(key, placed(key, LARGER[known.kind](known.kind(most))))
     for value in (least, most):
         assert not configuration.complaint(known, placed(key, known.kind(value))), value
@@ -360,7 +589,13 @@ def test_every_number_has_a_range_and_takes_both_ends_of_it(key):
 def test_every_setting_has_one_type(key):
     known = configuration.SETTINGS[key]
     a_value = {bool: True, int: 1, float: 0.5, str: 'a', 'path': 'a'}
-    of_another = {bool: (int, float, str), int: (bool, float, str), float: (bool, str), str: (int, bool, float), 'path': (int, bool, float)}
+    of_another = {
+        bool: (int, float, str),
+        int: (bool, float, str),
+        float: (bool, str),
+        str: (int, bool, float),
+        'path': (int, bool, float),
+    }
     for kind in of_another[known.kind]:
         refused(key, placed(key, a_value[kind]))
     refused(key, {'a': 1})
@@ -375,7 +610,9 @@ def test_every_setting_has_one_type(key):
         refused(key, known.default[:-1])
         refused(key, (*known.default, known.default[0]))
     if known.choices:
-        assert known.kind is str and not any(configuration.complaint(known, choice) for choice in known.choices)
+        assert known.kind is str and not any(
+            configuration.complaint(known, choice) for choice in known.choices
+        )
         refused(key, 'another')
     elif known.kind in (str, 'path') and not known.optional:
         refused(key, '')
@@ -386,52 +623,137 @@ def test_what_a_setting_affects_says_where_it_may_change():
     keys = set(configuration.SETTINGS)
     begin = {key for key in keys if key.startswith('train.')}
     cost = {
-        'data.dir', 'data.num_threads', 'data.num_workers', 'data.prefetch', 'train.log_steps', 'train.keep_checkpoints',
-        'train.accumulation_steps', 'model.backbone.remat', 'model.sampler.samples_per_chunk', 'model.matcher.pairs_per_chunk', 'eval.cache',
-        'eval.episodes_per_chunk', 'eval.videos_per_batch'}
+        'data.dir',
+        'data.num_threads',
+        'data.num_workers',
+        'data.prefetch',
+        'train.log_steps',
+        'train.keep_checkpoints',
+        'train.accumulation_steps',
+        'model.backbone.remat',
+        'model.sampler.samples_per_chunk',
+        'model.matcher.pairs_per_chunk',
+        'eval.cache',
+        'eval.episodes_per_chunk',
+        'eval.videos_per_batch',
+    }
     start = {'model.backbone.weights', 'model.sampler.scan_weights'}
     evaluation = {'eval.split', 'eval.num_episodes', 'eval.episodes_file', 'eval.measured_episodes'}
     assert set(workdir.MAY_CHANGE_ON_RESUME) == cost | start | evaluation
     assert set(workdir.SAME_RESULTS) == cost | start | begin | {'eval.val_episodes'}
-    of_model = {key for key in keys if key.startswith('model.')} - cost - start - {
-        'model.dtype', 'model.sampler.at_test', 'model.align_at_test'}
+    of_model = (
+        {key for key in keys if key.startswith('model.')}
+        - cost
+        - start
+        - {'model.dtype', 'model.sampler.at_test', 'model.align_at_test'}
+    )
     assert {key for key in keys if workdir.must_agree(key)} == of_model | {
-        'episode.frames', 'episode.image_size', 'data.resize', 'data.sampling', 'data.short_videos'}
-    assert workdir.must_agree('model.backbone.width')                  # not in the table, but of the model
+        'episode.frames',
+        'episode.image_size',
+        'data.resize',
+        'data.sampling',
+        'data.short_videos',
+    }
+    assert workdir.must_agree('model.backbone.width')  # not in the table, but of the model
 
 
 def test_the_choices_are_those_of_the_stages():
     choices = {
-        'sampler.name': samplers.SAMPLERS, 'sampler.spatial': task_adaptive.SPATIAL, 'sampler.scan_network': SCAN_NETWORKS,
-        'backbone.name': BACKBONES, 'enrichment.patch': TOKEN_ENRICHMENTS, 'enrichment.frame': TOKEN_ENRICHMENTS,
-        'matcher.name': matchers.MATCHERS, 'matcher.alignment': matchers.ALIGNMENTS, 'matcher.spatial': matchers.SPATIAL,
-        'matcher.kernel': matchers.KERNELS}
+        'sampler.name': samplers.SAMPLERS,
+        'sampler.spatial': task_adaptive.SPATIAL,
+        'sampler.scan_network': SCAN_NETWORKS,
+        'backbone.name': BACKBONES,
+        'enrichment.patch': TOKEN_ENRICHMENTS,
+        'enrichment.frame': TOKEN_ENRICHMENTS,
+        'matcher.name': matchers.MATCHERS,
+        'matcher.alignment': matchers.ALIGNMENTS,
+        'matcher.spatial': matchers.SPATIAL,
+        'matcher.kernel': matchers.KERNELS,
+    }
     for key, known in choices.items():
         assert set(configuration.SETTINGS[f'model.{key}'].choices) == set(known), key
     assert configuration.SETTINGS['data.sampling'].choices == RULES
 
 
-@pytest.mark.parametrize('key, value, message', [
-    ('train.learning_rate', -1e-3, 'config.train.learning_rate=-0.001 must be at least 0'),
-    ('model.sampler.smoothing', math.nan, 'config.model.sampler.smoothing=nan must be at least 0 and at most 10'),       # of no effect here
-    ('train.clip_norm', math.nan, 'config.train.clip_norm=nan must be at least 0'),
-    ('train.clip_norm', math.inf, 'config.train.clip_norm=inf must be at least 0 and at most 3.4028234663852886e+38'),
-    ('model.matcher.dropout', 1.0, 'config.model.matcher.dropout=1.0 must be at least 0 and less than 1'),
-    ('model.matcher.smoothness', 1e-300, 'config.model.matcher.smoothness=1e-300 must be greater than 0'),
-    ('model.matcher.dim', 0, 'config.model.matcher.dim=0 is too small, it must be at least 1'),
-    ('model.matcher.dim', True, 'config.model.matcher.dim=True must be a whole number, at least 1'),
-    ('seed', 2 ** 32, 'config.seed=4294967296 is too large, it must be at least 0 and at most 4294967295'),
-    ('seed', 2 ** 63, 'config.seed=9223372036854775808 is too large, it must be at least 0 and at most 4294967295'),
-    ('train.num_steps', 2 ** 31, 'config.train.num_steps=2147483648 is too large, it must be at least 1 and at most 2147483647'),
-    ('train.schedule_steps', ('abc',), "config.train.schedule_steps=('abc',) must be a list of whole numbers, each at least 1"),
-    ('model.matcher.cardinalities', ('abc',), "config.model.matcher.cardinalities=('abc',) must be a list of whole numbers"),
-    ('model.matcher.position', (1.0,), 'config.model.matcher.position=(1.0,) must be 2 numbers, each at least 0'),
-    ('model.matcher.position', (0.0, 0.0), 'config.model.matcher.position=(0.0, 0.0): the first, by which features are divided, must '
-     'be greater than 0'),
-    ('data.dir', '', "config.data.dir='' must not be empty"),
-    ('model.matcher.name', 'a\nb', "config.model.matcher.name='a\\nb' is not one of prototypes, cross_transformer, otam, "
-     "action_coordination, set_matching, attention_fusion"),
-])
+@pytest.mark.parametrize(
+    'key, value, message',
+    [
+        ('train.learning_rate', -1e-3, 'config.train.learning_rate=-0.001 must be at least 0'),
+        (
+            'model.sampler.smoothing',
+            math.nan,
+            'config.model.sampler.smoothing=nan must be at least 0 and at most 10',
+        ),  # of no effect here
+        ('train.clip_norm', math.nan, 'config.train.clip_norm=nan must be at least 0'),
+        (
+            'train.clip_norm',
+            math.inf,
+            'config.train.clip_norm=inf must be at least 0 and at most 3.4028234663852886e+38',
+        ),
+        (
+            'model.matcher.dropout',
+            1.0,
+            'config.model.matcher.dropout=1.0 must be at least 0 and less than 1',
+        ),
+        (
+            'model.matcher.smoothness',
+            1e-300,
+            'config.model.matcher.smoothness=1e-300 must be greater than 0',
+        ),
+        ('model.matcher.dim', 0, 'config.model.matcher.dim=0 is too small, it must be at least 1'),
+        (
+            'model.matcher.dim',
+            True,
+            'config.model.matcher.dim=True must be a whole number, at least 1',
+        ),
+        (
+            'seed',
+            2**32,
+            'config.seed=4294967296 is too large, it must be at least 0 and at most 4294967295',
+        ),
+        (
+            'seed',
+            2**63,
+            'config.seed=9223372036854775808 is too large, it must be at least 0 and at most '
+            '4294967295',
+        ),
+        (
+            'train.num_steps',
+            2**31,
+            'config.train.num_steps=2147483648 is too large, it must be at least 1 and at most '
+            '2147483647',
+        ),
+        (
+            'train.schedule_steps',
+            ('abc',),
+            "config.train.schedule_steps=('abc',) must be a list of whole numbers, each at least 1",
+        ),
+        (
+            'model.matcher.cardinalities',
+            ('abc',),
+            "config.model.matcher.cardinalities=('abc',) must be a list of whole numbers",
+        ),
+        (
+            'model.matcher.position',
+            (1.0,),
+            'config.model.matcher.position=(1.0,) must be 2 numbers, each at least 0',
+        ),
+        (
+            'model.matcher.position',
+            (0.0, 0.0),
+            'config.model.matcher.position=(0.0, 0.0): the first, by which features are divided, '
+            'must '
+            'be greater than 0',
+        ),
+        ('data.dir', '', "config.data.dir='' must not be empty"),
+        (
+            'model.matcher.name',
+            'a\nb',
+            "config.model.matcher.name='a\\nb' is not one of prototypes, cross_transformer, otam, "
+            "action_coordination, set_matching, attention_fusion",
+        ),
+    ],
+)
 def test_a_refused_value_is_one_line_that_says_what_it_may_be(key, value, message):
     assert message_of({key: value}) == message
 
@@ -439,11 +761,16 @@ def test_a_refused_value_is_one_line_that_says_what_it_may_be(key, value, messag
 def test_a_learner_is_not_made_of_values_outside_their_range():
     config = get_config('trx')
     config.model.matcher.dim = 0
-    with pytest.raises(ValueError, match='config.model.matcher.dim=0 is too small, it must be at least 1'):
+    with pytest.raises(
+        ValueError, match='config.model.matcher.dim=0 is too small, it must be at least 1'
+    ):
         create_learner(config.model)
     for cardinalities in ((), (2, 2), (0, 2)):
         config.model.matcher.update(dim=8, cardinalities=cardinalities)
-        with pytest.raises(ValueError, match=r'cardinalities=\(.*\) must be distinct and at least 1, and there must be one'):
+        with pytest.raises(
+            ValueError,
+            match=r'cardinalities=\(.*\) must be distinct and at least 1, and there must be one',
+        ):
             create_learner(config.model)
 
 
@@ -451,16 +778,27 @@ def test_a_home_is_expanded_in_every_path_and_an_address_refused(monkeypatch):
     monkeypatch.setenv('HOME', '/home/someone')
     config = get_config('trx')
     paths = [key for key, known in configuration.SETTINGS.items() if known.kind == 'path']
-    assert paths == ['model.sampler.scan_weights', 'model.backbone.weights', 'data.dir', 'eval.episodes_file']
+    assert paths == [
+        'model.sampler.scan_weights',
+        'model.backbone.weights',
+        'data.dir',
+        'eval.episodes_file',
+    ]
     assert configuration.resolve_paths(config).to_json() == config.to_json()
     config.update_from_flattened_dict({key: f'~/{key}' for key in paths})
     resolved = configuration.resolve_paths(config)
     for key in paths:
-        assert functools.reduce(lambda tree, part: tree[part], key.split('.'), resolved) == f'/home/someone/{key}'
+        assert (
+            functools.reduce(lambda tree, part: tree[part], key.split('.'), resolved)
+            == f'/home/someone/{key}'
+        )
     for key in paths:
         config = get_config('trx')
         config.update_from_flattened_dict({key: 'gs://bucket/runs'})
-        with pytest.raises(ValueError, match=f'config.{key}=gs://bucket/runs: gs:// addresses are not read or written here'):
+        with pytest.raises(
+            ValueError,
+            match=f'config.{key}=gs://bucket/runs: gs:// addresses are not read or written here',
+        ):
             configuration.resolve_paths(config)
 
 
@@ -476,8 +814,14 @@ def test_the_plan_tells_the_losses_that_act():
     config.model.sampler.name = 'uniform'
     assert row(config, 'losses') == 'matching 1, L_intra 0.5 (without effect), L_inter 1'
     config.model.matcher.name = 'otam'
-    assert row(config, 'losses') == 'matching 1, L_intra 0.5 (without effect), L_inter 1 (without effect)'
-    assert row(get_config('vim', 'strm-ssv2'), 'losses') == 'matching 1, query similarity 0.1, L_intra 0.5'
+    assert (
+        row(config, 'losses')
+        == 'matching 1, L_intra 0.5 (without effect), L_inter 1 (without effect)'
+    )
+    assert (
+        row(get_config('vim', 'strm-ssv2'), 'losses')
+        == 'matching 1, query similarity 0.1, L_intra 0.5'
+    )
     assert row(get_config('hyrsm'), 'losses') == 'matching 1, classes 0.6'
     assert row(get_config('mastaf'), 'losses') == 'matching 0.5, classes 1'
     assert 'losses' not in configuration.resolved_plan(config, 'evaluate', {})
@@ -486,11 +830,17 @@ def test_the_plan_tells_the_losses_that_act():
 def test_the_plan_tells_the_parts_of_the_sampler():
     config = get_config('vim')
     assert row(config, 'sampler') == (
-        'task_adaptive: 8 of 20 frames, chosen with sigma 0.1 falling to 0, spatial amplify, adaptive, variant paper')
+        'task_adaptive: 8 of 20 frames, chosen with sigma 0.1 falling to 0, spatial amplify, '
+        'adaptive, variant paper'
+    )
     config.model.sampler.update(temporal=False, adaptive=False, at_test=False)
     assert row(config, 'sampler') == (
-        'task_adaptive: 8 of 20 frames, evenly spaced, spatial amplify, not adaptive, variant paper; at test evenly spaced ones')
-    assert 'chosen with sigma 0.1 times 0.8 every 50000 steps, at least 0, spatial' in row(get_config('vim', 'ssv2'), 'sampler')
+        'task_adaptive: 8 of 20 frames, evenly spaced, spatial amplify, not adaptive, variant '
+        'paper; at test evenly spaced ones'
+    )
+    assert 'chosen with sigma 0.1 times 0.8 every 50000 steps, at least 0, spatial' in row(
+        get_config('vim', 'ssv2'), 'sampler'
+    )
     config.model.sampler.update(name='motion_guided', at_test=True)
     assert row(config, 'sampler') == 'motion_guided: 8 of 20 frames, smoothing 0.5'
     assert row(get_config('trx'), 'sampler') == 'uniform'
@@ -498,19 +848,32 @@ def test_the_plan_tells_the_parts_of_the_sampler():
 
 def test_values_that_do_not_fit_together():
     assert message_of({'episode.frames': 2}) == (
-        'config.model.matcher.cardinalities=(2, 3) must be distinct and lie between 1 and config.episode.frames=2, '
-        'and there must be one')
+        'config.model.matcher.cardinalities=(2, 3) must be distinct and lie between 1 and '
+        'config.episode.frames=2, '
+        'and there must be one'
+    )
     for cardinalities in ((), (2, 2), (0, 2)):
         assert message_of({'model.matcher.cardinalities': cardinalities}).startswith(
-            f'config.model.matcher.cardinalities={cardinalities} must be distinct and lie')
-    assert message_of({'model.backbone.name': 'features'}).startswith("config.model.backbone.name='features' is for the library")
+            f'config.model.matcher.cardinalities={cardinalities} must be distinct and lie'
+        )
+    assert message_of({'model.backbone.name': 'features'}).startswith(
+        "config.model.backbone.name='features' is for the library"
+    )
     assert message_of({'episode.image_size': 80}).startswith(
-        'config.episode.image_size=80 cannot be cropped from a short side of config.data.resize=64')
+        'config.episode.image_size=80 cannot be cropped from a short side of config.data.resize=64'
+    )
     assert message_of({'train.episodes_per_step': 6, 'train.accumulation_steps': 4}) == (
-        'config.train.episodes_per_step=6 must be a multiple of config.train.accumulation_steps=4')
+        'config.train.episodes_per_step=6 must be a multiple of config.train.accumulation_steps=4'
+    )
     for steps in ((2, 2), (3, 2), (1, 5)):
-        assert message_of({'train.schedule': 'steps', 'train.schedule_steps': steps, 'train.warmup_steps': 1}) == (
-            f'config.train.schedule_steps={steps} must ascend, from above config.train.warmup_steps=1')
+        assert message_of(
+            {'train.schedule': 'steps', 'train.schedule_steps': steps, 'train.warmup_steps': 1}
+        ) == (
+            f'config.train.schedule_steps={steps} must ascend, from above '
+            'config.train.warmup_steps=1'
+        )
     for schedule in ('constant', 'cosine', 'steps'):
         assert message_of({'train.schedule': schedule, 'train.warmup_steps': 240}) == (
-            'config.train.warmup_steps=240 must be smaller than config.train.num_steps=240: the learning rate would never be reached')
+            'config.train.warmup_steps=240 must be smaller than config.train.num_steps=240: the '
+            'learning rate would never be reached'
+        )

@@ -9,7 +9,10 @@ import pytest
 from fsar_jax import files, messages
 
 
-@pytest.mark.parametrize('address', ['gs://bucket/runs', 'gs:/bucket/runs', 's3://bucket/x', 'file:///home/me', 'hdfs://h/x'])
+@pytest.mark.parametrize(
+    'address',
+    ['gs://bucket/runs', 'gs:/bucket/runs', 's3://bucket/x', 'file:///home/me', 'hdfs://h/x'],
+)
 def test_an_address_is_refused_and_not_made_a_local_folder(address):
     with pytest.raises(ValueError, match=r'--workdir=.*mount the bucket'):
         files.local_path(address, '--workdir')
@@ -23,7 +26,9 @@ def test_other_paths_are_left_as_they_are(path):
 def test_the_tilde_is_expanded(monkeypatch):
     monkeypatch.setenv('HOME', '/home/me')
     assert files.local_path('~/runs', '--workdir') == pathlib.Path('/home/me/runs')
-    assert files.local_path('./~runs', '--workdir') == pathlib.Path('~runs')           # a folder of that name
+    assert files.local_path('./~runs', '--workdir') == pathlib.Path(
+        '~runs'
+    )  # a folder of that name
     with pytest.raises(ValueError, match='no such user'):
         files.local_path('~nobody-of-this-name/runs', '--workdir')
 
@@ -42,7 +47,10 @@ def test_a_failed_write_leaves_the_old_file_and_names_it(tmp_path, monkeypatch):
     assert path.read_text() == 'before' and os.listdir(tmp_path) == ['trained_on.json']
 
 
-@pytest.mark.parametrize('content, where', [('', 'line 1, column 1'), ('{"a": 1,\n"b": ', 'line 2, column 6'), ('\udcff', 'decode')])
+@pytest.mark.parametrize(
+    'content, where',
+    [('', 'line 1, column 1'), ('{"a": 1,\n"b": ', 'line 2, column 6'), ('\udcff', 'decode')],
+)
 def test_damaged_json_names_the_file_and_the_line(tmp_path, content, where):
     path = tmp_path / 'config.json'
     path.write_bytes(content.encode(errors='surrogateescape'))
@@ -64,5 +72,8 @@ def test_long_lists_are_cut():
 
 def test_errors_of_the_system_are_words_and_a_path():
     assert messages.one_line(OSError(errno.EISDIR, 'Is a directory', '/a')) == '/a: Is a directory'
-    assert messages.one_line(OSError(errno.ENOSPC, 'No space left on device')) == 'No space left on device'
+    assert (
+        messages.one_line(OSError(errno.ENOSPC, 'No space left on device'))
+        == 'No space left on device'
+    )
     assert messages.one_line(ValueError('two\n  lines')) == 'two lines'

@@ -13,16 +13,24 @@ from tiny_run import REPOSITORY
 from fsar_jax import machine
 
 
-@pytest.mark.skipif(not hasattr(os, 'sched_getaffinity'), reason='this system does not bind processes to cores')
+@pytest.mark.skipif(
+    not hasattr(os, 'sched_getaffinity'), reason='this system does not bind processes to cores'
+)
 def test_the_cores_of_the_job_and_not_of_the_machine():
     core = min(os.sched_getaffinity(0))
     program = f'import os; os.sched_setaffinity(0, [{core}]); from fsar_jax.machine import usable_cores; print(usable_cores())'
-    assert subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True).stdout == '1\n'
+    assert (
+        subprocess.run(
+            [sys.executable, '-c', program], capture_output=True, text=True, check=True
+        ).stdout
+        == '1\n'
+    )
 
 
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='ulimit -v')
 def test_too_few_threads_for_the_reader_are_one_line_and_no_wait(tmp_path):
-    """A limit on memory is one on threads: the pool of array_record waits for ever where it cannot start all of its 64."""
+    """A limit on memory is one on threads: the pool of array_record waits for ever where it cannot
+    start all of its 64."""
     program = """
 import resource, sys
 from array_record.python import array_record_module
@@ -43,14 +51,23 @@ used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20), resource.RLIM_INFINITY))  # they are there: less is enough now
 print(array_record_module.ArrayRecordReader(path).num_records())
 """
-    done = subprocess.run([sys.executable, '-c', program, tmp_path / 'records'], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, '-c', program, tmp_path / 'records'],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     refusal, count = done.stdout.splitlines()
-    assert refusal.startswith('the 64 threads that read ArrayRecord files cannot all be started: raise the limit on memory')
+    assert refusal.startswith(
+        'the 64 threads that read ArrayRecord files cannot all be started: raise the limit on '
+        'memory'
+    )
     assert count == '1'
 
 
 def test_cores_where_processes_are_not_bound_to_some(monkeypatch):
-    monkeypatch.delattr(os, 'sched_getaffinity', raising=False)         # macOS
+    monkeypatch.delattr(os, 'sched_getaffinity', raising=False)  # macOS
     assert machine.usable_cores() == os.cpu_count()
     monkeypatch.setattr(os, 'cpu_count', lambda: None)
     assert machine.usable_cores() == 1
@@ -58,16 +75,29 @@ def test_cores_where_processes_are_not_bound_to_some(monkeypatch):
 
 def test_windows_is_sent_to_wsl():
     program = "import sys; sys.platform = 'win32'; import fsar_jax"
-    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, cwd=REPOSITORY)
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith('ImportError: ') and 'install WSL' in done.stderr
+    done = subprocess.run(
+        [sys.executable, '-c', program], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert (
+        done.returncode == 1
+        and done.stderr.splitlines()[-1].startswith('ImportError: ')
+        and 'install WSL' in done.stderr
+    )
 
 
 def test_shared_and_exclusive(tmp_path):
     path = tmp_path / 'lock'
     with machine.file_lock(path, shared=True), machine.file_lock(path, shared=True):
-        with pytest.raises(ValueError, match='somebody else'), machine.file_lock(path, 'somebody else has it'):
+        with (
+            pytest.raises(ValueError, match='somebody else'),
+            machine.file_lock(path, 'somebody else has it'),
+        ):
             pass
-    with machine.file_lock(path), pytest.raises(ValueError, match='somebody else'), machine.file_lock(path, 'somebody else has it', shared=True):
+    with (
+        machine.file_lock(path),
+        pytest.raises(ValueError, match='somebody else'),
+        machine.file_lock(path, 'somebody else has it', shared=True),
+    ):
         pass
 
 
@@ -88,7 +118,8 @@ def test_without_a_message_it_waits(tmp_path):
 
 
 def test_locks_of_the_kind_that_nfs_makes_of_them(tmp_path, monkeypatch):
-    """Byte ranges, which a shared lock may take in a file that is open for reading only, an exclusive one for writing."""
+    """Byte ranges, which a shared lock may take in a file that is open for reading only, an
+    exclusive one for writing."""
     monkeypatch.setattr(fcntl, 'flock', fcntl.lockf)
     for shared in (True, False):
         with machine.file_lock(tmp_path / 'lock', shared=shared):

@@ -1,4 +1,5 @@
-"""main.py from the command line: one line for bad input, the same results twice, published weights, exchanged episodes."""
+"""main.py from the command line: one line for bad input, the same results twice, published weights,
+exchanged episodes."""
 
 import json
 import os
@@ -20,8 +21,25 @@ from fsar_jax.training.workdir import content_of_evaluation, make_workdir
 pytestmark = pytest.mark.slow
 
 TRAIN = {'train.num_steps': 2, 'episode.query': 1}
-KEYS = {'method', 'dataset', 'split', 'way', 'shot', 'queries', 'seed', 'num_episodes', 'accuracy', 'ci95', 'per_class',
-        'confusion', 'episodes_hash', 'selected_on', 'params_hash', 'config', 'versions'}
+KEYS = {
+    'method',
+    'dataset',
+    'split',
+    'way',
+    'shot',
+    'queries',
+    'seed',
+    'num_episodes',
+    'accuracy',
+    'ci95',
+    'per_class',
+    'confusion',
+    'episodes_hash',
+    'selected_on',
+    'params_hash',
+    'config',
+    'versions',
+}
 
 
 @pytest.fixture(scope='module')
@@ -41,18 +59,35 @@ def test_results_hold_what_a_reader_needs(trained):
     results = json.loads((workdir / 'results.json').read_text())
     assert KEYS <= results.keys()
     config = results['config']
-    assert (results['method'], results['dataset'], results['split']) == ('strm', 'video_folder/tiny', 'test')
-    assert (results['way'], results['shot'], results['queries'], results['num_episodes']) == (2, 1, 2, 30)
+    assert (results['method'], results['dataset'], results['split']) == (
+        'strm',
+        'video_folder/tiny',
+        'test',
+    )
+    assert (results['way'], results['shot'], results['queries'], results['num_episodes']) == (
+        2,
+        1,
+        2,
+        30,
+    )
     assert sorted(results['per_class']) == ['test 0', 'test 1', 'test 2']
-    assert np.sum(results['confusion']) == 60 and np.trace(results['confusion']) == sum(results['correct'])
+    assert np.sum(results['confusion']) == 60 and np.trace(results['confusion']) == sum(
+        results['correct']
+    )
     assert results['accuracy'] == pytest.approx(sum(results['correct']) / 60)
-    assert config['train']['num_steps'] == 2 and config['model']['enrichment']['patch'] == 'self_attention'
+    assert (
+        config['train']['num_steps'] == 2
+        and config['model']['enrichment']['patch'] == 'self_attention'
+    )
     assert results['versions']['jax'] and len(results['params_hash']) == 64
     assert results['selected_on'] == 'val accuracy at step 2'
     last = said.splitlines()[-2]
-    assert last.startswith(f"strm, video_folder/tiny, test, 2-way 1-shot: {results['accuracy']:.2%} ± {results['ci95']:.2%} (")
+    assert last.startswith(
+        f"strm, video_folder/tiny, test, 2-way 1-shot: {results['accuracy']:.2%} ± "
+        f"{results['ci95']:.2%} ("
+    )
     assert 'chance 50%' in last
-    for factor in 'NLBSDFRCEZT':                      # the hidden factors are in the plan
+    for factor in 'NLBSDFRCEZT':  # the hidden factors are in the plan
         assert any(line.startswith(f'  {factor}  ') for line in said.splitlines()), factor
 
 
@@ -74,24 +109,45 @@ def test_evaluating_again_with_and_without_cache(trained):
 def test_what_departs_from_the_run_is_said_and_kept_apart(trained):
     _, workdir, _ = trained
     before = (workdir / 'results.json').read_bytes()
-    said = run_main('--config=configs/strm.py', f'--workdir={workdir}', '--mode=evaluate', '--config.episode.shot=2', '--config.episode.way=2',
-                    '--config.eval.num_episodes=5', '--config.model.align_at_test=False', '--config.data.num_threads=1', '--config.eval.split=val')
+    said = run_main(
+        '--config=configs/strm.py',
+        f'--workdir={workdir}',
+        '--mode=evaluate',
+        '--config.episode.shot=2',
+        '--config.episode.way=2',
+        '--config.eval.num_episodes=5',
+        '--config.model.align_at_test=False',
+        '--config.data.num_threads=1',
+        '--config.eval.split=val',
+    )
     assert (workdir / 'results.json').read_bytes() == before
     path = workdir / 'results_val.shot=2.num_episodes=5.align_at_test=False.json'
     results = read_results(path)
     assert said.endswith(f'{path}\n')
     [line] = [line for line in said.splitlines() if line.startswith('  not as the run ')]
-    assert line.endswith("  episode.shot=2 (1 in the run), eval.num_episodes=5 (30 in the run), eval.split='val' ('test' in the run), "
-                         "model.align_at_test=False (True in the run)")
-    assert (results['shot'], results['way'], results['num_episodes'], results['split']) == (2, 2, 5, 'val')
-    assert results['config']['model']['matcher']['dim'] == 16          # of the run, and nowhere in this command
+    assert line.endswith(
+        "  episode.shot=2 (1 in the run), eval.num_episodes=5 (30 in the run), eval.split='val' "
+        "('test' in the run), "
+        "model.align_at_test=False (True in the run)"
+    )
+    assert (results['shot'], results['way'], results['num_episodes'], results['split']) == (
+        2,
+        2,
+        5,
+        'val',
+    )
+    assert (
+        results['config']['model']['matcher']['dim'] == 16
+    )  # of the run, and nowhere in this command
 
 
 @pytest.mark.parametrize('config', ['trx.py', 'trm.py', 'strm.py:ssv2'])
 def test_a_run_of_another_method_is_one_line(config, trained):
     _, workdir, _ = trained
     assert error_of(f'--config=configs/{config}', f'--workdir={workdir}', '--mode=evaluate') == (
-        f'error: {workdir} holds a run of strm.py, not of {config}: evaluate it with the --config of its training, or another --workdir')
+        f'error: {workdir} holds a run of strm.py, not of {config}: evaluate it with the --config '
+        'of its training, or another --workdir'
+    )
 
 
 def test_an_exchanged_episode_list(trained, tiny_data, tmp_path):
@@ -107,19 +163,38 @@ def test_an_exchanged_episode_list(trained, tiny_data, tmp_path):
 
 
 def strm_state_dict(rng, dim=2048, out=16, patches=4, frames=4):
-    """A state dict with the names and shapes of STRM's release with ResNet-50, of random numbers, the head only where asked."""
-    linear = lambda name, outputs, inputs: {f'{name}.weight': rng.normal(0, 0.02, (outputs, inputs)),
-                                            f'{name}.bias': rng.normal(0, 0.02, outputs)}
+    """A state dict with the names and shapes of STRM's release with ResNet-50, of random numbers,
+    the head only where asked."""
+    linear = lambda name, outputs, inputs: {
+        f'{name}.weight': rng.normal(0, 0.02, (outputs, inputs)),
+        f'{name}.bias': rng.normal(0, 0.02, outputs),
+    }
     half = dim // 2
     head = {}
-    for name, outputs, inputs in (('key_proj', dim, dim), ('query_proj', dim, dim), ('value_conv', dim, dim),
-                                  ('Bot_MLP.inp_fc', half, dim), ('Bot_MLP.hid_fc', half, half), ('Bot_MLP.out_fc', dim, half)):
+    for name, outputs, inputs in (
+        ('key_proj', dim, dim),
+        ('query_proj', dim, dim),
+        ('value_conv', dim, dim),
+        ('Bot_MLP.inp_fc', half, dim),
+        ('Bot_MLP.hid_fc', half, half),
+        ('Bot_MLP.out_fc', dim, half),
+    ):
         head |= linear(f'attn_pat.{name}', outputs, inputs)
     head['attn_pat.gamma'] = np.array([0.5])
-    for name, size in (('Tok_MLP.inp_fc', frames), ('Tok_MLP.out_fc', frames), ('Bot_MLP.inp_fc', dim), ('Bot_MLP.out_fc', dim)):
+    for name, size in (
+        ('Tok_MLP.inp_fc', frames),
+        ('Tok_MLP.out_fc', frames),
+        ('Bot_MLP.inp_fc', dim),
+        ('Bot_MLP.out_fc', dim),
+    ):
         head |= linear(f'fr_enrich.{name}', size, size)
-    head |= linear('transformers.0.k_linear', out, 2 * dim) | linear('transformers.0.v_linear', out, 2 * dim)
-    head |= {'transformers.0.norm_k.weight': np.ones(out), 'transformers.0.norm_k.bias': np.zeros(out)}
+    head |= linear('transformers.0.k_linear', out, 2 * dim) | linear(
+        'transformers.0.v_linear', out, 2 * dim
+    )
+    head |= {
+        'transformers.0.norm_k.weight': np.ones(out),
+        'transformers.0.norm_k.bias': np.zeros(out),
+    }
     return head
 
 
@@ -128,11 +203,20 @@ def resnet18_state_dict(rng):
     arrays = {}
 
     def conv(name, out, into, size):
-        arrays[f'{name}.weight'] = rng.normal(0, (2 / (out * size * size)) ** 0.5, (out, into, size, size))
+        arrays[f'{name}.weight'] = rng.normal(
+            0, (2 / (out * size * size)) ** 0.5, (out, into, size, size)
+        )
 
     def norm(name, channels):
-        arrays.update({f'{name}.weight': np.ones(channels), f'{name}.bias': np.zeros(channels),
-                       f'{name}.running_mean': np.zeros(channels), f'{name}.running_var': np.ones(channels)})
+        arrays.update(
+            {
+                f'{name}.weight': np.ones(channels),
+                f'{name}.bias': np.zeros(channels),
+                f'{name}.running_mean': np.zeros(channels),
+                f'{name}.running_var': np.ones(channels),
+            }
+        )
+
     conv('resnet.0', 64, 3, 7), norm('resnet.1', 64)
     into = 64
     for stage, out in enumerate((64, 128, 256, 512)):
@@ -149,26 +233,57 @@ def resnet18_state_dict(rng):
 def test_published_weights_without_torch(tiny_data, tmp_path):
     rng = np.random.default_rng(0)
     arrays = resnet18_state_dict(rng) | strm_state_dict(rng, dim=512)
-    arrays = {f'module.{name}' if name.startswith('resnet') else name: value.astype(np.float32) for name, value in arrays.items()}
+    arrays = {
+        f'module.{name}' if name.startswith('resnet') else name: value.astype(np.float32)
+        for name, value in arrays.items()
+    }
     save_file(arrays, tmp_path / 'strm.safetensors')
-    flags = [*tiny_flags('strm', tiny_data, tmp_path / 'run', {**TRAIN, 'model.backbone.name': 'resnet18', 'eval.num_episodes': 10}),
-             '--mode=evaluate', f'--weights={tmp_path}/strm.safetensors']
-    flags[flags.index('--config.model.enrichment.patches=2')] = '--config.model.enrichment.patches=1'
+    flags = [
+        *tiny_flags(
+            'strm',
+            tiny_data,
+            tmp_path / 'run',
+            {**TRAIN, 'model.backbone.name': 'resnet18', 'eval.num_episodes': 10},
+        ),
+        '--mode=evaluate',
+        f'--weights={tmp_path}/strm.safetensors',
+    ]
+    flags[flags.index('--config.model.enrichment.patches=2')] = (
+        '--config.model.enrichment.patches=1'
+    )
     (tmp_path / 'run').mkdir()
-    (tmp_path / 'run' / TRAINED_ON).write_text('{"train": {}}')         # of a run of one's own, whose workdir this is
+    (tmp_path / 'run' / TRAINED_ON).write_text(
+        '{"train": {}}'
+    )  # of a run of one's own, whose workdir this is
     run_main(*flags)
     [path] = (tmp_path / 'run').glob('results*')
-    assert path.name.startswith('results.weights=strm.patches=1.')      # … and the other flags
+    assert path.name.startswith('results.weights=strm.patches=1.')  # … and the other flags
     results = read_results(path)
-    assert results['selected_on'] == 'published weights, strm.safetensors' and 'trained_on' not in results
+    assert (
+        results['selected_on'] == 'published weights, strm.safetensors'
+        and 'trained_on' not in results
+    )
     assert {file.name for file in (tmp_path / 'run').iterdir()} == {path.name, TRAINED_ON}
     # Another file of the same name has results of its own; the same file elsewhere has not.
     for folder, value in (('copy', 0.5), ('other', 0.75)):
         (tmp_path / folder).mkdir()
-        save_file({**arrays, 'attn_pat.gamma': np.array([value], np.float32)}, tmp_path / folder / 'strm.safetensors')
-    config = tiny_config('strm', {'model.backbone.name': 'resnet18', 'model.enrichment.patches': 1, 'data.dir': str(tiny_data)})
+        save_file(
+            {**arrays, 'attn_pat.gamma': np.array([value], np.float32)},
+            tmp_path / folder / 'strm.safetensors',
+        )
+    config = tiny_config(
+        'strm',
+        {
+            'model.backbone.name': 'resnet18',
+            'model.enrichment.patches': 1,
+            'data.dir': str(tiny_data),
+        },
+    )
     dataset = open_dataset('video_folder/tiny', tiny_data, 'test')
-    here, copy, other = (content_of_evaluation(config, dataset, f'{tmp_path}/{name}strm.safetensors') for name in ('', 'copy/', 'other/'))
+    here, copy, other = (
+        content_of_evaluation(config, dataset, f'{tmp_path}/{name}strm.safetensors')
+        for name in ('', 'copy/', 'other/')
+    )
     assert here == copy != other
     config.model.dtype = 'bfloat16'
     assert content_of_evaluation(config, dataset, f'{tmp_path}/strm.safetensors') != here
@@ -182,29 +297,75 @@ def test_published_weights_without_torch(tiny_data, tmp_path):
 
 
 BAD = {
-    'wrong key': (['--config.episode.sho=1'], 'error: no such config key: \'sho\' Did you mean "shot" instead of "sho"?'),
-    'wrong type': (['--config.episode.shot=one'], "flag --config.episode.shot=one: invalid literal for int() with base 10: 'one'"),
-    'absent dataset': (['--config.data.dataset=video_folder/absent'],
-                       "dataset 'video_folder/absent' is not in {data}: build it with python -m fsar_jax.data.build "
-                       '--dataset=video_folder/absent --dir={data} --videos=FOLDER'),
-    'absent directory': (['--config.data.dir=/nowhere'], "dataset 'video_folder/tiny' is not in /nowhere: build it with "),
-    'empty split': (['--config.data.dataset=video_folder/no_val'], "split 'val' of dataset 'video_folder/no_val' is empty: see "),
-    'one way': (['--config.episode.way=1'], 'config.episode.way=1 is too small, it must be at least 2: an episode needs'),
-    'too many ways': (['--config.episode.way=4'], 'has 3 classes, 4-way episodes need 4: lower config.episode.way'),
-    'too many shots': (['--config.episode.shot=4'], "has 4 clips, 4 support + 2 query per class need 6"),
-    'absent flag file': (['--flagfile=/nowhere'], "Unable to open flagfile: [Errno 2] No such file or directory: '/nowhere'"),
+    'wrong key': (
+        ['--config.episode.sho=1'],
+        'error: no such config key: \'sho\' Did you mean "shot" instead of "sho"?',
+    ),
+    'wrong type': (
+        ['--config.episode.shot=one'],
+        "flag --config.episode.shot=one: invalid literal for int() with base 10: 'one'",
+    ),
+    'absent dataset': (
+        ['--config.data.dataset=video_folder/absent'],
+        "dataset 'video_folder/absent' is not in {data}: build it with python -m "
+        "fsar_jax.data.build "
+        '--dataset=video_folder/absent --dir={data} --videos=FOLDER',
+    ),
+    'absent directory': (
+        ['--config.data.dir=/nowhere'],
+        "dataset 'video_folder/tiny' is not in /nowhere: build it with ",
+    ),
+    'empty split': (
+        ['--config.data.dataset=video_folder/no_val'],
+        "split 'val' of dataset 'video_folder/no_val' is empty: see ",
+    ),
+    'one way': (
+        ['--config.episode.way=1'],
+        'config.episode.way=1 is too small, it must be at least 2: an episode needs',
+    ),
+    'too many ways': (
+        ['--config.episode.way=4'],
+        'has 3 classes, 4-way episodes need 4: lower config.episode.way',
+    ),
+    'too many shots': (
+        ['--config.episode.shot=4'],
+        "has 4 clips, 4 support + 2 query per class need 6",
+    ),
+    'absent flag file': (
+        ['--flagfile=/nowhere'],
+        "Unable to open flagfile: [Errno 2] No such file or directory: '/nowhere'",
+    ),
     'unknown flag': (['--confg.episode.way=5'], "Unknown command line flag 'confg.episode.way'"),
-    'a word': (['evaluate'], "unexpected argument 'evaluate': flags look like --config.episode.shot=5"),
-    'unknown preset': (['--config=configs/protonet.py:hmdb'],
-                       "unknown preset 'hmdb': choose one of ssv2, ssv2_full, ssv2_small, kinetics, hmdb51, ucf101, or none for the embedded default"),
+    'a word': (
+        ['evaluate'],
+        "unexpected argument 'evaluate': flags look like --config.episode.shot=5",
+    ),
+    'unknown preset': (
+        ['--config=configs/protonet.py:hmdb'],
+        "unknown preset 'hmdb': choose one of ssv2, ssv2_full, ssv2_small, kinetics, hmdb51, "
+        "ucf101, or none for the embedded default",
+    ),
     'missing config': (['--config=configs/absent.py'], 'configs/absent.py'),
     'unknown mode': (['--mode=test'], 'flag --mode=test: value should be one of <train|evaluate>'),
-    'nothing to evaluate': (['--mode=evaluate'], 'no checkpoint in {work}/checkpoints, or no config.json beside them: train first, or check --workdir'),
+    'nothing to evaluate': (
+        ['--mode=evaluate'],
+        'no checkpoint in {work}/checkpoints, or no config.json beside them: train first, or check '
+        '--workdir',
+    ),
     'absent weights': (['--mode=evaluate', '--weights=absent.pth'], 'absent.pth'),
-    'weights without a sampler': (['--config=configs/vim.py:otam', '--mode=evaluate', '--weights=otam.pth'],
-                                  "otam.pth: no published checkpoint has the learned sampler of config.model.sampler.name='task_adaptive'"),
-    'bad cluster': (['--distributed=two'], "--distributed=two should be 'auto' or 'host:port,count,index'"),
-    'unknown matcher': (['--config.model.matcher.name=dtw'], "config.model.matcher.name='dtw' is not one of "),
+    'weights without a sampler': (
+        ['--config=configs/vim.py:otam', '--mode=evaluate', '--weights=otam.pth'],
+        "otam.pth: no published checkpoint has the learned sampler of "
+        "config.model.sampler.name='task_adaptive'",
+    ),
+    'bad cluster': (
+        ['--distributed=two'],
+        "--distributed=two should be 'auto' or 'host:port,count,index'",
+    ),
+    'unknown matcher': (
+        ['--config.model.matcher.name=dtw'],
+        "config.model.matcher.name='dtw' is not one of ",
+    ),
 }
 
 
@@ -218,56 +379,97 @@ def test_bad_input_is_one_line(case, tiny_data, tmp_path):
     assert not (tmp_path / 'run' / 'checkpoints' / 'config.json').exists()
 
 
-@pytest.mark.parametrize('flag, message', [
-    ('--config=configs/strm.py:hmdb', "error: unknown preset 'hmdb': choose one of "),
-    ('--config=configs/vim.py:trx-hmdb', "error: unknown preset 'trx-hmdb': choose one of "),
-    ('--config={}/absent_module.py', "error: --config cannot be loaded: ModuleNotFoundError: No module named 'absent'"),
-    ('--config={}/plain_dict.py', 'error: get_config() of --config returns no ConfigDict'),
-    ('--config.model.matcher=otam', 'error: flag --config.model.matcher=otam: a section of the settings: give one of its keys'),
-    ('--config.data.flip=perhaps', 'error: flag --config.data.flip=perhaps: should be True or False'),
-])
+@pytest.mark.parametrize(
+    'flag, message',
+    [
+        ('--config=configs/strm.py:hmdb', "error: unknown preset 'hmdb': choose one of "),
+        ('--config=configs/vim.py:trx-hmdb', "error: unknown preset 'trx-hmdb': choose one of "),
+        (
+            '--config={}/absent_module.py',
+            "error: --config cannot be loaded: ModuleNotFoundError: No module named 'absent'",
+        ),
+        ('--config={}/plain_dict.py', 'error: get_config() of --config returns no ConfigDict'),
+        (
+            '--config.model.matcher=otam',
+            'error: flag --config.model.matcher=otam: a section of the settings: give one of its '
+            'keys',
+        ),
+        (
+            '--config.data.flip=perhaps',
+            'error: flag --config.data.flip=perhaps: should be True or False',
+        ),
+    ],
+)
 def test_a_config_that_cannot_be_had_is_told_in_plain_words(flag, message, tmp_path, monkeypatch):
     """In this process, and without names of exceptions where the message says it all."""
     monkeypatch.syspath_prepend(str(REPOSITORY))
-    import main
     from absl import flags
     from ml_collections import config_flags
+
+    import main
+
     (tmp_path / 'absent_module.py').write_text('import absent\n')
     (tmp_path / 'plain_dict.py').write_text('def get_config(preset=""):\n    return {"model": 1}\n')
     argv = ['main.py', '--config=configs/trx.py', flag.format(tmp_path)]
     argv = argv if flag.startswith('--config.') else [argv[0], argv[2]]
-    monkeypatch.setattr('sys.argv', argv)                              # the flags of the config's keys are defined from it
+    monkeypatch.setattr('sys.argv', argv)  # the flags of the config's keys are defined from it
     values = flags.FlagValues()
-    monkeypatch.setattr(main, 'CONFIG', config_flags.DEFINE_config_file('config', flag_values=values, lock_config=True))
+    monkeypatch.setattr(
+        main,
+        'CONFIG',
+        config_flags.DEFINE_config_file('config', flag_values=values, lock_config=True),
+    )
     monkeypatch.setattr(main.flags, 'FLAGS', values)
     with pytest.raises(SystemExit, match=f'^{re.escape(message)}[^\n]*$'):
         main.parse(argv)
 
 
 def test_paths_in_flags(tmp_path, monkeypatch, capsys):
-    """In this process: '~' is expanded, an address is one line that names the flag, a file that is no config another."""
+    """In this process: '~' is expanded, an address is one line that names the flag, a file that is
+    no config another."""
     monkeypatch.syspath_prepend(str(REPOSITORY))
     import main
+
     monkeypatch.setenv('HOME', str(tmp_path))
     (tmp_path / 'mine.py').write_text('')
     assert main.with_config_path(['main.py', '--config=~/mine.py:ssv2', '--workdir=~/x']) == [
-        'main.py', f'--config={tmp_path}/mine.py:ssv2', '--workdir=~/x']
-    assert main.with_config_path(['main.py', '--config', '~/mine.py']) == ['main.py', '--config', f'{tmp_path}/mine.py']
-    for flag, message in (('--config=s3://bucket/strm.py', '--config=s3://bucket/strm.py: s3:// addresses are not read or written here'),
-                          ('--config=~/absent.py', '--config=~/absent.py: no such file'), ('--config=configs', '--config=configs: no such file')):
+        'main.py',
+        f'--config={tmp_path}/mine.py:ssv2',
+        '--workdir=~/x',
+    ]
+    assert main.with_config_path(['main.py', '--config', '~/mine.py']) == [
+        'main.py',
+        '--config',
+        f'{tmp_path}/mine.py',
+    ]
+    for flag, message in (
+        (
+            '--config=s3://bucket/strm.py',
+            '--config=s3://bucket/strm.py: s3:// addresses are not read or written here',
+        ),
+        ('--config=~/absent.py', '--config=~/absent.py: no such file'),
+        ('--config=configs', '--config=configs: no such file'),
+    ):
         with pytest.raises(SystemExit, match=f'^error: {message}[^\n]*$'):
             main.parse(['main.py', flag])
     config = tiny_config('protonet')
     for workdir in ('gs://bucket/run', 'file:///tmp/run'):
-        with pytest.raises(ValueError, match=f'^--workdir={workdir}: [a-z]+:// addresses are not read or written here'):
+        with pytest.raises(
+            ValueError,
+            match=f'^--workdir={workdir}: [a-z]+:// addresses are not read or written here',
+        ):
             train_and_evaluate(config, workdir, 'protonet')
         with pytest.raises(ValueError, match=f'^--workdir={workdir}: '):
             evaluate_only(config, workdir, 'protonet')
     (tmp_path / 'file').write_text('')
     for workdir in (tmp_path / 'file', tmp_path / 'file' / 'run'):
-        with pytest.raises(OSError, match=f'^--workdir={workdir} is a file, or lies below one: name a folder'):
+        with pytest.raises(
+            OSError, match=f'^--workdir={workdir} is a file, or lies below one: name a folder'
+        ):
             make_workdir(workdir)
-    monkeypatch.setattr('tempfile.TemporaryFile', lambda dir: open(dir / 'absent' / 'tmp1'))      # as where nothing may be written
+    monkeypatch.setattr(
+        'tempfile.TemporaryFile', lambda dir: open(dir / 'absent' / 'tmp1')
+    )  # as where nothing may be written
     with pytest.raises(OSError) as error:
         make_workdir(tmp_path / 'run')
     assert one_line(error.value) == f'{tmp_path}/run: {os.strerror(error.value.errno)}'
@@ -277,5 +479,8 @@ def test_paths_in_flags(tmp_path, monkeypatch, capsys):
 def test_a_checkpoint_of_another_model_is_one_line(mode, trained):
     flags, workdir, _ = trained
     error = error_of(*flags, '--config.model.matcher.dim=8', f'--mode={mode}')
-    assert error == (f'error: {workdir}/checkpoints holds a run with other settings (model.matcher.dim=16 there, 8 here): '
-                     'use another --workdir, or those settings')
+    assert error == (
+        f'error: {workdir}/checkpoints holds a run with other settings (model.matcher.dim=16 '
+        'there, 8 here): '
+        'use another --workdir, or those settings'
+    )

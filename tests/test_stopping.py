@@ -21,13 +21,21 @@ with finish_first(saved.wait):
     print('ready', flush=True)
     {work}
 """
-LINE = {signal.SIGINT: 'stopped (Ctrl-C): work is kept\n', signal.SIGTERM: 'stopped (SIGTERM): work is kept\n'}
+LINE = {
+    signal.SIGINT: 'stopped (Ctrl-C): work is kept\n',
+    signal.SIGTERM: 'stopped (SIGTERM): work is kept\n',
+}
 
 
 def stop(number, work, before='', times=1):
     """(exit status, stdout, stderr) of a process that gets the signal while it does `work`."""
-    process = subprocess.Popen([sys.executable, '-c', SCRIPT.format(work=work, before=before)], cwd=REPOSITORY,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, '-c', SCRIPT.format(work=work, before=before)],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     said = process.stdout.readline()
     for time_ in range(times):
         time.sleep(0.1 * (time_ > 0))
@@ -59,7 +67,11 @@ def test_a_second_signal_does_not_wait():
 
 def test_a_signal_that_is_ignored_stays_so():
     work = "time.sleep(0.3); print('went on', flush=True)"
-    assert stop(signal.SIGINT, work, 'signal.signal(signal.SIGINT, signal.SIG_IGN)') == (0, 'ready\nwent on\n', '')
+    assert stop(signal.SIGINT, work, 'signal.signal(signal.SIGINT, signal.SIG_IGN)') == (
+        0,
+        'ready\nwent on\n',
+        '',
+    )
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
@@ -101,5 +113,7 @@ def assert_one_line(process):
         _, err = process.communicate(timeout=100)
     finally:
         process.kill()
-    assert err == 'stopped (Ctrl-C): what was finished is kept, the same command goes on from there\n'
+    assert (
+        err == 'stopped (Ctrl-C): what was finished is kept, the same command goes on from there\n'
+    )
     assert process.returncode == 130

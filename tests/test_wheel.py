@@ -24,14 +24,17 @@ print(sum(len(split['classes']) for builder in BENCHMARKS.values() for split in 
 
 @pytest.fixture(scope='module')
 def installed(tmp_path_factory):
-    """run(*arguments of python) in a folder that has nothing but the wheel's packages on its path."""
+    """run(*arguments of python) in a folder that has nothing but the wheel's packages on its
+    path."""
     folder = tmp_path_factory.mktemp('wheel')
     source = folder / 'source'
     source.mkdir()
     for name in ('setup.cfg', 'pyproject.toml', 'README.md'):
         shutil.copy(REPOSITORY / name, source)
     for name in ('fsar_jax', 'tfds_builders'):
-        shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
+        shutil.copytree(
+            REPOSITORY / name, source / name, ignore=shutil.ignore_patterns('__pycache__')
+        )
     build = f'from setuptools import build_meta; build_meta.build_wheel({str(folder)!r})'
     subprocess.run([sys.executable, '-c', build], cwd=source, check=True, capture_output=True)
     [wheel] = folder.glob('*.whl')
@@ -40,8 +43,14 @@ def installed(tmp_path_factory):
     (folder / 'elsewhere').mkdir()
 
     def run(*arguments):
-        done = subprocess.run([sys.executable, *map(str, arguments)], cwd=folder / 'elsewhere', capture_output=True, text=True,
-                              env={**CPU, 'PYTHONPATH': os.fspath(folder / 'site'), 'PYTHONDONTWRITEBYTECODE': '1'}, timeout=300)
+        done = subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=folder / 'elsewhere',
+            capture_output=True,
+            text=True,
+            env={**CPU, 'PYTHONPATH': os.fspath(folder / 'site'), 'PYTHONDONTWRITEBYTECODE': '1'},
+            timeout=300,
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
 
@@ -56,7 +65,17 @@ def test_everything_in_it_imports_and_finds_its_files(installed):
 
 
 def test_its_commands_run(installed):
-    installed('-m', 'fsar_jax.data.build', '--dataset=synthetic_actions/misaligned', '--dir=data', '--clips_per_class=2',
-              '--num_frames=8', '--size=32', '--processes=0')
-    assert 'synthetic_actions/misaligned' in installed('-m', 'fsar_jax.data.verify', '--dataset=synthetic_actions/misaligned', '--dir=data')
+    installed(
+        '-m',
+        'fsar_jax.data.build',
+        '--dataset=synthetic_actions/misaligned',
+        '--dir=data',
+        '--clips_per_class=2',
+        '--num_frames=8',
+        '--size=32',
+        '--processes=0',
+    )
+    assert 'synthetic_actions/misaligned' in installed(
+        '-m', 'fsar_jax.data.verify', '--dataset=synthetic_actions/misaligned', '--dir=data'
+    )
     assert 'usage' in installed('-m', 'fsar_jax.visualize.contact_sheet', '--help')

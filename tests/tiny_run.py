@@ -1,4 +1,5 @@
-"""Whole runs in seconds: settings, the command line, and random batches. The data is the fixture `tiny_data`."""
+"""Whole runs in seconds: settings, the command line, and random batches. The data is the fixture
+`tiny_data`."""
 
 import importlib.util
 import os
@@ -13,20 +14,39 @@ from fsar_jax.config import frames_read
 from fsar_jax.data.video_files import write_video
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
-# Such runs spend their time in the compiler: without most of its optimisations they take half of it.
+# Such runs spend their time in the compiler: without most of its optimisations they take half of
+# it.
 CPU = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
 TINY = {
-    'model.enrichment.patches': 2, 'model.matcher.dim': 16,
-    'episode.way': 2, 'episode.query': 2, 'episode.frames': 4, 'episode.image_size': 32,
-    'data.dataset': 'video_folder/tiny', 'data.resize': 32, 'data.flip': True,
-    'train.num_steps': 8, 'train.episodes_per_step': 2, 'train.checkpoint_steps': 2, 'train.log_steps': 2,
-    'eval.num_episodes': 30, 'eval.val_episodes': 20, 'eval.episodes_per_chunk': 20, 'eval.videos_per_batch': 8,
+    'model.enrichment.patches': 2,
+    'model.matcher.dim': 16,
+    'episode.way': 2,
+    'episode.query': 2,
+    'episode.frames': 4,
+    'episode.image_size': 32,
+    'data.dataset': 'video_folder/tiny',
+    'data.resize': 32,
+    'data.flip': True,
+    'train.num_steps': 8,
+    'train.episodes_per_step': 2,
+    'train.checkpoint_steps': 2,
+    'train.log_steps': 2,
+    'eval.num_episodes': 30,
+    'eval.val_episodes': 20,
+    'eval.episodes_per_chunk': 20,
+    'eval.videos_per_batch': 8,
 }
 
 # VIM's sampler in front of prototypes: its alignment is TA2N's.
 SAMPLER = {
-    'model.sampler.dense_frames': 6, 'model.sampler.scan_size': 32, 'model.sampler.num_samples': 16, 'model.sampler.samples_per_chunk': 8,
-    'model.sampler.hidden': 8, 'model.sampler.task_dim': 4, 'model.enrichment.temporal_transform': False, 'model.matcher.name': 'prototypes',
+    'model.sampler.dense_frames': 6,
+    'model.sampler.scan_size': 32,
+    'model.sampler.num_samples': 16,
+    'model.sampler.samples_per_chunk': 8,
+    'model.sampler.hidden': 8,
+    'model.sampler.task_dim': 4,
+    'model.enrichment.temporal_transform': False,
+    'model.matcher.name': 'prototypes',
     'model.matcher.inter_weight': 0.0,
 }
 
@@ -41,7 +61,8 @@ def get_config(method, preset=''):
 
 
 def tiny_config(method, changes=None, width=None):
-    """The embedded config of a method with TINY and `changes` {'train.num_steps': 3}; `width` thins the backbone."""
+    """The embedded config of a method with TINY and `changes` {'train.num_steps': 3}; `width` thins
+    the backbone."""
     config = get_config(method)
     with config.unlocked():
         if width:
@@ -53,13 +74,23 @@ def tiny_config(method, changes=None, width=None):
 def tiny_flags(method, data_dir, workdir, changes=None):
     """Arguments of main.py for the same."""
     settings = {**TINY, 'data.dir': data_dir, **(changes or {})}
-    return [f'--config=configs/{method}.py', f'--workdir={workdir}', *(f'--config.{k}={v}' for k, v in settings.items())]
+    return [
+        f'--config=configs/{method}.py',
+        f'--workdir={workdir}',
+        *(f'--config.{k}={v}' for k, v in settings.items()),
+    ]
 
 
 def start_main(*flags, env=None):
     """`python main.py ...`, started."""
-    return subprocess.Popen([sys.executable, 'main.py', *map(str, flags)], cwd=REPOSITORY, env={**CPU, **(env or {})},
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, 'main.py', *map(str, flags)],
+        cwd=REPOSITORY,
+        env={**CPU, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finish(*processes, timeout=600):
@@ -91,7 +122,8 @@ def error_of(*flags, env=None):
 
 
 def write_tiny_clips(folder):
-    """Ten classes (4 train, 3 val, 3 test) of four clips: a square of the class's colour wanders over noise."""
+    """Ten classes (4 train, 3 val, 3 test) of four clips: a square of the class's colour wanders
+    over noise."""
     rng = np.random.default_rng(0)
     for split, count in (('train', 4), ('val', 3), ('test', 3)):
         for label in range(count):
@@ -101,12 +133,13 @@ def write_tiny_clips(folder):
                 frames = rng.integers(60, 190, (8, 32, 40, 3), np.uint8)
                 x, y, step = rng.integers(0, 12, 3)
                 for t, frame in enumerate(frames):
-                    frame[y:y + 18, x + step * t // 8:x + step * t // 8 + 16] = colour
+                    frame[y : y + 18, x + step * t // 8 : x + step * t // 8 + 16] = colour
                 write_video(folder / split / f'{split} {label}' / f'{clip}.mp4', frames)
 
 
 def random_batch(config, seed=0):
-    """A batch as the loader's, [A, M, ...] of noise, episodes 0, 1, ...; A is config.train.accumulation_steps."""
+    """A batch as the loader's, [A, M, ...] of noise, episodes 0, 1, ...; A is
+    config.train.accumulation_steps."""
     rng, e, t = np.random.default_rng(seed), config.episode, config.train
     lead = t.accumulation_steps, t.episodes_per_step // t.accumulation_steps
     clip = frames_read(config), e.image_size, e.image_size, 3
@@ -124,5 +157,9 @@ def random_batch(config, seed=0):
 
 def largest_difference(a, b):
     """max |a - b| over the leaves of two trees of one structure."""
-    differences = jax.tree.map(lambda x, y: float(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)).max()), a, b)
+    differences = jax.tree.map(
+        lambda x, y: float(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)).max()),
+        a,
+        b,
+    )
     return max(jax.tree.leaves(differences))

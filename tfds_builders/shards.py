@@ -1,8 +1,9 @@
 """Shards on disk, written one at a time, each finished for good.
 
-A shard is an ArrayRecord file and, beside it, a JSON note with what is in it and what was left out. The note is written
-last: a shard without one does not count and is written again. The note also carries a fingerprint of everything
-that decides the records, so that what another list of videos or other settings left behind is never taken over.
+A shard is an ArrayRecord file and, beside it, a JSON note with what is in it and what was left out.
+The note is written last: a shard without one does not count and is written again. The note also
+carries a fingerprint of everything that decides the records, so that what another list of videos or
+other settings left behind is never taken over.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class DiskFullError(OSError):
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """Shard `number` of the `count` that split `split` has; `sources` are the VideoSources that go into it, in order."""
+    """Shard `number` of the `count` that split `split` has; `sources` are the VideoSources that go
+    into it, in order."""
 
     split: str
     number: int
@@ -42,7 +44,9 @@ class Shard:
     fingerprint: str
 
 
-def cut_into_shards(dataset: str, splits: dict[str, list], length: int, decides: dict) -> list[Shard]:
+def cut_into_shards(
+    dataset: str, splits: dict[str, list], length: int, decides: dict
+) -> list[Shard]:
     """All shards of all splits, `length` videos each.
 
     decides: JSON, whatever besides the sources decides the records: settings, class names, version.
@@ -52,24 +56,31 @@ def cut_into_shards(dataset: str, splits: dict[str, list], length: int, decides:
         count = -(-len(sources) // length)
         for number in range(count):
             part = tuple(sources[number * length : (number + 1) * length])
-            # Not the paths, which differ from machine to machine, but whether there is a file at all.
+            # Not the paths, which differ from machine to machine, but whether there is a file at
+            # all.
             listed = [(s.video_id, s.label, s.name, s.origin is None) for s in part]
             text = json.dumps([decides, split, number, count, listed], sort_keys=True, default=list)
             file_name = f'{dataset}-{split}.array_record-{number:05d}-of-{count:05d}'
             shards.append(
-                Shard(split, number, count, file_name, part, hashlib.sha256(text.encode()).hexdigest())
+                Shard(
+                    split, number, count, file_name, part, hashlib.sha256(text.encode()).hexdigest()
+                )
             )
     return shards
 
 
 def read_note(folder: pathlib.Path, shard: Shard) -> dict | None:
-    """What is in a finished shard; None when it is not finished, or is one of another list or other settings."""
+    """What is in a finished shard; None when it is not finished, or is one of another list or other
+    settings."""
     try:
         note = json.loads((folder / f'{shard.file_name}.json').read_text())
         size = (folder / shard.file_name).stat().st_size
     except (OSError, ValueError):
         return None
-    if not isinstance(note, dict) or (note.get('fingerprint'), note.get('file_bytes')) != (shard.fingerprint, size):
+    if not isinstance(note, dict) or (note.get('fingerprint'), note.get('file_bytes')) != (
+        shard.fingerprint,
+        size,
+    ):
         return None
     return note
 
@@ -86,7 +97,11 @@ def write_shard(folder: pathlib.Path, shard: Shard, records: Iterable[bytes], no
         count, size = _write_records(draft, records)
         with _naming:
             _check_count(draft, count)
-            written = {'file_bytes': draft.stat().st_size, 'sha256': sha256_of(draft), 'record_bytes': size}
+            written = {
+                'file_bytes': draft.stat().st_size,
+                'sha256': sha256_of(draft),
+                'record_bytes': size,
+            }
             note = {'fingerprint': shard.fingerprint} | written | note
             with open(draft_note, 'w') as file:
                 json.dump(note, file)
@@ -106,7 +121,8 @@ def write_shard(folder: pathlib.Path, shard: Shard, records: Iterable[bytes], no
 
 
 def stop_writing(folder: pathlib.Path) -> None:
-    """For the end of the process, in another thread: a shard that is nearly finished gets its name, then nothing more does."""
+    """For the end of the process, in another thread: a shard that is nearly finished gets its name,
+    then nothing more does."""
     _naming.acquire()  # for good
     for path in folder.iterdir():
         if path.name.removesuffix('.json').endswith(_draft_ending()):
@@ -114,12 +130,14 @@ def stop_writing(folder: pathlib.Path) -> None:
 
 
 def _draft_ending():
-    """Two machines that write the same shard do not meet: the files get their names when they are whole."""
+    """Two machines that write the same shard do not meet: the files get their names when they are
+    whole."""
     return f'.{socket.gethostname()}.{os.getpid()}'
 
 
 def _check_count(path, count):
-    """OSError where the file does not hold all records: the disk was full, and the writer did not notice."""
+    """OSError where the file does not hold all records: the disk was full, and the writer did not
+    notice."""
     found = array_record_module.ArrayRecordReader(os.fspath(path))
     try:
         if found.num_records() != count:
@@ -129,7 +147,8 @@ def _check_count(path, count):
 
 
 def _write_records(path, records):
-    """(how many, bytes of them). Without compression: JPEG does not shrink, and reading and writing are twice as fast."""
+    """(how many, bytes of them). Without compression: JPEG does not shrink, and reading and writing
+    are twice as fast."""
     count = size = 0
     with _naming:
         writer = array_record_module.ArrayRecordWriter(os.fspath(path), 'group_size:1,uncompressed')
@@ -163,6 +182,7 @@ def remove_all_but(folder: pathlib.Path, shards: list[Shard]) -> None:
 
 
 def remove_notes(folder: pathlib.Path) -> None:
-    """Removes what only a restart needs: after the dataset has its final name, so that a kill never costs a shard."""
+    """Removes what only a restart needs: after the dataset has its final name, so that a kill never
+    costs a shard."""
     for path in folder.glob('*.array_record-*.json'):
         path.unlink()

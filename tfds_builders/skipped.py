@@ -1,4 +1,5 @@
-"""What is not in a dataset, and why: one line per file, in a table at the end of a build and in skipped.tsv."""
+"""What is not in a dataset, and why: one line per file, in a table at the end of a build and in
+skipped.tsv."""
 
 from __future__ import annotations
 
@@ -12,9 +13,11 @@ from fsar_jax.messages import printable
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """A file (or folder) that is not in the dataset, and why; `class_name` and `split` may be empty.
+    """A file (or folder) that is not in the dataset, and why; `class_name` and `split` may be
+    empty.
 
-    Names are made printable, so that each stays in its column and line; bytes that are not UTF-8 are kept as '\\xe9'.
+    Names are made printable, so that each stays in its column and line; bytes that are not UTF-8
+    are kept as '\\xe9'.
     """
 
     split: str
@@ -33,7 +36,8 @@ class Skipped:
 
 
 def is_utf8(name: str) -> bool:
-    """Names of files may hold any bytes, which Python keeps as surrogates; records and metadata take text only."""
+    """Names of files may hold any bytes, which Python keeps as surrogates; records and metadata
+    take text only."""
     return _text(name) == name
 
 
@@ -50,7 +54,8 @@ def write_skipped(path: str | os.PathLike, skipped: list[Skipped]) -> None:
 
 
 def skipped_table(skipped: list[Skipped], limit: int = 60) -> str:
-    """The table at the end of a build: how many by reason and class, then each file, `limit` at most."""
+    """The table at the end of a build: how many by reason and class, then each file, `limit` at
+    most."""
     if not skipped:
         return 'nothing was skipped'
     places = collections.Counter(
@@ -69,4 +74,7 @@ def skipped_table(skipped: list[Skipped], limit: int = 60) -> str:
 
 def _columns(rows):
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return ['  ' + '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return [
+        '  ' + '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+        for row in rows
+    ]

@@ -1,4 +1,5 @@
-"""Processes that read videos: in order, a few ahead, and without the file that ends the one that reads it."""
+"""Processes that read videos: in order, a few ahead, and without the file that ends the one that
+reads it."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from fsar_jax.stopping import finish_first
 
 @contextlib.contextmanager
 def ordered_pool(processes: int, make_record) -> Iterator[Callable]:
-    """A function that maps sources to (record, None) or (None, VideoError): lazily, in order, a few videos ahead.
+    """A function that maps sources to (record, None) or (None, VideoError): lazily, in order, a few
+    videos ahead.
 
     Args:
       processes: 0 reads in this process.
@@ -65,7 +67,8 @@ def ordered_pool(processes: int, make_record) -> Iterator[Callable]:
             return alone(source)
 
     def alone(source):
-        """A worker died, of this file or of another that was read then: in a process of its own the guilty one shows."""
+        """A worker died, of this file or of another that was read then: in a process of its own the
+        guilty one shows."""
         nonlocal single
         try:
             with starting, _without_ctrl_c():
@@ -80,13 +83,15 @@ def ordered_pool(processes: int, make_record) -> Iterator[Callable]:
             future.result()
         except concurrent.futures.process.BrokenProcessPool:
             raise ChildProcessError(
-                'worker processes die whatever they do: too little memory, or a script that starts a build outside '
+                'worker processes die whatever they do: too little memory, or a script that starts '
+                'a build outside '
                 "if __name__ == '__main__'; --processes=0 does without them"
             ) from None
         return None, VideoError('ended the process', 'out of memory, or the decoder crashes')
 
     def kill():
-        starting.acquire()  # for good: nothing starts any more, however many ends of processes are noticed
+        # for good: nothing starts any more, however many ends of processes are noticed
+        starting.acquire()
         for child in set(multiprocessing.active_children()) - before:
             child.kill()
 
@@ -111,18 +116,26 @@ def _attempt(make_record, source):
         return None, error
     except MemoryError:  # a header may claim anything
         return None, VideoError('unreadable', os.strerror(errno.ENOMEM))
-    except Exception as error:  # of a decoder, which may raise anything: one file must not end the build
-        return None, VideoError('decoder failed', ' '.join(f'{type(error).__name__}: {error}'.split())[:200])
+    except (
+        Exception
+    ) as error:  # of a decoder, which may raise anything: one file must not end the build
+        return None, VideoError(
+            'decoder failed', ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+        )
 
 
 def _pool(processes):
-    # An executor, not multiprocessing.Pool: when a decoder crashes or memory runs out, Pool waits for ever.
-    return concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'), _start_worker)
+    # An executor, not multiprocessing.Pool: when a decoder crashes or memory runs out, Pool waits
+    # for ever.
+    return concurrent.futures.ProcessPoolExecutor(
+        processes, multiprocessing.get_context('spawn'), _start_worker
+    )
 
 
 @contextlib.contextmanager
 def _without_ctrl_c():
-    """Processes that start in the block never see SIGINT, which a terminal sends to all of them, from their first moment on."""
+    """Processes that start in the block never see SIGINT, which a terminal sends to all of them,
+    from their first moment on."""
     if not hasattr(signal, 'pthread_sigmask'):
         yield
         return
@@ -135,8 +148,8 @@ def _without_ctrl_c():
 
 @contextlib.contextmanager
 def _quiet_tracker():
-    """multiprocessing's resource tracker, a process that starts in the block, tidies up after a command that a signal ended at
-    once, and would complain that it has to."""
+    """multiprocessing's resource tracker, a process that starts in the block, tidies up after a
+    command that a signal ended at once, and would complain that it has to."""
     filters = os.environ.get('PYTHONWARNINGS')
     os.environ['PYTHONWARNINGS'] = ','.join(filter(None, (filters, 'ignore:resource_tracker')))
     try:
@@ -149,7 +162,9 @@ def _quiet_tracker():
 
 
 def _start_worker():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends the workers
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is for the main process, which ends the workers
     cv2.setNumThreads(1)  # there is a process for each core already
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -15,7 +15,8 @@ from fsar_jax.backbones.resnet_small import ResNetSmall
 
 
 class Features(nn.Module):
-    """The identity on maps [B, h, w, C]: for heads on features extracted before, and to check heads alone."""
+    """The identity on maps [B, h, w, C]: for heads on features extracted before, and to check heads
+    alone."""
 
     @nn.compact
     def __call__(self, maps, train: bool = False):
@@ -42,22 +43,35 @@ def create(config, dtype=jnp.float32) -> nn.Module:
       dtype: compute dtype, or its name; parameters are float32.
 
     Returns:
-      A Linen module: __call__(frames [B, H, W, 3] float in [0, 1], train) → maps [B, h, w, C] of `dtype`;
+      A Linen module: __call__(frames [B, H, W, 3] float in [0, 1], train) → maps [B, h, w, C] of
+        `dtype`;
       'features' maps [B, h, w, C] to itself.
 
     Raises:
       ValueError: a value that is not one of those known.
     """
-    choices = {'name': BACKBONES, 'batch_norm': ('split', 'joint', 'frozen'), 'normalize': ('unit', 'imagenet', 'grey')}
+    choices = {
+        'name': BACKBONES,
+        'batch_norm': ('split', 'joint', 'frozen'),
+        'normalize': ('unit', 'imagenet', 'grey'),
+    }
     for key, known in choices.items():
         if config[key] not in known:
-            raise ValueError(f"config.model.backbone.{key}='{config[key]}' is not one of {', '.join(known)}")
+            raise ValueError(
+                f"config.model.backbone.{key}='{config[key]}' is not one of {', '.join(known)}"
+            )
     if config.batch_norm_groups < 1:
         raise ValueError(
-            f'config.model.backbone.batch_norm_groups={config.batch_norm_groups} must be at least 1')
+            f'config.model.backbone.batch_norm_groups={config.batch_norm_groups} must be at least 1'
+        )
     if config.name == 'features':
         return Features()
     width = {'width': config.width} if 'width' in config else {}
     return BACKBONES[config.name](
-        groups=config.batch_norm_groups, frozen=config.batch_norm == 'frozen', normalize=config.normalize,
-        remat=config.remat, dtype=jnp.dtype(dtype), **width)
+        groups=config.batch_norm_groups,
+        frozen=config.batch_norm == 'frozen',
+        normalize=config.normalize,
+        remat=config.remat,
+        dtype=jnp.dtype(dtype),
+        **width,
+    )

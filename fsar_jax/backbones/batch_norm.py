@@ -7,27 +7,31 @@ import jax
 import jax.numpy as jnp
 
 EPSILON = 1e-5
-MOMENTUM = 0.9      # share of the old running value; torch calls the other share, 0.1, its momentum
+MOMENTUM = 0.9  # share of the old running value; torch calls the other share, 0.1, its momentum
 
 
 class BatchNorm(nn.Module):
-    """y = (x − μ) / √(v + 1e-5) · scale + bias per channel (Ioffe and Szegedy 2015), as torch computes it.
+    """y = (x − μ) / √(v + 1e-5) · scale + bias per channel (Ioffe and Szegedy 2015), as torch
+    computes it.
 
-    In training μ and v come from the batch: v is biased in the normalisation and unbiased in the running value,
-    and running ← 0.9 running + 0.1 batch. Flax's own BatchNorm keeps the biased one and another momentum, so
-    weights trained further with it would drift from the published recipe.
+    In training μ and v come from the batch: v is biased in the normalisation and unbiased in the
+    running value, and running ← 0.9 running + 0.1 batch. Flax's own BatchNorm keeps the biased one
+    and another momentum, so weights trained further with it would drift from the published recipe.
 
-    Statistics are those of the call: of one episode's frames under `jax.vmap` over episodes (the updated running
-    values then get the episodes as leading axis), of all its frames under `jax.jit`, however they are sharded.
+    Statistics are those of the call: of one episode's frames under `jax.vmap` over episodes (the
+    updated running values then get the episodes as leading axis), of all its frames under
+    `jax.jit`, however they are sharded.
 
     Args:
-      groups: g > 1 normalises g contiguous chunks of the batch apart and updates the running values from the
-        first chunk only: what torch.nn.DataParallel does on g GPUs. The batch must be a multiple of g.
+      groups: g > 1 normalises g contiguous chunks of the batch apart and updates the running values
+        from the first chunk only: what torch.nn.DataParallel does on g GPUs. The batch must be a
+        multiple of g.
       frozen: use the running values in training too, and leave them as they are.
       dtype: of the output. Parameters, statistics and the normalisation itself are float32.
 
     Input x [B, ..., C], output [B, ..., C]. Collection 'batch_stats': mean, var, float32 [C].
     """
+
     groups: int = 1
     frozen: bool = False
     dtype: Any = jnp.float32
@@ -41,12 +45,17 @@ class BatchNorm(nn.Module):
         running_var = self.variable('batch_stats', 'var', jnp.ones, (channels,), jnp.float32)
 
         if self.frozen or not train:
-            return _normalize(x, running_mean.value, running_var.value, scale, bias).astype(self.dtype)
+            return _normalize(x, running_mean.value, running_var.value, scale, bias).astype(
+                self.dtype
+            )
 
         if x.shape[0] % self.groups:
             raise ValueError(
-                f'batch norm in {self.groups} groups needs a multiple of {self.groups} frames, got {x.shape[0]}: '
-                'change config.model.backbone.batch_norm_groups, or way, shot, query or frames of config.episode')
+                f'batch norm in {self.groups} groups needs a multiple of {self.groups} frames, got '
+                f'{x.shape[0]}: '
+                'change config.model.backbone.batch_norm_groups, or way, shot, query or frames of '
+                'config.episode'
+            )
         chunks = x.reshape(self.groups, x.shape[0] // self.groups, *x.shape[1:]).astype(jnp.float32)
         axes = tuple(range(1, chunks.ndim - 1))
         mean = chunks.mean(axes, keepdims=True)
@@ -56,9 +65,13 @@ class BatchNorm(nn.Module):
         if not self.is_initializing() and self.is_mutable_collection('batch_stats'):
             count = chunks[0].size // channels
             if count < 2:
-                raise ValueError('batch norm in training needs more than one value per channel: use larger '
-                                 "frames or config.model.backbone.batch_norm='frozen'")
-            batch_mean, batch_var = (jax.lax.stop_gradient(s[0].reshape(channels)) for s in (mean, var))
+                raise ValueError(
+                    'batch norm in training needs more than one value per channel: use larger '
+                    "frames or config.model.backbone.batch_norm='frozen'"
+                )
+            batch_mean, batch_var = (
+                jax.lax.stop_gradient(s[0].reshape(channels)) for s in (mean, var)
+            )
             unbiased = batch_var * (count / (count - 1))
             running_mean.value = MOMENTUM * running_mean.value + (1 - MOMENTUM) * batch_mean
             running_var.value = MOMENTUM * running_var.value + (1 - MOMENTUM) * unbiased

@@ -1,4 +1,5 @@
-"""ResNet-18, -34 and -50 as torchvision has them, so that its weights load (He et al. 2016, Table 1)."""
+"""ResNet-18, -34 and -50 as torchvision has them, so that its weights load (He et al. 2016, Table
+1)."""
 
 from typing import Any
 
@@ -7,7 +8,8 @@ import jax.numpy as jnp
 
 from fsar_jax.backbones.batch_norm import BatchNorm
 
-# He et al. 2015, as torchvision starts convolutions: normal, variance 2 / (kernel area · output channels).
+# He et al. 2015, as torchvision starts convolutions: normal, variance 2 / (kernel area · output
+# channels).
 KAIMING_FAN_OUT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -15,7 +17,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def normalize_frames(frames, how: str):
-    """Frames [B, …, H, W, 3] in [0, 1]: 'unit' leaves them, 'imagenet' standardises by ImageNet's mean and deviation.
+    """Frames [B, …, H, W, 3] in [0, 1]: 'unit' leaves them, 'imagenet' standardises by ImageNet's
+    mean and deviation.
 
     'grey' is (x − 0.45) / 0.225 for every channel, as the released code of HyRSM and OTAM has it.
     """
@@ -23,29 +26,45 @@ def normalize_frames(frames, how: str):
         return frames
     if how == 'grey':
         return (frames - 0.45) / 0.225
-    return (frames - jnp.asarray(IMAGENET_MEAN, jnp.float32)) / jnp.asarray(IMAGENET_STD, jnp.float32)
+    return (frames - jnp.asarray(IMAGENET_MEAN, jnp.float32)) / jnp.asarray(
+        IMAGENET_STD, jnp.float32
+    )
 
 
-def conv(features: int, size: int, stride: int, dtype, name: str, kernel_init=KAIMING_FAN_OUT) -> nn.Conv:
+def conv(
+    features: int, size: int, stride: int, dtype, name: str, kernel_init=KAIMING_FAN_OUT
+) -> nn.Conv:
     """Convolution without bias, padded by size // 2 on every side.
 
     'SAME' would pad an even map on the far side only at stride 2, and so shift the features.
     """
     padding = [(size // 2, size // 2)] * 2
-    return nn.Conv(features, (size, size), (stride, stride), padding=padding, use_bias=False,
-                   kernel_init=kernel_init, dtype=dtype, param_dtype=jnp.float32, name=name)
+    return nn.Conv(
+        features,
+        (size, size),
+        (stride, stride),
+        padding=padding,
+        use_bias=False,
+        kernel_init=kernel_init,
+        dtype=dtype,
+        param_dtype=jnp.float32,
+        name=name,
+    )
 
 
 class BasicBlock(nn.Module):
-    """relu(F(x) + x), F two 3×3 convolutions, the first with the stride (He et al. 2016, Fig. 5 left).
+    """relu(F(x) + x), F two 3×3 convolutions, the first with the stride (He et al. 2016, Fig. 5
+    left).
 
     Args:
       width: output channels.
-      stride: of the block; with it, or where the channels change, the shortcut is a 1×1 convolution and batch norm.
+      stride: of the block; with it, or where the channels change, the shortcut is a 1×1 convolution
+        and batch norm.
       norm: keyword arguments of every BatchNorm.
 
     Input [B, h, w, C], output [B, ⌈h / stride⌉, ⌈w / stride⌉, width · expansion].
     """
+
     expansion = 1
     width: int
     stride: int
@@ -62,10 +81,13 @@ class BasicBlock(nn.Module):
 
 
 class BottleneckBlock(nn.Module):
-    """relu(F(x) + x), F 1×1, 3×3, 1×1 to 4 · width (He et al. 2016, Fig. 5 right); otherwise as `BasicBlock`.
+    """relu(F(x) + x), F 1×1, 3×3, 1×1 to 4 · width (He et al. 2016, Fig. 5 right); otherwise as
+    `BasicBlock`.
 
-    The stride sits in the 3×3 convolution, as in torchvision's weights; the paper has it in the first 1×1.
+    The stride sits in the 3×3 convolution, as in torchvision's weights; the paper has it in the
+    first 1×1.
     """
+
     expansion = 4
     width: int
     stride: int
@@ -84,20 +106,23 @@ class BottleneckBlock(nn.Module):
 
 
 def shortcut(x, channels, stride, norm, dtype, train):
-    """x, or its projection where a block changes its shape; called in a block, whose submodules these become."""
+    """x, or its projection where a block changes its shape; called in a block, whose submodules
+    these become."""
     if stride == 1 and x.shape[-1] == channels:
         return x
     x = conv(channels, 1, stride, dtype, 'downsample_conv')(x)
     return BatchNorm(**norm, dtype=dtype, name='downsample_bn')(x, train)
 
 
-def residual_stage(x, stage: int, count: int, block, width: int, norm, dtype, remat: bool, train: bool):
+def residual_stage(
+    x, stage: int, count: int, block, width: int, norm, dtype, remat: bool, train: bool
+):
     """`count` blocks named layer<stage>_<i>; from stage 2 on the first has stride 2.
 
     With `remat` each block is computed again in the backward pass, and only its input kept.
     """
     if remat:
-        block = nn.remat(block, static_argnums=(2,))      # 0 is the module, 1 x, 2 train
+        block = nn.remat(block, static_argnums=(2,))  # 0 is the module, 1 x, 2 train
     for i in range(count):
         stride = 2 if i == 0 and stage > 1 else 1
         x = block(width, stride, norm, dtype, name=f'layer{stage}_{i}')(x, train)
@@ -105,21 +130,26 @@ def residual_stage(x, stage: int, count: int, block, width: int, norm, dtype, re
 
 
 class ResNet(nn.Module):
-    """7×7 stride-2 stem, 3×3 stride-2 max pool, four stages of residual blocks; no final pooling or classifier.
+    """7×7 stride-2 stem, 3×3 stride-2 max pool, four stages of residual blocks; no final pooling or
+    classifier.
 
-    Parameters: conv1, bn1, layer<1-4>_<i>/{conv1, bn1, …, downsample_conv, downsample_bn}, after torchvision.
+    Parameters: conv1, bn1, layer<1-4>_<i>/{conv1, bn1, …, downsample_conv, downsample_bn}, after
+    torchvision.
 
     Args:
       block: BasicBlock or BottleneckBlock.
       blocks: how many in each stage.
-      width: channels of the stem and the first stage; later stages double them. 64 in every published network.
+      width: channels of the stem and the first stage; later stages double them. 64 in every
+        published network.
       groups, frozen: of every BatchNorm.
       normalize: 'unit', 'imagenet' or 'grey', applied to the input.
       remat: recompute residual blocks in the backward pass.
       dtype: compute dtype; parameters are float32.
 
-    Input frames [B, H, W, 3] float in [0, 1], output maps [B, ⌈H / 32⌉, ⌈W / 32⌉, 8 · width · expansion].
+    Input frames [B, H, W, 3] float in [0, 1], output maps [B, ⌈H / 32⌉, ⌈W / 32⌉, 8 · width ·
+    expansion].
     """
+
     block: Any
     blocks: tuple[int, ...]
     width: int = 64
@@ -137,6 +167,8 @@ class ResNet(nn.Module):
         x = nn.relu(BatchNorm(**norm, dtype=self.dtype, name='bn1')(x, train))
         x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         for stage, count in enumerate(self.blocks):
-            width = self.width * 2 ** stage
-            x = residual_stage(x, stage + 1, count, self.block, width, norm, self.dtype, self.remat, train)
+            width = self.width * 2**stage
+            x = residual_stage(
+                x, stage + 1, count, self.block, width, norm, self.dtype, self.remat, train
+            )
         return x

@@ -1,4 +1,5 @@
-"""3D ResNet-50 over whole clips, with the names of the public Kinetics-700 + Moments weights (Hara et al. 2018)."""
+"""3D ResNet-50 over whole clips, with the names of the public Kinetics-700 + Moments weights (Hara
+et al. 2018)."""
 
 from typing import Any
 
@@ -11,12 +12,23 @@ from fsar_jax.backbones.resnet import KAIMING_FAN_OUT, normalize_frames, residua
 
 def conv3d(features: int, size: int, stride, dtype, name: str) -> nn.Conv:
     """Convolution over time and space without bias, padded by size // 2 on every side."""
-    return nn.Conv(features, (size,) * 3, stride, padding=[(size // 2, size // 2)] * 3, use_bias=False,
-                   kernel_init=KAIMING_FAN_OUT, dtype=dtype, param_dtype=jnp.float32, name=name)
+    return nn.Conv(
+        features,
+        (size,) * 3,
+        stride,
+        padding=[(size // 2, size // 2)] * 3,
+        use_bias=False,
+        kernel_init=KAIMING_FAN_OUT,
+        dtype=dtype,
+        param_dtype=jnp.float32,
+        name=name,
+    )
 
 
 class Bottleneck3D(nn.Module):
-    """relu(F(x) + x), F 1×1×1, 3×3×3 with the stride, 1×1×1 to 4 · width: [B, l, h, w, C] → [B, ⌈l/s⌉, ⌈h/s⌉, ⌈w/s⌉, 4 · width]."""
+    """relu(F(x) + x), F 1×1×1, 3×3×3 with the stride, 1×1×1 to 4 · width: [B, l, h, w, C] → [B,
+    ⌈l/s⌉, ⌈h/s⌉, ⌈w/s⌉, 4 · width]."""
+
     width: int
     stride: int
     norm: dict
@@ -30,17 +42,22 @@ class Bottleneck3D(nn.Module):
         y = nn.relu(normal('bn2', conv3d(self.width, 3, stride, self.dtype, 'conv2')(y)))
         y = normal('bn3', conv3d(4 * self.width, 1, (1, 1, 1), self.dtype, 'conv3')(y))
         if self.stride != 1 or x.shape[-1] != y.shape[-1]:
-            x = normal('downsample_bn', conv3d(4 * self.width, 1, stride, self.dtype, 'downsample_conv')(x))
+            x = normal(
+                'downsample_bn', conv3d(4 * self.width, 1, stride, self.dtype, 'downsample_conv')(x)
+            )
         return nn.relu(y + x)
 
 
 class ResNet3D(nn.Module):
-    """7×7×7 stem with stride (1, 2, 2), 3×3×3 stride-2 max pool, four stages of bottlenecks (shortcut type B); no classifier.
+    """7×7×7 stem with stride (1, 2, 2), 3×3×3 stride-2 max pool, four stages of bottlenecks
+    (shortcut type B); no classifier.
 
     Args: as `ResNet`; `blocks` per stage.
 
-    Input clips [B, L, H, W, 3] float in [0, 1], output maps [B, ⌈L / 16⌉, ⌈H / 32⌉, ⌈W / 32⌉, 32 · width].
+    Input clips [B, L, H, W, 3] float in [0, 1], output maps [B, ⌈L / 16⌉, ⌈H / 32⌉, ⌈W / 32⌉, 32 ·
+    width].
     """
+
     takes_clips = True
     blocks: tuple[int, ...] = (3, 4, 6, 3)
     width: int = 64
@@ -58,5 +75,15 @@ class ResNet3D(nn.Module):
         x = nn.relu(BatchNorm(**norm, dtype=self.dtype, name='bn1')(x, train))
         x = nn.max_pool(x, (3, 3, 3), (2, 2, 2), padding=((1, 1),) * 3)
         for stage, count in enumerate(self.blocks):
-            x = residual_stage(x, stage + 1, count, Bottleneck3D, self.width * 2 ** stage, norm, self.dtype, self.remat, train)
+            x = residual_stage(
+                x,
+                stage + 1,
+                count,
+                Bottleneck3D,
+                self.width * 2**stage,
+                norm,
+                self.dtype,
+                self.remat,
+                train,
+            )
         return x

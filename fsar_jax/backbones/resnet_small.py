@@ -10,10 +10,12 @@ from fsar_jax.backbones.resnet import BasicBlock, conv, normalize_frames, residu
 
 
 class ResNetSmall(nn.Module):
-    """5×5 stride-4 stem, then one basic block each of 32, 64 and 128 channels: 64×64 frames become 4×4 maps.
+    """5×5 stride-4 stem, then one basic block each of 32, 64 and 128 channels: 64×64 frames become
+    4×4 maps.
 
-    The coarse stem spares the CPU the full-resolution layers, where a ResNet spends most of its time; the 4×4 map
-    is the patch grid of STRM as it is. Same blocks, initialisation and conventions as `ResNet`.
+    The coarse stem spares the CPU the full-resolution layers, where a ResNet spends most of its
+    time; the 4×4 map is the patch grid of STRM as it is. Same blocks, initialisation and
+    conventions as `ResNet`.
 
     Args:
       width: channels of the stem and the first stage.
@@ -21,6 +23,7 @@ class ResNetSmall(nn.Module):
 
     Input frames [B, H, W, 3] float in [0, 1], output maps [B, ⌈H / 16⌉, ⌈W / 16⌉, 4 · width].
     """
+
     width: int = 32
     groups: int = 1
     frozen: bool = False
@@ -35,6 +38,8 @@ class ResNetSmall(nn.Module):
         x = conv(self.width, 5, 4, self.dtype, 'conv1')(x)
         x = nn.relu(BatchNorm(**norm, dtype=self.dtype, name='bn1')(x, train))
         for stage in range(3):
-            width = self.width * 2 ** stage
-            x = residual_stage(x, stage + 1, 1, BasicBlock, width, norm, self.dtype, self.remat, train)
+            width = self.width * 2**stage
+            x = residual_stage(
+                x, stage + 1, 1, BasicBlock, width, norm, self.dtype, self.remat, train
+            )
         return x

@@ -1,4 +1,5 @@
-"""Scan networks: small networks that look at all frames of a video before the sampler chooses. `SCAN_NETWORKS` is the table."""
+"""Scan networks: small networks that look at all frames of a video before the sampler chooses.
+`SCAN_NETWORKS` is the table."""
 
 import functools
 
@@ -10,7 +11,9 @@ from fsar_jax.backbones.shufflenet_v2 import ShuffleNetV2
 
 SCAN_NETWORKS = {
     # For 64×64 frames on two CPU cores: 6 blocks instead of 16, which also compile sooner.
-    'shufflenet_v2_small': functools.partial(ShuffleNetV2, widths=(8, 16, 32, 64, 128), blocks=(2, 2, 2)),
+    'shufflenet_v2_small': functools.partial(
+        ShuffleNetV2, widths=(8, 16, 32, 64, 128), blocks=(2, 2, 2)
+    ),
     'shufflenet_v2_x0_5': functools.partial(ShuffleNetV2, widths=(24, 48, 96, 192, 1024)),
     'shufflenet_v2_x1_0': functools.partial(ShuffleNetV2, widths=(24, 116, 232, 464, 1024)),
     'shufflenet_v2_x1_5': functools.partial(ShuffleNetV2, widths=(24, 176, 352, 704, 1024)),
@@ -33,5 +36,7 @@ def create_scan_network(name: str, *, frozen: bool = False, dtype=jnp.float32) -
       ValueError: a name that is not one of those known.
     """
     if name not in SCAN_NETWORKS:
-        raise ValueError(f"config.model.sampler.scan_network='{name}' is not one of {', '.join(SCAN_NETWORKS)}")
+        raise ValueError(
+            f"config.model.sampler.scan_network='{name}' is not one of {', '.join(SCAN_NETWORKS)}"
+        )
     return SCAN_NETWORKS[name](frozen=frozen, dtype=jnp.dtype(dtype))

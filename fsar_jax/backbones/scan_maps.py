@@ -14,6 +14,7 @@ class ScanMaps:
       last: [N, h, w, c], after batch norm and the rectifier; of the size of f4.
       features: [N, c] float32, the spatial mean of `last`.
     """
+
     stages: tuple[jax.Array, jax.Array, jax.Array]
     last: jax.Array
     features: jax.Array

@@ -1,4 +1,6 @@
-"""From video files to episodes: ingestion, records, frame sampling, episode draws and parallel loading.
+"""From video files to episodes: ingestion, records, frame sampling, episode draws and parallel
+loading.
 
-Nothing here imports jax: these modules run in loader threads and worker processes, where it would only cost start-up.
+Nothing here imports jax: these modules run in loader threads and worker processes, where it would
+only cost start-up.
 """

@@ -1,7 +1,8 @@
-"""SHA256SUMS of a built dataset: one line per file, as `sha256sum` writes them and `sha256sum -c SHA256SUMS` checks them.
+"""SHA256SUMS of a built dataset: one line per file, as `sha256sum` writes them and `sha256sum -c
+SHA256SUMS` checks them.
 
-ArrayRecord files hold checksums of their records, which every read checks; this covers the index, the class names
-and what lies between the records too.
+ArrayRecord files hold checksums of their records, which every read checks; this covers the index,
+the class names and what lies between the records too.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def sha256_of(path: str | os.PathLike) -> str:
 
 
 def write_sums(folder: pathlib.Path, known: Mapping[str, str | None] | None = None) -> None:
-    """Writes SHA256SUMS of the files in `folder`, leaving out hidden ones and the notes of shards (tfds_builders/shards.py).
+    """Writes SHA256SUMS of the files in `folder`, leaving out hidden ones and the notes of shards
+    (tfds_builders/shards.py).
 
     known: {name: digest} of files that need not be read again.
     """
@@ -33,9 +35,14 @@ def write_sums(folder: pathlib.Path, known: Mapping[str, str | None] | None = No
     names = sorted(
         path.name
         for path in folder.iterdir()
-        if path.is_file() and path.name != SUMS and not re.search(r'^\.|\.array_record-.*\.json$', path.name)
+        if path.is_file()
+        and path.name != SUMS
+        and not re.search(r'^\.|\.array_record-.*\.json$', path.name)
     )
-    write_whole(folder / SUMS, ''.join(f'{known.get(name) or sha256_of(folder / name)}  {name}\n' for name in names))
+    write_whole(
+        folder / SUMS,
+        ''.join(f'{known.get(name) or sha256_of(folder / name)}  {name}\n' for name in names),
+    )
 
 
 def read_sums(folder: pathlib.Path) -> dict[str, str] | None:

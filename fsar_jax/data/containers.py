@@ -1,8 +1,9 @@
 """Where a video file should end by its own account, read from the sizes inside it.
 
-Whether a file was cut cannot be told by the duration in its header: many programs write a wrong one, or that of the
-longest of several tracks. The sizes are what every reader takes the file apart by: a box, chunk or cluster that goes on
-beyond the last byte was cut. Nothing is decoded, and only the headers of the parts are read.
+Whether a file was cut cannot be told by the duration in its header: many programs write a wrong
+one, or that of the longest of several tracks. The sizes are what every reader takes the file apart
+by: a box, chunk or cluster that goes on beyond the last byte was cut. Nothing is decoded, and only
+the headers of the parts are read.
 """
 
 from __future__ import annotations
@@ -12,18 +13,43 @@ import struct
 from typing import BinaryIO, NamedTuple
 
 MP4_BOXES = {
-    *(b'ftyp', b'styp', b'moov', b'moof', b'mdat', b'mfra', b'sidx', b'ssix', b'emsg', b'prft', b'free', b'skip'),
+    *(
+        b'ftyp',
+        b'styp',
+        b'moov',
+        b'moof',
+        b'mdat',
+        b'mfra',
+        b'sidx',
+        b'ssix',
+        b'emsg',
+        b'prft',
+        b'free',
+        b'skip',
+    ),
     *(b'wide', b'uuid', b'meta', b'udta', b'pnot', b'PICT', b'pdin', b'bloc', b'imda', b'junk'),
 }
 EBML, SEGMENT, CLUSTER = 0x1A45DFA3, 0x18538067, 0x1F43B675
 MATROSKA_PARTS = {
-    *(0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367, CLUSTER, 0xEC, 0xBF),
+    *(
+        0x114D9B74,
+        0x1549A966,
+        0x1654AE6B,
+        0x1C53BB6B,
+        0x1941A469,
+        0x1043A770,
+        0x1254C367,
+        CLUSTER,
+        0xEC,
+        0xBF,
+    ),
     *(0xE7, 0xA3, 0xA0, 0xAB, 0xA7, 0x5854),  # of a cluster
 }
 MATROSKA_CLOSING = {0x1C53BB6B, 0x1254C367}  # the index and tags, which are written last
 ASF_HEADER = bytes.fromhex('3026b2758e66cf11a6d900aa0062ce6c')
 ASF_DATA = bytes.fromhex('3626b2758e66cf11a6d900aa0062ce6c')
-MOST_PARTS = 1_000_000  # that are looked at: a live recording of an hour has half as many, a file made to hang more
+# that are looked at: a live recording of an hour has half as many, a file made to hang more
+MOST_PARTS = 1_000_000
 
 
 class End(NamedTuple):
@@ -31,8 +57,8 @@ class End(NamedTuple):
 
     kind: of container, '' for one that is not known here.
     whole: True: closed as it says; False: cut; None: it does not say.
-    promises: its header says how much there should be; else what is reported as its duration is measured on what is there.
-    why: what is missing, in words.
+    promises: its header says how much there should be; else what is reported as its duration is
+    measured on what is there. why: what is missing, in words.
     missing: share of the bytes, where it is known.
     """
 
@@ -96,7 +122,8 @@ def _end(file, size):
 
 
 def _mp4(file, size):
-    """MP4, MOV, 3GP: boxes, of which moov is the index and mdat holds the pictures; or a moof before each mdat."""
+    """MP4, MOV, 3GP: boxes, of which moov is the index and mdat holds the pictures; or a moof
+    before each mdat."""
     place, kinds, open_end, strange = 0, set(), False, False
     while place + 8 <= size:
         header = file.at(place, 16)
@@ -116,7 +143,12 @@ def _mp4(file, size):
             kinds.add(b'moof')
         place += length
         if place > size:
-            return End('MP4', False, b'moof' not in kinds and kind != b'moov', f"its part '{kind.decode()}' goes on beyond its end")
+            return End(
+                'MP4',
+                False,
+                b'moof' not in kinds and kind != b'moov',
+                f"its part '{kind.decode()}' goes on beyond its end",
+            )
     if b'moov' not in kinds:
         if strange or any(file.at(place, 4096)):
             return End('MP4', None)  # damaged
@@ -141,7 +173,8 @@ def _holds(file, place, end, wanted):
 
 
 def _matroska(file, size):
-    """Matroska, WebM: nested elements, each with its size; that of a live recording is not known."""
+    """Matroska, WebM: nested elements, each with its size; that of a live recording is not
+    known."""
     place, known, clusters, closed, end = 0, False, 0, False, size
     while place < size:
         header = file.at(place, 12)
@@ -149,7 +182,9 @@ def _matroska(file, size):
         length, body = _variable(header, after_id, False)
         if number is None or length is None:
             if place + 12 > size:
-                return End('Matroska', False, True, 'its last element is cut', 1 - size / max(end, size))
+                return End(
+                    'Matroska', False, True, 'its last element is cut', 1 - size / max(end, size)
+                )
             return End('Matroska', None)  # damaged
         unknown = length == (1 << 7 * (body - after_id)) - 1
         place += body
@@ -169,12 +204,19 @@ def _matroska(file, size):
     if not clusters:
         return End('Matroska', False, True, 'nothing follows its header')
     if place > size or end > size and not closed:
-        return End('Matroska', False, True, f'{max(place, end) - size} bytes of it are missing', 1 - size / max(place, end))
+        return End(
+            'Matroska',
+            False,
+            True,
+            f'{max(place, end) - size} bytes of it are missing',
+            1 - size / max(place, end),
+        )
     return End('Matroska', True if known and end <= size else None)
 
 
 def _variable(data, place, keep_marker):
-    """(number, place after it) of EBML's numbers of variable length; (None, place) where it is none or cut."""
+    """(number, place after it) of EBML's numbers of variable length; (None, place) where it is none
+    or cut."""
     if place >= len(data) or not data[place]:
         return None, place
     length = 9 - data[place].bit_length()
@@ -185,7 +227,8 @@ def _variable(data, place, keep_marker):
 
 
 def _avi(file, size):
-    """AVI: chunks; the pictures in LIST movi, their index after it. Files beyond 1 GB have several RIFF chunks."""
+    """AVI: chunks; the pictures in LIST movi, their index after it. Files beyond 1 GB have several
+    RIFF chunks."""
     place, end, kinds = 0, 0, set()
     while place + 8 <= size:
         header = file.at(place, 12)
@@ -194,10 +237,23 @@ def _avi(file, size):
             end = place + 8 + length
             place += 12
             continue
-        if kind not in (b'LIST', b'JUNK', b'idx1', b'ix00', b'ix01', b'indx', b'JUNQ', b'_PMX', b'ISFT'):
+        if kind not in (
+            b'LIST',
+            b'JUNK',
+            b'idx1',
+            b'ix00',
+            b'ix01',
+            b'indx',
+            b'JUNQ',
+            b'_PMX',
+            b'ISFT',
+        ):
             break
         kinds.add(header[8:12] if kind == b'LIST' else kind)
-        if kind == b'LIST' and length in (0, 0xFFFFFFFF):  # never filled in: the recording was not ended
+        if kind == b'LIST' and length in (
+            0,
+            0xFFFFFFFF,
+        ):  # never filled in: the recording was not ended
             return End('AVI', None)
         place += 8 + length + length % 2
         if place > size + 1:
@@ -221,7 +277,9 @@ def _flv(file, size, start):
             return End('FLV', False, False, f'{promised - size:.0f} bytes of it are missing')
     last = int.from_bytes(file.at(size - 4, 4))
     tag = size - 4 - last
-    closed = not last or last >= 11 and tag >= 13 and int.from_bytes(file.at(tag + 1, 3)) == last - 11
+    closed = (
+        not last or last >= 11 and tag >= 13 and int.from_bytes(file.at(tag + 1, 3)) == last - 11
+    )
     return End('FLV', None, False) if closed else End('FLV', False, False, 'its last part is cut')
 
 
@@ -237,7 +295,9 @@ def _asf(file, size):
             return End('ASF', None)
         place += length
         if place > size:
-            return End('ASF', False, True, f'{place - size} bytes of it are missing', 1 - size / place)
+            return End(
+                'ASF', False, True, f'{place - size} bytes of it are missing', 1 - size / place
+            )
         if header[:16] == ASF_DATA:
             return End('ASF', True)
     return End('ASF', False, True, 'nothing follows its header')
@@ -293,19 +353,31 @@ def _program_stream(file, size):
             place += 14 + (tail[place + 13] & 7) if tail[place + 4] >> 6 == 1 else 12
         else:
             place += 6 + int.from_bytes(tail[place + 4 : place + 6])
-    return End('MPEG', None, False) if place == len(tail) else End('MPEG', False, False, 'its last packet is cut')
+    return (
+        End('MPEG', None, False)
+        if place == len(tail)
+        else End('MPEG', False, False, 'its last packet is cut')
+    )
 
 
 def _transport_stream(file, size, start):
-    """MPEG-TS (.ts, .mts, .m2ts): packets of one size, each with a mark. None for what is not one."""
+    """MPEG-TS (.ts, .mts, .m2ts): packets of one size, each with a mark. None for what is not
+    one."""
     for length in (188, 192, 204):
         mark = 4 if length == 192 else 0  # after a time stamp
         for first in range(length):
             marks = start[first + mark :: length]
             if len(marks) > 3 and not marks.strip(b'G'):
                 rest = file.at(size - (size - first) % length, length)
-                cut = rest and rest[mark : mark + 1] in (b'G', b'')  # else something else was appended
-                return End('MPEG-TS', False, False, 'its last packet is cut') if cut else End('MPEG-TS', None, False)
+                cut = rest and rest[mark : mark + 1] in (
+                    b'G',
+                    b'',
+                )  # else something else was appended
+                return (
+                    End('MPEG-TS', False, False, 'its last packet is cut')
+                    if cut
+                    else End('MPEG-TS', None, False)
+                )
     return None
 
 

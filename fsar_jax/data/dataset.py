@@ -33,21 +33,25 @@ class NoSplitError(ValueError):
 
 
 class VideoDataset:
-    """The videos of one split, by position. Its attributes come from the metadata: no record is read for them.
+    """The videos of one split, by position. Its attributes come from the metadata: no record is
+    read for them.
 
     name: 'synthetic_actions/misaligned'.  split: 'train', 'val' or 'test'.
     class_names: names of all classes of the dataset; a label is a place in it.
     labels: int32 [N].  video_ids: list of N str.  num_frames: int32 [N], stored frames.
-    settings: dict, how the records were made.  made_with: what made them, {'decoder': 'av 19, …' or None
-        where they were JPEG files, 'av': '19.0.0', …}; {} in older builds.
-    num_bytes: of all records together, their JPEG bytes above all.  files: names of the record files, in order.
-    expected: {'videos': count, 'hash': of all ids or None, 'classes': {class: videos}} of a complete copy of the split,
+    settings: dict, how the records were made.  made_with: what made them, {'decoder': 'av 19, …' or
+        None where they were JPEG files, 'av': '19.0.0', …}; {} in older builds.
+    num_bytes: of all records together, their JPEG bytes above all.  files: names of the record
+    files, in order. expected: {'videos': count, 'hash': of all ids or None, 'classes': {class:
+    videos}} of a complete copy of the split,
         None where that is not known.
 
-    Cheap to pickle (the files are opened again at the first read) and safe to read from many threads.
+    Cheap to pickle (the files are opened again at the first read) and safe to read from many
+    threads.
 
     Raises:
-      ValueError: no such split, an empty one (EmptySplitError), or files that are damaged; FileNotFoundError: one is lost.
+      ValueError: no such split, an empty one (EmptySplitError), or files that are damaged;
+        FileNotFoundError: one is lost.
     """
 
     def __init__(self, directory: pathlib.Path, name: str, split: str):
@@ -55,18 +59,25 @@ class VideoDataset:
         builder, metadata = described(directory, name)
         index = metadata['videos']
         if split not in index and split not in builder.info.splits:
-            raise NoSplitError(f"dataset '{printable(name)}' has no split '{printable(split)}': it has {listed(index)}")
+            raise NoSplitError(
+                f"dataset '{printable(name)}' has no split '{printable(split)}': it has "
+                f"{listed(index)}"
+            )
         info = builder.info.splits.get(split)
         if not (info and info.num_examples) and not index[split]['label']:
             raise EmptySplitError(
-                f"split '{split}' of dataset '{name}' is empty: see {printable(directory / 'skipped.tsv', 1000)} for why"
+                f"split '{split}' of dataset '{name}' is empty: see "
+                f"{printable(directory / 'skipped.tsv', 1000)} for why"
             )
         self.class_names = list(builder.info.features['label'].names)
         videos = index.get(split, {key: [] for key in INDEX})
         self.labels = np.array(videos['label'], np.int32)
         self.video_ids = list(videos['video_id'])
         self.num_frames = np.array(videos['num_frames'], np.int32)
-        self.settings, self.expected = dict(metadata['settings']), (metadata.get('expected') or {}).get(split)
+        self.settings, self.expected = (
+            dict(metadata['settings']),
+            (metadata.get('expected') or {}).get(split),
+        )
         self.made_with = dict(metadata.get('made_with') or {})
         self.num_bytes = 0 if info is None else int(info.num_bytes)
         self.files = [] if info is None else [os.path.basename(path) for path in info.filepaths]
@@ -83,13 +94,16 @@ class VideoDataset:
         elif self.labels.max() >= len(self.class_names):
             position = int(self.labels.argmax())
             wrong = (
-                f"metadata.json gives video '{printable(self.video_ids[position])}' the label {self.labels[position]}, there are "
+                f"metadata.json gives video '{printable(self.video_ids[position])}' the label "
+                f"{self.labels[position]}, there are "
                 f'{len(self.class_names)} classes'
             )
         if wrong:
             raise ValueError(
-                f'split {self.split!r} in {printable(self.directory, 1000)} is damaged: {wrong}: copy the dataset again, or '
-                f'build it again: {command("build", self.name, data_dir_of(self.directory, self.name), "--overwrite")}'
+                f'split {self.split!r} in {printable(self.directory, 1000)} is damaged: {wrong}: '
+                'copy the dataset again, or '
+                'build it again: '
+                f'{command("build", self.name, data_dir_of(self.directory, self.name), "--overwrite")}'
             )
 
     def __len__(self) -> int:
@@ -99,7 +113,8 @@ class VideoDataset:
         return f'VideoDataset({self.name}, {self.split}, {len(self)} videos)'
 
     def read(self, position: int) -> dict:
-        """The record at `position` (0 to N - 1): the fields of data/records.py, `frames` a list of JPEG bytes.
+        """The record at `position` (0 to N - 1): the fields of data/records.py, `frames` a list of
+        JPEG bytes.
 
         Raises:
           OSError: the files cannot be read, or are more than may be open at once.
@@ -117,28 +132,39 @@ class VideoDataset:
         try:
             with self._lock:
                 if self._source is None:
-                    self._source = tfds.builder_from_directory(os.path.abspath(self.directory)).as_data_source(self.split)
+                    self._source = tfds.builder_from_directory(
+                        os.path.abspath(self.directory)
+                    ).as_data_source(self.split)
             record = self._source[position]
             record['frames'] = list(record['frames'])
             record['frame_index'] = np.array(record['frame_index'], np.int32)
             record['video_id'] = record['video_id'].decode()
         except MemoryError:
             raise
-        except Exception as error:  # the reader of the files is C++ code, then come protobuf and tfds: each has its own
+        # the reader of the files is C++ code, then come protobuf and tfds: each has its own
+        except Exception as error:
             words = printable(one_line(error))
             too_many = '; raise ulimit -n' if os.strerror(errno.EMFILE) in str(error) else ''
-            raise OSError(f'{self._place(position)} cannot be read ({words}): {self.advice}{too_many}') from None
+            raise OSError(
+                f'{self._place(position)} cannot be read ({words}): {self.advice}{too_many}'
+            ) from None
         found = (record['video_id'], int(record['label']), int(record['num_frames']))
-        indexed = (self.video_ids[position], int(self.labels[position]), int(self.num_frames[position]))
+        indexed = (
+            self.video_ids[position],
+            int(self.labels[position]),
+            int(self.num_frames[position]),
+        )
         if found != indexed:
             of = lambda video: f"'{printable(video[0])}' (label {video[1]}, {video[2]} frames)"
             raise ValueError(
-                f'{self._place(position)} is of video {of(found)}, metadata.json says {of(indexed)}: record files or '
+                f'{self._place(position)} is of video {of(found)}, metadata.json says '
+                f'{of(indexed)}: record files or '
                 f'metadata.json are those of another build or split; {self.advice}'
             )
         if len(record['frames']) != found[2]:
             raise ValueError(
-                f"{self._place(position)}, video '{printable(found[0])}', holds {len(record['frames'])} frames and says that it "
+                f"{self._place(position)}, video '{printable(found[0])}', holds "
+                f"{len(record['frames'])} frames and says that it "
                 f'has {found[2]}: {self.advice}'
             )
         return record
@@ -158,7 +184,8 @@ class VideoDataset:
         return f'see what is damaged with {command("verify", self.name, data_dir_of(self.directory, self.name))}'
 
     def lost_files(self) -> dict[str, str]:
-        """{name: reason} of the split's record files that are not there or do not hold as many records as they should; opens each."""
+        """{name: reason} of the split's record files that are not there or do not hold as many
+        records as they should; opens each."""
         from array_record.python import array_record_module  # has no wheel for some platforms
 
         start_reader_threads()
@@ -182,7 +209,9 @@ class VideoDataset:
         return lost
 
     def __getstate__(self):
-        return {key: value for key, value in self.__dict__.items() if key not in ('_source', '_lock')}
+        return {
+            key: value for key, value in self.__dict__.items() if key not in ('_source', '_lock')
+        }
 
     def __setstate__(self, state):
         self.__dict__.update(state, _source=None, _lock=threading.Lock())
@@ -192,28 +221,46 @@ def described(directory: pathlib.Path, name: str) -> tuple[tfds.core.DatasetBuil
     """(tfds' builder, metadata) of a built dataset, which know all of its splits.
 
     Raises:
-      FileNotFoundError, ValueError: which file is lost or damaged, with its line, and how to repair it.
+      FileNotFoundError, ValueError: which file is lost or damaged, with its line, and how to repair
+        it.
     """
     repair = f'copy the dataset again, or build it again: {command("build", name, data_dir_of(directory, name), "--overwrite")}'
-    for file in ('dataset_info.json', 'features.json', 'metadata.json'):  # the last stays in `content`
+    for file in (
+        'dataset_info.json',
+        'features.json',
+        'metadata.json',
+    ):  # the last stays in `content`
         try:
             content = read_json(directory / file, repair)
         except FileNotFoundError:
-            raise FileNotFoundError(f'{printable(directory / file, 1000)} is not there: {repair}') from None
+            raise FileNotFoundError(
+                f'{printable(directory / file, 1000)} is not there: {repair}'
+            ) from None
         if not isinstance(content, dict):
-            raise ValueError(f'{printable(directory / file, 1000)} is not the one of a dataset: {repair}')
+            raise ValueError(
+                f'{printable(directory / file, 1000)} is not the one of a dataset: {repair}'
+            )
     _check_metadata(content, f'{printable(directory / "metadata.json", 1000)} is damaged', repair)
     try:
         builder = tfds.builder_from_directory(os.path.abspath(directory))  # it would expand a '~'
-        label, names = builder.info.features['label'], (directory / 'label.labels.txt').read_text(encoding='utf-8')
+        label, names = (
+            builder.info.features['label'],
+            (directory / 'label.labels.txt').read_text(encoding='utf-8'),
+        )
         # Where that file is lost or of another length, tfds makes up names and numbers.
-        count = int(read_json(directory / 'features.json', repair)['featuresDict']['features']['label']['classLabel']['numClasses'])
+        count = int(
+            read_json(directory / 'features.json', repair)['featuresDict']['features']['label'][
+                'classLabel'
+            ]['numClasses']
+        )
         if not len(names.split('\n')) - names.endswith('\n') == len(label.names) == count:
             raise ValueError(f'{len(label.names)} class names, {count} classes')
     except Exception as error:  # tfds' parsers, protobuf's and Python's: each raises what it likes
         raise ValueError(
-            f'{printable(directory, 1000)} is not a built dataset, or dataset_info.json, features.json or '
-            f'label.labels.txt there is damaged ({type(error).__name__}: {printable(one_line(error))}): {repair}'
+            f'{printable(directory, 1000)} is not a built dataset, or dataset_info.json, '
+            'features.json or '
+            f'label.labels.txt there is damaged ({type(error).__name__}: '
+            f'{printable(one_line(error))}): {repair}'
         ) from None
     return builder, content
 
@@ -222,13 +269,15 @@ def open_dataset(name: str, data_dir: str | os.PathLike, split: str) -> VideoDat
     """Opens a split of a built dataset.
 
     Args:
-      name: 'synthetic_actions/misaligned', 'video_folder/<name>' or 'ucf101_arn': a directory in data_dir.
+      name: 'synthetic_actions/misaligned', 'video_folder/<name>' or 'ucf101_arn': a directory in
+        data_dir.
       split: 'train', 'val' or 'test'.
 
     Raises:
       FileNotFoundError: not built; says how to build it.
       OSError: record files are lost or cut, or hold another number of records than they should.
-      ValueError: the split does not exist or is empty (EmptySplitError), or the dataset is damaged; says what and how to repair it.
+      ValueError: the split does not exist or is empty (EmptySplitError), or the dataset is damaged;
+        says what and how to repair it.
     """
     directory = version_directory(name, data_dir)
     if directory is None:
@@ -245,14 +294,21 @@ def open_dataset(name: str, data_dir: str | os.PathLike, split: str) -> VideoDat
 
 
 def _check_class_names(directory, advice):
-    """No record holds the names, and episodes draw the classes in their order: of this file, the checksum tells."""
+    """No record holds the names, and episodes draw the classes in their order: of this file, the
+    checksum tells."""
     file = 'label.labels.txt'
     try:
         digest = (read_sums(directory) or {}).get(file)
-    except (OSError, ValueError):  # a damaged list says nothing about other files; `verify` names it
+    except (
+        OSError,
+        ValueError,
+    ):  # a damaged list says nothing about other files; `verify` names it
         return
     if digest not in (None, sha256_of(directory / file)):
-        raise ValueError(f'{printable(directory / file, 1000)} is not the one that was built, {SUMS} says: {advice}')
+        raise ValueError(
+            f'{printable(directory / file, 1000)} is not the one that was built, {SUMS} says: '
+            f'{advice}'
+        )
 
 
 def not_built(name: str, data_dir: str | os.PathLike) -> str:
@@ -261,11 +317,11 @@ def not_built(name: str, data_dir: str | os.PathLike) -> str:
 
 
 def videos_present(dataset) -> dict:
-    """{'present': videos, 'classes': that have one, 'expected', 'expected_classes': of a complete copy or None, 'hash': SHA-256 of
-    the list of videos} of an open split.
+    """{'present': videos, 'classes': that have one, 'expected', 'expected_classes': of a complete
+    copy or None, 'hash': SHA-256 of the list of videos} of an open split.
 
-    The hash is over the lines `<video id>\\n` in the order of the records. For a complete copy of a public benchmark, that
-    is the SHA-256 of its published list file.
+    The hash is over the lines `<video id>\\n` in the order of the records. For a complete copy of a
+    public benchmark, that is the SHA-256 of its published list file.
     """
     dataset = _all_videos(dataset)
     expected = getattr(dataset, 'expected', None)
@@ -282,9 +338,9 @@ def videos_present(dataset) -> dict:
 
 
 def content_hash(dataset) -> str:
-    """SHA-256, hexadecimal, of what an open split holds, wherever it lies: ids, classes and frame counts of its videos, how
-    and with which decoder their records were made, and the checksums of the record files (of older builds, which have
-    none, their size).
+    """SHA-256, hexadecimal, of what an open split holds, wherever it lies: ids, classes and frame
+    counts of its videos, how and with which decoder their records were made, and the checksums of
+    the record files (of older builds, which have none, their size).
 
     Two copies of one build have the same; other pixels under the same ids have another.
 
@@ -292,13 +348,23 @@ def content_hash(dataset) -> str:
       ValueError: the list of checksums is damaged.
     """
     dataset, held = _all_videos(dataset), {}
-    for key in ('video_ids', 'labels', 'class_names', 'num_frames', 'settings', 'made_with', 'num_bytes'):
+    for key in (
+        'video_ids',
+        'labels',
+        'class_names',
+        'num_frames',
+        'settings',
+        'made_with',
+        'num_bytes',
+    ):
         value = getattr(dataset, key, None)  # of a dataset in memory, what it has
         held[key] = value.tolist() if isinstance(value, np.ndarray) else value
     try:
         sums = read_sums(dataset.directory) if hasattr(dataset, 'directory') else None
     except ValueError as error:
-        raise ValueError(f'{printable(dataset.directory / SUMS, 1000)} is damaged: {error}; {dataset.advice}') from None
+        raise ValueError(
+            f'{printable(dataset.directory / SUMS, 1000)} is damaged: {error}; {dataset.advice}'
+        ) from None
     if sums is not None:
         held['files'] = [sums.get(name) for name in dataset.files]
     return hashlib.sha256(json.dumps(held, sort_keys=True, default=str).encode()).hexdigest()
@@ -321,12 +387,16 @@ def version_directory(name: str, data_dir: str | os.PathLike) -> pathlib.Path | 
     parts = pathlib.PurePath(name).parts
     if not parts or pathlib.PurePath(name).is_absolute() or '..' in parts or '\0' in name:
         raise ValueError(
-            f"dataset '{printable(name)}' is no name of a dataset: give one such as synthetic_actions/misaligned or video_folder/my_clips"
+            f"dataset '{printable(name)}' is no name of a dataset: give one such as "
+            "synthetic_actions/misaligned or video_folder/my_clips"
         )
     versions = []
     try:
         for path in (pathlib.Path(data_dir) / name).iterdir():
-            if re.fullmatch(r'\d+\.\d+\.\d+', path.name, re.ASCII) and (path / 'dataset_info.json').is_file():
+            if (
+                re.fullmatch(r'\d+\.\d+\.\d+', path.name, re.ASCII)
+                and (path / 'dataset_info.json').is_file()
+            ):
                 versions.append((tuple(map(int, path.name.split('.'))), path))
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -339,10 +409,15 @@ def data_dir_of(directory: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def command(module, name, data_dir, *flags):
-    """The whole command to type, `module` 'build' or 'verify', with quotes where a shell needs them."""
+    """The whole command to type, `module` 'build' or 'verify', with quotes where a shell needs
+    them."""
     if module == 'build' and name.split('/')[0] != 'synthetic_actions':
         flags = ('--videos=FOLDER', *flags)
-    given = [f'--dataset={shlex.quote(printable(name))}', f'--dir={shlex.quote(printable(data_dir, 1000))}', *flags]
+    given = [
+        f'--dataset={shlex.quote(printable(name))}',
+        f'--dir={shlex.quote(printable(data_dir, 1000))}',
+        *flags,
+    ]
     return f'python -m fsar_jax.data.{module} {" ".join(given)}'
 
 
@@ -354,7 +429,9 @@ def _is_utf8(texts):
 
 
 def _check_metadata(metadata, wrong, repair):
-    """ValueError, beginning with `wrong` and ending with `repair`, where metadata.json does not describe videos."""
+    """ValueError, beginning with `wrong` and ending with `repair`, where metadata.json does not
+    describe videos."""
+
     def check(ok, what):
         if not ok:
             raise ValueError(f'{wrong} ({what}): {repair}')
@@ -367,12 +444,27 @@ def _check_metadata(metadata, wrong, repair):
         check(isinstance(metadata.get(key) or {}, dict), f'{key} is no table')
     for split, index in videos.items():
         where = f'videos of split {printable(split)}'
-        check(isinstance(index, dict) and all(isinstance(index.get(key), list) for key in INDEX), f'{where}: not the lists {listed(INDEX)}')
+        check(
+            isinstance(index, dict) and all(isinstance(index.get(key), list) for key in INDEX),
+            f'{where}: not the lists {listed(INDEX)}',
+        )
         ids, labels, frames = (index[key] for key in INDEX)
-        check(len(ids) == len(labels) == len(frames), f'{where}: {len(ids)} ids, {len(labels)} labels, {len(frames)} counts of frames')
-        check(all(isinstance(video_id, str) for video_id in ids) and _is_utf8(ids), f'{where}: a video id that is no text')
-        check(all(is_count(label, 0) for label in labels), f'{where}: a label that is no whole number of at least 0')
-        check(all(is_count(count, 1) for count in frames), f'{where}: a num_frames that is no whole number of at least 1')
+        check(
+            len(ids) == len(labels) == len(frames),
+            f'{where}: {len(ids)} ids, {len(labels)} labels, {len(frames)} counts of frames',
+        )
+        check(
+            all(isinstance(video_id, str) for video_id in ids) and _is_utf8(ids),
+            f'{where}: a video id that is no text',
+        )
+        check(
+            all(is_count(label, 0) for label in labels),
+            f'{where}: a label that is no whole number of at least 0',
+        )
+        check(
+            all(is_count(count, 1) for count in frames),
+            f'{where}: a num_frames that is no whole number of at least 1',
+        )
         if len(set(ids)) < len(ids):
             seen = set()
             twice = next(video_id for video_id in ids if video_id in seen or seen.add(video_id))
@@ -380,7 +472,10 @@ def _check_metadata(metadata, wrong, repair):
     check(expected is None or isinstance(expected, dict), 'expected is not a table of splits')
     for split, of in (expected or {}).items():
         check(
-            isinstance(of, dict) and is_count(of.get('videos'), 0) and isinstance(of.get('hash'), str | None)
-            and isinstance(of.get('classes'), dict) and all(is_count(count, 0) for count in of['classes'].values()),
+            isinstance(of, dict)
+            and is_count(of.get('videos'), 0)
+            and isinstance(of.get('hash'), str | None)
+            and isinstance(of.get('classes'), dict)
+            and all(is_count(count, 0) for count in of['classes'].values()),
             f'expected, split {printable(split)}: not videos, hash and classes',
         )

@@ -1,29 +1,32 @@
-"""Which clips make up episode i: a pure function of (seed, split, i), and lists of episodes on disk.
+"""Which clips make up episode i: a pure function of (seed, split, i), and lists of episodes on
+disk.
 
-The draw counts neither records nor label numbers: classes are ordered by name and clips by video id before it. So two
-builds of the same clips, in any order, give the same episodes, and a list is exchanged and hashed by video id.
+The draw counts neither records nor label numbers: classes are ordered by name and clips by video id
+before it. So two builds of the same clips, in any order, give the same episodes, and a list is
+exchanged and hashed by video id.
 
-Random numbers come from numpy's Philox, a counter-based generator: its key is (seed, split) and its counter starts at
-(stream, episode). Stream CLIPS chooses classes and clips; stream VIEWS, read by the loader, gives frame jitter, crops
-and flips. As they are apart, no augmentation setting changes which clips an episode has.
+Random numbers come from numpy's Philox, a counter-based generator: its key is (seed, split) and its
+counter starts at (stream, episode). Stream CLIPS chooses classes and clips; stream VIEWS, read by
+the loader, gives frame jitter, crops and flips. As they are apart, no augmentation setting changes
+which clips an episode has.
 """
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
 import dataclasses
 import hashlib
 import json
 import os
 import stat
+from collections.abc import Iterator
 
 import numpy as np
 
 from fsar_jax.files import write_whole
 from fsar_jax.messages import listed, one_line, printable
 
-CLIPS, VIEWS = 0, 1                               # streams of an episode
+CLIPS, VIEWS = 0, 1  # streams of an episode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Episodes:
       labels: row of `support` that each query belongs to, int32 [E, Q], 0..way-1.
       classes: dataset label of each row of `support`, int32 [E, way].
     """
+
     support: np.ndarray
     query: np.ndarray
     labels: np.ndarray
@@ -46,76 +50,116 @@ class Episodes:
 
 
 def episode_generator(seed: int, split: str, index: int, stream: int) -> np.random.Generator:
-    """The random numbers of one stream (CLIPS or VIEWS) of episode `index`; seed and index are at least 0."""
+    """The random numbers of one stream (CLIPS or VIEWS) of episode `index`; seed and index are at
+    least 0."""
     key = [seed, int.from_bytes(hashlib.sha256(split.encode()).digest()[:8], 'little')]
-    # The low half of the 256-bit counter is left at 0: 2**128 draws before one episode would run into the next.
+    # The low half of the 256-bit counter is left at 0: 2**128 draws before one episode would run
+    # into the next.
     counter = [0, 0, stream, index]
-    return np.random.Generator(np.random.Philox(key=np.array(key, np.uint64), counter=np.array(counter, np.uint64)))
+    return np.random.Generator(
+        np.random.Philox(key=np.array(key, np.uint64), counter=np.array(counter, np.uint64))
+    )
 
 
 def clips_by_class(dataset) -> list[tuple[int, np.ndarray]]:
-    """(label, positions int32 [clips]) per class that occurs, classes ordered by name, clips by video id."""
-    order = np.array(sorted(range(len(dataset)), key=lambda position: dataset.video_ids[position]), np.int32)
+    """(label, positions int32 [clips]) per class that occurs, classes ordered by name, clips by
+    video id."""
+    order = np.array(
+        sorted(range(len(dataset)), key=lambda position: dataset.video_ids[position]), np.int32
+    )
     labels = np.asarray(dataset.labels)
     present = sorted(np.unique(labels).tolist(), key=lambda label: dataset.class_names[label])
     return [(label, order[labels[order] == label]) for label in present]
 
 
 def check_dataset(dataset, way: int, shot: int, query: int) -> None:
-    """Raises ValueError when `dataset` cannot hold episodes of `way` classes with `shot` + `query` clips each.
+    """Raises ValueError when `dataset` cannot hold episodes of `way` classes with `shot` + `query`
+    clips each.
 
-    A class is counted without its dropped short clips (`dataset.dropped`, labels of those, where the dataset has it).
+    A class is counted without its dropped short clips (`dataset.dropped`, labels of those, where
+    the dataset has it).
     """
     where = f'{dataset.name} {dataset.split}'
     if way < 2 or shot < 1 or query < 1:
-        raise ValueError(f'an episode needs at least 2 classes with 1 support and 1 query clip each, got way={way}, '
-                         f'shot={shot}, query={query}')
+        raise ValueError(
+            'an episode needs at least 2 classes with 1 support and 1 query clip each, got '
+            f'way={way}, '
+            f'shot={shot}, query={query}'
+        )
     dropped = np.asarray(getattr(dataset, 'dropped', []), np.int64)
-    have, lost = (np.bincount(labels, minlength=len(dataset.class_names)) for labels in (dataset.labels, dropped))
+    have, lost = (
+        np.bincount(labels, minlength=len(dataset.class_names))
+        for labels in (dataset.labels, dropped)
+    )
     present = np.flatnonzero(have + lost)
     if len(present) < way:
-        raise ValueError(f'{where} has {len(present)} classes, {way}-way episodes need {way}: lower config.episode.way')
+        raise ValueError(
+            f'{where} has {len(present)} classes, {way}-way episodes need {way}: lower '
+            'config.episode.way'
+        )
     short = [label for label in present if have[label] < shot + query]
     if short:
         first = short[0]
-        why = f' ({lost[first]} dropped: fewer than config.episode.frames frames)' if lost[first] else ''
+        why = (
+            f' ({lost[first]} dropped: fewer than config.episode.frames frames)'
+            if lost[first]
+            else ''
+        )
         more = f', and so for {len(short) - 1} more classes' if len(short) > 1 else ''
-        raise ValueError(f"class '{printable(dataset.class_names[first])}' of {where} has {have[first]} clips{why}, {shot} support + "
-                         f'{query} query per class need {shot + query}{more}: lower config.episode.shot or the queries, '
-                         f'or add clips')
+        raise ValueError(
+            f"class '{printable(dataset.class_names[first])}' of {where} has {have[first]} "
+            f"clips{why}, {shot} support + "
+            f'{query} query per class need {shot + query}{more}: lower config.episode.shot or the '
+            'queries, '
+            f'or add clips'
+        )
 
 
-def draw_episode(dataset, way: int, shot: int, query: int, seed: int, index: int, clips=None) -> Episodes:
+def draw_episode(
+    dataset, way: int, shot: int, query: int, seed: int, index: int, clips=None
+) -> Episodes:
     """Episode `index` of (seed, dataset.split), E = 1; `query` is per class.
 
-    `way` classes are drawn without replacement, then for each `shot + query` clips without replacement, the support
-    first: another number of queries leaves the classes and the support of an episode as they are.
-    `clips`, from `clips_by_class(dataset)`, saves its cost over many calls.
+    `way` classes are drawn without replacement, then for each `shot + query` clips without
+    replacement, the support first: another number of queries leaves the classes and the support of
+    an episode as they are. `clips`, from `clips_by_class(dataset)`, saves its cost over many calls.
     """
     clips = clips_by_class(dataset) if clips is None else clips
     rng = episode_generator(seed, dataset.split, index, CLIPS)
     chosen = [clips[place] for place in _draw(rng, len(clips), way)]
-    drawn = np.stack([positions[_draw(rng, len(positions), shot + query)] for _, positions in chosen])
+    drawn = np.stack(
+        [positions[_draw(rng, len(positions), shot + query)] for _, positions in chosen]
+    )
     return Episodes(
         support=drawn[None, :, :shot],
         query=drawn[:, shot:].reshape(1, way * query),
         labels=np.repeat(np.arange(way, dtype=np.int32), query)[None],
-        classes=np.array([[label for label, _ in chosen]], np.int32))
+        classes=np.array([[label for label, _ in chosen]], np.int32),
+    )
 
 
-def draw_episodes(dataset, way: int, shot: int, query: int, seed: int, count: int, start: int = 0) -> Episodes:
-    """Episodes start .. start + count - 1 of (seed, dataset.split). ValueError when the dataset is too small for them."""
+def draw_episodes(
+    dataset, way: int, shot: int, query: int, seed: int, count: int, start: int = 0
+) -> Episodes:
+    """Episodes start .. start + count - 1 of (seed, dataset.split). ValueError when the dataset is
+    too small for them."""
     check_dataset(dataset, way, shot, query)
     if count < 1:
         raise ValueError(f'asked for {count} episodes, at least 1 is needed')
     clips = clips_by_class(dataset)
-    drawn = [draw_episode(dataset, way, shot, query, seed, index, clips) for index in range(start, start + count)]
+    drawn = [
+        draw_episode(dataset, way, shot, query, seed, index, clips)
+        for index in range(start, start + count)
+    ]
     fields = [field.name for field in dataclasses.fields(Episodes)]
-    return Episodes(**{name: np.concatenate([getattr(episode, name) for episode in drawn]) for name in fields})
+    return Episodes(
+        **{name: np.concatenate([getattr(episode, name) for episode in drawn]) for name in fields}
+    )
 
 
 def episodes_hash(dataset, episodes: Episodes) -> str:
-    """SHA-256, hexadecimal, over video ids and labels: what `sha256sum` gives for the file of `write_episodes`."""
+    """SHA-256, hexadecimal, over video ids and labels: what `sha256sum` gives for the file of
+    `write_episodes`."""
     digest = hashlib.sha256()
     for line in _lines(dataset, episodes):
         digest.update(line)
@@ -123,7 +167,8 @@ def episodes_hash(dataset, episodes: Episodes) -> str:
 
 
 def write_episodes(path: str | os.PathLike, dataset, episodes: Episodes) -> None:
-    """Writes one JSON object per line: {"support": [way][shot] ids, "query": [Q] ids, "labels": [Q] rows of support}."""
+    """Writes one JSON object per line: {"support": [way][shot] ids, "query": [Q] ids, "labels": [Q]
+    rows of support}."""
     write_whole(path, b''.join(_lines(dataset, episodes)))
 
 
@@ -134,46 +179,64 @@ def read_episodes(path: str | os.PathLike, dataset) -> Episodes:
 
     Raises:
       OSError: no such file, or it cannot be read.
-      ValueError: a line that is no episode, lines of different shapes, a clip twice in an episode, clips of two classes in
-        one row, or ids that `dataset` does not have, the first ten and a count.
+      ValueError: a line that is no episode, lines of different shapes, a clip twice in an episode,
+        clips of two classes in one row, or ids that `dataset` does not have, the first ten and a
+        count.
     """
     shown = printable(path, 1000)
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):            # a pipe would wait for someone to write
-            raise ValueError(f'{shown} is no file: config.eval.episodes_file names a file with one episode per line')
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for someone to write
+            raise ValueError(
+                f'{shown} is no file: config.eval.episodes_file names a file with one episode per '
+                'line'
+            )
         with open(path, 'rb') as file:
             rows = _parse_all(file, shown)
     except FileNotFoundError:
-        raise FileNotFoundError(f'no episode list at {shown}: check config.eval.episodes_file') from None
+        raise FileNotFoundError(
+            f'no episode list at {shown}: check config.eval.episodes_file'
+        ) from None
     if not rows:
         raise ValueError(f'{shown} holds no episodes')
     place = _positions(dataset)
     named = {video_id for support, query, _ in rows for video_id in [*support.flat, *query]}
     unknown = sorted(named - place.keys())
     if unknown:
-        raise ValueError(f'{shown} names {len(unknown)} clips that {dataset.name} {dataset.split} does not have (or dropped '
-                         f'as shorter than config.episode.frames): {listed(unknown)}')
+        raise ValueError(
+            f'{shown} names {len(unknown)} clips that {dataset.name} {dataset.split} does not have '
+            '(or dropped '
+            f'as shorter than config.episode.frames): {listed(unknown)}'
+        )
     for number, (support, query, _) in enumerate(rows, 1):
         _check_row(f'{shown} line {number}', support, query, rows[0])
     look_up = np.vectorize(place.__getitem__, otypes=[np.int32])
-    support, query = (look_up(np.stack(ids)) for ids in ([row[0] for row in rows], [row[1] for row in rows]))
+    support, query = (
+        look_up(np.stack(ids)) for ids in ([row[0] for row in rows], [row[1] for row in rows])
+    )
     labels = np.stack([row[2] for row in rows])
     truth = np.asarray(dataset.labels, np.int32)
     classes = truth[support[:, :, 0]]
     ordered = np.sort(classes, 1)
     repeated = (ordered[:, 1:] == ordered[:, :-1]).any(1)
     if repeated.any():
-        raise ValueError(f'{shown} line {np.argmax(repeated) + 1}: two rows of its support are of one class in {dataset.name} {dataset.split}')
+        raise ValueError(
+            f'{shown} line {np.argmax(repeated) + 1}: two rows of its support are of one class in '
+            f'{dataset.name} {dataset.split}'
+        )
     mixed = (truth[support] != classes[..., None]).any((1, 2))
     mixed |= (truth[query] != np.take_along_axis(classes, labels, 1)).any(1)
     if mixed.any():
-        raise ValueError(f'{shown} line {np.argmax(mixed) + 1}: clips of one class there are of different classes in '
-                         f'{dataset.name} {dataset.split}')
+        raise ValueError(
+            f'{shown} line {np.argmax(mixed) + 1}: clips of one class there are of different '
+            'classes in '
+            f'{dataset.name} {dataset.split}'
+        )
     return Episodes(support, query, labels, classes)
 
 
 def _draw(rng, population, count):
-    """`count` different numbers below `population`. Only `rng.random` is used: its bits are the same in every numpy."""
+    """`count` different numbers below `population`. Only `rng.random` is used: its bits are the
+    same in every numpy."""
     return np.argsort(rng.random(population), kind='stable')[:count]
 
 
@@ -182,15 +245,20 @@ def _positions(dataset) -> dict[str, int]:
     if len(place) < len(dataset.video_ids):
         seen = set()
         twice = next(v for v in dataset.video_ids if v in seen or seen.add(v))
-        raise ValueError(f"video id '{printable(twice)}' occurs twice in {dataset.name} {dataset.split}: an episode list cannot tell "
-                         f'the two apart, rename one')
+        raise ValueError(
+            f"video id '{printable(twice)}' occurs twice in {dataset.name} {dataset.split}: an "
+            "episode list cannot tell "
+            f'the two apart, rename one'
+        )
     return place
 
 
 def _lines(dataset, episodes) -> Iterator[bytes]:
     _positions(dataset)
     ids = np.array(dataset.video_ids, object)
-    rows = zip(ids[episodes.support].tolist(), ids[episodes.query].tolist(), episodes.labels.tolist())
+    rows = zip(
+        ids[episodes.support].tolist(), ids[episodes.query].tolist(), episodes.labels.tolist()
+    )
     for support, query, labels in rows:
         row = {'support': support, 'query': query, 'labels': labels}
         yield json.dumps(row, separators=(',', ':')).encode() + b'\n'
@@ -206,27 +274,42 @@ def _parse_all(file, shown):
             blank = blank or number
             continue
         if blank:
-            raise ValueError(f'{shown} line {blank} is empty: it is damaged, or two lists were put together')
+            raise ValueError(
+                f'{shown} line {blank} is empty: it is damaged, or two lists were put together'
+            )
         rows.append(_parse(line, f'{shown} line {number}'))
     return rows
 
 
 def _parse(line, where):
-    """(support object [way, shot], query object [Q], labels int32 [Q]) of a line; ids and labels are what they should be."""
+    """(support object [way, shot], query object [Q], labels int32 [Q]) of a line; ids and labels
+    are what they should be."""
     try:
         row = json.loads(line.decode(), object_pairs_hook=_without_repeated_keys)
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), list) for key in ('support', 'query', 'labels')):
+        if not isinstance(row, dict) or not all(
+            isinstance(row.get(key), list) for key in ('support', 'query', 'labels')
+        ):
             raise ValueError('it is no object with the lists support, query and labels')
-        support, query, labels = np.array(row['support'], object), np.array(row['query'], object), row['labels']
-        if support.ndim != 2 or query.ndim != 1 or len(labels) != len(query) or not support.size or not query.size:
+        support, query, labels = (
+            np.array(row['support'], object),
+            np.array(row['query'], object),
+            row['labels'],
+        )
+        if (
+            support.ndim != 2
+            or query.ndim != 1
+            or len(labels) != len(query)
+            or not support.size
+            or not query.size
+        ):
             raise ValueError('support is not [way][shot], or query and labels are not [Q]')
         if not all(isinstance(video_id, str) for video_id in [*support.flat, *query]):
             raise ValueError('video ids must be strings')
-        if not all(type(label) is int for label in labels):    # True is an int for isinstance
+        if not all(type(label) is int for label in labels):  # True is an int for isinstance
             raise ValueError('labels must be whole numbers')
     except (ValueError, RecursionError) as error:
         raise ValueError(f'{where} is not an episode ({printable(one_line(error))})') from None
-    if min(labels) < 0 or max(labels) >= len(support):         # before int32, in which 2**32 + 1 is 1
+    if min(labels) < 0 or max(labels) >= len(support):  # before int32, in which 2**32 + 1 is 1
         raise ValueError(f'{where} has a label outside 0..{len(support) - 1}')
     return support, query, np.array(labels, np.int32)
 
@@ -240,8 +323,13 @@ def _without_repeated_keys(pairs):
 
 def _check_row(where, support, query, first):
     if support.shape != first[0].shape or query.shape != first[1].shape:
-        raise ValueError(f'{where} is {support.shape[0]}-way {support.shape[1]}-shot with {len(query)} queries, line 1 is '
-                         f'{first[0].shape[0]}-way {first[0].shape[1]}-shot with {len(first[1])}')
+        raise ValueError(
+            f'{where} is {support.shape[0]}-way {support.shape[1]}-shot with {len(query)} queries, '
+            'line 1 is '
+            f'{first[0].shape[0]}-way {first[0].shape[1]}-shot with {len(first[1])}'
+        )
     ids = [*support.flat, *query]
     if len(set(ids)) < len(ids):
-        raise ValueError(f"{where} uses clip '{printable(next(v for v in ids if ids.count(v) > 1))}' twice")
+        raise ValueError(
+            f"{where} uses clip '{printable(next(v for v in ids if ids.count(v) > 1))}' twice"
+        )

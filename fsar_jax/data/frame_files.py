@@ -1,6 +1,8 @@
-"""Videos that come as JPEG files: a folder per video, or all of them in one .zip that is stored, not compressed.
+"""Videos that come as JPEG files: a folder per video, or all of them in one .zip that is stored,
+not compressed.
 
-What many people already have from other codes. Frames are taken in the order of the numbers in their names.
+What many people already have from other codes. Frames are taken in the order of the numbers in
+their names.
 """
 
 from __future__ import annotations
@@ -46,9 +48,11 @@ class FrameFolder:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ZippedFrames:
-    """The frames of one video in a .zip: int64 [N] offsets of the members and their sizes, in frame order.
+    """The frames of one video in a .zip: int64 [N] offsets of the members and their sizes, in frame
+    order.
 
-    Numbers and no names: 16 bytes a frame. Listing them costs more for a moment, about 0.9 KB a frame inside `zipfile`.
+    Numbers and no names: 16 bytes a frame. Listing them costs more for a moment, about 0.9 KB a
+    frame inside `zipfile`.
     """
 
     path: str
@@ -62,15 +66,19 @@ def is_frame(name: str) -> bool:
 
 
 def is_decoded(origin) -> bool:
-    """Whether a video decoder makes the pixels of a video: not of JPEG files, nor of a video that is not there."""
+    """Whether a video decoder makes the pixels of a video: not of JPEG files, nor of a video that
+    is not there."""
     return origin is not None and not isinstance(origin, (FrameFolder, ZippedFrames))
 
 
 def bytes_of(origin) -> int:
-    """Size of what a video is made of: a file, a FrameFolder or ZippedFrames; -1 where that cannot be told."""
+    """Size of what a video is made of: a file, a FrameFolder or ZippedFrames; -1 where that cannot
+    be told."""
     try:
         if isinstance(origin, FrameFolder):
-            return sum(entry.stat().st_size for entry in os.scandir(origin.path) if is_frame(entry.name))
+            return sum(
+                entry.stat().st_size for entry in os.scandir(origin.path) if is_frame(entry.name)
+            )
         if isinstance(origin, ZippedFrames):
             return int(origin.sizes.sum())
         return os.stat(origin).st_size if isinstance(origin, (str, os.PathLike)) else -1
@@ -99,7 +107,9 @@ def zipped_videos(path: str | os.PathLike) -> Iterator[tuple[str, str, ZippedFra
     except OSError:
         raise
     except Exception as error:  # zipfile has no common base for what is wrong with a file
-        raise ValueError(f'{printable(path, 1000)} is no .zip, or one whose end is missing: {one_line(error)}') from None
+        raise ValueError(
+            f'{printable(path, 1000)} is no .zip, or one whose end is missing: {one_line(error)}'
+        ) from None
     for member in members:
         name = member.filename if '/' in member.filename else member.filename.replace('\\', '/')
         if not is_frame(name):
@@ -107,13 +117,21 @@ def zipped_videos(path: str | os.PathLike) -> Iterator[tuple[str, str, ZippedFra
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
             raise ValueError(
                 f'{printable(path, 1000)}: {printable(name)} is '
-                + ('encrypted' if member.flag_bits & 1 else 'compressed; JPEG does not get smaller, and this costs time')
+                + (
+                    'encrypted'
+                    if member.flag_bits & 1
+                    else 'compressed; JPEG does not get smaller, and this costs time'
+                )
                 + ': extract it and give the folder, or zip it again with zip -0'
             )
         *parents, name = name.split('/')
         key = ('', '', *parents)[-2:]
         # Of two members of one name, the later: as every program that extracts them has it.
-        videos.setdefault(key, {})[name] = (frame_order(name), member.header_offset, member.file_size)
+        videos.setdefault(key, {})[name] = (
+            frame_order(name),
+            member.header_offset,
+            member.file_size,
+        )
     for (class_name, video), frames in sorted(videos.items()):
         _, offsets, sizes = zip(*sorted(frames.values()))
         yield (
@@ -123,14 +141,18 @@ def zipped_videos(path: str | os.PathLike) -> Iterator[tuple[str, str, ZippedFra
         )
 
 
-def record_from_frames(source: FrameFolder | ZippedFrames, video_id: str, label: int, settings) -> dict:
+def record_from_frames(
+    source: FrameFolder | ZippedFrames, video_id: str, label: int, settings
+) -> dict:
     """The record of a video that comes as JPEG files; fields as of records.record_from_file, fps 0.
 
-    A frame that has the wanted short side already keeps its bytes: it is decoded to see that it is whole, but not
-    encoded again. One with an EXIF orientation is turned upright as viewers do, and CMYK becomes RGB.
+    A frame that has the wanted short side already keeps its bytes: it is decoded to see that it is
+    whole, but not encoded again. One with an EXIF orientation is turned upright as viewers do, and
+    CMYK becomes RGB.
 
     Raises:
-      VideoError: 'missing', 'unreadable', 'too short', 'too large', 'decode errors', 'frame size changes' or 'no frames'.
+      VideoError: 'missing', 'unreadable', 'too short', 'too large', 'decode errors', 'frame size
+        changes' or 'no frames'.
     """
     count, read, names = _opened(source)
     if not count:
@@ -171,9 +193,15 @@ def _decoded(data, which) -> tuple[np.ndarray, bool]:
     """(uint8 [H, W, 3] RGB, upright; whether that is what decoding `data` gives)."""
     try:
         with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as header:
-            (width, height), mode, orientation = header.size, header.mode, header.getexif().get(ORIENTATION, 1)
+            (width, height), mode, orientation = (
+                header.size,
+                header.mode,
+                header.getexif().get(ORIENTATION, 1),
+            )
     except Exception as error:  # of Pillow, for what strangers may have put there
-        raise VideoError('decode errors', f'{which} is damaged, or no JPEG file ({one_line(error)[:80]})') from None
+        raise VideoError(
+            'decode errors', f'{which} is damaged, or no JPEG file ({one_line(error)[:80]})'
+        ) from None
     if width * height > MAX_PIXELS:  # 65500x65500 would take 13 GB
         raise VideoError('too large', f'{which} claims {width}x{height} pixels')
     try:
@@ -194,7 +222,11 @@ def _opened(source) -> tuple[int, Callable[[int, str], bytes], list[str]]:
         raise VideoError('missing') from None
     except OSError as error:
         raise VideoError('unreadable', error.strerror or str(error)) from None
-    return len(names), lambda i, which: _read(os.path.join(source.path, names[i]), 0, None, which), names
+    return (
+        len(names),
+        lambda i, which: _read(os.path.join(source.path, names[i]), 0, None, which),
+        names,
+    )
 
 
 def _read_member(source, i, which):

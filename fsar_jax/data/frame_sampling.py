@@ -3,14 +3,15 @@
 Three rules, all without a draw when `rng` is None (the test rule):
 
   'trx'      the published reader of TRX, STRM and TA2N. Training: the start is drawn from the first, the end from the
-             last min(5, floor((n - L) / 2)) + 1 frames; test: from frame 1 to n - 2. L evenly spaced positions between
-             them, truncated. Falls back to 0..n-1 where that span would be shorter than L.
+             last min(5, floor((n - L) / 2)) + 1 frames; test: from frame 1 to n - 2. L evenly
+             spaced positions between them, truncated. Falls back to 0..n-1 where that span would be
+             shorter than L.
   'uniform'  L evenly spaced positions from 0 to n - 1, truncated; no jitter in training.
-  'segment'  temporal segment networks (Wang et al., 2016): the clip is cut in L equal segments; test: the centre frame of
-             each; training: a random frame of each.
+  'segment'  temporal segment networks (Wang et al., 2016): the clip is cut in L equal segments;
+             test: the centre frame of each; training: a random frame of each.
 
-Clips with fewer than L frames show every frame in order, each about L / n times, under every rule; whether such clips
-are used at all is `config.data.short_videos`.
+Clips with fewer than L frames show every frame in order, each about L / n times, under every rule;
+whether such clips are used at all is `config.data.short_videos`.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from __future__ import annotations
 import numpy as np
 
 RULES = ('trx', 'uniform', 'segment')
-MAX_JITTER = 5                                    # frames at either end, as published
+MAX_JITTER = 5  # frames at either end, as published
 
 
-def frame_indices(num_frames: int, length: int, rule: str = 'trx',
-                  rng: np.random.Generator | None = None) -> np.ndarray:
+def frame_indices(
+    num_frames: int, length: int, rule: str = 'trx', rng: np.random.Generator | None = None
+) -> np.ndarray:
     """Indices of the frames to use, int32 [length], ascending, in 0..num_frames-1.
 
     Args:
@@ -32,9 +34,13 @@ def frame_indices(num_frames: int, length: int, rule: str = 'trx',
       rng: draws the training jitter; None gives the test rule.
     """
     if rule not in RULES:
-        raise ValueError(f'config.data.sampling={rule!r} is not one of {", ".join(map(repr, RULES))}')
+        raise ValueError(
+            f'config.data.sampling={rule!r} is not one of {", ".join(map(repr, RULES))}'
+        )
     if num_frames < 1 or length < 1:
-        raise ValueError(f'cannot take {length} frames from a clip of {num_frames}: both must be at least 1')
+        raise ValueError(
+            f'cannot take {length} frames from a clip of {num_frames}: both must be at least 1'
+        )
     if num_frames < length:
         return (np.arange(length) * num_frames // length).astype(np.int32)
     if rule == 'segment':
@@ -58,7 +64,8 @@ def frame_index_limits(num_frames: int, length: int) -> tuple[int, int, int, int
 
 
 def evenly_spaced(start: int, end: int, num_frames: int, length: int) -> np.ndarray:
-    """`length` positions from `start` to `end`, truncated; from the whole clip if they would span less than `length`."""
+    """`length` positions from `start` to `end`, truncated; from the whole clip if they would span
+    less than `length`."""
     if end - start < length:
         start, end = 0, num_frames - 1
     return np.linspace(start, end, length).astype(np.int32)

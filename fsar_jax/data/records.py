@@ -1,7 +1,7 @@
 """The record of one video: JPEG frames that are ready to use, and where they came from.
 
-A record is stored as one entry of an ArrayRecord file. Its frames stay encoded when it is read, so that looking at
-8 of them decodes 8.
+A record is stored as one entry of an ArrayRecord file. Its frames stay encoded when it is read, so
+that looking at 8 of them decodes 8.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from fsar_jax.data.video_files import read_video
 class RecordSettings:
     """How a file becomes a record; kept in the dataset's metadata.
 
-    short_side: pixels, 0 keeps the size of the file.  max_frames: evenly spaced over the clip, 0 keeps all.
-    min_frames: a clip with fewer is 'too short'.  jpeg_quality: 1..100.
-    square_pixels: 1 stores frames as they are seen, stretched where the file's pixels are not square; 0 as coded.
+    short_side: pixels, 0 keeps the size of the file.  max_frames: evenly spaced over the clip, 0
+    keeps all. min_frames: a clip with fewer is 'too short'.  jpeg_quality: 1..100.
+    square_pixels: 1 stores frames as they are seen, stretched where the file's pixels are not
+    square; 0 as coded.
     """
 
     short_side: int = 256
@@ -34,7 +35,8 @@ class RecordSettings:
     def __post_init__(self):
         if self.short_side < 0 or self.max_frames < 0 or self.min_frames < 1:
             raise ValueError(
-                f'short_side={self.short_side} and max_frames={self.max_frames} must be at least 0, '
+                f'short_side={self.short_side} and max_frames={self.max_frames} must be at least '
+                '0, '
                 f'min_frames={self.min_frames} at least 1'
             )
         if not 1 <= self.jpeg_quality <= 100:
@@ -57,7 +59,9 @@ def record_features(
             'video_id': tfds.features.Text(),
             'num_frames': np.int32,  # stored
             'source_frames': np.int32,  # in the file
-            'frame_index': tfds.features.Sequence(np.int32),  # place of each stored frame in the file
+            'frame_index': tfds.features.Sequence(
+                np.int32
+            ),  # place of each stored frame in the file
             'source_stream': np.int32,  # index in the file of the stream that they are from
             'fps': np.float32,  # of the file, 0 when it does not say
             'width': np.int32,
@@ -68,7 +72,9 @@ def record_features(
     )
 
 
-def record_from_file(path: str | os.PathLike, video_id: str, label: int, settings: RecordSettings) -> dict:
+def record_from_file(
+    path: str | os.PathLike, video_id: str, label: int, settings: RecordSettings
+) -> dict:
     """Decodes, resizes and encodes one file; VideoError when it gives no usable clip."""
     size = None
 
@@ -79,7 +85,9 @@ def record_from_file(path: str | os.PathLike, video_id: str, label: int, setting
         size = frame.shape
         return encode_jpeg(frame, settings.jpeg_quality)
 
-    video = read_video(path, settings.max_frames, settings.min_frames, store, bool(settings.square_pixels))
+    video = read_video(
+        path, settings.max_frames, settings.min_frames, store, bool(settings.square_pixels)
+    )
     return {
         'frames': video.frames,
         'label': label,

@@ -1,12 +1,14 @@
 """Is a built dataset whole, and complete?  python -m fsar_jax.data.verify --dataset=ucf101_arn --dir=data
 
-Prints, per split, what is there beside what a complete copy holds: classes, videos, the shortest clip, and the hash of
-the list of videos, which for a complete copy of a public benchmark is the SHA-256 of the published list file. Then reads everything: the
-checksum of every file, every record against the index, every frame decoded as training and evaluation decode it. What is damaged
-comes last, one line each.
+Prints, per split, what is there beside what a complete copy holds: classes, videos, the shortest
+clip, and the hash of the list of videos, which for a complete copy of a public benchmark is the
+SHA-256 of the published list file. Then reads everything: the checksum of every file, every record
+against the index, every frame decoded as training and evaluation decode it. What is damaged comes
+last, one line each.
 
-Exit status: 0, whole; a copy of a benchmark that misses videos is whole, the report says what it misses.  1, something is
-damaged or lost, or there is no such dataset.  2, wrong flags.  130, stopped by Ctrl-C.
+Exit status: 0, whole; a copy of a benchmark that misses videos is whole, the report says what it
+misses.  1, something is damaged or lost, or there is no such dataset.  2, wrong flags.  130,
+stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ def split_report(dataset) -> dict:
     """What is there of an open split, and what should be.
 
     Returns:
-      dict with classes, expected_classes, present, expected, shortest, hash, expected_hash (None where it is not known), and
+      dict with classes, expected_classes, present, expected, shortest, hash, expected_hash (None
+      where it is not known), and
       missing: {class: (videos present, expected)} of the classes that are not complete.
     """
     expected, there = dataset.expected, videos_present(dataset)
@@ -60,12 +63,15 @@ def split_report(dataset) -> dict:
         **there,
         'expected_hash': expected['hash'] if expected else None,
         'shortest': int(dataset.num_frames.min()),
-        'missing': {name: (counts[name], count) for name, count in classes.items() if counts[name] != count},
+        'missing': {
+            name: (counts[name], count) for name, count in classes.items() if counts[name] != count
+        },
     }
 
 
 def record_damage(dataset: VideoDataset, position: int) -> list[tuple[str, str]]:
-    """[(kind, line)] of what is wrong with one record: it cannot be read, is another video's, or has frames that do not decode."""
+    """[(kind, line)] of what is wrong with one record: it cannot be read, is another video's, or
+    has frames that do not decode."""
     try:
         record = dataset.read(position)
     except OSError as error:
@@ -79,16 +85,24 @@ def record_damage(dataset: VideoDataset, position: int) -> list[tuple[str, str]]
         try:
             shape = decode_jpeg(data).shape
         except ValueError as error:
-            damage.append(('frames cannot be decoded', f'{where}, frame {number}: {printable(error)}'))
+            damage.append(
+                ('frames cannot be decoded', f'{where}, frame {number}: {printable(error)}')
+            )
             continue
         if shape != size:
             found, said = (f'{width}x{height}' for height, width, _ in (shape, size))
-            damage.append(('frames have another size', f'{where}, frame {number}: {found}, the record says {said}'))
+            damage.append(
+                (
+                    'frames have another size',
+                    f'{where}, frame {number}: {found}, the record says {said}',
+                )
+            )
     return damage
 
 
 def everything(datasets: list[VideoDataset], sums: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """Reads all files of `sums` and all records of the splits, in threads; yields (kind, line) of what is damaged, in order.
+    """Reads all files of `sums` and all records of the splits, in threads; yields (kind, line) of
+    what is damaged, in order.
 
     Files that are lost are not looked into.
     """
@@ -118,7 +132,11 @@ def everything(datasets: list[VideoDataset], sums: dict[str, str]) -> Iterator[t
         tasks += [name] * (name in sums) + records
     pool = concurrent.futures.ThreadPoolExecutor(usable_cores())
     try:
-        with tqdm(total=sum(map(len, of_shard.values())), unit=' videos', mininterval=0.5 if sys.stderr.isatty() else 15) as progress:
+        with tqdm(
+            total=sum(map(len, of_shard.values())),
+            unit=' videos',
+            mininterval=0.5 if sys.stderr.isatty() else 15,
+        ) as progress:
             for task, damage in zip(tasks, pool.map(look, tasks)):
                 progress.update(isinstance(task, tuple))
                 yield from damage
@@ -142,7 +160,9 @@ def examine(name: str, data_dir: str, fast: bool = False, limit: int = 40) -> tu
     directory = version_directory(name, data_dir)
     if directory is None:
         raise FileNotFoundError(not_built(name, data_dir))
-    rows = [('split', 'classes', 'videos present', 'shortest clip', 'hash of the list', 'expected', '')]
+    rows = [
+        ('split', 'classes', 'videos present', 'shortest clip', 'hash of the list', 'expected', '')
+    ]
     missing, damage, opened, complete, known = [], [], [], True, False
     first_split = {}
     for split in SPLITS:
@@ -164,7 +184,9 @@ def examine(name: str, data_dir: str, fast: bool = False, limit: int = 40) -> tu
                 line = f"video '{printable(video_id)}' is in {first_split[video_id]} and in {split}"
                 damage.append(('videos are in two splits', line))
         found = split_report(dataset)
-        of = lambda present, expected: f'{present:,}' + ('' if expected is None else f' of {expected:,}')
+        of = lambda present, expected: (
+            f'{present:,}' + ('' if expected is None else f' of {expected:,}')
+        )
         same = found['hash'] == found['expected_hash']
         known |= found['expected_hash'] is not None
         complete &= same
@@ -192,18 +214,35 @@ def examine(name: str, data_dir: str, fast: bool = False, limit: int = 40) -> tu
             if sums is None and opened[0].made_with:  # noted by every version that writes checksums
                 damage.append((LOST_SUMS, printable(directory / SUMS, 1000)))
             elif sums is None:
-                notes.append(f'built before there was a {SUMS}: records and frames were read, the index has no checksum')
+                notes.append(
+                    f'built before there was a {SUMS}: records and frames were read, the index has '
+                    'no checksum'
+                )
             else:
                 needed = [*DESCRIPTION, *(file for dataset in opened for file in dataset.files)]
-                damage += [(f'files are not in {SUMS}, which is cut', file) for file in needed if file not in sums]
+                damage += [
+                    (f'files are not in {SUMS}, which is cut', file)
+                    for file in needed
+                    if file not in sums
+                ]
         except (OSError, ValueError) as error:
-            damage.append((f'files differ from {SUMS}', f'{printable(directory / SUMS, 1000)}: {one_line(error)}'))
+            damage.append(
+                (
+                    f'files differ from {SUMS}',
+                    f'{printable(directory / SUMS, 1000)}: {one_line(error)}',
+                )
+            )
         damage += everything(opened, sums or {})
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = [f'{name}: {printable(directory, 1000)}']
-    lines += ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    lines += [
+        '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+    ]
     if missing:
-        lines.append(f'\n{len(missing)} classes have another number of videos than published (see skipped.tsv there):')
+        lines.append(
+            f'\n{len(missing)} classes have another number of videos than published (see '
+            'skipped.tsv there):'
+        )
         lines += [
             f'  {split}/{printable(class_name)}: {present} of {count}'
             for split, class_name, present, count in missing[:limit]
@@ -226,7 +265,10 @@ def examine(name: str, data_dir: str, fast: bool = False, limit: int = 40) -> tu
         if len(those) > SHOWN:
             lines.append(f'  ... and {len(those) - SHOWN:,} more')
     if damage:
-        lines.append(f'\nDAMAGED: copy the dataset again, or build it again: {command("build", name, data_dir, "--overwrite")}')
+        lines.append(
+            '\nDAMAGED: copy the dataset again, or build it again: '
+            f'{command("build", name, data_dir, "--overwrite")}'
+        )
     else:
         lines.append('nothing is damaged' if not fast else 'nothing is lost')
     return '\n'.join(lines), not damage
@@ -234,13 +276,23 @@ def examine(name: str, data_dir: str, fast: bool = False, limit: int = 40) -> tu
 
 def main():
     parser = argparse.ArgumentParser(
-        prog='python -m fsar_jax.data.verify', allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description='Reads a built dataset and says what is there, what is missing and what is damaged.\n\n'
-        'Exit status: 0 whole (also where listed videos are missing), 1 damaged, lost or not there, 130 stopped.',
+        prog='python -m fsar_jax.data.verify',
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description='Reads a built dataset and says what is there, what is missing and what is '
+        'damaged.\n\n'
+        'Exit status: 0 whole (also where listed videos are missing), 1 damaged, lost or not '
+        'there, 130 stopped.',
     )
     parser.add_argument('--dataset', required=True, help='as for python -m fsar_jax.data.build')
-    parser.add_argument('--dir', default='data', help='where datasets are kept; default %(default)s')
-    parser.add_argument('--fast', action='store_true', help='read the index and count the records, nothing else: seconds')
+    parser.add_argument(
+        '--dir', default='data', help='where datasets are kept; default %(default)s'
+    )
+    parser.add_argument(
+        '--fast',
+        action='store_true',
+        help='read the index and count the records, nothing else: seconds',
+    )
     args = parser.parse_args()
     text, whole = examine(args.dataset, local_path(args.dir, '--dir'), args.fast)
     print(text)

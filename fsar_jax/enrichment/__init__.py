@@ -1,6 +1,7 @@
 """Stage 3, per video: feature maps [B, L, h, w, C] → enriched frame features [B, L, C].
 
-Table of contents: the same two kinds of token enrichment serve the patches of a frame and the frames of a video.
+Table of contents: the same two kinds of token enrichment serve the patches of a frame and the
+frames of a video.
 """
 
 import flax.struct
@@ -25,10 +26,12 @@ class VideoFeatures:
 
     Attributes:
       maps: [B, L, h, w, C], the backbone's, after the temporal transform where there is one.
-      patch_level: [B, L, C], H of STRM: spatial mean after patch enrichment (of the maps themselves without it).
+      patch_level: [B, L, C], H of STRM: spatial mean after patch enrichment (of the maps themselves
+        without it).
       frames: [B, L, C], E of STRM: after frame enrichment (equal to `patch_level` without it).
       window: float32 [B, 2], (a, b) of the temporal transform; None without it.
     """
+
     maps: jax.Array
     patch_level: jax.Array
     frames: jax.Array
@@ -36,16 +39,26 @@ class VideoFeatures:
 
 
 def create(config, level: str):
-    """The enrichment of `config.enrichment.patch` or `.frame` (level 'patch' or 'frame'): a Linen module, or None for 'none'."""
+    """The enrichment of `config.enrichment.patch` or `.frame` (level 'patch' or 'frame'): a Linen
+    module, or None for 'none'."""
     name = config.enrichment[level]
     if name not in TOKEN_ENRICHMENTS:
-        raise ValueError(f"config.model.enrichment.{level}='{name}' is not one of {', '.join(TOKEN_ENRICHMENTS)}")
-    return TOKEN_ENRICHMENTS[name](variant=config.variant, dropout=config.enrichment.dropout, dtype=jnp.dtype(config.dtype))
+        raise ValueError(
+            f"config.model.enrichment.{level}='{name}' is not one of {', '.join(TOKEN_ENRICHMENTS)}"
+        )
+    return TOKEN_ENRICHMENTS[name](
+        variant=config.variant, dropout=config.enrichment.dropout, dtype=jnp.dtype(config.dtype)
+    )
 
 
 def create_temporal_transform(config):
-    """The temporal transform of `config.enrichment.temporal_transform` (config.model): a Linen module, or None for False."""
+    """The temporal transform of `config.enrichment.temporal_transform` (config.model): a Linen
+    module, or None for False."""
     if not config.enrichment.temporal_transform:
         return None
-    return TemporalTransform(dropout=config.enrichment.dropout, frozen=config.backbone.batch_norm == 'frozen',
-                             at_test=config.align_at_test, dtype=jnp.dtype(config.dtype))
+    return TemporalTransform(
+        dropout=config.enrichment.dropout,
+        frozen=config.backbone.batch_norm == 'frozen',
+        at_test=config.align_at_test,
+        dtype=jnp.dtype(config.dtype),
+    )

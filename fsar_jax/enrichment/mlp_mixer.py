@@ -10,13 +10,16 @@ from fsar_jax.layers import POSITION_AMPLITUDE, Linear, sinusoidal_positions
 
 
 class MixerEnrichment(nn.Module):
-    """H* = σ(Hᵀ W_t1) W_t2 + Hᵀ across tokens, then E = σ(H*ᵀ W_r1) W_r2 + H*ᵀ across channels (STRM, Eq. 5 and 6).
+    """H* = σ(Hᵀ W_t1) W_t2 + Hᵀ across tokens, then E = σ(H*ᵀ W_r1) W_r2 + H*ᵀ across channels
+    (STRM, Eq. 5 and 6).
 
-    Tokens are the L frames of a video (FLE), or the P² patches of a frame (supplement, Table A2). W_t are N×N and
-    shared by the channels, W_r are D×D and shared by the tokens, σ is ReLU; the weights do not depend on the sample.
+    Tokens are the L frames of a video (FLE), or the P² patches of a frame (supplement, Table A2).
+    W_t are N×N and shared by the channels, W_r are D×D and shared by the tokens, σ is ReLU; the
+    weights do not depend on the sample.
 
-    variant='code' (rows S4 to S6 of docs/paper_vs_code.md): 0.1 × a sinusoid over the tokens is added first and stays in
-    the residual, and every linear map has a bias. variant='paper': neither.
+    variant='code' (rows S4 to S6 of docs/paper_vs_code.md): 0.1 × a sinusoid over the tokens is
+    added first and stays in the residual, and every linear map has a bias. variant='paper':
+    neither.
 
     Args:
       variant: 'code' or 'paper'.
@@ -25,6 +28,7 @@ class MixerEnrichment(nn.Module):
 
     Input tokens [..., N, D], output [..., N, D].
     """
+
     variant: str = 'code'
     dropout: float = 0.1
     dtype: Any = jnp.float32

@@ -11,21 +11,25 @@ from fsar_jax.layers import POSITION_AMPLITUDE, Linear, einsum_float32, sinusoid
 
 
 class SelfAttentionEnrichment(nn.Module):
-    """α = softmax(q kᵀ) v + x,  f = ψ(α) + α  with ψ three linear maps D → D/2 → D/2 → D (STRM, Eq. 2 to 4).
+    """α = softmax(q kᵀ) v + x,  f = ψ(α) + α  with ψ three linear maps D → D/2 → D/2 → D (STRM, Eq.
+    2 to 4).
 
     Tokens are the P² patches of a frame (PLE), or the L frames of a video (supplement, Table A2).
 
-    variant='code' departs from the equations as the released code does (rows S1 to S5 of docs/paper_vs_code.md):
-    scores are not divided by √D; the attended term is gated by a learned scalar that starts at 0; 0.1 × a sinusoid over
-    the tokens is added first and stays in the residual; every linear map has a bias. variant='paper' has none of these.
+    variant='code' departs from the equations as the released code does (rows S1 to S5 of
+    docs/paper_vs_code.md): scores are not divided by √D; the attended term is gated by a learned
+    scalar that starts at 0; 0.1 × a sinusoid over the tokens is added first and stays in the
+    residual; every linear map has a bias. variant='paper' has none of these.
 
     Args:
       variant: 'code' or 'paper'.
       dropout: rate on the tokens (after the position code) while training.
       dtype: compute dtype; scores and softmax are float32.
 
-    Input tokens [..., N, D], output [..., N, D]. The weights [..., N, N] are sown as intermediates/attention.
+    Input tokens [..., N, D], output [..., N, D]. The weights [..., N, N] are sown as
+    intermediates/attention.
     """
+
     variant: str = 'code'
     dropout: float = 0.1
     dtype: Any = jnp.float32
@@ -41,12 +45,18 @@ class SelfAttentionEnrichment(nn.Module):
             x = x + POSITION_AMPLITUDE * jnp.asarray(sinusoidal_positions(count, dim), self.dtype)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
 
-        scores = einsum_float32('...nd,...md->...nm', linear(dim, 'query')(x), linear(dim, 'key')(x))
+        scores = einsum_float32(
+            '...nd,...md->...nm', linear(dim, 'query')(x), linear(dim, 'key')(x)
+        )
         attention = jax.nn.softmax(scores if code else scores / jnp.sqrt(dim), axis=-1)
         self.sow('intermediates', 'attention', attention)
-        attended = jnp.einsum('...nm,...md->...nd', attention.astype(self.dtype), linear(dim, 'value')(x))
+        attended = jnp.einsum(
+            '...nm,...md->...nd', attention.astype(self.dtype), linear(dim, 'value')(x)
+        )
         if code:
-            attended = self.param('gamma', nn.initializers.zeros, (1,)).astype(self.dtype) * attended
+            attended = (
+                self.param('gamma', nn.initializers.zeros, (1,)).astype(self.dtype) * attended
+            )
         alpha = attended + x
 
         hidden = nn.relu(linear(dim // 2, 'mlp_in')(alpha))

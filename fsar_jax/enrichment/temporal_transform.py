@@ -10,15 +10,16 @@ import jax.numpy as jnp
 from fsar_jax.backbones.batch_norm import BatchNorm
 from fsar_jax.layers import Linear, linear_interpolation, torch_start
 
-WINDOW_START = (2.0, 0.0)       # before tanh: at first nearly the whole clip, (a, b) = (0.964, 0)
+WINDOW_START = (2.0, 0.0)  # before tanh: at first nearly the whole clip, (a, b) = (0.964, 0)
 
 
 class TemporalTransform(nn.Module):
-    """f̂ = T_φ(f), φ = (a, b) = L(f): the clip resampled along time at a·t + b, t ∈ [−1, 1] (TA2N, Eq. 1).
+    """f̂ = T_φ(f), φ = (a, b) = L(f): the clip resampled along time at a·t + b, t ∈ [−1, 1] (TA2N,
+    Eq. 1).
 
-    L is two 3D convolutions with batch norm, max pooling and ReLU, a maximum over what is left, and two linear maps with
-    tanh. The paper leaves it open; this is the released network (rows A1, A2 and A15 of docs/paper_vs_code.md), in both
-    variants.
+    L is two 3D convolutions with batch norm, max pooling and ReLU, a maximum over what is left, and
+    two linear maps with tanh. The paper leaves it open; this is the released network (rows A1, A2
+    and A15 of docs/paper_vs_code.md), in both variants.
 
     Args:
       dropout: rate on the maps, before everything else, while training.
@@ -28,6 +29,7 @@ class TemporalTransform(nn.Module):
 
     Input maps [B, L, h, w, C]; output (maps [B, L, h, w, C], window float32 [B, 2] = (a, b)).
     """
+
     dropout: float = 0.0
     frozen: bool = False
     at_test: bool = True
@@ -42,18 +44,32 @@ class TemporalTransform(nn.Module):
         x = maps
         for i, features in enumerate((64, 128), start=1):
             start = torch_start(27 * x.shape[-1])
-            x = nn.Conv(features, (3, 3, 3), padding=1, kernel_init=start, bias_init=start, dtype=self.dtype, name=f'conv{i}')(x)
+            x = nn.Conv(
+                features,
+                (3, 3, 3),
+                padding=1,
+                kernel_init=start,
+                bias_init=start,
+                dtype=self.dtype,
+                name=f'conv{i}',
+            )(x)
             x = BatchNorm(frozen=self.frozen, dtype=self.dtype, name=f'bn{i}')(x, train)
             x = nn.relu(_halve(x))
         x = nn.relu(Linear(32, dtype=self.dtype, name='linear')(x.max((1, 2, 3))))
-        last = nn.Dense(2, kernel_init=nn.initializers.zeros, dtype=jnp.float32, name='window',
-                        bias_init=lambda key, shape, dtype: jnp.asarray(WINDOW_START, dtype))
+        last = nn.Dense(
+            2,
+            kernel_init=nn.initializers.zeros,
+            dtype=jnp.float32,
+            name='window',
+            bias_init=lambda key, shape, dtype: jnp.asarray(WINDOW_START, dtype),
+        )
         window = jnp.tanh(last(x))
         return warp(maps, window), window
 
 
 def warp(maps: jax.Array, window: jax.Array) -> jax.Array:
-    """Frame j of the result is read at a·t_j + b by linear interpolation, t_j = −1 + 2j/(L−1); beyond the clip there is zero.
+    """Frame j of the result is read at a·t_j + b by linear interpolation, t_j = −1 + 2j/(L−1);
+    beyond the clip there is zero.
 
     Args:
       maps: [B, L, …].
@@ -64,8 +80,12 @@ def warp(maps: jax.Array, window: jax.Array) -> jax.Array:
     """
     length = maps.shape[1]
     times = jnp.linspace(-1.0, 1.0, length)
-    position = (window[:, :1] * times + window[:, 1:] + 1.0) / 2.0 * (length - 1)                   # [B, L], in frames
-    return jnp.einsum('bjs,bs...->bj...', linear_interpolation(position, length).astype(maps.dtype), maps)
+    position = (
+        (window[:, :1] * times + window[:, 1:] + 1.0) / 2.0 * (length - 1)
+    )  # [B, L], in frames
+    return jnp.einsum(
+        'bjs,bs...->bj...', linear_interpolation(position, length).astype(maps.dtype), maps
+    )
 
 
 def _halve(x):

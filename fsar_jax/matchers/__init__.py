@@ -1,8 +1,9 @@
 """Stage 4, per episode: embeddings of support and query → logits [Q, way].
 
-Table of contents. A matcher has two methods: `project(features, train)` per video, whose output evaluation keeps for each
-test video, and `__call__(support, query, train)` for one episode, which is vmapped: logits, or (logits, auxiliary) with a dict of
-further outputs. One with batch norm has `batch_norm_passes(queries)` too. A new matcher is one file and one line.
+Table of contents. A matcher has two methods: `project(features, train)` per video, whose output
+evaluation keeps for each test video, and `__call__(support, query, train)` for one episode, which
+is vmapped: logits, or (logits, auxiliary) with a dict of further outputs. One with batch norm has
+`batch_norm_passes(queries)` too. A new matcher is one file and one line.
 """
 
 import jax.numpy as jnp
@@ -18,26 +19,48 @@ from fsar_jax.matchers.set_matching import SetMatching
 
 MATCHERS = {
     'prototypes': lambda model: Prototypes(model.matcher.distance),
-    'cross_transformer': lambda model: CrossTransformer(dim=model.matcher.dim, **_tuple_settings(model)),
+    'cross_transformer': lambda model: CrossTransformer(
+        dim=model.matcher.dim, **_tuple_settings(model)
+    ),
     'otam': lambda model: OrderedAlignment(
-        alignment=_one_of(model, 'alignment', ALIGNMENTS), smoothness=model.matcher.smoothness, keep=model.matcher.keep),
+        alignment=_one_of(model, 'alignment', ALIGNMENTS),
+        smoothness=model.matcher.smoothness,
+        keep=model.matcher.keep,
+    ),
     'action_coordination': lambda model: ActionCoordination(
-        temporal=model.matcher.temporal, prototype=model.matcher.prototype, spatial=_one_of(model, 'spatial', SPATIAL), perturbation=model.matcher.perturbation,
-        pairs_per_chunk=model.matcher.pairs_per_chunk, distance_norm=model.matcher.distance_norm, order=model.matcher.order,
-        at_test=model.align_at_test, **_head_settings(model)),
+        temporal=model.matcher.temporal,
+        prototype=model.matcher.prototype,
+        spatial=_one_of(model, 'spatial', SPATIAL),
+        perturbation=model.matcher.perturbation,
+        pairs_per_chunk=model.matcher.pairs_per_chunk,
+        distance_norm=model.matcher.distance_norm,
+        order=model.matcher.order,
+        at_test=model.align_at_test,
+        **_head_settings(model),
+    ),
     'set_matching': lambda model: SetMatching(
-        heads=model.matcher.heads, position=tuple(model.matcher.position), classes=model.classifier.classes, variant=model.variant,
-        dtype=jnp.dtype(model.dtype)),
+        heads=model.matcher.heads,
+        position=tuple(model.matcher.position),
+        classes=model.classifier.classes,
+        variant=model.variant,
+        dtype=jnp.dtype(model.dtype),
+    ),
     'attention_fusion': lambda model: AttentionFusion(
-        alpha=model.matcher.alpha, kernel=_one_of(model, 'kernel', KERNELS), residual=model.matcher.residual,
-        classes=model.classifier.classes, **_head_settings(model)),
+        alpha=model.matcher.alpha,
+        kernel=_one_of(model, 'kernel', KERNELS),
+        residual=model.matcher.residual,
+        classes=model.classifier.classes,
+        **_head_settings(model),
+    ),
 }
 
 
 def create(model):
     """The matcher of `model.matcher.name` (config.model): a Linen module."""
     if model.matcher.name not in MATCHERS:
-        raise ValueError(f"config.model.matcher.name='{model.matcher.name}' is not one of {', '.join(MATCHERS)}")
+        raise ValueError(
+            f"config.model.matcher.name='{model.matcher.name}' is not one of {', '.join(MATCHERS)}"
+        )
     return MATCHERS[model.matcher.name](model)
 
 
@@ -50,17 +73,31 @@ def create_query_similarity(model):
 
 def _one_of(model, key, known):
     if model.matcher[key] not in known:
-        raise ValueError(f"config.model.matcher.{key}='{model.matcher[key]}' is not one of {', '.join(known)}")
+        raise ValueError(
+            f"config.model.matcher.{key}='{model.matcher[key]}' is not one of {', '.join(known)}"
+        )
     return model.matcher[key]
 
 
 def _head_settings(model):
-    return dict(variant=model.variant, frozen=model.backbone.batch_norm == 'frozen', dtype=jnp.dtype(model.dtype))
+    return dict(
+        variant=model.variant,
+        frozen=model.backbone.batch_norm == 'frozen',
+        dtype=jnp.dtype(model.dtype),
+    )
 
 
 def _tuple_settings(model):
     omega = tuple(model.matcher.cardinalities)
     if not omega or len(set(omega)) < len(omega) or min(omega) < 1:
-        raise ValueError(f'config.model.matcher.cardinalities={omega} must be distinct and at least 1, and there must be one')
-    return dict(cardinalities=omega, variant=model.variant, dropout=model.matcher.dropout,
-                reduction=model.matcher.cardinality_reduction, dtype=jnp.dtype(model.dtype))
+        raise ValueError(
+            f'config.model.matcher.cardinalities={omega} must be distinct and at least 1, and '
+            'there must be one'
+        )
+    return dict(
+        cardinalities=omega,
+        variant=model.variant,
+        dropout=model.matcher.dropout,
+        reduction=model.matcher.cardinality_reduction,
+        dtype=jnp.dtype(model.dtype),
+    )

@@ -1,4 +1,5 @@
-"""TA2N's second stage: temporal and spatial coordination of each support-query pair, then frame-wise cosine distance."""
+"""TA2N's second stage: temporal and spatial coordination of each support-query pair, then
+frame-wise cosine distance."""
 
 from typing import Any
 
@@ -9,37 +10,53 @@ import jax.numpy as jnp
 
 from fsar_jax.enrichment import VideoFeatures
 from fsar_jax.layers import Linear, einsum_float32, unit
-from fsar_jax.matchers.offset_masks import DIRECTIONS, OffsetPredictor, grid_weights, integer_offset_weights, mask_weights
+from fsar_jax.matchers.offset_masks import (
+    DIRECTIONS,
+    OffsetPredictor,
+    grid_weights,
+    integer_offset_weights,
+    mask_weights,
+)
 from fsar_jax.matchers.prototypes import frame_cosine_logits
 
 SPATIAL = ('mask', 'grid', 'enumerate', 'none')
 
 
 class ActionCoordination(nn.Module):
-    """logit = −Σ_t (1 − cos(p̄_t, q̄_t)) after coordinating query and prototype in time and in space (TA2N, Eq. 2 to 8).
+    """logit = −Σ_t (1 − cos(p̄_t, q̄_t)) after coordinating query and prototype in time and in
+    space (TA2N, Eq. 2 to 8).
 
-    Temporal coordination: M = softmax over the query's time of (W_k G(s))·(W_q G(q))ᵀ/√C, G the spatial mean; the pair's
-    query is q + M·W_v G(q), its support s + W_v G(s), each broadcast over space. Spatial coordination: an offset per frame,
-    and the average of both maps over where they then overlap. Prototypes of several shots: each shot is aligned in time to the
-    first of its class by projections of their own, and the mean taken; the query's map then passes that value projection too.
-    prototype='mean' is the plain mean of the shots, as VIM has it (row V22).
+    Temporal coordination: M = softmax over the query's time of (W_k G(s))·(W_q G(q))ᵀ/√C, G the
+    spatial mean; the pair's query is q + M·W_v G(q), its support s + W_v G(s), each broadcast over
+    space. Spatial coordination: an offset per frame, and the average of both maps over where they
+    then overlap. Prototypes of several shots: each shot is aligned in time to the first of its
+    class by projections of their own, and the mean taken; the query's map then passes that value
+    projection too. prototype='mean' is the plain mean of the shots, as VIM has it (row V22).
 
-    The variants differ in rows A6 to A8, A10 and A12 of docs/paper_vs_code.md; A3 to A5, A9 and A11 are as the code in both.
-    variant='paper': the masks' sign is the printed one, their slope is 3, there are 8 perturbations (not the zero one) in training
-    and none at test, and the shots of a class are aligned by temporal coordination itself, with its weights.
+    The variants differ in rows A6 to A8, A10 and A12 of docs/paper_vs_code.md; A3 to A5, A9 and A11
+    are as the code in both. variant='paper': the masks' sign is the printed one, their slope is 3,
+    there are 8 perturbations (not the zero one) in training and none at test, and the shots of a
+    class are aligned by temporal coordination itself, with its weights.
 
     Args:
-      temporal: temporal coordination, between shots too; False takes maps and plain mean prototypes as they are.
+      temporal: temporal coordination, between shots too; False takes maps and plain mean prototypes
+        as they are.
       prototype: 'aligned' or 'mean'.
-      spatial: 'mask'; 'grid' or 'enumerate', the alternatives of TA2N, Table 4; 'none' is the plain spatial mean.
+      spatial: 'mask'; 'grid' or 'enumerate', the alternatives of TA2N, Table 4; 'none' is the plain
+        spatial mean.
       perturbation: amplitude of the perturbed offsets of 'mask'.
-      pairs_per_chunk: at most so many support-query pairs (rounded down to whole queries, at least one) are coordinated at
-        once, 0 for all. Less memory, the same result. Training with batch statistics needs all pairs at once, and so does not chunk.
-      order: 'temporal_first', or 'spatial_first' (VIM, Table 14): offsets from the maps as they come, then the pooled pairs in time.
-      at_test: False compares test maps as they come, by the spatial mean of plain prototypes (VIM, Table 17).
-      distance_norm: LayerNorm over the classes of a query's logits (row A14); its parameters fit one number of classes.
+      pairs_per_chunk: at most so many support-query pairs (rounded down to whole queries, at least
+        one) are coordinated at once, 0 for all. Less memory, the same result. Training with batch
+        statistics needs all pairs at once, and so does not chunk.
+      order: 'temporal_first', or 'spatial_first' (VIM, Table 14): offsets from the maps as they
+        come, then the pooled pairs in time.
+      at_test: False compares test maps as they come, by the spatial mean of plain prototypes (VIM,
+        Table 17).
+      distance_norm: LayerNorm over the classes of a query's logits (row A14); its parameters fit
+        one number of classes.
       frozen, dtype: as in `OffsetPredictor`.
     """
+
     temporal: bool = True
     prototype: str = 'aligned'
     spatial: str = 'mask'
@@ -54,8 +71,11 @@ class ActionCoordination(nn.Module):
 
     def setup(self):
         if self.order == 'spatial_first' and self.spatial == 'enumerate':
-            raise ValueError("config.model.matcher.order='spatial_first' needs offsets that are predicted: set config.model.matcher.spatial "
-                             "to 'mask', 'grid' or 'none'")
+            raise ValueError(
+                "config.model.matcher.order='spatial_first' needs offsets that are predicted: set "
+                "config.model.matcher.spatial "
+                "to 'mask', 'grid' or 'none'"
+            )
         linear = lambda: Linear(None, use_bias=False, dtype=self.dtype)
         if self.temporal:
             self.key, self.query, self.value = linear(), linear(), linear()
@@ -75,34 +95,53 @@ class ActionCoordination(nn.Module):
         return features.maps.astype(self.dtype)
 
     def __call__(self, support, query, train: bool = False):
-        """Per episode: support [way, shot, L, h, w, C], query [Q, L, h, w, C] → (logits float32 [Q, way], auxiliary).
+        """Per episode: support [way, shot, L, h, w, C], query [Q, L, h, w, C] → (logits float32 [Q,
+        way], auxiliary).
 
-        auxiliary: what alignment did to each pair: 'evolution' [Q, way, L, L], M; 'offsets' [Q, way, L, 2], (x, y); 'query_frames'
-        [Q, L, C] before and, except for 'enumerate', 'aligned_frames' [Q, way, L, C] after it.
+        auxiliary: what alignment did to each pair: 'evolution' [Q, way, L, L], M; 'offsets' [Q,
+        way, L, 2], (x, y); 'query_frames' [Q, L, C] before and, except for 'enumerate',
+        'aligned_frames' [Q, way, L, C] after it.
         """
         if not (train or self.at_test or self.is_initializing()):
-            return frame_cosine_logits(*(x.astype(jnp.float32).mean((-3, -2)) for x in (support.mean(1), query))), {}
+            return frame_cosine_logits(
+                *(x.astype(jnp.float32).mean((-3, -2)) for x in (support.mean(1), query))
+            ), {}
         logits, auxiliary = self.compare_in_chunks(*self.prototypes(support, query), train)
         return self.norm(logits) if self.distance_norm else logits, auxiliary
 
     def compare_in_chunks(self, prototypes, query, train: bool = False):
         """`compare`, of at most `pairs_per_chunk` pairs at once."""
         chunk = max(1, self.pairs_per_chunk // prototypes.shape[0])
-        whole = not self.pairs_per_chunk or chunk >= len(query) or (train and not self.frozen) or self.is_initializing()
+        whole = (
+            not self.pairs_per_chunk
+            or chunk >= len(query)
+            or (train and not self.frozen)
+            or self.is_initializing()
+        )
         if whole:
             return self.compare(prototypes, query, train)
         chunks = -(-len(query) // chunk)
         padded = jnp.pad(query, [(0, chunks * chunk - len(query))] + [(0, 0)] * (query.ndim - 1))
         step = nn.remat(lambda module, q: module.compare(prototypes, q, train))
-        scan = nn.scan(lambda module, _, q: (None, step(module, q)),
-                       variable_broadcast=('params', 'batch_stats'), split_rngs={'params': False, 'dropout': False})
+        scan = nn.scan(
+            lambda module, _, q: (None, step(module, q)),
+            variable_broadcast=('params', 'batch_stats'),
+            split_rngs={'params': False, 'dropout': False},
+        )
         _, outputs = scan(self, None, padded.reshape(chunks, chunk, *query.shape[1:]))
-        return jax.tree.map(lambda x: x.reshape(chunks * chunk, *x.shape[2:])[:len(query)], outputs)
+        return jax.tree.map(
+            lambda x: x.reshape(chunks * chunk, *x.shape[2:])[: len(query)], outputs
+        )
 
     def prototypes(self, support, query):
-        """support [way, shot, L, h, w, C] → prototypes [way, L, h, w, C]; and the query maps in the same space."""
+        """support [way, shot, L, h, w, C] → prototypes [way, L, h, w, C]; and the query maps in the
+        same space."""
         shots = support.shape[1]
-        if not self.temporal or self.prototype == 'mean' or (self.variant == 'paper' and shots == 1):
+        if (
+            not self.temporal
+            or self.prototype == 'mean'
+            or (self.variant == 'paper' and shots == 1)
+        ):
             return support.mean(1), query
         if self.variant == 'paper':
             reference, pooled = support[:, 0].mean((-3, -2)), support.mean((-3, -2))
@@ -113,25 +152,34 @@ class ActionCoordination(nn.Module):
             return support[:, 0], query
         pooled = support.mean((-3, -2))
         # The softmax is over the shot's time, so its axis comes last here.
-        aligned = self.evolution('wyc,wkxc->wkyx', self.query_multi(pooled[:, 0]), self.key_multi(pooled))
+        aligned = self.evolution(
+            'wyc,wkxc->wkyx', self.query_multi(pooled[:, 0]), self.key_multi(pooled)
+        )
         moved = jnp.einsum('wkyx,wkxijc->wyijc', aligned.astype(self.dtype), support) / shots
         prototypes, projected = self.value_multi(moved), self.value_multi(query)
         return (support[:, 0], query) if shots == 1 else (prototypes, projected)
 
     def evolution(self, subscripts, of_support, of_query):
         """M of Eq. 2, float32: softmax over the last axis of the scaled products."""
-        return jax.nn.softmax(einsum_float32(subscripts, of_support, of_query) / jnp.sqrt(of_support.shape[-1]), axis=-1)
+        return jax.nn.softmax(
+            einsum_float32(subscripts, of_support, of_query) / jnp.sqrt(of_support.shape[-1]),
+            axis=-1,
+        )
 
     def compare(self, prototypes, query, train: bool = False):
         """prototypes [way, L, h, w, C], query [Q, L, h, w, C] → (logits [Q, way], auxiliary)."""
         first = self.order == 'temporal_first'
         still = prototypes, None, jnp.zeros((1, 1, 1, 1), jnp.float32), {}
-        prototypes, values, moved, auxiliary = self.coordinate_time(prototypes, query) if first and self.temporal else still
+        prototypes, values, moved, auxiliary = (
+            self.coordinate_time(prototypes, query) if first and self.temporal else still
+        )
         auxiliary['query_frames'] = query.astype(jnp.float32).mean((-3, -2))
         if self.spatial == 'enumerate':
             cosine = self.best_whole_offset(prototypes, query, moved)
         else:
-            p, q, offsets = self.coordinate_space(prototypes, query, values, moved, auxiliary.get('evolution'), train)
+            p, q, offsets = self.coordinate_space(
+                prototypes, query, values, moved, auxiliary.get('evolution'), train
+            )
             if offsets is not None:
                 auxiliary['offsets'] = offsets
             if not first and self.temporal:
@@ -142,21 +190,29 @@ class ActionCoordination(nn.Module):
         return -(1.0 - cosine).sum(-1), auxiliary
 
     def coordinate_time(self, prototypes, query):
-        """Eq. 2 and 3: (coordinated prototypes [way, L, h, w, C], values [Q, L, C], M·values [Q, way, L, C], {'evolution': M})."""
+        """Eq. 2 and 3: (coordinated prototypes [way, L, h, w, C], values [Q, L, C], M·values [Q,
+        way, L, C], {'evolution': M})."""
         of_support, of_query = prototypes.mean((-3, -2)), query.mean((-3, -2))
         evolution = self.evolution('wxc,qyc->qwxy', self.key(of_support), self.query(of_query))
         values = self.value(of_query)
         moved = einsum_float32('qwxy,qyc->qwxc', evolution.astype(self.dtype), values)
-        return prototypes + self.value(of_support)[..., None, None, :], values, moved, {'evolution': evolution}
+        return (
+            prototypes + self.value(of_support)[..., None, None, :],
+            values,
+            moved,
+            {'evolution': evolution},
+        )
 
     def coordinate_pooled(self, p, q):
-        """Eq. 2 and 3 on pairs without space left: p and q [Q, way, L, C] → both coordinated, and M [Q, way, L, L]."""
+        """Eq. 2 and 3 on pairs without space left: p and q [Q, way, L, C] → both coordinated, and M
+        [Q, way, L, L]."""
         evolution = self.evolution('qwxc,qwyc->qwxy', self.key(p), self.query(q))
         moved = einsum_float32('qwxy,qwyc->qwxc', evolution.astype(self.dtype), self.value(q))
         return p + self.value(p), q + moved, evolution
 
     def coordinate_space(self, prototypes, query, values, moved, evolution, train: bool = False):
-        """Eq. 4 to 6: averages of both maps where they overlap, float32 [Q, way, L, C] each, and the offsets [Q, way, L, 2]."""
+        """Eq. 4 to 6: averages of both maps where they overlap, float32 [Q, way, L, C] each, and
+        the offsets [Q, way, L, 2]."""
         if self.spatial == 'none':
             p, q = (x.astype(jnp.float32).mean((-3, -2)) for x in (prototypes, query))
             pairs = (len(query), len(prototypes), *p.shape[1:])
@@ -168,21 +224,32 @@ class ActionCoordination(nn.Module):
         return p, q + moved, offsets
 
     def pooling_weights(self, offsets, height: int, width: int, train: bool = False):
-        """offsets [..., 2] → weights of the support's cells and of the query's, [..., height, width], each summing to 1."""
+        """offsets [..., 2] → weights of the support's cells and of the query's, [..., height,
+        width], each summing to 1."""
         if self.variant == 'paper':
             offsets = -offsets
         if self.spatial == 'grid':
             return tuple(grid_weights(o, height, width) for o in (offsets, -offsets))
         amplitude, slope, directions = self.perturbation, None, DIRECTIONS
         if self.variant == 'paper':
-            amplitude, slope, directions = (self.perturbation if train else 0.0), 3.0, DIRECTIONS[1:]
-        return tuple(mask_weights(sign * offsets, height, width, sign * amplitude, slope, directions) for sign in (1.0, -1.0))
+            amplitude, slope, directions = (
+                (self.perturbation if train else 0.0),
+                3.0,
+                DIRECTIONS[1:],
+            )
+        return tuple(
+            mask_weights(sign * offsets, height, width, sign * amplitude, slope, directions)
+            for sign in (1.0, -1.0)
+        )
 
     def best_whole_offset(self, prototypes, query, moved):
-        """Cosine [Q, way, L] at the whole-cell offset where a frame's pair is most alike (TA2N, Table 4, 'enumerate')."""
+        """Cosine [Q, way, L] at the whole-cell offset where a frame's pair is most alike (TA2N,
+        Table 4, 'enumerate')."""
+
         def at(weights):
             p = einsum_float32('ij,wlijc->wlc', weights[0].astype(self.dtype), prototypes)
             q = einsum_float32('ij,qlijc->qlc', weights[1].astype(self.dtype), query)
             return (unit(p)[None] * unit(q[:, None] + moved)).sum(-1)
+
         weights = integer_offset_weights(*prototypes.shape[2:4])
         return jax.lax.map(jax.checkpoint(at), tuple(jnp.asarray(w) for w in weights)).max(0)

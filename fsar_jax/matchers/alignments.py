@@ -1,7 +1,9 @@
-"""Temporal alignments: a matrix of frame distances [..., l, m] → the soft-min cost of aligning the two sequences [...].
+"""Temporal alignments: a matrix of frame distances [..., l, m] → the soft-min cost of aligning the
+two sequences [...].
 
-Each fills a table whose entry needs its neighbours to the left, above and diagonally, softmin(x) = −λ log Σ exp(−x/λ). The entries
-of an anti-diagonal do not need each other: one `lax.scan` over l + m − 1 of them computes each for all matrices at once.
+Each fills a table whose entry needs its neighbours to the left, above and diagonally, softmin(x) =
+−λ log Σ exp(−x/λ). The entries of an anti-diagonal do not need each other: one `lax.scan` over l +
+m − 1 of them computes each for all matrices at once.
 """
 
 import functools
@@ -9,28 +11,32 @@ import functools
 import jax
 import jax.numpy as jnp
 
-BLOCKED = 1e6       # a cost that no path takes; infinity would make the gradients NaN
+BLOCKED = 1e6  # a cost that no path takes; infinity would make the gradients NaN
 
 
 def ordered_alignment(distances, smoothness: float = 0.1):
     """OTAM's D(l, m): cumulative soft-min cost with relaxed ends (Cao et al. 2020, Sec. 3.3).
 
-    The columns get a zero column on either side, 0 … m+1. A path moves right or diagonally; only at the ends, columns 1 and
-    m+1, also down, so that rows before and after the action cost nothing. c[·, 0] = 0, the first row is a running sum,
-    c[r, j] = d[r, j] + softmin(c[r−1, j−1], c[r, j−1] and at the ends c[r−1, j]).
+    The columns get a zero column on either side, 0 … m+1. A path moves right or diagonally; only at
+    the ends, columns 1 and m+1, also down, so that rows before and after the action cost nothing.
+    c[·, 0] = 0, the first row is a running sum, c[r, j] = d[r, j] + softmin(c[r−1, j−1], c[r, j−1]
+    and at the ends c[r−1, j]).
 
     Args:
       distances: float [..., l, m].
       smoothness: λ > 0.
 
     Returns:
-      float32 [...], c[l−1, m+1]. Rows against columns only: the other direction is that of the transposed matrix.
+      float32 [...], c[l−1, m+1]. Rows against columns only: the other direction is that of the
+      transposed matrix.
     """
     padded = jnp.pad(distances, [(0, 0)] * (distances.ndim - 1) + [(1, 1)])
     end = padded.shape[-1] - 1
 
     def entry(row, column, cost, left, above, diagonal):
-        inside = (row > 0) & (column > 0)                      # elsewhere from the left alone: a running sum, and of zeros before it
+        inside = (row > 0) & (
+            column > 0
+        )  # elsewhere from the left alone: a running sum, and of zeros before it
         diagonal = jnp.where(inside, diagonal, BLOCKED)
         above = jnp.where(inside & ((column == 1) | (column == end)), above, BLOCKED)
         return cost + _softmin(smoothness, diagonal, left, above)
@@ -39,10 +45,11 @@ def ordered_alignment(distances, smoothness: float = 0.1):
 
 
 def soft_dtw(distances, smoothness: float = 0.1):
-    """Soft-DTW (Cuturi and Blondel 2017, Eq. 1 and Alg. 1) with ends relaxed by a zero row above and below.
+    """Soft-DTW (Cuturi and Blondel 2017, Eq. 1 and Alg. 1) with ends relaxed by a zero row above
+    and below.
 
-    R[r, j] = d[r, j] + softmin(R[r−1, j−1], R[r−1, j], R[r, j−1]); the zero rows let a path begin and end at any column.
-    Arguments and result as `ordered_alignment`.
+    R[r, j] = d[r, j] + softmin(R[r−1, j−1], R[r−1, j], R[r, j−1]); the zero rows let a path begin
+    and end at any column. Arguments and result as `ordered_alignment`.
     """
     padded = jnp.pad(distances, [(0, 0)] * (distances.ndim - 2) + [(0, 1), (0, 0)])
 
@@ -57,9 +64,9 @@ def soft_dtw(distances, smoothness: float = 0.1):
 def drop_dtw(distances, smoothness: float = 0.1, keep: float = 0.3):
     """Drop-DTW (Dvornik et al. 2021, Alg. 1): DTW that may drop columns at a price.
 
-    D⁺[r, j] = d[r, j] + softmin(D[r−1, j−1], D[r, j−1], D⁺[r−1, j]) matches column j to row r, D⁻[r, j] = δ + D[r, j−1] drops
-    it, D = softmin(D⁺, D⁻). δ is the distance below which a share `keep` of the matrix lies (their percentile drop cost);
-    no gradient goes through it.
+    D⁺[r, j] = d[r, j] + softmin(D[r−1, j−1], D[r, j−1], D⁺[r−1, j]) matches column j to row r,
+    D⁻[r, j] = δ + D[r, j−1] drops it, D = softmin(D⁺, D⁻). δ is the distance below which a share
+    `keep` of the matrix lies (their percentile drop cost); no gradient goes through it.
 
     Args:
       distances: float [..., l, m].
@@ -72,12 +79,14 @@ def drop_dtw(distances, smoothness: float = 0.1, keep: float = 0.3):
     entries_count = distances.shape[-1] * distances.shape[-2]
     rank = max(1, int(keep * entries_count)) - 1
     flat = jax.lax.stop_gradient(distances).reshape(-1, entries_count).astype(jnp.float32)
-    drop = jnp.sort(flat, -1)[:, rank]                                                         # δ of every matrix
+    drop = jnp.sort(flat, -1)[:, rank]  # δ of every matrix
 
     def entry(row, column, cost, left, above, diagonal):
         (_, left), (matched, _), (_, before) = left, above, diagonal
         left, before = (jnp.where(column <= 0, BLOCKED, x) for x in (left, before))
-        before = jnp.where(row == 0, drop * jnp.maximum(column, 0), before)                    # D[0, j−1]: all dropped
+        before = jnp.where(
+            row == 0, drop * jnp.maximum(column, 0), before
+        )  # D[0, j−1]: all dropped
         matched = cost + _softmin(smoothness, before, left, jnp.where(row == 0, BLOCKED, matched))
         return matched, _softmin(smoothness, matched, drop + left)
 
@@ -92,15 +101,21 @@ def _softmin(smoothness, *values):
 def _last_entry(entry, costs, start):
     """The last entry of the table of every matrix of `costs` [..., l, n].
 
-    entry(row, column, cost, left, above, diagonal) → entry, elementwise on [l, matrices], or a tree of such arrays; it is also called
-    for columns outside the table, whose results are not used as long as columns at most 0 do not look to the left. `start`: a tree
-    of the same structure, values before the first anti-diagonal.
+    entry(row, column, cost, left, above, diagonal) → entry, elementwise on [l, matrices], or a tree
+    of such arrays; it is also called for columns outside the table, whose results are not used as
+    long as columns at most 0 do not look to the left. `start`: a tree of the same structure, values
+    before the first anti-diagonal.
     """
     *batch, rows, columns = costs.shape
-    costs = jnp.moveaxis(costs.astype(jnp.float32).reshape(-1, rows, columns), 0, -1)          # matrices last: they fill the vectors
+    costs = jnp.moveaxis(
+        costs.astype(jnp.float32).reshape(-1, rows, columns), 0, -1
+    )  # matrices last: they fill the vectors
     diagonals = rows + columns - 1
-    # Padded by `rows` and cut anew into rows one shorter, row r moves r to the right: [diagonals, rows, matrices].
-    flat = jnp.pad(costs, ((0, 0), (0, rows), (0, 0))).reshape(rows * (columns + rows), -1)[:rows * diagonals]
+    # Padded by `rows` and cut anew into rows one shorter, row r moves r to the right: [diagonals,
+    # rows, matrices].
+    flat = jnp.pad(costs, ((0, 0), (0, rows), (0, 0))).reshape(rows * (columns + rows), -1)[
+        : rows * diagonals
+    ]
     skewed = flat.reshape(rows, diagonals, -1).swapaxes(0, 1)
     row = jnp.arange(rows)[:, None]
     lower = lambda tree: jax.tree.map(lambda x: jnp.concatenate([x[:1], x[:-1]]), tree)

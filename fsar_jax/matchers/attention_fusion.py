@@ -1,4 +1,5 @@
-"""MASTAF: self- and cross-attention between the maps of query and class, each scored by cosine, and their sum."""
+"""MASTAF: self- and cross-attention between the maps of query and class, each scored by cosine, and
+their sum."""
 
 from typing import Any
 
@@ -11,16 +12,19 @@ from fsar_jax.backbones.batch_norm import BatchNorm
 from fsar_jax.enrichment import VideoFeatures
 from fsar_jax.layers import Linear, einsum_float32, torch_start, unit
 
-TEMPERATURE = 0.025         # row M4 of docs/paper_vs_code.md
+TEMPERATURE = 0.025  # row M4 of docs/paper_vs_code.md
 SCORE_SCALE = 7.0
 KERNELS = ('meta_learner', 'mean')
 
 
 class MetaLearner(nn.Module):
-    """Kernel of an attention map from the mean relation of each position: k = W₂ σ(BN(W₁ r + b₁)) + b₂, P → 6 → P.
+    """Kernel of an attention map from the mean relation of each position: k = W₂ σ(BN(W₁ r + b₁)) +
+    b₂, P → 6 → P.
 
-    Input r [..., P], output [..., P]. The batch norm has 6 channels and everything else for a batch.
+    Input r [..., P], output [..., P]. The batch norm has 6 channels and everything else for a
+    batch.
     """
+
     frozen: bool
     dtype: Any
 
@@ -36,14 +40,17 @@ class MetaLearner(nn.Module):
 
 
 class AttentionFusion(nn.Module):
-    """logit = s·(cos(q̄_cross, c̄_cross) + α·cos(q̄_self, c̄_self)), bars for means over positions (MASTAF, Liu et al.).
+    """logit = s·(cos(q̄_cross, c̄_cross) + α·cos(q̄_self, c̄_self)), bars for means over positions
+    (MASTAF, Liu et al.).
 
-    A position is a cell of a frame (of a clip's 3D map), u = f/‖f‖ there. R[x, y] = u_x·u_y relates two maps, or a map to
-    itself; r = mean over x, k = kernel(r), a_x = 1 + softmax over x of (mean over y of R[x, y]·k_y)/0.025; the attended map is a·f.
-    A prototype is the mean of its shots. `alpha`, `kernel` and `residual` are the ablations of the paper and its appendix.
+    A position is a cell of a frame (of a clip's 3D map), u = f/‖f‖ there. R[x, y] = u_x·u_y relates
+    two maps, or a map to itself; r = mean over x, k = kernel(r), a_x = 1 + softmax over x of (mean
+    over y of R[x, y]·k_y)/0.025; the attended map is a·f. A prototype is the mean of its shots.
+    `alpha`, `kernel` and `residual` are the ablations of the paper and its appendix.
 
-    variant='code' leaves the batch norm of the kernel's network out where its input has a last axis of 1, as the released code
-    does (row M2): the self-attention of a lone query, and everything but it of a lone class. variant='paper' never does.
+    variant='code' leaves the batch norm of the kernel's network out where its input has a last axis
+    of 1, as the released code does (row M2): the self-attention of a lone query, and everything but
+    it of a lone class. variant='paper' never does.
 
     Args:
       alpha: α, weight of the self-attention score; 0 is cross-attention alone.
@@ -52,6 +59,7 @@ class AttentionFusion(nn.Module):
       classes: training classes of the global classifier; None for none (appendix B).
       variant, frozen, dtype: as in other matchers. Relations, softmax and scores are float32.
     """
+
     alpha: float = 1.0
     kernel: str = 'meta_learner'
     residual: bool = True
@@ -76,14 +84,18 @@ class AttentionFusion(nn.Module):
         return maps.reshape(maps.shape[0], -1, maps.shape[-1]).astype(self.dtype)
 
     def __call__(self, support, query, train: bool = False):
-        """Per episode: support [way, shot, P, C], query [Q, P, C] → (logits float32 [Q, way], auxiliary).
+        """Per episode: support [way, shot, P, C], query [Q, P, C] → (logits float32 [Q, way],
+        auxiliary).
 
-        auxiliary: 'position_matching' [Q, P, way], the score of every position of the query's map (what training minimises in
-        place of the logits, row M5); with a classifier 'global_classes' [Q, way, P, classes], of the query attended by each class.
+        auxiliary: 'position_matching' [Q, P, way], the score of every position of the query's map
+        (what training minimises in place of the logits, row M5); with a classifier 'global_classes'
+        [Q, way, P, classes], of the query attended by each class.
         """
         prototypes = support.astype(jnp.float32).mean(1).astype(self.dtype)
         attention = self.attention(prototypes, query, train)
-        pooled = lambda a, f, axes: unit(einsum_float32(axes, a.astype(self.dtype), f) / f.shape[-2])
+        pooled = lambda a, f, axes: unit(
+            einsum_float32(axes, a.astype(self.dtype), f) / f.shape[-2]
+        )
         class_self = pooled(attention['class_self'], prototypes, 'wp,wpc->wc')
         query_self = pooled(attention['query_self'], query, 'qp,qpc->qc')
         class_cross = pooled(attention['class_cross'], prototypes, 'qwp,wpc->qwc')
@@ -94,7 +106,8 @@ class AttentionFusion(nn.Module):
         logits = SCORE_SCALE * (by_cross + self.alpha * by_self)
         chex.assert_shape(logits, (query.shape[0], support.shape[0]))
 
-        # Attention scales a position by a positive number, which a cosine does not see; so no attended map is built.
+        # Attention scales a position by a positive number, which a cosine does not see; so no
+        # attended map is built.
         places = unit(query)
         at_cross = jnp.einsum('qpc,qwc->qpw', places, class_cross)
         at_self = jnp.einsum('qpc,wc->qpw', places, class_self)
@@ -104,8 +117,8 @@ class AttentionFusion(nn.Module):
         return logits, auxiliary
 
     def attention(self, prototypes, query, train: bool = False):
-        """prototypes [way, P, C], query [Q, P, C] → a, float32: 'class_self' [way, P], 'query_self' [Q, P], 'class_cross' and
-        'query_cross' [Q, way, P]."""
+        """prototypes [way, P, C], query [Q, P, C] → a, float32: 'class_self' [way, P], 'query_self'
+        [Q, P], 'class_cross' and 'query_cross' [Q, way, P]."""
         c, q = unit(prototypes), unit(query)
         many_classes, many_queries = (self.variant == 'paper' or len(x) > 1 for x in (c, q))
         cross = jnp.einsum('wxc,qyc->qwxy', c, q)
@@ -124,16 +137,20 @@ class AttentionFusion(nn.Module):
 
 
 class PositionClassifier(nn.Module):
-    """Logits of the training classes at every position of a map scaled by attention: W (a·f) + b = a·(W f) + b (row M6).
+    """Logits of the training classes at every position of a map scaled by attention: W (a·f) + b =
+    a·(W f) + b (row M6).
 
     Inputs maps [Q, P, C], attention [Q, way, P]; output [Q, way, P, classes].
     """
+
     classes: int
     dtype: Any
 
     @nn.compact
     def __call__(self, maps, attention):
         dim = maps.shape[-1]
-        kernel = self.param('kernel', torch_start(dim), (dim, self.classes), jnp.float32).astype(self.dtype)
+        kernel = self.param('kernel', torch_start(dim), (dim, self.classes), jnp.float32).astype(
+            self.dtype
+        )
         bias = self.param('bias', torch_start(dim), (self.classes,), jnp.float32)
         return attention[..., None] * einsum_float32('qpc,cn->qpn', maps, kernel)[:, None] + bias

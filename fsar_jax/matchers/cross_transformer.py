@@ -8,11 +8,20 @@ import jax
 import jax.numpy as jnp
 
 from fsar_jax.enrichment import VideoFeatures
-from fsar_jax.layers import POSITION_AMPLITUDE, TupleLinear, combine_cardinalities, einsum_float32, norm, sinusoidal_positions
+from fsar_jax.layers import (
+    POSITION_AMPLITUDE,
+    TupleLinear,
+    combine_cardinalities,
+    einsum_float32,
+    norm,
+    sinusoidal_positions,
+)
 
 
 class TupleProjection(nn.Module):
-    """Keys (with LayerNorm) and values of all frame tuples of one cardinality; the same maps for query and support (TRX, Sec. 3)."""
+    """Keys (with LayerNorm) and values of all frame tuples of one cardinality; the same maps for
+    query and support (TRX, Sec. 3)."""
+
     cardinality: int
     dim: int
     dtype: Any
@@ -27,11 +36,12 @@ class TupleProjection(nn.Module):
 
 
 class CrossTransformer(nn.Module):
-    """Distance of a query to a query-specific prototype of each class, over tuples of frames (TRX; STRM Eq. 1).
+    """Distance of a query to a query-specific prototype of each class, over tuples of frames (TRX;
+    STRM Eq. 1).
 
-    For a query tuple t and class c, a = softmax over the class's K·T support tuples of k_t·k_s/√D′ and p = Σ a v_s.
-    variant='code': −(1/T) Σ_t ‖v_t − p‖², mean over Ω. variant='paper': −(1/T) Σ_t ‖v_t − p‖, sum over Ω
-    (rows S7 to S9, T1, T2 of docs/paper_vs_code.md).
+    For a query tuple t and class c, a = softmax over the class's K·T support tuples of k_t·k_s/√D′
+    and p = Σ a v_s. variant='code': −(1/T) Σ_t ‖v_t − p‖², mean over Ω. variant='paper': −(1/T) Σ_t
+    ‖v_t − p‖, sum over Ω (rows S7 to S9, T1, T2 of docs/paper_vs_code.md).
 
     Args:
       cardinalities: Ω, the tuple lengths.
@@ -41,6 +51,7 @@ class CrossTransformer(nn.Module):
       dropout: rate on the frames (after the position code) while training.
       dtype: compute dtype of the projections; scores, softmax and distances are float32.
     """
+
     cardinalities: tuple[int, ...] = (2,)
     dim: int | None = 1152
     variant: str = 'code'
@@ -53,21 +64,33 @@ class CrossTransformer(nn.Module):
         """Per video: frames [B, L, D] → {cardinality_ω: {'keys', 'values'}}, each [B, T, D′]."""
         frames = features.frames.astype(self.dtype)
         length, width = frames.shape[-2:]
-        frames = frames + POSITION_AMPLITUDE * jnp.asarray(sinusoidal_positions(length, width), self.dtype)
+        frames = frames + POSITION_AMPLITUDE * jnp.asarray(
+            sinusoidal_positions(length, width), self.dtype
+        )
         frames = nn.Dropout(self.dropout)(frames, deterministic=not train)
-        return {f'cardinality_{w}': TupleProjection(w, self.dim or width // 2, self.dtype, name=f'cardinality_{w}')(frames)
-                for w in self.cardinalities}
+        return {
+            f'cardinality_{w}': TupleProjection(
+                w, self.dim or width // 2, self.dtype, name=f'cardinality_{w}'
+            )(frames)
+            for w in self.cardinalities
+        }
 
     def __call__(self, support, query, train: bool = False):
-        """Per episode: support leaves [way, shot, T, D′], query leaves [Q, T, D′] → logits float32 [Q, way]."""
+        """Per episode: support leaves [way, shot, T, D′], query leaves [Q, T, D′] → logits float32
+        [Q, way]."""
         code = self.variant == 'code'
         logits = []
         for name in support:
-            q, s = query[name], jax.tree.map(lambda x: x.reshape(x.shape[0], -1, x.shape[-1]), support[name])
+            q, s = (
+                query[name],
+                jax.tree.map(lambda x: x.reshape(x.shape[0], -1, x.shape[-1]), support[name]),
+            )
             scores = einsum_float32('qtd,wsd->qwts', q['keys'], s['keys'])
             attention = jax.nn.softmax(scores / jnp.sqrt(q['keys'].shape[-1]), axis=-1)
             self.sow('intermediates', f'attention_{name}', attention)
-            prototypes = einsum_float32('qwts,wsd->qwtd', attention.astype(s['values'].dtype), s['values'])
+            prototypes = einsum_float32(
+                'qwts,wsd->qwtd', attention.astype(s['values'].dtype), s['values']
+            )
             apart = q['values'][:, None].astype(jnp.float32) - prototypes
             distance = jnp.sum(jnp.square(apart), -1) if code else norm(apart)
             logits.append(-distance.mean(-1))

@@ -8,21 +8,23 @@ from fsar_jax.enrichment import VideoFeatures
 from fsar_jax.layers import frame_cosine
 from fsar_jax.matchers.alignments import ALIGNMENTS
 
-COSINE_MARGIN = 0.01        # added to ‖a‖‖b‖ in the published code (row O3 of docs/paper_vs_code.md)
+COSINE_MARGIN = 0.01  # added to ‖a‖‖b‖ in the published code (row O3 of docs/paper_vs_code.md)
 
 
 class OrderedAlignment(nn.Module):
-    """logit = −mean over shots of D(d) + D(dᵀ), d[x, y] = 1 − cos(q_x, s_y) (OTAM, Cao et al. 2020, Eq. 5).
+    """logit = −mean over shots of D(d) + D(dᵀ), d[x, y] = 1 − cos(q_x, s_y) (OTAM, Cao et al. 2020,
+    Eq. 5).
 
-    D is the soft-min cost of aligning query and support frames in order with relaxed ends; Soft-DTW and Drop-DTW can take
-    its place (VIM, Table 15), averaged over the directions. No parameters, no variants: the paper leaves what the
-    code decides (rows O1 to O5) open.
+    D is the soft-min cost of aligning query and support frames in order with relaxed ends; Soft-DTW
+    and Drop-DTW can take its place (VIM, Table 15), averaged over the directions. No parameters, no
+    variants: the paper leaves what the code decides (rows O1 to O5) open.
 
     Args:
       alignment: 'otam', 'soft_dtw' or 'drop_dtw' (`fsar_jax.matchers.alignments`).
       smoothness: λ of the soft minimum.
       keep: for 'drop_dtw', the share of frame pairs that are cheaper than dropping.
     """
+
     alignment: str = 'otam'
     smoothness: float = 0.1
     keep: float = 0.3

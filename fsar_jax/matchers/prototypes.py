@@ -7,16 +7,19 @@ import jax.numpy as jnp
 from fsar_jax.enrichment import VideoFeatures
 from fsar_jax.layers import einsum_float32, norm, unit
 
-COSINE_MARGIN = 0.01        # in the denominator of 'mean_cosine', as published
+COSINE_MARGIN = 0.01  # in the denominator of 'mean_cosine', as published
 
 
 class Prototypes(nn.Module):
-    """Prototypical networks (Snell et al. 2017) on frame features. No parameters; paper and code agree.
+    """Prototypical networks (Snell et al. 2017) on frame features. No parameters; paper and code
+    agree.
 
-    distance='frame_cosine' is the baseline of TA2N and VIM: logit = −Σ_t (1 − cos(p_t, q_t)), p the mean of the class's shots,
-    frame t against frame t (TA2N, Eq. 7 and 8). The other two first average the frames, f = mean_t: 'mean_cosine' is the mean
-    over shots of f_q·f_s / (‖f_q‖‖f_s‖ + 0.01), 'mean_squared_euclidean' is −‖f_q − mean_s f_s‖².
+    distance='frame_cosine' is the baseline of TA2N and VIM: logit = −Σ_t (1 − cos(p_t, q_t)), p the
+    mean of the class's shots, frame t against frame t (TA2N, Eq. 7 and 8). The other two first
+    average the frames, f = mean_t: 'mean_cosine' is the mean over shots of f_q·f_s / (‖f_q‖‖f_s‖ +
+    0.01), 'mean_squared_euclidean' is −‖f_q − mean_s f_s‖².
     """
+
     distance: str = 'frame_cosine'
 
     def project(self, features: VideoFeatures, train: bool = False):
@@ -30,7 +33,9 @@ class Prototypes(nn.Module):
             logits = frame_cosine_logits(support.mean(1), query)
         elif self.distance == 'mean_cosine':
             lengths = norm(query)[:, None, None] * norm(support)
-            logits = (einsum_float32('qd,wsd->qws', query, support) / (lengths + COSINE_MARGIN)).mean(-1)
+            logits = (
+                einsum_float32('qd,wsd->qws', query, support) / (lengths + COSINE_MARGIN)
+            ).mean(-1)
         else:
             logits = -jnp.square(query[:, None] - support.mean(1)).sum(-1)
         chex.assert_shape(logits, (query.shape[0], support.shape[0]))
@@ -38,5 +43,6 @@ class Prototypes(nn.Module):
 
 
 def frame_cosine_logits(prototypes, query):
-    """−Σ_t (1 − cos(p_t, q_t)) (TA2N, Eq. 7 and 8): prototypes [way, L, D], query [Q, L, D] → float32 [Q, way]."""
+    """−Σ_t (1 − cos(p_t, q_t)) (TA2N, Eq. 7 and 8): prototypes [way, L, D], query [Q, L, D] →
+    float32 [Q, way]."""
     return (einsum_float32('qld,wld->qwl', unit(query), unit(prototypes)) - 1.0).sum(-1)

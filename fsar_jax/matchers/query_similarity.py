@@ -13,29 +13,35 @@ from fsar_jax.layers import TupleLinear, combine_cardinalities, einsum_float32, 
 
 class TupleFeatures(nn.Module):
     """z_t = σ(W_clsᵀ [h_t1; …; h_tω]), σ = ReLU (STRM, Sec. 3.3): frames [B, L, D] → [B, T, D″]."""
+
     cardinality: int
     dim: int
     use_bias: bool
     dtype: Any
 
     def setup(self):
-        self.projection = TupleLinear(self.dim, self.cardinality, use_bias=self.use_bias, dtype=self.dtype)
+        self.projection = TupleLinear(
+            self.dim, self.cardinality, use_bias=self.use_bias, dtype=self.dtype
+        )
 
     def __call__(self, frames):
         return nn.relu(self.projection(frames))
 
 
 class QueryClassSimilarity(nn.Module):
-    """M(q, c) = Σ_ω (1/T) Σ_t max_j φ(z_t, z_j) over the class's K·T support tuples (STRM, Eq. 8), φ = −‖·‖.
+    """M(q, c) = Σ_ω (1/T) Σ_t max_j φ(z_t, z_j) over the class's K·T support tuples (STRM, Eq. 8),
+    φ = −‖·‖.
 
-    variant='code' takes the mean over Ω and has a bias in W_cls; variant='paper' the sum and none (rows S4, S8, S10).
-    The released code never trains W_cls (row S11); here it is a parameter like any other.
+    variant='code' takes the mean over Ω and has a bias in W_cls; variant='paper' the sum and none
+    (rows S4, S8, S10). The released code never trains W_cls (row S11); here it is a parameter like
+    any other.
 
     Args:
       cardinalities: Ω, shared with the matcher.
       dim: D″; None for half of the feature dimension, as published.
       variant, reduction, dropout, dtype: as in `CrossTransformer`.
     """
+
     cardinalities: tuple[int, ...] = (2,)
     dim: int | None = None
     variant: str = 'code'
@@ -46,21 +52,31 @@ class QueryClassSimilarity(nn.Module):
     @nn.compact
     def project(self, features: VideoFeatures, train: bool = False):
         """Per video: H [B, L, D] → {cardinality_ω: z [B, T, D″]}."""
-        frames = nn.Dropout(self.dropout)(features.patch_level.astype(self.dtype), deterministic=not train)
+        frames = nn.Dropout(self.dropout)(
+            features.patch_level.astype(self.dtype), deterministic=not train
+        )
         dim = self.dim or frames.shape[-1] // 2
-        return {f'cardinality_{w}': TupleFeatures(w, dim, self.variant == 'code', self.dtype, name=f'cardinality_{w}')(frames)
-                for w in self.cardinalities}
+        return {
+            f'cardinality_{w}': TupleFeatures(
+                w, dim, self.variant == 'code', self.dtype, name=f'cardinality_{w}'
+            )(frames)
+            for w in self.cardinalities
+        }
 
     def __call__(self, support, query, train: bool = False):
-        """Per episode: support leaves [way, shot, T, D″], query leaves [Q, T, D″] → logits float32 [Q, way]."""
+        """Per episode: support leaves [way, shot, T, D″], query leaves [Q, T, D″] → logits float32
+        [Q, way]."""
         logits = []
         for name in support:
             q = query[name].astype(jnp.float32)
             s = support[name].astype(jnp.float32).reshape(support[name].shape[0], -1, q.shape[-1])
-            # Only the nearest tuple counts, so find it without gradients, and measure that one distance exactly.
+            # Only the nearest tuple counts, so find it without gradients, and measure that one
+            # distance exactly.
             squared = jnp.square(s).sum(-1)[None, None] - 2 * einsum_float32('qtd,wsd->qtws', q, s)
-            nearest = jnp.argmin(jax.lax.stop_gradient(squared), axis=-1)                        # [Q, T, way]
-            chosen = jax.vmap(lambda tuples, index: tuples[index], (0, 2), 2)(s, nearest)        # [Q, T, way, D″]
+            nearest = jnp.argmin(jax.lax.stop_gradient(squared), axis=-1)  # [Q, T, way]
+            chosen = jax.vmap(lambda tuples, index: tuples[index], (0, 2), 2)(
+                s, nearest
+            )  # [Q, T, way, D″]
             logits.append(-norm(q[:, :, None] - chosen).mean(1))
         chex.assert_rank(logits, 2)
         return combine_cardinalities(logits, self.reduction, self.variant)

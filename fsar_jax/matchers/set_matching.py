@@ -9,20 +9,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from fsar_jax.enrichment import VideoFeatures
-from fsar_jax.layers import Linear, einsum_float32, frame_cosine, norm, sinusoidal_positions, torch_start
+from fsar_jax.layers import (
+    Linear,
+    einsum_float32,
+    frame_cosine,
+    norm,
+    sinusoidal_positions,
+    torch_start,
+)
 
-POSITION_SCALE = (10.0, 1.0)        # A and B: features times √(D/A), position code times B
+POSITION_SCALE = (10.0, 1.0)  # A and B: features times √(D/A), position code times B
 
 
 def channel_positions(length: int, dim: int) -> np.ndarray:
-    """R[t, i] = sin for even and cos for odd i of t / 10000^(2i/D), i the channel itself: float32 [length, dim] (row H2)."""
+    """R[t, i] = sin for even and cos for odd i of t / 10000^(2i/D), i the channel itself: float32
+    [length, dim] (row H2)."""
     channel = np.arange(dim)
     angle = np.arange(length)[:, None] / 10000.0 ** (2.0 * channel / dim)
     return np.where(channel % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32)
 
 
 def attend(query, key, value, heads: int):
-    """softmax(q kᵀ/√(D/heads)) v with heads of consecutive channels: [..., N, D] each → [..., N, D]. Scores are float32."""
+    """softmax(q kᵀ/√(D/heads)) v with heads of consecutive channels: [..., N, D] each → [..., N,
+    D]. Scores are float32."""
     split = lambda x: x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
     query, key, value = split(query), split(key), split(value)
     scores = einsum_float32('...nhd,...mhd->...hnm', query, key) / jnp.sqrt(query.shape[-1])
@@ -32,6 +41,7 @@ def attend(query, key, value, heads: int):
 
 class WithinVideo(nn.Module):
     """x + W_o·MHSA(LN(x)) + b_o among the frames of a video: [B, L, D] → the same shape."""
+
     heads: int
     dtype: Any
 
@@ -39,12 +49,18 @@ class WithinVideo(nn.Module):
     def __call__(self, frames):
         dim = frames.shape[-1]
         x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm')(frames)
-        query, key, value = jnp.split(Linear(3 * dim, use_bias=False, dtype=self.dtype, name='qkv')(x), 3, -1)
-        return frames + Linear(dim, dtype=self.dtype, name='out')(attend(query, key, value, self.heads)).astype(jnp.float32)
+        query, key, value = jnp.split(
+            Linear(3 * dim, use_bias=False, dtype=self.dtype, name='qkv')(x), 3, -1
+        )
+        return frames + Linear(dim, dtype=self.dtype, name='out')(
+            attend(query, key, value, self.heads)
+        ).astype(jnp.float32)
 
 
 class AcrossVideos(nn.Module):
-    """LN(x + W_f·MHSA(x) + b_f) among the videos of an episode, one token each: [..., tokens, D] → the same shape."""
+    """LN(x + W_f·MHSA(x) + b_f) among the videos of an episode, one token each: [..., tokens, D] →
+    the same shape."""
+
     heads: int
     dtype: Any
 
@@ -57,7 +73,8 @@ class AcrossVideos(nn.Module):
 
 
 class Fusion(nn.Module):
-    """W [g; z] + b per frame, W 2D → D, each half computed once, in float32: frames [..., L, D] and the videos' tokens [..., D] broadcast."""
+    """W [g; z] + b per frame, W 2D → D, each half computed once, in float32: frames [..., L, D] and
+    the videos' tokens [..., D] broadcast."""
 
     @nn.compact
     def __call__(self, frames, token):
@@ -69,23 +86,29 @@ class Fusion(nn.Module):
 
 
 class SetMatching(nn.Module):
-    """logit = −(Σ_x min_y d(q_x, s_y) + Σ_y min_x d(q_x, s_y)), d = 1 − cos, after hybrid relation (HyRSM, Wang et al. 2022, Sec. 3).
+    """logit = −(Σ_x min_y d(q_x, s_y) + Σ_y min_x d(q_x, s_y)), d = 1 − cos, after hybrid relation
+    (HyRSM, Wang et al. 2022, Sec. 3).
 
-    Frames attend to the frames of their video; then, for each query apart, the query and the support attend to each other with
-    one token per video, the mean of its frames, and every frame is mapped together with the token of its video.
+    Frames attend to the frames of their video; then, for each query apart, the query and the
+    support attend to each other with one token per video, the mean of its frames, and every frame
+    is mapped together with the token of its video.
 
-    variant='code' (rows H1 to H4 of docs/paper_vs_code.md): the shots of a class are averaged before videos are related, position
-    code and features are rescaled, ReLU follows each relation, distances are sums over frames. variant='paper': every support
-    video is a token and is matched by itself (mean over the shots), a plain sinusoid, no ReLU, Euclidean distances, means over frames.
+    variant='code' (rows H1 to H4 of docs/paper_vs_code.md): the shots of a class are averaged
+    before videos are related, position code and features are rescaled, ReLU follows each relation,
+    distances are sums over frames. variant='paper': every support video is a token and is matched
+    by itself (mean over the shots), a plain sinusoid, no ReLU, Euclidean distances, means over
+    frames.
 
     Args:
       heads: of both attentions; the feature dimension must be a multiple.
       position: (A, B), 'code' only: features are multiplied by √(D/A), the position code by B.
       classes: training classes of the classifier on related frames; None for none.
       variant: 'code' or 'paper'.
-      dtype: compute dtype of the attentions. Frames and tokens stay float32, as scores, softmax and distances do: the relations
-        make the frames of an episode alike, and a distance between two of them is small beside what bfloat16 rounds off them.
+      dtype: compute dtype of the attentions. Frames and tokens stay float32, as scores, softmax and
+        distances do: the relations make the frames of an episode alike, and a distance between two
+        of them is small beside what bfloat16 rounds off them.
     """
+
     heads: int = 8
     position: tuple[float, float] = POSITION_SCALE
     classes: int | None = None
@@ -93,7 +116,10 @@ class SetMatching(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self):
-        self.within, self.across = WithinVideo(self.heads, self.dtype), AcrossVideos(self.heads, self.dtype)
+        self.within, self.across = (
+            WithinVideo(self.heads, self.dtype),
+            AcrossVideos(self.heads, self.dtype),
+        )
         self.fuse = Fusion()
         if self.classes:
             self.classifier = Linear(self.classes, dtype=self.dtype)
@@ -103,21 +129,30 @@ class SetMatching(nn.Module):
         frames = features.frames.astype(jnp.float32)
         length, dim = frames.shape[-2:]
         if dim % self.heads:
-            raise ValueError(f'config.model.matcher.heads={self.heads} must divide the feature dimension, {dim}')
+            raise ValueError(
+                f'config.model.matcher.heads={self.heads} must divide the feature dimension, {dim}'
+            )
         if self.variant == 'paper':
             return self.within(frames + sinusoidal_positions(length, dim))
         scale, amplitude = self.position
-        frames = np.sqrt(dim / scale).astype(np.float32) * frames + np.float32(amplitude) * channel_positions(length, dim)
+        frames = np.sqrt(dim / scale).astype(np.float32) * frames + np.float32(
+            amplitude
+        ) * channel_positions(length, dim)
         return nn.relu(self.within(frames))
 
     def __call__(self, support, query, train: bool = False):
-        """Per episode: support [way, shot, L, D], query [Q, L, D] → (logits float32 [Q, way], auxiliary).
+        """Per episode: support [way, shot, L, D], query [Q, L, D] → (logits float32 [Q, way],
+        auxiliary).
 
-        auxiliary, with a classifier: 'support_classes' [way, shot, L, classes] and 'query_classes' [Q, L, classes], logits.
+        auxiliary, with a classifier: 'support_classes' [way, shot, L, classes] and 'query_classes'
+        [Q, L, classes], logits.
         """
         auxiliary = {}
         if self.classes:
-            auxiliary = {'support_classes': self.classifier(support), 'query_classes': self.classifier(query)}
+            auxiliary = {
+                'support_classes': self.classifier(support),
+                'query_classes': self.classifier(query),
+            }
         s, q = self.relate(support, query)
         code = self.variant == 'code'
         if code:
@@ -131,12 +166,17 @@ class SetMatching(nn.Module):
         return logits, auxiliary
 
     def relate(self, support, query):
-        """Relation across videos, for each query apart: support [Q, way, 1 or shot, L, D] and query [Q, L, D]."""
+        """Relation across videos, for each query apart: support [Q, way, 1 or shot, L, D] and query
+        [Q, L, D]."""
         if self.variant == 'code':
             support = support.mean(1, keepdims=True)
         tokens = support.mean(-2)
         count, dim = len(query), query.shape[-1]
-        shared = jnp.broadcast_to(tokens.reshape(1, -1, dim), (count, tokens.shape[0] * tokens.shape[1], dim))
+        shared = jnp.broadcast_to(
+            tokens.reshape(1, -1, dim), (count, tokens.shape[0] * tokens.shape[1], dim)
+        )
         z = self.across(jnp.concatenate([shared, query.mean(-2)[:, None]], 1))
         z = nn.relu(z) if self.variant == 'code' else z
-        return self.fuse(support[None], z[:, :-1].reshape(count, *tokens.shape)), self.fuse(query, z[:, -1])
+        return self.fuse(support[None], z[:, :-1].reshape(count, *tokens.shape)), self.fuse(
+            query, z[:, -1]
+        )

@@ -1,6 +1,8 @@
-"""Where a frame is looked at: its saliency map, and the frame resampled so that salient parts take more room (VIM, Sec. 3.3.3).
+"""Where a frame is looked at: its saliency map, and the frame resampled so that salient parts take
+more room (VIM, Sec. 3.3.3).
 
-Every grid here is separable: output row i is read at one height, output column j at one width, for all of the frame.
+Every grid here is separable: output row i is read at one height, output column j at one width, for
+all of the frame.
 """
 
 import chex
@@ -9,11 +11,13 @@ import jax.numpy as jnp
 
 from fsar_jax.layers import einsum_float32, linear_interpolation
 
-RANGE_MARGIN = 1e-4       # added to max − min, of maps as of scores
-DENSEST = 4.0             # first cap of the published marginals, in means
+RANGE_MARGIN = 1e-4  # added to max − min, of maps as of scores
+DENSEST = 4.0  # first cap of the published marginals, in means
 CAP_ROUNDS = 5
-DENSITY_FLOOR = 0.1       # variant='paper': the least salient row has 1/11 of the density of the most salient one
-CROP_SIDE = 0.75          # of the frame's
+DENSITY_FLOOR = (
+    0.1  # variant='paper': the least salient row has 1/11 of the density of the most salient one
+)
+CROP_SIDE = 0.75  # of the frame's
 
 
 def min_max(x: jax.Array, axes=-1, low=None, high=None) -> jax.Array:
@@ -27,11 +31,14 @@ def min_max(x: jax.Array, axes=-1, low=None, high=None) -> jax.Array:
 def enlarge(maps: jax.Array, height: int, width: int) -> jax.Array:
     """Bilinear with aligned corners: [..., h, w] → float32 [..., height, width]."""
     h, w = maps.shape[-2:]
-    return _read(maps[..., None], jnp.linspace(0.0, h - 1, height), jnp.linspace(0.0, w - 1, width))[..., 0]
+    return _read(
+        maps[..., None], jnp.linspace(0.0, h - 1, height), jnp.linspace(0.0, w - 1, width)
+    )[..., 0]
 
 
 def stage_saliency(stages) -> jax.Array:
-    """The published map (row V11): the channel means of stages 2, 3 and 4, enlarged to the size of stage 2, averaged.
+    """The published map (row V11): the channel means of stages 2, 3 and 4, enlarged to the size of
+    stage 2, averaged.
 
     stages: (f2, f3, f4), each [..., h, w, C] with sizes of its own; returns float32 [..., h2, w2].
     """
@@ -42,20 +49,24 @@ def stage_saliency(stages) -> jax.Array:
 def min_max_enlarged(maps: jax.Array, height: int, width: int) -> jax.Array:
     """Maps [B, M, h, w] such that, enlarged to the frame, each is `min_max` of the enlarged map.
 
-    Enlarging is linear and keeps constants, so only the range has to be taken at the frame's size; video by video, because
-    all maps at that size would take as much memory as the frames.
+    Enlarging is linear and keeps constants, so only the range has to be taken at the frame's size;
+    video by video, because all maps at that size would take as much memory as the frames.
     """
+
     def extremes(video):
         large = enlarge(video, height, width)
         return large.min((-2, -1), keepdims=True), large.max((-2, -1), keepdims=True)
+
     low, high = jax.lax.map(extremes, maps)
     return min_max(maps, low=low, high=high)
 
 
 def attend_channels(maps: jax.Array) -> jax.Array:
-    """f' = αf, α = f fᵀ/√(hw), between the channels of each map [..., h, w, c] (VIM, Eq. 7); float32, the same shape.
+    """f' = αf, α = f fᵀ/√(hw), between the channels of each map [..., h, w, c] (VIM, Eq. 7);
+    float32, the same shape.
 
-    Computed as f (fᵀf)/√(hw), the same product: hw × hw numbers instead of c × c, 16 × 16 for 1024 channels at 4 × 4.
+    Computed as f (fᵀf)/√(hw), the same product: hw × hw numbers instead of c × c, 16 × 16 for 1024
+    channels at 4 × 4.
     """
     h, w, c = maps.shape[-3:]
     f = maps.reshape(*maps.shape[:-3], h * w, c)
@@ -64,15 +75,18 @@ def attend_channels(maps: jax.Array) -> jax.Array:
 
 
 def weighted_saliency(attended: jax.Array, weights: jax.Array) -> jax.Array:
-    """M_s = (1/c) Σ_i w_i f'_i (VIM, Eq. 8): attended [..., h, w, c], weights [c] → float32 [..., h, w]."""
+    """M_s = (1/c) Σ_i w_i f'_i (VIM, Eq. 8): attended [..., h, w, c], weights [c] → float32 [...,
+    h, w]."""
     return einsum_float32('...c,c->...', attended, weights) / weights.shape[0]
 
 
 def resample(frames: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Frames [..., H, W, C] read bilinearly at heights `rows` [..., H'] and widths `columns` [..., W'], in pixels of the frame.
+    """Frames [..., H, W, C] read bilinearly at heights `rows` [..., H'] and widths `columns` [...,
+    W'], in pixels of the frame.
 
-    Zero outside the frame. Two small products instead of a gather: the same numbers for a separable grid, and faster on
-    accelerators, in the backward pass above all. Gradients go to frames and positions.
+    Zero outside the frame. Two small products instead of a gather: the same numbers for a separable
+    grid, and faster on accelerators, in the backward pass above all. Gradients go to frames and
+    positions.
 
     Returns:
       [..., H', W', C], the dtype of frames.
@@ -81,13 +95,17 @@ def resample(frames: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Arra
     return _read(frames, rows, columns).astype(frames.dtype)
 
 
-def amplified_positions(maps: jax.Array, height: int, width: int, variant: str = 'code') -> tuple[jax.Array, jax.Array]:
-    """Inverse-transform sampling of a saliency map: (rows [..., height], columns [..., width]), positions in pixels.
+def amplified_positions(
+    maps: jax.Array, height: int, width: int, variant: str = 'code'
+) -> tuple[jax.Array, jax.Array]:
+    """Inverse-transform sampling of a saliency map: (rows [..., height], columns [..., width]),
+    positions in pixels.
 
-    The marginals are the maxima over the other axis of the enlarged map (VIM, Eq. 9). variant='paper' inverts their
-    cumulative sums at evenly spaced points (Eq. 10 and 11): from the first pixel to the last, none outside the frame, the
-    identity for a flat map, and differentiable. variant='code' is row V13: marginals capped and refilled, the first cell set
-    to 1, the first row and column a pixel outside of the frame, no gradient.
+    The marginals are the maxima over the other axis of the enlarged map (VIM, Eq. 9).
+    variant='paper' inverts their cumulative sums at evenly spaced points (Eq. 10 and 11): from the
+    first pixel to the last, none outside the frame, the identity for a flat map, and
+    differentiable. variant='code' is row V13: marginals capped and refilled, the first cell set to
+    1, the first row and column a pixel outside of the frame, no gradient.
 
     Args:
       maps: [..., h, w], at least 0.
@@ -102,10 +120,11 @@ def amplified_positions(maps: jax.Array, height: int, width: int, variant: str =
 
 
 def cropped_positions(maps: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:
-    """A window of CROP_SIDE of the frame's sides around the map's centre of mass, enlarged to the frame: (rows, columns).
+    """A window of CROP_SIDE of the frame's sides around the map's centre of mass, enlarged to the
+    frame: (rows, columns).
 
-    The window's size is fixed and its place continuous, so that the map has a gradient ('Cropping' of VIM, Table 10, which
-    leaves the rest open). Near an edge the window is moved into the frame.
+    The window's size is fixed and its place continuous, so that the map has a gradient ('Cropping'
+    of VIM, Table 10, which leaves the rest open). Near an edge the window is moved into the frame.
 
     Args:
       maps: [..., h, w], at least 0.
@@ -113,9 +132,15 @@ def cropped_positions(maps: jax.Array, height: int, width: int) -> tuple[jax.Arr
     return _window(maps.sum(-1), height), _window(maps.sum(-2), width)
 
 
-def positions(maps: jax.Array, height: int, width: int, spatial: str, variant: str = 'code') -> tuple[jax.Array, jax.Array]:
+def positions(
+    maps: jax.Array, height: int, width: int, spatial: str, variant: str = 'code'
+) -> tuple[jax.Array, jax.Array]:
     """(rows, columns) that spatial='amplify' or 'crop' reads a frame at, as the functions above."""
-    return amplified_positions(maps, height, width, variant) if spatial == 'amplify' else cropped_positions(maps, height, width)
+    return (
+        amplified_positions(maps, height, width, variant)
+        if spatial == 'amplify'
+        else cropped_positions(maps, height, width)
+    )
 
 
 def _read(frames, rows, columns):
@@ -128,11 +153,12 @@ def _read(frames, rows, columns):
 
 
 def _inverse(density):
-    """Positions [..., S] where the piecewise linear cumulative sum of `density` [..., S] > 0 reaches i/(S − 1)."""
+    """Positions [..., S] where the piecewise linear cumulative sum of `density` [..., S] > 0
+    reaches i/(S − 1)."""
     size = density.shape[-1]
     steps = (density[..., 1:] + density[..., :-1]) / 2.0
     steps = steps / steps.sum(-1, keepdims=True)
-    reached = jnp.cumsum(steps, -1) - steps                                                       # at the left end of each step
+    reached = jnp.cumsum(steps, -1) - steps  # at the left end of each step
     points = jnp.linspace(0.0, 1.0, size)[:, None]
     # Summed over all steps: how much of each lies before the point.
     position = jnp.clip((points - reached[..., None, :]) / steps[..., None, :], 0.0, 1.0).sum(-1)
@@ -140,7 +166,8 @@ def _inverse(density):
 
 
 def _capped(*marginals):
-    """Each marginal [..., S] in units of its mean, five times cut at the smaller of the two maxima and refilled to the mean 1.
+    """Each marginal [..., S] in units of its mean, five times cut at the smaller of the two maxima
+    and refilled to the mean 1.
 
     One that is 0 everywhere becomes flat.
     """
@@ -154,20 +181,22 @@ def _capped(*marginals):
 
 
 def _published_inverse(density):
-    """The released sampler's positions [..., S] for a density [..., S] with mean 1: position 0 is −1, one pixel outside."""
+    """The released sampler's positions [..., S] for a density [..., S] with mean 1: position 0 is
+    −1, one pixel outside."""
     size = density.shape[-1]
     reached = jnp.cumsum(density.at[..., 0].set(1.0), -1)
     points = jnp.arange(size) * reached[..., -1:] / size
-    cell = (reached[..., None, :] < points[..., None]).sum(-1)                                    # the first with reached ≥ point
+    cell = (reached[..., None, :] < points[..., None]).sum(-1)  # the first with reached ≥ point
     at_cell = jnp.take_along_axis(reached, cell, -1)
     before = jnp.where(cell > 0, jnp.take_along_axis(reached, jnp.maximum(cell - 1, 0), -1), 0.0)
     return cell + (points - at_cell) / (at_cell - before)
 
 
 def _window(mass, size):
-    """Positions [..., size] of a window of CROP_SIDE · size pixels around the centre of `mass` [..., n]."""
+    """Positions [..., size] of a window of CROP_SIDE · size pixels around the centre of `mass`
+    [..., n]."""
     n, side = mass.shape[-1], round(CROP_SIDE * size)
-    mass = mass.astype(jnp.float32) + RANGE_MARGIN                                                # without any: the middle
+    mass = mass.astype(jnp.float32) + RANGE_MARGIN  # without any: the middle
     centre = (mass * jnp.linspace(0.0, size - 1, n)).sum(-1) / mass.sum(-1)
     start = jnp.clip(centre - (side - 1) / 2, 0.0, size - side)
     return start[..., None] + jnp.linspace(0.0, side - 1, size)

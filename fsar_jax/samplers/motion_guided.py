@@ -1,4 +1,5 @@
-"""Frames by motion, without learning: equal shares of the clip's motion instead of equal shares of its time (MGSampler)."""
+"""Frames by motion, without learning: equal shares of the clip's motion instead of equal shares of
+its time (MGSampler)."""
 
 import chex
 import flax.linen as nn
@@ -9,13 +10,15 @@ from fsar_jax.samplers.top_k import evenly_spaced_indicator
 
 
 class MotionGuidedSampler(nn.Module):
-    """`frames` of the M frames of each video by their motion (Zhi et al. 2021, Sec. 3), as VIM compares with (Table 11).
+    """`frames` of the M frames of each video by their motion (Zhi et al. 2021, Sec. 3), as VIM
+    compares with (Table 11).
 
     Args:
       frames: T, frames taken.
       smoothing: μ, power of the motion; 0 samples uniformly, 1 follows the motion fully.
       at_test: False takes evenly spaced frames at test.
     """
+
     frames: int
     smoothing: float = 0.5
     at_test: bool = True
@@ -23,27 +26,38 @@ class MotionGuidedSampler(nn.Module):
     per_episode = False
 
     def __call__(self, videos, train: bool = False):
-        """videos [B, M, H, W, 3] uint8 or float → {'frames': [B, T, H, W, 3], in order, 'indices': int32 [B, T] among the M}.
+        """videos [B, M, H, W, 3] uint8 or float → {'frames': [B, T, H, W, 3], in order, 'indices':
+        int32 [B, T] among the M}.
 
-        In training each frame is drawn from its interval, with the rng stream 'sampler'; at test it is the interval's middle.
+        In training each frame is drawn from its interval, with the rng stream 'sampler'; at test it
+        is the interval's middle.
         """
-        draws = jax.random.uniform(self.make_rng('sampler'), (videos.shape[0], self.frames)) if train else None
+        draws = (
+            jax.random.uniform(self.make_rng('sampler'), (videos.shape[0], self.frames))
+            if train
+            else None
+        )
         if train or self.at_test:
             indices = motion_indices(videos, self.frames, self.smoothing, draws)
         else:
             indices = jnp.argmax(evenly_spaced_indicator(*videos.shape[:2], self.frames), -1)
-        return {'frames': jnp.take_along_axis(videos, indices[:, :, None, None, None], axis=1), 'indices': indices}
+        return {
+            'frames': jnp.take_along_axis(videos, indices[:, :, None, None, None], axis=1),
+            'indices': indices,
+        }
 
 
-def motion_indices(videos: jax.Array, count: int, mu: float = 0.5, draws: jax.Array | None = None) -> jax.Array:
+def motion_indices(
+    videos: jax.Array, count: int, mu: float = 0.5, draws: jax.Array | None = None
+) -> jax.Array:
     """The frames that lie at evenly spaced quantiles of the motion.
 
-    S_t is the mean absolute difference of the frames t and t − 1 (of the first frame, to its successor); its share is
-    (S_t / ΣS)^μ, divided by the sum of all; V_t = Σ_{s ≤ t} share_s. Frame i is the first t with V_t > (i + u_i) / T.
-    A clip in which nothing moves has equal shares.
+    S_t is the mean absolute difference of the frames t and t − 1 (of the first frame, to its
+    successor); its share is (S_t / ΣS)^μ, divided by the sum of all; V_t = Σ_{s ≤ t} share_s. Frame
+    i is the first t with V_t > (i + u_i) / T. A clip in which nothing moves has equal shares.
 
-    A frame that holds more than 1 / T of the motion would be taken again: then the next frame is taken that has not been,
-    and frames beyond the end move back as far as needed.
+    A frame that holds more than 1 / T of the motion would be taken again: then the next frame is
+    taken that has not been, and frames beyond the end move back as far as needed.
 
     Args:
       videos: [B, M, H, W, C] uint8 or float.
@@ -60,16 +74,21 @@ def motion_indices(videos: jax.Array, count: int, mu: float = 0.5, draws: jax.Ar
     chex.assert_rank(videos, 5)
     batch, length = videos.shape[:2]
     if count > length:
-        raise ValueError(f'cannot take {count} of {length} scanned frames by motion: '
-                         'lower config.episode.frames or scan more frames')
+        raise ValueError(
+            f'cannot take {count} of {length} scanned frames by motion: '
+            'lower config.episode.frames or scan more frames'
+        )
     draws = jnp.full((batch, count), 0.5) if draws is None else draws
     chex.assert_shape(draws, (batch, count))
 
     frames = videos.astype(jnp.float32)
     motion = jnp.abs(frames[:, 1:] - frames[:, :-1]).mean((2, 3, 4))
-    motion = jnp.concatenate([motion[:, :1], motion], axis=1) if length > 1 else jnp.ones((batch, 1))
+    motion = (
+        jnp.concatenate([motion[:, :1], motion], axis=1) if length > 1 else jnp.ones((batch, 1))
+    )
     moves = motion.sum(1, keepdims=True) > 0
-    # The powers are left unscaled, so that the equal shares of a still clip are whole numbers, and its quantiles exact.
+    # The powers are left unscaled, so that the equal shares of a still clip are whole numbers, and
+    # its quantiles exact.
     cumulative = jnp.cumsum(jnp.where(moves, motion, 1.0) ** mu, axis=1)
     quantiles = (jnp.arange(count) + draws) * cumulative[:, -1:] / count
     indices = (cumulative[:, None, :] <= quantiles[:, :, None]).sum(-1)

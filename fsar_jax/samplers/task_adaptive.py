@@ -1,4 +1,5 @@
-"""VIM's sampler: it scans many small frames, chooses a few of them and amplifies where they are salient, as the task asks."""
+"""VIM's sampler: it scans many small frames, chooses a few of them and amplifies where they are
+salient, as the task asks."""
 
 from typing import Any
 
@@ -15,38 +16,46 @@ SPATIAL = ('amplify', 'crop', 'none')
 
 
 class TaskAdaptiveSampler(nn.Module):
-    """T of M frames, each resampled where it is salient (VIM, Sec. 3.3; rows V1 to V16 of docs/paper_vs_code.md).
+    """T of M frames, each resampled where it is salient (VIM, Sec. 3.3; rows V1 to V16 of
+    docs/paper_vs_code.md).
 
-    Temporal selection: s_i = w₂·ReLU(W₁([f_i; g] + PE(i))), g the mean over frames, min-max per video; the T best frames in
-    order, smoothed while training (Eq. 1 to 6). Spatial amplification: inverse-transform sampling of a saliency map (Eq. 7 to
-    11). Adaptation: w₂ and the map's channel weights w_s come from the support set (Eq. 12 to 14).
+    Temporal selection: s_i = w₂·ReLU(W₁([f_i; g] + PE(i))), g the mean over frames, min-max per
+    video; the T best frames in order, smoothed while training (Eq. 1 to 6). Spatial amplification:
+    inverse-transform sampling of a saliency map (Eq. 7 to 11). Adaptation: w₂ and the map's channel
+    weights w_s come from the support set (Eq. 12 to 14).
 
-    `scan` is per video, `sample_episode` is for one episode; without adaptation `__call__` samples each video by itself. A query
-    is sampled by what the support asks for and by itself; it never sees another query.
+    `scan` is per video, `sample_episode` is for one episode; without adaptation `__call__` samples
+    each video by itself. A query is sampled by what the support asks for and by itself; it never
+    sees another query.
 
-    variant='code': one linear layer encodes the task, with a log-variance; only w₂ is generated; the map is the plain channel
-    mean of stages 2 to 4, without gradient; the sampler's gradient is k times that of the smoothed choice; and with several
-    shots g of a support video is the mean of a class, the released order of them included (V6), where `adaptive`. Its means of
-    consecutive queries (V7) are left out: they would tell the classes of the queries by their order.
+    variant='code': one linear layer encodes the task, with a log-variance; only w₂ is generated;
+    the map is the plain channel mean of stages 2 to 4, without gradient; the sampler's gradient is
+    k times that of the smoothed choice; and with several shots g of a support video is the mean of
+    a class, the released order of them included (V6), where `adaptive`. Its means of consecutive
+    queries (V7) are left out: they would tell the classes of the queries by their order.
     variant='paper': two layers encode the task, with a standard deviation; w_s is generated too.
-    In both, the task's noise ε is drawn in training only, so that a test video is always sampled alike (V9).
+    In both, the task's noise ε is drawn in training only, so that a test video is always sampled
+    alike (V9).
 
     Args:
-      scan_network: frames float [N, s, s, 3] in [0, 1], train → an object with `stages` (f2, f3, f4), each [N, h, w, C], `last`
-        [N, h, w, c] and `features` [N, c].
+      scan_network: frames float [N, s, s, 3] in [0, 1], train → an object with `stages` (f2, f3,
+        f4), each [N, h, w, C], `last` [N, h, w, c] and `features` [N, c].
       frames: T.
       scan_size: s; frames of another size are resized, bilinear with averaging when they shrink.
       temporal: choose frames; else they are evenly spaced among the M.
       spatial: 'amplify'; 'crop', a window around the centre of mass (Table 10); 'none'.
-      adaptive: generate weights from the support set; else they are learned ones, the same for every task.
+      adaptive: generate weights from the support set; else they are learned ones, the same for
+        every task.
       hidden: d, output width of W₁.
       task_dim: width of the task feature.
       sigma: σ of the smoothed choice where the variable collection 'schedule' has no 'sigma'.
       num_samples: n; `samples_per_chunk` of them at once, 0 for all.
-      at_test: False takes evenly spaced whole frames at test ('Remove sampler during testing', Table 17).
+      at_test: False takes evenly spaced whole frames at test ('Remove sampler during testing',
+        Table 17).
       variant: 'code' or 'paper'.
       dtype: of the sampled frames. Scores, maps and positions are float32.
     """
+
     scan_network: nn.Module
     frames: int = 8
     scan_size: int = 64
@@ -64,7 +73,9 @@ class TaskAdaptiveSampler(nn.Module):
 
     def setup(self):
         if self.spatial not in SPATIAL:
-            raise ValueError(f"the sampler's spatial={self.spatial!r} is not one of {', '.join(SPATIAL)}")
+            raise ValueError(
+                f"the sampler's spatial={self.spatial!r} is not one of {', '.join(SPATIAL)}"
+            )
         self.evaluator = Linear(self.hidden)
         if self.adaptive:
             self.generator = TaskGenerator(self.hidden, self.task_dim, self.variant)
@@ -73,16 +84,20 @@ class TaskAdaptiveSampler(nn.Module):
             self.saliency = nn.Dense(1, use_bias=False, kernel_init=nn.initializers.ones)
 
     def scan(self, videos, train: bool = False):
-        """Per video: all that sampling needs of it. The cost of sampling is here, so it is worth keeping.
+        """Per video: all that sampling needs of it. The cost of sampling is here, so it is worth
+        keeping.
 
         Args:
           videos: [B, M, H, W, 3], uint8 or float in [0, 1], M ≥ T.
 
         Returns:
-          Leaves with leading axis B: 'frames', the videos as they came; 'features' float32 [B, M, c]; and unless spatial is
-          'none', by variant: 'saliency' float32 [B, M, h2, w2], the map itself ('code'); or 'attended' [B, M, h, w, c] in `dtype`,
-          Eq. 7 on the last maps ('paper'). The last ones because Eq. 7 is about the f(X) of Eq. 1, and w_s has its c entries. They
-          take 64 kB of a frame of 224 pixels (4 × 4 × 1024), whose own bytes are 147 kB.
+          Leaves with leading axis B: 'frames', the videos as they came; 'features' float32 [B, M,
+            c]; and unless spatial is
+          'none', by variant: 'saliency' float32 [B, M, h2, w2], the map itself ('code'); or
+            'attended' [B, M, h, w, c] in `dtype`,
+          Eq. 7 on the last maps ('paper'). The last ones because Eq. 7 is about the f(X) of Eq. 1,
+          and w_s has its c entries. They take 64 kB of a frame of 224 pixels (4 × 4 × 1024), whose
+          own bytes are 147 kB.
 
         Raises:
           ValueError: fewer than T frames, or neither uint8 nor floating.
@@ -90,7 +105,10 @@ class TaskAdaptiveSampler(nn.Module):
         chex.assert_rank(videos, 5)
         batch, dense, height, width = videos.shape[:4]
         if dense < self.frames:
-            raise ValueError(f'the sampler is to choose {self.frames} frames of a video, but it is given {dense}: scan at least as many')
+            raise ValueError(
+                f'the sampler is to choose {self.frames} frames of a video, but it is given '
+                f'{dense}: scan at least as many'
+            )
         scanned = self.scan_network(_shrink(videos, self.scan_size), train)
         per_video = lambda x: x.reshape(batch, dense, *x.shape[1:])
         kept = {'frames': videos, 'features': per_video(scanned.features).astype(jnp.float32)}
@@ -99,8 +117,12 @@ class TaskAdaptiveSampler(nn.Module):
             kept['saliency'] = amplifier.min_max_enlarged(maps, height, width)
         elif self.spatial != 'none':
             if scanned.last.shape[1:3] == (1, 1):
-                raise ValueError(f'the scan network sees frames of {self.scan_size} pixels as one cell, in which nothing can be salient: '
-                                 "raise config.model.sampler.scan_size, or set config.model.sampler.spatial='none'")
+                raise ValueError(
+                    f'the scan network sees frames of {self.scan_size} pixels as one cell, in '
+                    'which nothing can be salient: '
+                    "raise config.model.sampler.scan_size, or set "
+                    "config.model.sampler.spatial='none'"
+                )
             kept['attended'] = amplifier.attend_channels(per_video(scanned.last)).astype(self.dtype)
         return kept
 
@@ -111,40 +133,50 @@ class TaskAdaptiveSampler(nn.Module):
         return self.adaptive and by_task
 
     def sample_episode(self, support, query, train: bool = False):
-        """One episode: support leaves [way, shot, …] and query leaves [Q, …] of `scan` → a dict of leaves [way, shot, …] and one of [Q, …].
+        """One episode: support leaves [way, shot, …] and query leaves [Q, …] of `scan` → a dict of
+        leaves [way, shot, …] and one of [Q, …].
 
         Training (train=True) needs rngs={'sampler': key}.
 
         Returns:
-          Of support and query: 'frames' [.., T, H, W, 3], floats in `dtype`, except uint8 untouched ones (at test, with spatial
-          'none'); 'indices' int32 [.., T], the hard choice, in training too; 'scores' float32 [.., M] where temporal; 'saliency'
-          float32 [.., T, h, w], the maps that frames are resampled by, where they are; 'dense_features' and 'selected_features'
-          float32 [.., c], scan features averaged over all and over the chosen frames.
+          Of support and query: 'frames' [.., T, H, W, 3], floats in `dtype`, except uint8 untouched
+            ones (at test, with spatial
+          'none'); 'indices' int32 [.., T], the hard choice, in training too; 'scores' float32 [..,
+          M] where temporal; 'saliency' float32 [.., T, h, w], the maps that frames are resampled
+          by, where they are; 'dense_features' and 'selected_features' float32 [.., c], scan
+          features averaged over all and over the chosen frames.
         """
         way, shot = support['features'].shape[:2]
         support = jax.tree.map(lambda x: x.reshape(way * shot, *x.shape[2:]), support)
         guide = support['features'].mean(1)
         if self.variant == 'code' and self.adaptive:
             guide = tiled_class_means(guide, way)
-        noise = jax.random.normal(self.make_rng('sampler'), (self.task_dim,)) if train and self.adaptive else None
+        noise = (
+            jax.random.normal(self.make_rng('sampler'), (self.task_dim,))
+            if train and self.adaptive
+            else None
+        )
         weights = self.task_weights(guide, noise)
         sampled = self.sample(support, guide, weights, train)
         support = jax.tree.map(lambda x: x.reshape(way, shot, *x.shape[1:]), sampled)
         return support, self.sample(query, query['features'].mean(1), weights, train)
 
     def __call__(self, videos, train: bool = False):
-        """Per video, for adaptive=False: videos [B, M, H, W, 3] → a dict as of `sample_episode`, leaves [B, …]."""
+        """Per video, for adaptive=False: videos [B, M, H, W, 3] → a dict as of `sample_episode`,
+        leaves [B, …]."""
         scanned = self.scan(videos, train)
         return self.sample(scanned, scanned['features'].mean(1), {}, train)
 
     def task_weights(self, guide, noise=None):
-        """Unit weights by name from guides [videos, c] of the support and noise ε [task_dim] (None for 0); {} if not adaptive."""
+        """Unit weights by name from guides [videos, c] of the support and noise ε [task_dim] (None
+        for 0); {} if not adaptive."""
         if not self.adaptive:
             return {}
         return {name: unit(theta) for name, theta in self.generator(guide, noise).items()}
 
     def sample(self, scanned, guide, weights, train: bool = False):
-        """Scan leaves [B, …], guide [B, c], weights of the task → a dict as of `sample_episode`, leaves [B, …]."""
+        """Scan leaves [B, …], guide [B, c], weights of the task → a dict as of `sample_episode`,
+        leaves [B, …]."""
         frames, features = scanned['frames'], scanned['features']
         active, sampled = train or self.at_test or self.is_initializing(), {}
         if self.temporal and active:
@@ -155,26 +187,41 @@ class TaskAdaptiveSampler(nn.Module):
         sampled['dense_features'] = features.mean(1)
         sampled['selected_features'] = einsum_float32('btm,bmc->btc', indicator, features).mean(1)
         if active and self.spatial != 'none':
-            sampled['saliency'] = einsum_float32('btm,bmhw->bthw', indicator, self.saliency_maps(scanned, weights))
+            sampled['saliency'] = einsum_float32(
+                'btm,bmhw->bthw', indicator, self.saliency_maps(scanned, weights)
+            )
         mixed = indicator if train and self.temporal else None
         sampled['frames'] = self.render(frames, sampled['indices'], mixed, sampled.get('saliency'))
         return sampled
 
     def choose(self, features, guide, weights, train: bool = False, noise=None):
-        """Eq. 1 to 6: features [B, M, c], guide [B, c] → (hard indicator, the one to use, both [B, T, M], scores [B, M]).
+        """Eq. 1 to 6: features [B, M, c], guide [B, c] → (hard indicator, the one to use, both [B,
+        T, M], scores [B, M]).
 
         noise [B, num_samples, M] is drawn unless given.
         """
         both = jnp.concatenate([features, jnp.broadcast_to(guide[:, None], features.shape)], -1)
         hidden = nn.relu(self.evaluator(both + sinusoidal_positions(*both.shape[1:])))
-        raw = einsum_float32('bmd,d->bm', hidden, weights['frames']) if self.adaptive else self.score(hidden)[..., 0]
+        raw = (
+            einsum_float32('bmd,d->bm', hidden, weights['frames'])
+            if self.adaptive
+            else self.score(hidden)[..., 0]
+        )
         scores = amplifier.min_max(raw)
         hard = hard_top_k(scores, self.frames)
         if not train:
             return hard, hard, scores
         sigma = jnp.asarray(self.get_variable('schedule', 'sigma', self.sigma), jnp.float32)
         source = self.make_rng('sampler') if noise is None else noise
-        soft = perturbed_top_k(source, scores, self.frames, sigma, self.num_samples, self.samples_per_chunk, self.variant)
+        soft = perturbed_top_k(
+            source,
+            scores,
+            self.frames,
+            sigma,
+            self.num_samples,
+            self.samples_per_chunk,
+            self.variant,
+        )
         return hard, soft, scores
 
     def saliency_maps(self, scanned, weights):
@@ -183,13 +230,19 @@ class TaskAdaptiveSampler(nn.Module):
             return scanned['saliency']
         attended = scanned['attended']
         if self.adaptive:
-            return amplifier.min_max(amplifier.weighted_saliency(attended, weights['saliency']), (-2, -1))
-        return amplifier.min_max(self.saliency(attended.astype(jnp.float32))[..., 0] / attended.shape[-1], (-2, -1))
+            return amplifier.min_max(
+                amplifier.weighted_saliency(attended, weights['saliency']), (-2, -1)
+            )
+        return amplifier.min_max(
+            self.saliency(attended.astype(jnp.float32))[..., 0] / attended.shape[-1], (-2, -1)
+        )
 
     def render(self, frames, indices, mixed=None, maps=None):
-        """Frames [B, M, H, W, 3] → the chosen ones [B, T, H, W, 3]: mixed by [B, T, M] if given, resampled by maps [B, T, h, w] if given.
+        """Frames [B, M, H, W, 3] → the chosen ones [B, T, H, W, 3]: mixed by [B, T, M] if given,
+        resampled by maps [B, T, h, w] if given.
 
-        Video by video and computed again for the gradient: as floats the M frames would take four times their bytes.
+        Video by video and computed again for the gradient: as floats the M frames would take four
+        times their bytes.
         """
         if mixed is None and maps is None:
             return jnp.take_along_axis(frames, indices[..., None, None, None], axis=1)
@@ -198,22 +251,35 @@ class TaskAdaptiveSampler(nn.Module):
             if mixed is None:
                 chosen = frames_as_floats(frames[indices]).astype(self.dtype)
             else:
-                chosen = einsum_float32('tm,mhwc->thwc', mixed.astype(self.dtype), frames_as_floats(frames).astype(self.dtype)).astype(self.dtype)
+                chosen = einsum_float32(
+                    'tm,mhwc->thwc',
+                    mixed.astype(self.dtype),
+                    frames_as_floats(frames).astype(self.dtype),
+                ).astype(self.dtype)
             if maps is None:
                 return chosen
-            return amplifier.resample(chosen, *amplifier.positions(maps, *chosen.shape[1:3], self.spatial, self.variant))
-        return jax.lax.map(lambda video: jax.checkpoint(one)(*video), (frames, indices, mixed, maps))
+            return amplifier.resample(
+                chosen, *amplifier.positions(maps, *chosen.shape[1:3], self.spatial, self.variant)
+            )
+
+        return jax.lax.map(
+            lambda video: jax.checkpoint(one)(*video), (frames, indices, mixed, maps)
+        )
 
 
 class TaskGenerator(nn.Module):
-    """The task's summary, and the weights generated from it (VIM, Eq. 12 to 14), before they are normalised.
+    """The task's summary, and the weights generated from it (VIM, Eq. 12 to 14), before they are
+    normalised.
 
-    variant='code': (μ, log σ²) = E(mean guide), E one linear layer; w₂ only. variant='paper': (μ, σ) = mean of E(guide), E two
-    layers with ReLU between them; w₂ and w_s. w_s starts near equal weights for all channels, which is the code's plain mean:
-    the map would otherwise start with random signs, as likely to shrink what is salient as to amplify it.
+    variant='code': (μ, log σ²) = E(mean guide), E one linear layer; w₂ only. variant='paper': (μ,
+    σ) = mean of E(guide), E two layers with ReLU between them; w₂ and w_s. w_s starts near equal
+    weights for all channels, which is the code's plain mean: the map would otherwise start with
+    random signs, as likely to shrink what is salient as to amplify it.
 
-    Input: guide [videos, c], noise [task_dim] or None for the mean task. Output: {'frames': [hidden]}, and 'saliency' [c].
+    Input: guide [videos, c], noise [task_dim] or None for the mean task. Output: {'frames':
+    [hidden]}, and 'saliency' [c].
     """
+
     hidden: int
     task_dim: int
     variant: str = 'code'
@@ -229,21 +295,27 @@ class TaskGenerator(nn.Module):
             task = task + (spread if self.variant == 'paper' else jnp.exp(spread / 2)) * noise
         theta = {'frames': Linear(self.hidden, name='frame_weights')(task)}
         if self.variant == 'paper':
-            theta['saliency'] = nn.Dense(guide.shape[-1], bias_init=nn.initializers.ones, name='saliency_weights')(task)
+            theta['saliency'] = nn.Dense(
+                guide.shape[-1], bias_init=nn.initializers.ones, name='saliency_weights'
+            )(task)
         return theta
 
 
 def tiled_class_means(guide, way: int):
-    """Rows V6 and V7: guides [videos, c] cut into `way` consecutive groups; video b gets the mean of group b mod way."""
+    """Rows V6 and V7: guides [videos, c] cut into `way` consecutive groups; video b gets the mean
+    of group b mod way."""
     means = guide.reshape(way, -1, guide.shape[-1]).mean(1)
     return jnp.tile(means, (len(guide) // way, 1))
 
 
 def _shrink(videos, size):
-    """Videos [B, M, H, W, 3] → float [B·M, size, size, 3], one video at a time: the large frames are never all floats at once."""
+    """Videos [B, M, H, W, 3] → float [B·M, size, size, 3], one video at a time: the large frames
+    are never all floats at once."""
     if videos.shape[2:4] == (size, size):
         small = frames_as_floats(videos)
     else:
-        resize = lambda video: jax.image.resize(frames_as_floats(video), (len(video), size, size, video.shape[-1]), 'bilinear')
+        resize = lambda video: jax.image.resize(
+            frames_as_floats(video), (len(video), size, size, video.shape[-1]), 'bilinear'
+        )
         small = jax.lax.map(resize, videos)
     return small.reshape(-1, *small.shape[2:])

@@ -1,4 +1,5 @@
-"""Top-k frames in temporal order: the hard choice, and its smoothed, differentiable version (VIM, Eq. 4 to 6)."""
+"""Top-k frames in temporal order: the hard choice, and its smoothed, differentiable version (VIM,
+Eq. 4 to 6)."""
 
 from functools import partial
 
@@ -9,7 +10,8 @@ import numpy as np
 
 
 def hard_top_k(scores: jax.Array, k: int) -> jax.Array:
-    """The k best frames of each video, in temporal order; of equal scores the earlier frame is taken.
+    """The k best frames of each video, in temporal order; of equal scores the earlier frame is
+    taken.
 
     Args:
       scores: [B, M].
@@ -23,22 +25,35 @@ def hard_top_k(scores: jax.Array, k: int) -> jax.Array:
     return _one_hot(places(scores, k), k)
 
 
-def perturbed_top_k(key_or_noise, scores, k: int, sigma, num_samples: int = 500, chunk: int = 50, variant: str = 'paper'):
-    """I_σ = E_Z[hard_top_k(scores + σZ)], Z normal, one number per frame (VIM, Eq. 5; rows V2 to V4 of docs/paper_vs_code.md).
+def perturbed_top_k(
+    key_or_noise,
+    scores,
+    k: int,
+    sigma,
+    num_samples: int = 500,
+    chunk: int = 50,
+    variant: str = 'paper',
+):
+    """I_σ = E_Z[hard_top_k(scores + σZ)], Z normal, one number per frame (VIM, Eq. 5; rows V2 to V4
+    of docs/paper_vs_code.md).
 
-    The gradient is Eq. 6 with its full Jacobian E[I Zᵀ/σ]: for the cotangent y of I_σ, entry j is E[⟨I, y⟩ Z_j/σ], cross terms
-    between frames included. variant='paper' takes I − hard_top_k(scores) for I: the same expectation, since E[Z] = 0, without the
-    noise of what all frames have in common. variant='code' takes I, and k times the result (row V3). There is no gradient for
-    σ and the noise.
+    The gradient is Eq. 6 with its full Jacobian E[I Zᵀ/σ]: for the cotangent y of I_σ, entry j is
+    E[⟨I, y⟩ Z_j/σ], cross terms between frames included. variant='paper' takes I −
+    hard_top_k(scores) for I: the same expectation, since E[Z] = 0, without the noise of what all
+    frames have in common. variant='code' takes I, and k times the result (row V3). There is no
+    gradient for σ and the noise.
 
-    At σ = 0 the result is exactly hard_top_k(scores), with zero gradient; σ may be traced, so a schedule can end there.
+    At σ = 0 the result is exactly hard_top_k(scores), with zero gradient; σ may be traced, so a
+    schedule can end there.
 
-    Samples are drawn, and drawn again for the gradient, `chunk` at a time: only key, scores and σ are kept, and no indicator of
-    a single sample is. Sample s depends on (key, s), so the chunk changes rounding at most.
+    Samples are drawn, and drawn again for the gradient, `chunk` at a time: only key, scores and σ
+    are kept, and no indicator of a single sample is. Sample s depends on (key, s), so the chunk
+    changes rounding at most.
 
-    Not optax.perturbations.make_perturbed_fun: from 0.2.5 on it estimates the same gradient (a test compares), but it maps
-    over all samples at once and keeps them for the backward pass (benchmarks/perturbed_top_k.py), its noise is divided by σ and
-    so is NaN at σ = 0, over a batch it weights each video by the noise of all, and it has no factor k.
+    Not optax.perturbations.make_perturbed_fun: from 0.2.5 on it estimates the same gradient (a test
+    compares), but it maps over all samples at once and keeps them for the backward pass
+    (benchmarks/perturbed_top_k.py), its noise is divided by σ and so is NaN at σ = 0, over a batch
+    it weights each video by the noise of all, and it has no factor k.
 
     Args:
       key_or_noise: a PRNG key, or the noise itself: float [B, num_samples, M].
@@ -60,23 +75,33 @@ def perturbed_top_k(key_or_noise, scores, k: int, sigma, num_samples: int = 500,
     given = jnp.issubdtype(key_or_noise.dtype, jnp.floating)
     expected = (scores.shape[0], num_samples, scores.shape[1])
     if given and key_or_noise.shape != expected:
-        raise ValueError(f'the noise of perturbed_top_k is {key_or_noise.shape}, expected [B, num_samples, M] = {expected}')
+        raise ValueError(
+            f'the noise of perturbed_top_k is {key_or_noise.shape}, expected [B, num_samples, M] = '
+            f'{expected}'
+        )
     scores, sigma = scores.astype(jnp.float32), jnp.asarray(sigma, jnp.float32)
-    return _smoothed(k, num_samples, min(chunk or num_samples, num_samples), variant, key_or_noise, scores, sigma)
+    return _smoothed(
+        k, num_samples, min(chunk or num_samples, num_samples), variant, key_or_noise, scores, sigma
+    )
 
 
 def evenly_spaced_indicator(videos: int, frames: int, k: int) -> np.ndarray:
-    """One-hot rows float32 [videos, k, frames] of k evenly spaced frames from the first to the last, truncated: a constant."""
-    chosen = np.linspace(0, frames - 1, k).astype(np.int32)       # in float64: float32 falls below whole numbers
+    """One-hot rows float32 [videos, k, frames] of k evenly spaced frames from the first to the
+    last, truncated: a constant."""
+    chosen = np.linspace(0, frames - 1, k).astype(
+        np.int32
+    )  # in float64: float32 falls below whole numbers
     return np.broadcast_to(np.eye(frames, dtype=np.float32)[chosen], (videos, k, frames))
 
 
 def places(scores: jax.Array, k: int) -> jax.Array:
-    """Which row of the indicator each frame has: int32 [..., M], 0 … k−1, and k for frames that are not chosen.
+    """Which row of the indicator each frame has: int32 [..., M], 0 … k−1, and k for frames that are
+    not chosen.
 
-    lax.top_k, then each frame counts the chosen ones before it, which saves sorting the indices. Comparing all M² pairs is two to
-    three times faster on a CPU for M = 20, but not safe: the compiler may compute a score twice, once fused into either side of
-    the comparison and rounded differently, and then a frame beats itself and fewer than k are chosen.
+    lax.top_k, then each frame counts the chosen ones before it, which saves sorting the indices.
+    Comparing all M² pairs is two to three times faster on a CPU for M = 20, but not safe: the
+    compiler may compute a score twice, once fused into either side of the comparison and rounded
+    differently, and then a frame beats itself and fewer than k are chosen.
     """
     chosen = jax.lax.top_k(scores, k)[1][..., None]
     frame = jnp.arange(scores.shape[-1])
@@ -92,9 +117,14 @@ def _one_hot(place, k):
 def _smoothed(k, num_samples, chunk, variant, source, scores, sigma):
     def add(total, samples):
         noise, counted = samples
-        hard = _one_hot(places(scores[:, None] + sigma * noise, k), k)                            # [B, chunk, k, M], fused away
+        hard = _one_hot(
+            places(scores[:, None] + sigma * noise, k), k
+        )  # [B, chunk, k, M], fused away
         return total + jnp.sum(hard * counted[:, None, None], 1)
-    total = _over_samples(add, jnp.zeros((scores.shape[0], k, scores.shape[1])), source, scores, num_samples, chunk)
+
+    total = _over_samples(
+        add, jnp.zeros((scores.shape[0], k, scores.shape[1])), source, scores, num_samples, chunk
+    )
     return total / num_samples
 
 
@@ -104,13 +134,16 @@ def _forward(k, num_samples, chunk, variant, source, scores, sigma):
 
 def _backward(k, num_samples, chunk, variant, residuals, cotangent):
     source, scores, sigma = residuals
-    agreement = lambda scores: jnp.sum(_one_hot(places(scores, k), k) * cotangent[:, None], (-2, -1))   # ⟨I, y⟩, [B, samples]
+    agreement = lambda scores: jnp.sum(
+        _one_hot(places(scores, k), k) * cotangent[:, None], (-2, -1)
+    )  # ⟨I, y⟩, [B, samples]
     baseline = agreement(scores[:, None]) if variant == 'paper' else 0.0
 
     def add(total, samples):
         noise, counted = samples
         weight = (agreement(scores[:, None] + sigma * noise) - baseline) * counted
         return total + jnp.sum(weight[..., None] * noise, 1)
+
     total = _over_samples(add, jnp.zeros_like(scores), source, scores, num_samples, chunk)
     inverse = jnp.where(sigma > 0, 1.0 / jnp.where(sigma > 0, sigma, 1.0), 0.0)
     return None, total * inverse * ((1 if variant == 'paper' else k) / num_samples), None
@@ -120,20 +153,26 @@ _smoothed.defvjp(_forward, _backward)
 
 
 def _over_samples(add, total, source, scores, num_samples, chunk):
-    """Folds `add(total, (noise [B, chunk, M], counted [chunk]))` over all samples; those that only fill the last chunk count 0."""
+    """Folds `add(total, (noise [B, chunk, M], counted [chunk]))` over all samples; those that only
+    fill the last chunk count 0."""
     videos, frames = scores.shape
     chunks = -(-num_samples // chunk)
 
     def step(total, samples):
         if jnp.issubdtype(source.dtype, jnp.floating):
-            noise = jnp.take(source, jnp.minimum(samples, num_samples - 1), axis=1).astype(jnp.float32)
+            noise = jnp.take(source, jnp.minimum(samples, num_samples - 1), axis=1).astype(
+                jnp.float32
+            )
         else:
             draw = lambda s: jax.random.normal(jax.random.fold_in(source, s), (videos, frames))
             noise = jax.vmap(draw, out_axes=1)(samples)
         return add(total, (noise, (samples < num_samples).astype(jnp.float32))), None
+
     return jax.lax.scan(step, total, jnp.arange(chunks * chunk).reshape(chunks, chunk))[0]
 
 
 def _check_frames(scores, k):
     if not 1 <= k <= scores.shape[-1]:
-        raise ValueError(f'cannot choose {k} of {scores.shape[-1]} frames: k must be 1 to {scores.shape[-1]}')
+        raise ValueError(
+            f'cannot choose {k} of {scores.shape[-1]} frames: k must be 1 to {scores.shape[-1]}'
+        )

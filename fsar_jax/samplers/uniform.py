@@ -4,7 +4,8 @@ import flax.linen as nn
 
 
 class UniformSampler(nn.Module):
-    """Evenly spaced frames: the loader has picked them (fsar_jax.data.frame_sampling), so nothing is left to do on the device."""
+    """Evenly spaced frames: the loader has picked them (fsar_jax.data.frame_sampling), so nothing
+    is left to do on the device."""
 
     per_episode = False
 

@@ -1,4 +1,5 @@
-"""Whether a model's logits are numbers as it starts: nothing can be learned from, or measured with, those that are not."""
+"""Whether a model's logits are numbers as it starts: nothing can be learned from, or measured with,
+those that are not."""
 
 import functools
 
@@ -11,8 +12,15 @@ from fsar_jax.messages import listed
 from fsar_jax.training.state import example_episode
 
 # In the order in which a clip passes them: module of the learner → its section of config.model.
-STAGES = {'sampler': 'sampler', 'backbone': 'backbone', 'temporal_transform': 'enrichment', 'patch_enrichment': 'enrichment',
-          'frame_enrichment': 'enrichment', 'matcher': 'matcher', 'query_similarity': 'query_similarity'}
+STAGES = {
+    'sampler': 'sampler',
+    'backbone': 'backbone',
+    'temporal_transform': 'enrichment',
+    'patch_enrichment': 'enrichment',
+    'frame_enrichment': 'enrichment',
+    'matcher': 'matcher',
+    'query_similarity': 'query_similarity',
+}
 
 
 def check_logits(learner, variables, config) -> None:
@@ -23,26 +31,47 @@ def check_logits(learner, variables, config) -> None:
       config: the whole config.
 
     Raises:
-      ValueError: logits that are not finite: the first stage whose output is not, and its settings that are not the default.
+      ValueError: logits that are not finite: the first stage whose output is not, and its settings
+        that are not the default.
     """
     support, query = example_episode(config)
     noise = lambda like: np.random.default_rng(0).integers(0, 256, like.shape, np.uint8)
     finite = jax.tree.map(np.asarray, _finite(learner, variables, noise(support), noise(query[:1])))
     if finite.pop('logits'):
         return
-    broken = next((stage for stage in STAGES if not finite.get(stage, True)), 'query_similarity')      # else what it is multiplied by
+    broken = next(
+        (stage for stage in STAGES if not finite.get(stage, True)), 'query_similarity'
+    )  # else what it is multiplied by
     section = f'model.{STAGES[broken]}.'
-    changed = {key: value for key, known in SETTINGS.items() if key.startswith(section)
-               and (value := setting_of(config, key)) != known.default}
+    changed = {
+        key: value
+        for key, known in SETTINGS.items()
+        if key.startswith(section) and (value := setting_of(config, key)) != known.default
+    }
     told = listed(f'config.{key}={value!r}' for key, value in changed.items())
-    raise ValueError(f'the logits of the model are not finite as it starts, from its {broken.replace("_", " ")} on: change '
-                     f'config.{section[:-1]}, of which these are not the default: {told or "none"}')
+    raise ValueError(
+        f'the logits of the model are not finite as it starts, from its {broken.replace("_", " ")} '
+        'on: change '
+        f'config.{section[:-1]}, of which these are not the default: {told or "none"}'
+    )
 
 
 @functools.partial(jax.jit, static_argnames='learner')
 def _finite(learner, variables, support, query):
     """{'logits': bool, 'backbone': bool, …}: whether all that the stages give is finite."""
     whole_stage = lambda module, method: len(module.path) == 1
-    prediction, seen = learner.apply(variables, support, query, train=False, capture_intermediates=whole_stage, mutable=['intermediates'])
-    finite = lambda tree: jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)] + [jnp.array(True)]).all()
-    return {'logits': finite(prediction.logits), **{stage: finite(outputs) for stage, outputs in seen['intermediates'].items()}}
+    prediction, seen = learner.apply(
+        variables,
+        support,
+        query,
+        train=False,
+        capture_intermediates=whole_stage,
+        mutable=['intermediates'],
+    )
+    finite = lambda tree: jnp.stack(
+        [jnp.isfinite(x).all() for x in jax.tree.leaves(tree)] + [jnp.array(True)]
+    ).all()
+    return {
+        'logits': finite(prediction.logits),
+        **{stage: finite(outputs) for stage, outputs in seen['intermediates'].items()},
+    }

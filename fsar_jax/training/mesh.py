@@ -1,6 +1,8 @@
-"""One mesh over all devices: episodes (in evaluation also videos) are sharded, parameters replicated.
+"""One mesh over all devices: episodes (in evaluation also videos) are sharded, parameters
+replicated.
 
-The same calls serve one device, several, and several processes started with `jax.distributed.initialize`.
+The same calls serve one device, several, and several processes started with
+`jax.distributed.initialize`.
 """
 
 import jax
@@ -11,8 +13,8 @@ AXIS = 'episodes'
 
 
 def episode_mesh(episodes: int = 0) -> Mesh:
-    """All devices of all processes in a row, along the one axis 'episodes'; in training, of a single process, the most of them that
-    divide the `episodes` of a step."""
+    """All devices of all processes in a row, along the one axis 'episodes'; in training, of a
+    single process, the most of them that divide the `episodes` of a step."""
     count = jax.device_count()
     if episodes and jax.process_count() == 1:
         count = max(n for n in range(1, count + 1) if episodes % n == 0)
@@ -32,7 +34,8 @@ def along(mesh: Mesh, axis: int) -> NamedSharding:
 def replicate(mesh: Mesh, tree):
     """Puts a whole copy of every leaf on every device. All processes must pass the same values.
 
-    The result may share memory with a leaf that is on the device already: donating the one loses the other.
+    The result may share memory with a leaf that is on the device already: donating the one loses
+    the other.
     """
     sharding = replicated(mesh)
 
@@ -40,8 +43,11 @@ def replicate(mesh: Mesh, tree):
         if jax.process_count() == 1 or (isinstance(x, jax.Array) and x.sharding == sharding):
             return jax.device_put(x, sharding)
         if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(put(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+            return jax.random.wrap_key_data(
+                put(jax.random.key_data(x)), impl=jax.random.key_impl(x)
+            )
         return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+
     return jax.tree.map(put, tree)
 
 
@@ -62,15 +68,19 @@ def shard(mesh: Mesh, batch, axis: int):
 
     def put(x):
         if x.shape[axis] % devices:
-            raise ValueError(f'{x.shape[axis]} episodes do not divide over {devices} devices: make '
-                             f'config.train.episodes_per_step / config.train.accumulation_steps a '
-                             f'multiple of {mesh.size}')
+            raise ValueError(
+                f'{x.shape[axis]} episodes do not divide over {devices} devices: make '
+                f'config.train.episodes_per_step / config.train.accumulation_steps a '
+                f'multiple of {mesh.size}'
+            )
         return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+
     return jax.tree.map(put, batch)
 
 
 def local_rows(mesh: Mesh, size: int) -> np.ndarray:
-    """Which of `size` rows live on this process's devices, int64, ascending. Load these, then `shard`."""
+    """Which of `size` rows live on this process's devices, int64, ascending. Load these, then
+    `shard`."""
     slices = along(mesh, 0).addressable_devices_indices_map((size,)).values()
     return np.sort(np.concatenate([np.arange(size)[index] for index in slices]))
 

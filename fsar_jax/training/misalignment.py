@@ -1,7 +1,9 @@
-"""How misaligned two clips are, how much a method moves them, and how far that is from the truth: measures on plain arrays.
+"""How misaligned two clips are, how much a method moves them, and how far that is from the truth:
+measures on plain arrays.
 
-From TA2N's supplement (start of the action; Eq. 10) and VIM (Eq. 35), and overlap and correlation with the true window and
-offsets. `fsar_jax.training.episode_report` takes them over the episodes of an evaluation.
+From TA2N's supplement (start of the action; Eq. 10) and VIM (Eq. 35), and overlap and correlation
+with the true window and offsets. `fsar_jax.training.episode_report` takes them over the episodes of
+an evaluation.
 """
 
 import jax
@@ -12,11 +14,13 @@ from fsar_jax.layers import frame_cosine
 
 
 def class_evolution(frames, support):
-    """Probability of every class at every frame, which TA2N's supplement takes from a trained classifier.
+    """Probability of every class at every frame, which TA2N's supplement takes from a trained
+    classifier.
 
-    Novel classes have none, so this is the episode's own: softmax over the classes of L·cos(frame, mean frame of the class), the
-    answer of the frame-wise cosine matcher (TA2N, Eq. 7 and 8) to a video that shows this frame alone. The mean support frame of
-    the episode is taken off first: what all frames have in common would make all cosines nearly 1.
+    Novel classes have none, so this is the episode's own: softmax over the classes of L·cos(frame,
+    mean frame of the class), the answer of the frame-wise cosine matcher (TA2N, Eq. 7 and 8) to a
+    video that shows this frame alone. The mean support frame of the episode is taken off first:
+    what all frames have in common would make all cosines nearly 1.
 
     Args:
       frames: [..., L, D]; support: [way, shot, L, D]; spatial means of maps.
@@ -31,43 +35,54 @@ def class_evolution(frames, support):
 
 
 def action_start(evolution) -> np.ndarray:
-    """The first frame t with p_t ≥ 0.5 (TA2N, supplement). evolution: [..., L], of the true class; int [...], L where there is none."""
+    """The first frame t with p_t ≥ 0.5 (TA2N, supplement). evolution: [..., L], of the true class;
+    int [...], L where there is none."""
     begun = np.asarray(evolution) >= 0.5
     return np.where(begun.any(-1), begun.argmax(-1), begun.shape[-1])
 
 
 def aem_score(evolution, other) -> float:
-    """Action evolution misalignment: the mean over pairs of 1 − cos(P_i, P_j), from 0 to 1 (TA2N, Eq. 10; row A20 of docs/paper_vs_code.md).
+    """Action evolution misalignment: the mean over pairs of 1 − cos(P_i, P_j), from 0 to 1 (TA2N,
+    Eq. 10; row A20 of docs/paper_vs_code.md).
 
     Args:
-      evolution, other: [..., L], probabilities of the true class at the frames of the two videos of each pair.
+      evolution, other: [..., L], probabilities of the true class at the frames of the two videos of
+        each pair.
     """
     a, b = (np.asarray(x, np.float64) for x in (evolution, other))
-    cosine = (a * b).sum(-1) / np.maximum(np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1), 1e-12)
+    cosine = (a * b).sum(-1) / np.maximum(
+        np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1), 1e-12
+    )
     return float((1.0 - cosine).mean())
 
 
 def alignment_cost(window=None, evolution=None, offsets=None) -> dict[str, np.ndarray]:
-    """VIM, Eq. 35: C = (|1 − a| + |b|) + ‖M − I‖ + ‖O‖, norms over all entries; a part that is None is left out.
+    """VIM, Eq. 35: C = (|1 − a| + |b|) + ‖M − I‖ + ‖O‖, norms over all entries; a part that is None
+    is left out.
 
     Args:
-      window: [..., 2], (a, b); evolution: M, [..., L, L]; offsets: O, [..., L, 2], in [−1, 1] as VIM normalises them.
+      window: [..., 2], (a, b); evolution: M, [..., L, L]; offsets: O, [..., L, 2], in [−1, 1] as
+        VIM normalises them.
 
     Returns:
-      {'transform', 'rearrangement', 'offset', 'total'}, [...] each; without the parts that are None.
+      {'transform', 'rearrangement', 'offset', 'total'}, [...] each; without the parts that are
+      None.
     """
     cost = {}
     if window is not None:
         cost['transform'] = np.abs(1.0 - window[..., 0]) + np.abs(window[..., 1])
     if evolution is not None:
-        cost['rearrangement'] = np.linalg.norm(evolution - np.eye(evolution.shape[-1]), axis=(-2, -1))
+        cost['rearrangement'] = np.linalg.norm(
+            evolution - np.eye(evolution.shape[-1]), axis=(-2, -1)
+        )
     if offsets is not None:
         cost['offset'] = np.linalg.norm(offsets, axis=(-2, -1))
     return {**cost, 'total': sum(cost.values())} if cost else {}
 
 
 def stored_places(times, indices) -> np.ndarray:
-    """Times of a clip → places among its stored frames: −1 is the first sampled frame, 1 the last, linear between two neighbours.
+    """Times of a clip → places among its stored frames: −1 is the first sampled frame, 1 the last,
+    linear between two neighbours.
 
     Args:
       times: [..., n]; indices: int [..., L], the stored frames that were sampled.
@@ -86,7 +101,8 @@ def temporal_overlap(window, indices, true_start, true_end) -> np.ndarray:
     """Intersection over union, in time, of a window and the true action; a place is one frame wide.
 
     Args:
-      window: [..., 2], (a, b); what of it lies beyond the clip is zeros and does not count. (1, 0) is no transform.
+      window: [..., 2], (a, b); what of it lies beyond the clip is zeros and does not count. (1, 0)
+        is no transform.
       indices: int [..., L]; true_start, true_end: [...], inclusive; places among the stored frames.
 
     Returns:
@@ -102,12 +118,14 @@ def temporal_overlap(window, indices, true_start, true_end) -> np.ndarray:
 
 
 def offset_correlation(offsets, true_offsets) -> np.ndarray:
-    """Pearson correlation of predicted and true offsets, along x and along y; NaN where one of them does not vary (as zero offsets).
+    """Pearson correlation of predicted and true offsets, along x and along y; NaN where one of them
+    does not vary (as zero offsets).
 
     Args:
-      offsets, true_offsets: [..., 2], (x, y), of one sign convention; entries with a NaN are left out. Of variant 'code' the
-        support's mask is centred at −o and the query's at o (row A6), so the true offset is the object's place in the query
-        minus that in the support; of 'paper' the opposite. Half a frame is 1.
+      offsets, true_offsets: [..., 2], (x, y), of one sign convention; entries with a NaN are left
+        out. Of variant 'code' the support's mask is centred at −o and the query's at o (row A6), so
+        the true offset is the object's place in the query minus that in the support; of 'paper' the
+        opposite. Half a frame is 1.
 
     Returns:
       float64 [2].

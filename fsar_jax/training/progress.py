@@ -1,5 +1,5 @@
-"""What a run says while it runs: progress bar, log line, JSONL, TensorBoard. Only process 0 speaks and
-writes.
+"""What a run says while it runs: progress bar, log line, JSONL, TensorBoard. Only process 0 speaks
+and writes.
 """
 
 import json
@@ -20,7 +20,8 @@ METRICS_FILE = 'metrics.jsonl'
 
 
 class Progress:
-    """A bar with units per second and time left; where the output is no terminal, a line every half minute.
+    """A bar with units per second and time left; where the output is no terminal, a line every half
+    minute.
 
     Use as a context manager.
 
@@ -34,8 +35,16 @@ class Progress:
       clock: seconds, monotonic; tests pass their own.
     """
 
-    def __init__(self, total: int, title: str, unit: str, initial: int = 0, stream=None,
-                 line_seconds: float = 30.0, clock=time.monotonic):
+    def __init__(
+        self,
+        total: int,
+        title: str,
+        unit: str,
+        initial: int = 0,
+        stream=None,
+        line_seconds: float = 30.0,
+        clock=time.monotonic,
+    ):
         self._total, self._title, self._unit = total, title, unit
         self._done = self._initial = initial
         self._stream = sys.stderr if stream is None else stream
@@ -44,8 +53,14 @@ class Progress:
         self._silent = jax.process_index() != 0
         self._bar = None
         if not self._silent and self._stream.isatty():
-            self._bar = tqdm.tqdm(total=total, initial=initial, desc=title, unit=unit, file=self._stream,
-                                  dynamic_ncols=True)
+            self._bar = tqdm.tqdm(
+                total=total,
+                initial=initial,
+                desc=title,
+                unit=unit,
+                file=self._stream,
+                dynamic_ncols=True,
+            )
 
     def __enter__(self):
         return self
@@ -71,16 +86,17 @@ class Progress:
 
 
 class MetricWriter:
-    """Scalars by step: `<directory>/metrics.jsonl`, TensorBoard event files in the same directory, a log
-    line.
+    """Scalars by step: `<directory>/metrics.jsonl`, TensorBoard event files in the same directory,
+    a log line.
 
     Use as a context manager.
 
     Args:
       directory: made when absent.
       log_steps: a log line is printed for steps that are a multiple of this.
-      resume_step: the step that the run goes on from. Later lines, left by a killed run, are dropped, as is a
-        last line that was cut short; TensorBoard is told to do the same. 0 starts afresh.
+      resume_step: the step that the run goes on from. Later lines, left by a killed run, are
+        dropped, as is a last line that was cut short; TensorBoard is told to do the same. 0 starts
+        afresh.
       stream: where log lines go; None is standard output.
     """
 
@@ -104,7 +120,8 @@ class MetricWriter:
         self.close()
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Writes one step. Values may be numpy or JAX scalars; in JSONL, one that is not finite is null."""
+        """Writes one step. Values may be numpy or JAX scalars; in JSONL, one that is not finite is
+        null."""
         if self._file is None:
             return
         scalars = {name: float(value) for name, value in scalars.items()}
@@ -116,7 +133,7 @@ class MetricWriter:
             self._events.add_scalar(name, value, step)
         if step % self._log_steps == 0:
             shown = '  '.join(f'{name} {value:.4g}' for name, value in scalars.items())
-            tqdm.tqdm.write(f'step {step}  {shown}', file=self._stream)   # steps aside for a bar
+            tqdm.tqdm.write(f'step {step}  {shown}', file=self._stream)  # steps aside for a bar
 
     def flush(self) -> None:
         """Puts on disk what was written; TensorBoard's lines wait up to two minutes otherwise."""
@@ -135,7 +152,8 @@ class MetricWriter:
 
 
 def read_metrics(directory) -> list[dict]:
-    """The lines of metrics.jsonl, oldest first: {'step': int, name: float or None, ...}; a last one that a kill cut is left out.
+    """The lines of metrics.jsonl, oldest first: {'step': int, name: float or None, ...}; a last one
+    that a kill cut is left out.
 
     Raises:
       OSError: with the path.
@@ -149,7 +167,8 @@ def read_metrics(directory) -> list[dict]:
 
 
 def _lines(path: pathlib.Path) -> tuple[list[dict], list[str]]:
-    """The lines of the file, and what is damaged, in words: all but a last line without its end, which a kill leaves."""
+    """The lines of the file, and what is damaged, in words: all but a last line without its end,
+    which a kill leaves."""
     lines, damaged = [], []
     for number, line in enumerate(path.read_bytes().split(b'\n'), 1):
         try:
@@ -159,10 +178,16 @@ def _lines(path: pathlib.Path) -> tuple[list[dict], list[str]]:
             lines.append(scalars)
         except (ValueError, TypeError, KeyError, RecursionError):
             damaged.append((number, line))
-    if damaged and damaged[-1][0] == number:                # what follows the last line break: nothing, or a line cut short
+    if (
+        damaged and damaged[-1][0] == number
+    ):  # what follows the last line break: nothing, or a line cut short
         damaged.pop()
-    return lines, [f'{printable(path, 1000)} line {number} is no metrics of a step: {printable(line.decode(errors="replace"), 60)!r}'
-                   for number, line in damaged if line.strip()]
+    return lines, [
+        f'{printable(path, 1000)} line {number} is no metrics of a step: '
+        f'{printable(line.decode(errors="replace"), 60)!r}'
+        for number, line in damaged
+        if line.strip()
+    ]
 
 
 def _drop_lines_after(path: pathlib.Path, step: int) -> list[str]:

@@ -1,7 +1,7 @@
 """From per-episode counts to results.json.
 
-The file holds no dates, so a repeated evaluation writes the same bytes except under 'seconds'. It is strict
-JSON: a value that does not exist is null, never NaN.
+The file holds no dates, so a repeated evaluation writes the same bytes except under 'seconds'. It
+is strict JSON: a value that does not exist is null, never NaN.
 """
 
 import hashlib
@@ -26,9 +26,9 @@ FILE = 'results.json'
 def accuracy_with_interval(correct, queries: int) -> tuple[float, float]:
     """Mean accuracy over episodes and the half-width of its 95% interval, both as fractions.
 
-    The half-width is 1.96 · σ / sqrt(E), σ the standard deviation of the E episode accuracies with divisor E:
-    the convention of the published few-shot numbers. It says how far another draw of episodes from the same
-    clips would move the mean, not how far another training run would.
+    The half-width is 1.96 · σ / sqrt(E), σ the standard deviation of the E episode accuracies with
+    divisor E: the convention of the published few-shot numbers. It says how far another draw of
+    episodes from the same clips would move the mean, not how far another training run would.
 
     Args:
       correct: int [E], right answers per episode.
@@ -39,14 +39,15 @@ def accuracy_with_interval(correct, queries: int) -> tuple[float, float]:
 
 
 def confusion_matrix(truth, predicted, num_classes: int) -> np.ndarray:
-    """int64 [C, C]: row, the true class; column, the answer. `truth`, `predicted`: ints of one shape, any."""
+    """int64 [C, C]: row, the true class; column, the answer. `truth`, `predicted`: ints of one
+    shape, any."""
     pairs = np.asarray(truth).ravel().astype(np.int64) * num_classes + np.asarray(predicted).ravel()
-    return np.bincount(pairs, minlength=num_classes ** 2).reshape(num_classes, num_classes)
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def params_hash(params) -> str:
-    """SHA-256, hexadecimal, over path, dtype, shape and bytes of each parameter, in the order of the
-    paths.
+    """SHA-256, hexadecimal, over path, dtype, shape and bytes of each parameter, in the order of
+    the paths.
     """
     digest = hashlib.sha256()
     paths, _ = jax.tree_util.tree_flatten_with_path(params)
@@ -69,9 +70,24 @@ def versions() -> dict[str, str]:
     return found
 
 
-def summarise(*, method: str, config, split: str, classes: list[str], correct, confusion, episodes_hash: str,
-              params, selected_on: str, seconds: dict[str, float], seed: int, records: dict,
-              videos_present: dict | None = None, content: str | None = None, made_with: dict | None = None) -> dict:
+def summarise(
+    *,
+    method: str,
+    config,
+    split: str,
+    classes: list[str],
+    correct,
+    confusion,
+    episodes_hash: str,
+    params,
+    selected_on: str,
+    seconds: dict[str, float],
+    seed: int,
+    records: dict,
+    videos_present: dict | None = None,
+    content: str | None = None,
+    made_with: dict | None = None,
+) -> dict:
     """The content of results.json.
 
     Args:
@@ -85,41 +101,58 @@ def summarise(*, method: str, config, split: str, classes: list[str], correct, c
       seconds: timings, the only values that differ from run to run.
       seed: that the episodes were drawn with.
       records: how the dataset's records were made (short side, stored frames, JPEG quality, …).
-      videos_present: {'present', 'classes', 'expected', 'expected_classes', 'hash'} of the split, fsar_jax.data.dataset.videos_present: missing
-        videos are why published numbers drift.
+      videos_present: {'present', 'classes', 'expected', 'expected_classes', 'hash'} of the split,
+        fsar_jax.data.dataset.videos_present: missing videos are why published numbers drift.
       content: hash of what the split holds, fsar_jax.data.dataset.content_hash.
-      made_with: versions that made the pixels of the dataset, {'av': '19.0.0', …}; {} where the dataset does not say.
+      made_with: versions that made the pixels of the dataset, {'av': '19.0.0', …}; {} where the
+        dataset does not say.
 
     Returns:
-      dict with keys method, dataset, split, way, shot, queries (Q of an episode, all classes together), seed,
-      num_episodes, accuracy, ci95, chance, per_class {name: fraction of its queries answered right, None when
-      never asked}, classes, confusion, episodes_hash, selected_on, videos_present, params_hash, correct (per episode, for
-      pairing), records, config, versions, seconds; content and versions['made_with'] where given.
+      dict with keys method, dataset, split, way, shot, queries (Q of an episode, all classes
+      together), seed, num_episodes, accuracy, ci95, chance, per_class {name: fraction of its
+      queries answered right, None when never asked}, classes, confusion, episodes_hash,
+      selected_on, videos_present, params_hash, correct (per episode, for pairing), records, config,
+      versions, seconds; content and versions['made_with'] where given.
     """
     correct, confusion = np.asarray(correct), np.asarray(confusion)
     queries = int(confusion.sum()) // len(correct)
     accuracy, ci95 = accuracy_with_interval(correct, queries)
     asked, right = confusion.sum(1), confusion.diagonal()
     return {
-        'method': method, 'dataset': config.data.dataset, 'split': split,
-        'way': config.episode.way, 'shot': config.episode.shot, 'queries': queries,
-        'seed': seed, 'num_episodes': len(correct),
-        'accuracy': accuracy, 'ci95': ci95, 'chance': 1 / config.episode.way,
-        'selected_on': selected_on, 'videos_present': videos_present,
-        'per_class': {name: int(r) / int(n) if n else None
-                      for name, r, n in zip(classes, right, asked, strict=True)},
-        'classes': list(classes), 'confusion': confusion.tolist(),
-        'episodes_hash': episodes_hash, 'params_hash': params_hash(params),
+        'method': method,
+        'dataset': config.data.dataset,
+        'split': split,
+        'way': config.episode.way,
+        'shot': config.episode.shot,
+        'queries': queries,
+        'seed': seed,
+        'num_episodes': len(correct),
+        'accuracy': accuracy,
+        'ci95': ci95,
+        'chance': 1 / config.episode.way,
+        'selected_on': selected_on,
+        'videos_present': videos_present,
+        'per_class': {
+            name: int(r) / int(n) if n else None
+            for name, r, n in zip(classes, right, asked, strict=True)
+        },
+        'classes': list(classes),
+        'confusion': confusion.tolist(),
+        'episodes_hash': episodes_hash,
+        'params_hash': params_hash(params),
         **({} if content is None else {'content': content}),
-        'records': records, 'config': json.loads(config.to_json()),
+        'records': records,
+        'config': json.loads(config.to_json()),
         'versions': versions() | ({} if made_with is None else {'made_with': dict(made_with)}),
-        'correct': correct.tolist(), 'seconds': seconds,
+        'correct': correct.tolist(),
+        'seconds': seconds,
     }
 
 
 def file_name(results: dict, apart: dict) -> str:
-    """results.json, or results_<split>.json for another split than test; what is not as in the run, `apart` {'episode.shot': 2}, makes it
-    results.shot=2.json, so that it lies beside the run's own: safe for any file system, at most 170 characters."""
+    """results.json, or results_<split>.json for another split than test; what is not as in the run,
+    `apart` {'episode.shot': 2}, makes it results.shot=2.json, so that it lies beside the run's own:
+    safe for any file system, at most 170 characters."""
     keys, said = flatten(results['config']), ''
     for key, value in apart.items():
         if key == 'eval.episodes_file' and value:
@@ -129,14 +162,20 @@ def file_name(results: dict, apart: dict) -> str:
     name = re.sub(r'[^\w.,=+-]', '-', said, flags=re.ASCII)
     if len(name) > 140:
         name = f'{name[:130]}-{hashlib.sha256(said.encode()).hexdigest()[:8]}'
-    return f"{'results' if results['split'] == 'test' else 'results_' + results['split']}{name}.json"
+    return (
+        f"{'results' if results['split'] == 'test' else 'results_' + results['split']}{name}.json"
+    )
 
 
 def _short(key: str, keys) -> str:
-    """The last part of a key, or as many as tell it from the other keys: 'shot', but 'eval.query'."""
+    """The last part of a key, or as many as tell it from the other keys: 'shot', but
+    'eval.query'."""
     parts = key.split('.')
     endings = ('.'.join(parts[-n:]) for n in range(1, len(parts)))
-    return next((e for e in endings if sum(other == e or other.endswith(f'.{e}') for other in keys) == 1), key)
+    return next(
+        (e for e in endings if sum(other == e or other.endswith(f'.{e}') for other in keys) == 1),
+        key,
+    )
 
 
 def write_results(workdir, results: dict, apart: dict | None = None) -> pathlib.Path:
@@ -151,7 +190,9 @@ def write_results(workdir, results: dict, apart: dict | None = None) -> pathlib.
     path = pathlib.Path(workdir) / file_name(results, apart or {})
     _, wrong = with_nulls(results)
     if wrong:
-        raise ValueError(f'{path} is not written, NaN and infinity are not JSON compliant: {listed(wrong)}')
+        raise ValueError(
+            f'{path} is not written, NaN and infinity are not JSON compliant: {listed(wrong)}'
+        )
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [f'  {json.dumps(key)}: {_dump(value)}' for key, value in results.items()]
@@ -160,21 +201,26 @@ def write_results(workdir, results: dict, apart: dict | None = None) -> pathlib.
 
 
 def with_nulls(tree, prefix: str = '') -> tuple[Any, list[str]]:
-    """A tree of dicts and lists with None for each float that is not finite, and where those were: ['aem.after']."""
+    """A tree of dicts and lists with None for each float that is not finite, and where those were:
+    ['aem.after']."""
     if isinstance(tree, (dict, list, tuple)):
         items = tree.items() if isinstance(tree, dict) else enumerate(tree)
         found = {key: with_nulls(value, f'{prefix}{key}.') for key, value in items}
         values = {key: value for key, (value, _) in found.items()}
-        return values if isinstance(tree, dict) else list(values.values()), [name for _, names in found.values() for name in names]
+        return values if isinstance(tree, dict) else list(values.values()), [
+            name for _, names in found.values() for name in names
+        ]
     wrong = isinstance(tree, float) and not math.isfinite(tree)
     return (None, [prefix.rstrip('.')]) if wrong else (tree, [])
 
 
 def read_results(path) -> dict:
-    """Reads results.json, or the one in a directory, and checks that its numbers can be those of an evaluation.
+    """Reads results.json, or the one in a directory, and checks that its numbers can be those of an
+    evaluation.
 
     Raises:
-      FileNotFoundError, ValueError, OSError: absent, not a results file, or one that contradicts itself; one line.
+      FileNotFoundError, ValueError, OSError: absent, not a results file, or one that contradicts
+        itself; one line.
     """
     path = local_path(path, 'the results file')
     path = path / FILE if path.is_dir() else path
@@ -184,14 +230,28 @@ def read_results(path) -> dict:
     try:
         results = read_json(path, 'evaluate that run again')
     except ValueError as error:
-        raise ValueError(f'{shown}: not a results file (it {str(error).removeprefix(shown).strip()})') from None
-    needed = ('method', 'dataset', 'split', 'accuracy', 'ci95', 'num_episodes', 'queries', 'episodes_hash', 'correct')
+        raise ValueError(
+            f'{shown}: not a results file (it {str(error).removeprefix(shown).strip()})'
+        ) from None
+    needed = (
+        'method',
+        'dataset',
+        'split',
+        'accuracy',
+        'ci95',
+        'num_episodes',
+        'queries',
+        'episodes_hash',
+        'correct',
+    )
     missing = [key for key in needed if not isinstance(results, dict) or key not in results]
     if missing:
         raise ValueError(f'{shown}: not a results file, it has no {", ".join(missing)}')
     wrong = contradiction(results)
     if wrong:
-        raise ValueError(f'{shown}: {wrong}: not as an evaluation writes it, evaluate that run again')
+        raise ValueError(
+            f'{shown}: {wrong}: not as an evaluation writes it, evaluate that run again'
+        )
     return results
 
 
@@ -201,19 +261,30 @@ def contradiction(results: dict) -> str:
         if not isinstance(results[key], str):
             return f"'{key}' is {printable(json.dumps(results[key]), 60)}, not a text"
     for key in ('num_episodes', 'queries'):
-        if not _whole(results[key]) or not 1 <= results[key] < 2 ** 31:
+        if not _whole(results[key]) or not 1 <= results[key] < 2**31:
             return f"'{key}' is {printable(json.dumps(results[key]), 60)}, not a whole number, at least 1"
     correct, queries = results['correct'], results['queries']
     if not isinstance(correct, list) or not correct:
         return f"'correct' is {printable(json.dumps(correct), 60)}, not a list of each episode's right answers"
-    wrong = next((place for place, value in enumerate(correct) if not _whole(value) or not 0 <= value <= queries), None)
+    wrong = next(
+        (
+            place
+            for place, value in enumerate(correct)
+            if not _whole(value) or not 0 <= value <= queries
+        ),
+        None,
+    )
     if wrong is not None:
         return f"'correct' has {printable(json.dumps(correct[wrong]), 60)} in episode {wrong}, not a whole number from 0 to its {queries} queries"
     if len(correct) != results['num_episodes']:
         return f"'correct' has {len(correct)} entries, 'num_episodes' is {results['num_episodes']}"
     for key, right in zip(('accuracy', 'ci95'), accuracy_with_interval(correct, queries)):
         value = results[key]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value - right) <= 1e-6:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not abs(value - right) <= 1e-6
+        ):
             return f"'{key}' is {printable(json.dumps(value), 60)}, 'correct' gives {right:.6f}"
     return ''
 
@@ -227,5 +298,7 @@ def _dump(value) -> str:
     if isinstance(value, dict):
         return json.dumps(value, indent=2, allow_nan=False).replace('\n', '\n  ')
     if isinstance(value, list) and value and isinstance(value[0], list):
-        return '[\n    ' + ',\n    '.join(json.dumps(row, allow_nan=False) for row in value) + '\n  ]'
+        return (
+            '[\n    ' + ',\n    '.join(json.dumps(row, allow_nan=False) for row in value) + '\n  ]'
+        )
     return json.dumps(value, allow_nan=False)

@@ -7,19 +7,24 @@ import numpy as np
 
 
 def share_inside(places, true_start, true_end) -> float:
-    """Share of the chosen frames that show the action. places: int [..., T]; true_start, true_end: [...], inclusive."""
+    """Share of the chosen frames that show the action. places: int [..., T]; true_start, true_end:
+    [...], inclusive."""
     return float(((places >= true_start[..., None]) & (places <= true_end[..., None])).mean())
 
 
 def box_share(maps, rows, columns, boxes) -> dict[str, np.ndarray]:
-    """How much of saliency maps, of the frames resampled by them and of the plain frames the object's box takes.
+    """How much of saliency maps, of the frames resampled by them and of the plain frames the
+    object's box takes.
 
     Args:
-      maps: [..., S, S], at least 0; rows, columns: [..., S], where the resampled frame reads the plain one, in pixels.
-      boxes: [..., 4], x0, y0, x1, y1 in pixels, pixel i covers [i, i + 1); NaN where the object is not visible.
+      maps: [..., S, S], at least 0; rows, columns: [..., S], where the resampled frame reads the
+        plain one, in pixels.
+      boxes: [..., 4], x0, y0, x1, y1 in pixels, pixel i covers [i, i + 1); NaN where the object is
+        not visible.
 
     Returns:
-      {'saliency', 'amplified', 'frame'}, [...] each, NaN where the object is not visible; 'saliency' also where a map is 0.
+      {'saliency', 'amplified', 'frame'}, [...] each, NaN where the object is not visible;
+      'saliency' also where a map is 0.
     """
     size = maps.shape[-1]
     x0, y0, x1, y1 = (boxes[..., i, None] for i in range(4))
@@ -31,4 +36,6 @@ def box_share(maps, rows, columns, boxes) -> dict[str, np.ndarray]:
         'amplified': within(rows, y0, y1).mean(-1) * within(columns, x0, x1).mean(-1),
         'frame': along_y.mean(-1) * along_x.mean(-1),
     }
-    return {name: np.where(np.isfinite(boxes[..., 0]), share, np.nan) for name, share in shares.items()}
+    return {
+        name: np.where(np.isfinite(boxes[..., 0]), share, np.nan) for name, share in shares.items()
+    }

@@ -16,7 +16,9 @@ from fsar_jax.training.mesh import replicated
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a checkpoint holds; the data position is `step`, because episode i depends on (seed, split, i) alone."""
+    """All that a checkpoint holds; the data position is `step`, because episode i depends on (seed,
+    split, i) alone."""
+
     step: jax.Array
     params: dict
     batch_stats: dict
@@ -28,22 +30,29 @@ class TrainState:
 
 
 def learning_rate_schedule(train) -> optax.Schedule:
-    """The learning rate over optimiser steps that config.train describes: linear warm-up, then constant, cosine or steps."""
+    """The learning rate over optimiser steps that config.train describes: linear warm-up, then
+    constant, cosine or steps."""
     rate, warmup = train.learning_rate, train.warmup_steps
     after = {
         'constant': lambda: optax.constant_schedule(rate),
         'cosine': lambda: optax.cosine_decay_schedule(rate, max(train.num_steps - warmup, 1)),
         'steps': lambda: optax.piecewise_constant_schedule(
-            rate, {int(s) - warmup: train.schedule_factor for s in train.schedule_steps}),
+            rate, {int(s) - warmup: train.schedule_factor for s in train.schedule_steps}
+        ),
     }[train.schedule]()
-    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup]) if warmup else after
+    return (
+        optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup])
+        if warmup
+        else after
+    )
 
 
 def sigma_schedule(config) -> optax.Schedule:
-    """The amplitude of the sampler's noise over optimiser steps, as config.model.sampler describes it.
+    """The amplitude of the sampler's noise over optimiser steps, as config.model.sampler describes
+    it.
 
-    'linear': to sigma_end at train.num_steps (VIM, Sec. 3.3.2); 'steps': times sigma_factor every sigma_steps, never below
-    sigma_end (its released code and Sec. 4.2).
+    'linear': to sigma_end at train.num_steps (VIM, Sec. 3.3.2); 'steps': times sigma_factor every
+    sigma_steps, never below sigma_end (its released code and Sec. 4.2).
     """
     s = config.model.sampler
     start, end, factor, steps = s.sigma, s.sigma_end, s.sigma_factor, s.sigma_steps
@@ -55,7 +64,8 @@ def sigma_schedule(config) -> optax.Schedule:
 
 
 def create_optimizer(train) -> optax.GradientTransformation:
-    """SGD or Adam over `learning_rate_schedule`, with optional clipping by global norm and decoupled weight decay."""
+    """SGD or Adam over `learning_rate_schedule`, with optional clipping by global norm and
+    decoupled weight decay."""
     rate = learning_rate_schedule(train)
     parts = []
     if train.clip_norm:
@@ -70,30 +80,41 @@ def create_optimizer(train) -> optax.GradientTransformation:
 
 
 def example_episode(config):
-    """Support and query of the run's shapes, for initialisation: uint8 zeros [way, shot, L, S, S, 3] and [way, L, S, S, 3]."""
+    """Support and query of the run's shapes, for initialisation: uint8 zeros [way, shot, L, S, S,
+    3] and [way, L, S, S, 3]."""
     e = config.episode
     frames = np.zeros((frames_read(config), e.image_size, e.image_size, 3), np.uint8)
-    return np.broadcast_to(frames, (e.way, e.shot, *frames.shape)), np.broadcast_to(frames, (e.way, *frames.shape))
+    return np.broadcast_to(frames, (e.way, e.shot, *frames.shape)), np.broadcast_to(
+        frames, (e.way, *frames.shape)
+    )
 
 
 def create_train_state(config, learner) -> TrainState:
     """Initial state from config.seed alone."""
     support, query = example_episode(config)
-    variables = jax.jit(partial(learner.init, train=False))(jax.random.key(config.seed), support, query)
-    return TrainState(step=jnp.zeros((), jnp.int32), params=variables['params'], batch_stats=variables.get('batch_stats', {}),
-                      opt_state=create_optimizer(config.train).init(variables['params']))
+    variables = jax.jit(partial(learner.init, train=False))(
+        jax.random.key(config.seed), support, query
+    )
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables['params'],
+        batch_stats=variables.get('batch_stats', {}),
+        opt_state=create_optimizer(config.train).init(variables['params']),
+    )
 
 
 def make_train_step(learner, config, mesh):
     """The jitted step: (state, batch) → (state, metrics). The state is donated.
 
-    batch: from `fsar_jax.data.loader.training_batches`, axes [A, M, …]: A parts in sequence (gradient accumulation), the M
-    episodes of a part at once, sharded over the mesh. metrics: 'loss' and 'accuracy' (means over the step), 'losses' [A, M],
-    'finite' (bool, of the state that the step leaves).
+    batch: from `fsar_jax.data.loader.training_batches`, axes [A, M, …]: A parts in sequence
+    (gradient accumulation), the M episodes of a part at once, sharded over the mesh. metrics:
+    'loss' and 'accuracy' (means over the step), 'losses' [A, M], 'finite' (bool, of the state that
+    the step leaves).
 
-    The running statistics of batch norm end up as if the episodes had passed one after the other, as in the published
-    codes, whatever A and the number of devices: training does not read them, so each episode's update can be computed
-    from the same start and folded in order (`fold_running_statistics`).
+    The running statistics of batch norm end up as if the episodes had passed one after the other,
+    as in the published codes, whatever A and the number of devices: training does not read them, so
+    each episode's update can be computed from the same start and folded in order
+    (`fold_running_statistics`).
     """
     optimizer = create_optimizer(config.train)
     frozen = config.model.backbone.batch_norm == 'frozen'
@@ -104,14 +125,22 @@ def make_train_step(learner, config, mesh):
         query = flip_clips(episode['query'], episode['query_flip'])
         key = jax.random.fold_in(jax.random.key(config.seed), episode['episode'])
         variables = {'params': params, 'batch_stats': batch_stats, 'schedule': schedule}
-        prediction, updated = learner.apply(variables, support, query, train=True, mutable=['batch_stats'],
-                                            rngs={'dropout': key, 'sampler': jax.random.fold_in(key, 1)})
+        prediction, updated = learner.apply(
+            variables,
+            support,
+            query,
+            train=True,
+            mutable=['batch_stats'],
+            rngs={'dropout': key, 'sampler': jax.random.fold_in(key, 1)},
+        )
         loss = episode_loss(prediction, episode['labels'], config, episode['classes'])
         accuracy = (prediction.logits.argmax(-1) == episode['labels']).mean()
         return loss, accuracy, updated.get('batch_stats', {})
 
     def run_part(params, batch_stats, schedule, episodes):
-        losses, accuracies, statistics = jax.vmap(run_episode, (None, None, None, 0))(params, batch_stats, schedule, episodes)
+        losses, accuracies, statistics = jax.vmap(run_episode, (None, None, None, 0))(
+            params, batch_stats, schedule, episodes
+        )
         return losses.mean(), (losses, accuracies, statistics)
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(replicated(mesh), replicated(mesh)))
@@ -122,27 +151,42 @@ def make_train_step(learner, config, mesh):
         def accumulate(carry, episodes):
             gradients, batch_stats = carry
             (_, (losses, accuracies, statistics)), new = jax.value_and_grad(run_part, has_aux=True)(
-                state.params, batch_stats, schedule, episodes)
+                state.params, batch_stats, schedule, episodes
+            )
             if not frozen:
                 queries = episodes['labels'].shape[-1]
-                batch_stats = {stage: fold_running_statistics(batch_stats[stage], statistics[stage], MOMENTUM ** passes)
-                               for stage, passes in learner.batch_norm_passes(batch_stats, queries).items()}
+                batch_stats = {
+                    stage: fold_running_statistics(
+                        batch_stats[stage], statistics[stage], MOMENTUM**passes
+                    )
+                    for stage, passes in learner.batch_norm_passes(batch_stats, queries).items()
+                }
             return (jax.tree.map(jnp.add, gradients, new), batch_stats), (losses, accuracies)
 
         start = (jax.tree.map(jnp.zeros_like, state.params), state.batch_stats)
         (gradients, batch_stats), (losses, accuracies) = run_in_sequence(accumulate, start, batch)
         gradients = jax.tree.map(lambda g: g / losses.shape[0], gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        state = TrainState(step=state.step + 1, params=optax.apply_updates(state.params, updates),
-                           batch_stats=batch_stats, opt_state=opt_state)
+        state = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+        )
         finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(state)]).all()
-        return state, {'loss': losses.mean(), 'accuracy': accuracies.mean(), 'losses': losses, 'finite': finite}
+        return state, {
+            'loss': losses.mean(),
+            'accuracy': accuracies.mean(),
+            'losses': losses,
+            'finite': finite,
+        }
 
     return train_step
 
 
 def run_in_sequence(function, carry, batch):
-    """`jax.lax.scan`; unrolled for a single part and on CPUs, where XLA runs a convolution inside a loop ~50 times slower."""
+    """`jax.lax.scan`; unrolled for a single part and on CPUs, where XLA runs a convolution inside a
+    loop ~50 times slower."""
     parts = len(jax.tree.leaves(batch)[0])
     if parts > 1 and jax.default_backend() != 'cpu':
         return jax.lax.scan(function, carry, batch)
@@ -154,12 +198,14 @@ def run_in_sequence(function, carry, batch):
 
 
 def flip_clips(clips, flip):
-    """Mirrors the width of those clips whose flag is set: clips [..., L, H, W, 3], flip bool [...]."""
+    """Mirrors the width of those clips whose flag is set: clips [..., L, H, W, 3], flip bool
+    [...]."""
     return jnp.where(flip[..., None, None, None, None], clips[..., ::-1, :], clips)
 
 
 def fold_running_statistics(before, after, decay):
-    """Running statistics after E episodes in a row, from each episode's own update of the same start.
+    """Running statistics after E episodes in a row, from each episode's own update of the same
+    start.
 
     With r_e = d·r + u_e for episode e alone, the sequence gives d^E·r + Σ_e d^(E−1−e)·u_e.
 
@@ -168,8 +214,10 @@ def fold_running_statistics(before, after, decay):
       after: tree of r_e, leading axis E.
       decay: d, the momentum of batch norm to the power of its passes per episode.
     """
+
     def fold(r, r_e):
         count = r_e.shape[0]
         weight = decay ** jnp.arange(count - 1, -1, -1, dtype=r.dtype)
-        return decay ** count * r + jnp.tensordot(weight, r_e - decay * r, 1)
+        return decay**count * r + jnp.tensordot(weight, r_e - decay * r, 1)
+
     return jax.tree.map(fold, before, after)

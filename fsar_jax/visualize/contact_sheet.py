@@ -1,7 +1,7 @@
 """A contact sheet of a dataset: python -m fsar_jax.visualize.contact_sheet --dataset=synthetic_actions/misaligned --out=sheet.png
 
-One row per class: its name and the frames that a model sees of one clip, with the object's box where the record has it.
-Look at your clips before you train on them.
+One row per class: its name and the frames that a model sees of one clip, with the object's box
+where the record has it. Look at your clips before you train on them.
 """
 
 import argparse
@@ -22,22 +22,27 @@ from fsar_jax.data.frames import decode_jpeg
 from fsar_jax.files import local_path, write_whole
 from fsar_jax.messages import one_line, printable
 
-LABEL_WIDTH = 330           # pixels for the class name
+LABEL_WIDTH = 330  # pixels for the class name
 BOX_COLOUR = (255, 255, 255)
 
 
-def contact_sheet(dataset: VideoDataset, length: int = 8, clip: int = 0, columns: int = 2, height: int = 64) -> Image.Image:
-    """Draws clip number `clip` of each class, `length` frames at the test-time places, `height` pixels high.
+def contact_sheet(
+    dataset: VideoDataset, length: int = 8, clip: int = 0, columns: int = 2, height: int = 64
+) -> Image.Image:
+    """Draws clip number `clip` of each class, `length` frames at the test-time places, `height`
+    pixels high.
 
     Args:
       dataset: an open split.
       length: L, frames of a clip.
-      clip: which clip of each class, counted in record order; classes with fewer clips show their last.
+      clip: which clip of each class, counted in record order; classes with fewer clips show their
+        last.
       columns: of the sheet.
       height: of a frame on the sheet.
 
     Returns:
-      An RGB image; the action's first and last stored frame stand under the name where the record has them.
+      An RGB image; the action's first and last stored frame stand under the name where the record
+      has them.
 
     Raises:
       ValueError: `length` below 1, `clip` below 0, or a stored frame that cannot be decoded.
@@ -63,12 +68,20 @@ def _draw_row(dataset, label, record, length, height):
         try:
             frame = Image.fromarray(decode_jpeg(record['frames'][index]))
         except ValueError as error:
-            raise ValueError(f"video '{printable(record['video_id'])}', frame {index}: {error}: {dataset.advice}") from None
+            raise ValueError(
+                f"video '{printable(record['video_id'])}', frame {index}: {error}: {dataset.advice}"
+            ) from None
         if 'boxes' in record and np.any(record['boxes'][index]):
-            ImageDraw.Draw(frame).rectangle([float(v) for v in record['boxes'][index]], outline=BOX_COLOUR)
+            ImageDraw.Draw(frame).rectangle(
+                [float(v) for v in record['boxes'][index]], outline=BOX_COLOUR
+            )
         frames.append(frame.resize((round(frame.width * height / frame.height), height)))
     row = Image.new('RGB', (LABEL_WIDTH + sum(f.width for f in frames), height))
-    truth = f"\naction: frames {record['action_start']} to {record['action_end']}" if 'action_start' in record else ''
+    truth = (
+        f"\naction: frames {record['action_start']} to {record['action_end']}"
+        if 'action_start' in record
+        else ''
+    )
     ImageDraw.Draw(row).text((6, height // 2 - 12), name + truth, fill=BOX_COLOUR)
     left = LABEL_WIDTH
     for frame in frames:
@@ -78,20 +91,30 @@ def _draw_row(dataset, label, record, length, height):
 
 
 def write_sheet(sheet: Image.Image, path) -> None:
-    """Writes the picture as its suffix says, whole or not at all. ValueError where PIL knows no such format, or cannot hold it in one."""
+    """Writes the picture as its suffix says, whole or not at all. ValueError where PIL knows no
+    such format, or cannot hold it in one."""
     content, suffix = io.BytesIO(), path.suffix.lower()
     try:
         sheet.save(content, Image.registered_extensions()[suffix])
     except KeyError:
         raise ValueError(f'--out={printable(path)} does not end in .png or .jpg') from None
     except (OSError, ValueError) as error:
-        raise ValueError(f'--out={printable(path)}: {suffix} does not take this picture ({one_line(error)}): try .png') from None
+        raise ValueError(
+            f'--out={printable(path)}: {suffix} does not take this picture ({one_line(error)}): '
+            'try .png'
+        ) from None
     write_whole(path, content.getvalue())
 
 
 def main():
-    parser = argparse.ArgumentParser(prog='python -m fsar_jax.visualize.contact_sheet', description='Draws one clip of each class.', allow_abbrev=False)
-    parser.add_argument('--dataset', required=True, help='as config.data.dataset, e.g. synthetic_actions/misaligned')
+    parser = argparse.ArgumentParser(
+        prog='python -m fsar_jax.visualize.contact_sheet',
+        description='Draws one clip of each class.',
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        '--dataset', required=True, help='as config.data.dataset, e.g. synthetic_actions/misaligned'
+    )
     parser.add_argument('--dir', default='data', help='as config.data.dir')
     parser.add_argument('--split', default='test')
     parser.add_argument('--clip', type=int, default=0, help='which clip of each class')
@@ -99,7 +122,9 @@ def main():
     parser.add_argument('--out', required=True, help='the picture to write, .png or .jpg')
     args = parser.parse_args()
     data_dir, out = local_path(args.dir, '--dir'), local_path(args.out, '--out')
-    write_sheet(contact_sheet(open_dataset(args.dataset, data_dir, args.split), args.frames, args.clip), out)
+    write_sheet(
+        contact_sheet(open_dataset(args.dataset, data_dir, args.split), args.frames, args.clip), out
+    )
 
 
 if __name__ == '__main__':

@@ -1,7 +1,8 @@
 """Tells checkpoint files apart by their content, and reads them into numpy without torch.
 
-Files come from anywhere: every length in one is compared with the size of the file before memory is taken, and every
-failure is one line that says what the file is and what to do. torch_file.py and safetensors_file.py read the formats.
+Files come from anywhere: every length in one is compared with the size of the file before memory is
+taken, and every failure is one line that says what the file is and what to do. torch_file.py and
+safetensors_file.py read the formats.
 """
 
 from __future__ import annotations
@@ -22,15 +23,21 @@ READ_HERE = 'what is read here: .pth and .pt of torch.save(model.state_dict()), 
 
 # First bytes → what the file is and what to do.
 FOREIGN = (
-    (b'version https://git-lfs', 'a Git LFS pointer, not the weights themselves: run `git lfs pull` where it was cloned, '
-                                 'or download the file'),
+    (
+        b'version https://git-lfs',
+        'a Git LFS pointer, not the weights themselves: run `git lfs pull` where it was cloned, '
+        'or download the file',
+    ),
     (b'\x1f\x8b', 'compressed (gzip): unpack it with gunzip, and give what is inside'),
     (b'BZh', 'compressed (bzip2): unpack it with bunzip2, and give what is inside'),
     (b'\xfd7zXZ\x00', 'compressed (xz): unpack it with unxz, and give what is inside'),
     (b'\x28\xb5\x2f\xfd', 'compressed (zstd): unpack it with unzstd, and give what is inside'),
     (b'7z\xbc\xaf\x27\x1c', 'a 7z archive: unpack it, and give the checkpoint inside'),
     (b'Rar!', 'a RAR archive: unpack it, and give the checkpoint inside'),
-    (b'\x89HDF\r\n\x1a\n', 'an HDF5 file (Keras): convert it to safetensors under the published names'),
+    (
+        b'\x89HDF\r\n\x1a\n',
+        'an HDF5 file (Keras): convert it to safetensors under the published names',
+    ),
     (b'\x93NUMPY', 'one numpy array (.npy), without names: save a dict of arrays as safetensors'),
     (b'GGUF', 'a GGUF file: convert it to safetensors under the published names'),
     (b'%PDF', 'a PDF: give the checkpoint'),
@@ -39,18 +46,22 @@ PAGES = (b'<!doctype', b'<html', b'<?xml', b'<head')
 
 
 def read_torch(path) -> dict[str, Any]:
-    """The content of a checkpoint file, tensors as numpy arrays (views that may share memory; bfloat16 and float8 of ml_dtypes).
+    """The content of a checkpoint file, tensors as numpy arrays (views that may share memory;
+    bfloat16 and float8 of ml_dtypes).
 
     Args:
       path: .pth, .pt in torch's zip or legacy format, or .safetensors; told apart by content.
 
     Returns:
-      What was saved: dicts, lists, tuples, numbers and strings around arrays. Whatever else lies beside them is an `Opaque`,
-      which has the name of the object and nothing of it; a tensor that cannot be read is an `UnreadTensor`.
+      What was saved: dicts, lists, tuples, numbers and strings around arrays. Whatever else lies
+        beside them is an `Opaque`,
+      which has the name of the object and nothing of it; a tensor that cannot be read is an
+      `UnreadTensor`.
 
     Raises:
       FileNotFoundError, IsADirectoryError, OSError: with the path.
-      ValueError: one line: a damaged or foreign file, or a pickle that names what acts; nothing of it is run.
+      ValueError: one line: a damaged or foreign file, or a pickle that names what acts; nothing of
+        it is run.
     """
     path = pathlib.Path(path)
     shown = printable(path, 1000)
@@ -59,21 +70,29 @@ def read_torch(path) -> dict[str, Any]:
     except FileNotFoundError:
         raise FileNotFoundError(f'{shown}: no such checkpoint file') from None
     if stat.S_ISDIR(about.st_mode):
-        raise IsADirectoryError(f'{shown}: a folder, not a checkpoint file: name the .pth or .safetensors file in it')
+        raise IsADirectoryError(
+            f'{shown}: a folder, not a checkpoint file: name the .pth or .safetensors file in it'
+        )
     if not stat.S_ISREG(about.st_mode):
-        raise ValueError(f'{shown}: a pipe, socket or device, not a checkpoint file: copy its content to a file, and give that')
+        raise ValueError(
+            f'{shown}: a pipe, socket or device, not a checkpoint file: copy its content to a '
+            'file, and give that'
+        )
     try:
         with naming(path), path.open('rb') as file:
             return _read(file, about.st_size)
     except Refused as error:
         reason = str(error)
     except OSError as error:
-        if error.errno not in (None, errno.EINVAL):     # EINVAL: a damaged zip file places a part before its start
+        if error.errno not in (
+            None,
+            errno.EINVAL,
+        ):  # EINVAL: a damaged zip file places a part before its start
             raise
         reason = _damaged(error)
     except MemoryError:
         reason = f'not enough memory to read its {about.st_size:,} bytes'
-    except Exception as error:      # a damaged file can fail in any way
+    except Exception as error:  # a damaged file can fail in any way
         reason = _damaged(error)
     raise ValueError(f'{shown}: {reason}')
 
@@ -98,13 +117,24 @@ def _read(file, size):
         return read_legacy(file, size)
     text = head.lstrip(b'\xef\xbb\xbf \t\r\n').lower()
     if text.startswith(PAGES):
-        raise Refused(f'{NEITHER} but a web page: the download gave a page (a login, a warning, "not found") in place of the '
-                      'file: open the address in a browser, and save the file itself')
+        raise Refused(
+            f'{NEITHER} but a web page: the download gave a page (a login, a warning, "not found") '
+            'in place of the '
+            'file: open the address in a browser, and save the file itself'
+        )
     if text.startswith(b'{'):
-        raise Refused(f'{NEITHER} but JSON: of a checkpoint in parts this is the index; give one file with all weights')
+        raise Refused(
+            f'{NEITHER} but JSON: of a checkpoint in parts this is the index; give one file with '
+            'all weights'
+        )
     if head[257:262] == b'ustar':
-        raise Refused(f'{NEITHER} but a tar archive: unpack it and give the checkpoint inside; where torch itself wrote it, '
-                      f'before version 0.1.10: {RESAVE}')
+        raise Refused(
+            f'{NEITHER} but a tar archive: unpack it and give the checkpoint inside; where torch '
+            'itself wrote it, '
+            f'before version 0.1.10: {RESAVE}'
+        )
     if head[:1] == b'\x08' and head[2:3] in (b'\x12', b'\x1a', b':'):
-        raise Refused(f'{NEITHER} but ONNX, it seems: give the checkpoint that it was exported from')
+        raise Refused(
+            f'{NEITHER} but ONNX, it seems: give the checkpoint that it was exported from'
+        )
     raise Refused(f'truncated, damaged, or {NEITHER}; {READ_HERE}')

@@ -6,12 +6,12 @@ import jax
 
 TRANSFORMS = {
     'copy': lambda x: x,
-    'linear': lambda x: x.T,                            # [out, in] → [in, out]
-    'conv': lambda x: x.transpose(2, 3, 1, 0),          # [out, in, h, w] → [h, w, in, out]
-    'conv1d': lambda x: x[..., 0].T,                    # [out, in, 1] → [in, out], a linear map
-    'conv2d': lambda x: x[..., 0, 0].T,                 # [out, in, 1, 1] → [in, out]
-    'conv3d': lambda x: x.transpose(2, 3, 4, 1, 0),     # [out, in, d, h, w] → [d, h, w, in, out]
-    'points': lambda x: x[..., 0, 0, 0].T,              # [out, in, 1, 1, 1] → [in, out]
+    'linear': lambda x: x.T,  # [out, in] → [in, out]
+    'conv': lambda x: x.transpose(2, 3, 1, 0),  # [out, in, h, w] → [h, w, in, out]
+    'conv1d': lambda x: x[..., 0].T,  # [out, in, 1] → [in, out], a linear map
+    'conv2d': lambda x: x[..., 0, 0].T,  # [out, in, 1, 1] → [in, out]
+    'conv3d': lambda x: x.transpose(2, 3, 4, 1, 0),  # [out, in, d, h, w] → [d, h, w, in, out]
+    'points': lambda x: x[..., 0, 0, 0].T,  # [out, in, 1, 1, 1] → [in, out]
 }
 
 
@@ -23,6 +23,7 @@ class Entry(NamedTuple):
       transform: key of TRANSFORMS.
       shape: of the published array; None for a size that cannot be known.
     """
+
     path: str
     transform: str
     shape: tuple[int | None, ...]
@@ -39,11 +40,14 @@ BACKBONE_LEAVES = {
 BACKBONE_MODULES = {'downsample_conv': 'downsample.0', 'downsample_bn': 'downsample.1'}
 
 
-def torchvision_rows(variables: dict[str, Any], published: str = '', ours: str = '') -> dict[str, Entry]:
-    """Rows of a network of convolutions and batch norms with torchvision's names, read off its variables (arrays or shapes).
+def torchvision_rows(
+    variables: dict[str, Any], published: str = '', ours: str = ''
+) -> dict[str, Entry]:
+    """Rows of a network of convolutions and batch norms with torchvision's names, read off its
+    variables (arrays or shapes).
 
-    Our module names are torchvision's with '_' for '.', but for BACKBONE_MODULES. `published` and `ours` are put before the names
-    and the paths: 'backbone.', 'sampler/scan_network/'.
+    Our module names are torchvision's with '_' for '.', but for BACKBONE_MODULES. `published` and
+    `ours` are put before the names and the paths: 'backbone.', 'sampler/scan_network/'.
     """
     table = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
@@ -51,14 +55,31 @@ def torchvision_rows(variables: dict[str, Any], published: str = '', ours: str =
         name, transform = BACKBONE_LEAVES[collection, last]
         theirs = [BACKBONE_MODULES.get(module, module.replace('_', '.')) for module in modules]
         transform = 'conv3d' if transform == 'conv' and leaf.ndim == 5 else transform
-        shape = leaf.shape if transform == 'copy' else (leaf.shape[-1], leaf.shape[-2], *leaf.shape[:-2])
-        table[published + '.'.join([*theirs, name])] = Entry(f'{collection}/{ours}' + '/'.join([*modules, last]), transform, shape)
+        shape = (
+            leaf.shape
+            if transform == 'copy'
+            else (leaf.shape[-1], leaf.shape[-2], *leaf.shape[:-2])
+        )
+        table[published + '.'.join([*theirs, name])] = Entry(
+            f'{collection}/{ours}' + '/'.join([*modules, last]), transform, shape
+        )
     return table
 
 
-def linear(published: str, ours: str, outputs, inputs, transform: str = 'linear', bias: bool = True, window=()) -> dict[str, Entry]:
-    """Rows of a linear map or convolution: weight [outputs, inputs, *window], and bias [outputs] where there is one."""
-    rows = {f'{published}.weight': Entry(f'params/{ours}/kernel', transform, (outputs, inputs, *window))}
+def linear(
+    published: str,
+    ours: str,
+    outputs,
+    inputs,
+    transform: str = 'linear',
+    bias: bool = True,
+    window=(),
+) -> dict[str, Entry]:
+    """Rows of a linear map or convolution: weight [outputs, inputs, *window], and bias [outputs]
+    where there is one."""
+    rows = {
+        f'{published}.weight': Entry(f'params/{ours}/kernel', transform, (outputs, inputs, *window))
+    }
     if bias:
         rows[f'{published}.bias'] = Entry(f'params/{ours}/bias', 'copy', (outputs,))
     return rows
@@ -66,12 +87,15 @@ def linear(published: str, ours: str, outputs, inputs, transform: str = 'linear'
 
 def layer_norm(published: str, ours: str, width) -> dict[str, Entry]:
     """Rows of a LayerNorm over `width` values."""
-    return {f'{published}.weight': Entry(f'params/{ours}/scale', 'copy', (width,)),
-            f'{published}.bias': Entry(f'params/{ours}/bias', 'copy', (width,))}
+    return {
+        f'{published}.weight': Entry(f'params/{ours}/scale', 'copy', (width,)),
+        f'{published}.bias': Entry(f'params/{ours}/bias', 'copy', (width,)),
+    }
 
 
 def batch_norm(published: str, ours: str, width) -> dict[str, Entry]:
     """Rows of a batch norm over `width` channels, with its running statistics."""
     return layer_norm(published, ours, width) | {
         f'{published}.running_mean': Entry(f'batch_stats/{ours}/mean', 'copy', (width,)),
-        f'{published}.running_var': Entry(f'batch_stats/{ours}/var', 'copy', (width,))}
+        f'{published}.running_var': Entry(f'batch_stats/{ours}/var', 'copy', (width,)),
+    }

@@ -1,9 +1,10 @@
 """Reads the pickles of PyTorch checkpoints without running anything of them.
 
-Python's unpickler imports and calls whatever a pickle names. This one is a small interpreter of its own: it builds dicts,
-lists, tuples, numbers and strings, hands storages and tensors to the caller, and puts an `Opaque` in the place of every
-other object, which keeps the object's name and nothing else. What is named is compared with pickle_names.py and never imported.
-All work is bounded by the length of the file.
+Python's unpickler imports and calls whatever a pickle names. This one is a small interpreter of its
+own: it builds dicts, lists, tuples, numbers and strings, hands storages and tensors to the caller,
+and puts an `Opaque` in the place of every other object, which keeps the object's name and nothing
+else. What is named is compared with pickle_names.py and never imported. All work is bounded by the
+length of the file.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from fsar_jax.weights.pickle_names import harmless
 
 RESAVE = 'where it loads, save the state dict alone, torch.save(model.state_dict(), "weights.pth"), and give that file'
 
-MAX_OPCODES = 2_000_000     # a ResNet-50 has 10,000, its training checkpoint 30,000
-MAX_DEPTH = 200             # containers within containers
-MAX_KEY = 16                # entries of a tuple that is a key, arguments of a call
-MAX_INTEGER = 1024          # bytes
-MAX_NAME = 500              # characters of the name of an object
+MAX_OPCODES = 2_000_000  # a ResNet-50 has 10,000, its training checkpoint 30,000
+MAX_DEPTH = 200  # containers within containers
+MAX_KEY = 16  # entries of a tuple that is a key, arguments of a call
+MAX_INTEGER = 1024  # bytes
+MAX_NAME = 500  # characters of the name of an object
 
 Call = Callable[..., Any]
 
@@ -33,7 +34,9 @@ class Refused(ValueError):
 
 
 class Opaque:
-    """Stands for an object, class or function of a pickle that no tensor needs. `name` is all that is kept of it."""
+    """Stands for an object, class or function of a pickle that no tensor needs. `name` is all that
+    is kept of it."""
+
     __slots__ = ('name',)
 
     def __init__(self, name: str):
@@ -44,22 +47,27 @@ class Opaque:
 
 
 class UnreadTensor(Opaque):
-    """Stands for a tensor that cannot be read: `name` says what it is and how to save it instead."""
+    """Stands for a tensor that cannot be read: `name` says what it is and how to save it
+    instead."""
+
     __slots__ = ()
 
 
-def read_pickle(file: BinaryIO, size: int, calls: dict[str, Call] | None = None, persistent: Call | None = None) -> Any:
+def read_pickle(
+    file: BinaryIO, size: int, calls: dict[str, Call] | None = None, persistent: Call | None = None
+) -> Any:
     """The object of one pickle; the file is left behind its end.
 
     Args:
       file: at the start of the pickle.
       size: bytes of the file, which no length in it may exceed.
-      calls: {name of a function: ours}; called with the arguments that the pickle gives, and nothing else is.
+      calls: {name of a function: ours}; called with the arguments that the pickle gives, and
+        nothing else is.
       persistent: called with a persistent id (a storage); without it there must be none.
 
     Returns:
-      dicts (OrderedDict, defaultdict and Counter too), lists, tuples, None, bool, int, float, str, bytes; what `calls` and
-      `persistent` gave; an `Opaque` for all else.
+      dicts (OrderedDict, defaultdict and Counter too), lists, tuples, None, bool, int, float, str,
+      bytes; what `calls` and `persistent` gave; an `Opaque` for all else.
 
     Raises:
       Refused: the pickle is damaged, names what is not `harmless`, or exceeds a limit.
@@ -68,7 +76,8 @@ def read_pickle(file: BinaryIO, size: int, calls: dict[str, Call] | None = None,
 
 
 class _Machine:
-    """Stack, marks and memo of a pickle, as in Python's documentation of pickletools; one method per group of opcodes."""
+    """Stack, marks and memo of a pickle, as in Python's documentation of pickletools; one method
+    per group of opcodes."""
 
     def __init__(self, file, size, calls, persistent):
         self.file, self.size, self.persistent = file, size, persistent
@@ -76,9 +85,11 @@ class _Machine:
             'collections.OrderedDict': self.ordered_dict,
             'collections.Counter': lambda items=None: {} if items is None else items,
             'collections.defaultdict': lambda *_: {},
-            **calls}
+            **calls,
+        }
         self.stack, self.marks, self.memo, self.count, self.signatures = [], [], {}, 0, {}
-        self.depths = {}        # id of a container → its depth; set whenever one is made, so a reused id is no danger
+        # id of a container → its depth; set whenever one is made, so a reused id is no danger
+        self.depths = {}
 
     def run(self):
         read, step = self.file.read, self.STEPS
@@ -86,7 +97,10 @@ class _Machine:
             if not opcode:
                 raise Refused('truncated: it ends inside a pickle')
             if opcode not in step:
-                raise Refused(f'damaged, or no checkpoint: {opcode!r} is no opcode of a pickle that torch writes')
+                raise Refused(
+                    f'damaged, or no checkpoint: {opcode!r} is no opcode of a pickle that torch '
+                    'writes'
+                )
             self.spend(1)
             step[opcode](self)
         if len(self.stack) != 1 or self.marks:
@@ -98,7 +112,10 @@ class _Machine:
     def spend(self, steps):
         self.count += steps
         if self.count > MAX_OPCODES:
-            raise Refused(f'its pickle has more than {MAX_OPCODES:,} steps, which no state dict needs: {RESAVE}')
+            raise Refused(
+                f'its pickle has more than {MAX_OPCODES:,} steps, which no state dict needs: '
+                f'{RESAVE}'
+            )
 
     def take(self, length):
         if not 0 <= length <= self.size:
@@ -153,7 +170,10 @@ class _Machine:
             if type(item) in CONTAINERS:
                 depth = max(depth, self.depths.get(id(item), 1) + 1)
         if depth > MAX_DEPTH:
-            raise Refused(f'its values lie more than {MAX_DEPTH} deep within each other, which no state dict needs: {RESAVE}')
+            raise Refused(
+                f'its values lie more than {MAX_DEPTH} deep within each other, which no state dict '
+                f'needs: {RESAVE}'
+            )
         self.depths[id(container)] = depth
 
     def put(self, container, items=()):
@@ -204,12 +224,18 @@ class _Machine:
 
     def memorize(self, index):
         if not 0 <= index <= self.size:
-            raise Refused(f"damaged: its pickle has a memo index of {printable(f'{index:,}', 40)} in a file of {self.size:,} bytes")
+            raise Refused(
+                f"damaged: its pickle has a memo index of {printable(f'{index:,}', 40)} in a file "
+                f"of {self.size:,} bytes"
+            )
         self.memo[index] = self.top()
 
     def recall(self, index):
         if index not in self.memo:
-            raise Refused(f"damaged: its pickle asks for memo {printable(f'{index:,}', 40)}, which it never set")
+            raise Refused(
+                f"damaged: its pickle asks for memo {printable(f'{index:,}', 40)}, which it never "
+                "set"
+            )
         self.stack.append(self.memo[index])
 
     # Names and objects
@@ -219,8 +245,11 @@ class _Machine:
             raise Refused('damaged: its pickle names something that is no name')
         full = f'{module[:MAX_NAME]}.{name[:MAX_NAME]}'
         if len(full) > MAX_NAME or full not in self.calls and not harmless(full):
-            raise Refused(f"refused, nothing was run: its pickle names '{printable(full)}', which is neither a tensor nor a "
-                          f'plain container: unless you know why, load it nowhere; if you do, {RESAVE}')
+            raise Refused(
+                f"refused, nothing was run: its pickle names '{printable(full)}', which is neither "
+                "a tensor nor a "
+                f'plain container: unless you know why, load it nowhere; if you do, {RESAVE}'
+            )
         self.stack.append(Opaque(full))
 
     def global_lines(self):
@@ -249,7 +278,9 @@ class _Machine:
                     self.signatures[function.name] = inspect.signature(call)
                 self.signatures[function.name].bind(*items)
             except TypeError:
-                raise Refused(f"damaged: '{printable(function.name)}' with {len(items)} arguments") from None
+                raise Refused(
+                    f"damaged: '{printable(function.name)}' with {len(items)} arguments"
+                ) from None
             made = call(*items)
         if type(made) in CONTAINERS:
             self.spend(len(made))
@@ -281,7 +312,9 @@ class _Machine:
     def storage(self):
         identity = self.pop()
         if self.persistent is None:
-            raise Refused('refused, nothing was run: its pickle refers to what is not a tensor storage')
+            raise Refused(
+                'refused, nothing was run: its pickle refers to what is not a tensor storage'
+            )
         self.stack.append(self.persistent(identity))
 
     # Scalars
@@ -293,7 +326,9 @@ class _Machine:
 
     def integer_line(self):
         line = self.line()
-        self.stack.append({b'00': False, b'01': True}[line] if line in (b'00', b'01') else int(line.rstrip(b'L')))
+        self.stack.append(
+            {b'00': False, b'01': True}[line] if line in (b'00', b'01') else int(line.rstrip(b'L'))
+        )
 
     def text(self, length):
         self.stack.append(self.take(length).decode('utf-8', 'surrogatepass'))
@@ -315,50 +350,99 @@ class _Machine:
             raise Refused(f'damaged: a frame of {length:,} bytes in a file of {self.size:,}')
 
     STEPS = {
-        b'\x80': protocol, b'\x95': frame,
-        b'(': mark, b'0': pop_or_mark, b'1': to_mark, b'2': lambda m: m.stack.append(m.top()),
-        b'N': lambda m: m.stack.append(None), b'\x88': lambda m: m.stack.append(True), b'\x89': lambda m: m.stack.append(False),
-        b'J': lambda m: m.stack.append(m.number('<i')), b'K': lambda m: m.stack.append(m.number('B')),
-        b'M': lambda m: m.stack.append(m.number('<H')), b'G': lambda m: m.stack.append(m.number('>d')),
-        b'\x8a': lambda m: m.integer(m.number('B')), b'\x8b': lambda m: m.integer(m.number('<I')),
-        b'I': integer_line, b'L': integer_line, b'F': lambda m: m.stack.append(float(m.line())),
+        b'\x80': protocol,
+        b'\x95': frame,
+        b'(': mark,
+        b'0': pop_or_mark,
+        b'1': to_mark,
+        b'2': lambda m: m.stack.append(m.top()),
+        b'N': lambda m: m.stack.append(None),
+        b'\x88': lambda m: m.stack.append(True),
+        b'\x89': lambda m: m.stack.append(False),
+        b'J': lambda m: m.stack.append(m.number('<i')),
+        b'K': lambda m: m.stack.append(m.number('B')),
+        b'M': lambda m: m.stack.append(m.number('<H')),
+        b'G': lambda m: m.stack.append(m.number('>d')),
+        b'\x8a': lambda m: m.integer(m.number('B')),
+        b'\x8b': lambda m: m.integer(m.number('<I')),
+        b'I': integer_line,
+        b'L': integer_line,
+        b'F': lambda m: m.stack.append(float(m.line())),
         b'V': lambda m: m.stack.append(m.line().decode('raw-unicode-escape')),
-        b'X': lambda m: m.text(m.number('<I')), b'\x8c': lambda m: m.text(m.number('B')),
+        b'X': lambda m: m.text(m.number('<I')),
+        b'\x8c': lambda m: m.text(m.number('B')),
         b'\x8d': lambda m: m.text(m.number('<Q')),
-        b'T': lambda m: m.old_text(m.number('<i')), b'U': lambda m: m.old_text(m.number('B')),
-        b'B': lambda m: m.stack.append(m.take(m.number('<I'))), b'C': lambda m: m.stack.append(m.take(m.number('B'))),
-        b'\x8e': lambda m: m.stack.append(m.take(m.number('<Q'))), b'\x96': lambda m: m.stack.append(m.take(m.number('<Q'))),
-        b')': lambda m: m.put(()), b']': lambda m: m.put([]), b'}': lambda m: m.put({}),
+        b'T': lambda m: m.old_text(m.number('<i')),
+        b'U': lambda m: m.old_text(m.number('B')),
+        b'B': lambda m: m.stack.append(m.take(m.number('<I'))),
+        b'C': lambda m: m.stack.append(m.take(m.number('B'))),
+        b'\x8e': lambda m: m.stack.append(m.take(m.number('<Q'))),
+        b'\x96': lambda m: m.stack.append(m.take(m.number('<Q'))),
+        b')': lambda m: m.put(()),
+        b']': lambda m: m.put([]),
+        b'}': lambda m: m.put({}),
         b'\x8f': lambda m: m.stack.append(Opaque('builtins.set')),
-        b'\x85': lambda m: m.last(1), b'\x86': lambda m: m.last(2), b'\x87': lambda m: m.last(3),
-        b't': lambda m: m.put(tuple(items := m.to_mark()), items), b'l': lambda m: m.put(items := m.to_mark(), items),
+        b'\x85': lambda m: m.last(1),
+        b'\x86': lambda m: m.last(2),
+        b'\x87': lambda m: m.last(3),
+        b't': lambda m: m.put(tuple(items := m.to_mark()), items),
+        b'l': lambda m: m.put(items := m.to_mark(), items),
         b'd': pairs,
         b'\x91': lambda m: (m.to_mark(), m.stack.append(Opaque('builtins.frozenset'))),
-        b'a': lambda m: m.extend([m.pop()]), b'e': lambda m: m.extend(m.to_mark()), b'\x90': lambda m: m.extend(m.to_mark()),
-        b's': one_item, b'u': lambda m: m.set_items(m.to_mark()),
-        b'q': lambda m: m.memorize(m.number('B')), b'r': lambda m: m.memorize(m.number('<I')),
+        b'a': lambda m: m.extend([m.pop()]),
+        b'e': lambda m: m.extend(m.to_mark()),
+        b'\x90': lambda m: m.extend(m.to_mark()),
+        b's': one_item,
+        b'u': lambda m: m.set_items(m.to_mark()),
+        b'q': lambda m: m.memorize(m.number('B')),
+        b'r': lambda m: m.memorize(m.number('<I')),
         b'p': lambda m: m.memorize(int(m.line())),
         b'\x94': lambda m: m.memorize(len(m.memo)),
-        b'h': lambda m: m.recall(m.number('B')), b'j': lambda m: m.recall(m.number('<I')),
+        b'h': lambda m: m.recall(m.number('B')),
+        b'j': lambda m: m.recall(m.number('<I')),
         b'g': lambda m: m.recall(int(m.line())),
-        b'c': global_lines, b'\x93': global_stack, b'R': reduce, b'\x81': reduce, b'\x92': reduce_with_keywords,
-        b'i': instance_lines, b'o': instance_stack, b'b': build, b'Q': storage,
+        b'c': global_lines,
+        b'\x93': global_stack,
+        b'R': reduce,
+        b'\x81': reduce,
+        b'\x92': reduce_with_keywords,
+        b'i': instance_lines,
+        b'o': instance_stack,
+        b'b': build,
+        b'Q': storage,
     }
 
 
 CONTAINERS = (dict, list, tuple)
 # Functions whose first argument is the class of what they make.
-REBUILDERS = frozenset({'copyreg._reconstructor', 'copy_reg._reconstructor', 'copyreg.__newobj__', 'copyreg.__newobj_ex__',
-                        'numpy.core.multiarray._reconstruct', 'numpy._core.multiarray._reconstruct'})
+REBUILDERS = frozenset(
+    {
+        'copyreg._reconstructor',
+        'copy_reg._reconstructor',
+        'copyreg.__newobj__',
+        'copyreg.__newobj_ex__',
+        'numpy.core.multiarray._reconstruct',
+        'numpy._core.multiarray._reconstruct',
+    }
+)
 
 
 def checked_key(key):
-    """The key of a dict, if hashing and comparing it is cheap; an `Opaque` for objects and tensors."""
-    if isinstance(key, (str, bytes, float, type(None), Opaque)) or isinstance(key, int) and abs(key) < 2 ** 64:
+    """The key of a dict, if hashing and comparing it is cheap; an `Opaque` for objects and
+    tensors."""
+    if (
+        isinstance(key, (str, bytes, float, type(None), Opaque))
+        or isinstance(key, int)
+        and abs(key) < 2**64
+    ):
         return key
     if not isinstance(key, (tuple, int)):
         return Opaque(type(key).__name__)
-    if isinstance(key, tuple) and len(key) <= MAX_KEY and all(not isinstance(item, tuple) for item in key):
+    if (
+        isinstance(key, tuple)
+        and len(key) <= MAX_KEY
+        and all(not isinstance(item, tuple) for item in key)
+    ):
         return tuple(map(checked_key, key))
     what = 'deep or long tuple' if isinstance(key, tuple) else 'huge integer'
     raise Refused(f'a dictionary key that is a {what}, which no state dict has: {RESAVE}')

@@ -1,14 +1,17 @@
-"""Which names may stand in the pickle of a checkpoint: those of objects, not those of what acts. None is ever imported.
+"""Which names may stand in the pickle of a checkpoint: those of objects, not those of what acts.
+None is ever imported.
 
-Nothing of a pickle is run here, so a name that slips through does no harm; but a file that would run something elsewhere is an
-attack, and people want to know.
+Nothing of a pickle is run here, so a name that slips through does no harm; but a file that would
+run something elsewhere is an attack, and people want to know.
 """
 
 import re
 import sys
 
-# Of Python's own library, torch and numpy, only these; of other packages every name, but for those of ACTING.
-HARMLESS = re.compile(r'''
+# Of Python's own library, torch and numpy, only these; of other packages every name, but for those
+# of ACTING.
+HARMLESS = re.compile(
+    r'''
     # Python
       (builtins|__builtin__)\.(object|type|dict|list|tuple|set|frozenset|int|long|float|bool|complex|str|unicode|bytes|bytearray|
         slice|range|xrange|NoneType|Ellipsis|NotImplemented|[A-Z]\w*(Error|Exception|Warning|Interrupt|Iteration))
@@ -31,18 +34,60 @@ HARMLESS = re.compile(r'''
         intc|uintc)
     | numpy\.(core|_core)\.(multiarray|numeric)\.(scalar|_reconstruct|_frombuffer) | numpy\.dtypes\.\w+
     | numpy\.random\.(_pickle\.\w+|\w+\.__pyx_unpickle_\w+|(\w+\.)?[A-Z]\w*) | numpy\.ma\.core\.(_mareconstruct|MaskedArray)
-    ''', re.X)
-STANDARD_LIBRARY = frozenset(sys.stdlib_module_names) | {      # and what other versions of Python have
-    '__builtin__', 'asynchat', 'asyncore', 'cgi', 'commands', 'cPickle', 'crypt', 'distutils', 'httplib', 'imp', 'lib2to3',
-    'nntplib', 'os2', 'pipes', 'popen2', 'smtpd', 'spwd', 'telnetlib', 'test', 'urllib2'}
+    ''',
+    re.X,
+)
+STANDARD_LIBRARY = frozenset(sys.stdlib_module_names) | {  # and what other versions of Python have
+    '__builtin__',
+    'asynchat',
+    'asyncore',
+    'cgi',
+    'commands',
+    'cPickle',
+    'crypt',
+    'distutils',
+    'httplib',
+    'imp',
+    'lib2to3',
+    'nntplib',
+    'os2',
+    'pipes',
+    'popen2',
+    'smtpd',
+    'spwd',
+    'telnetlib',
+    'test',
+    'urllib2',
+}
 # Packages whose purpose is to run, install or fetch things.
-ACTING = frozenset({
-    'IPython', 'aiohttp', 'fabric', 'httpx', 'invoke', 'joblib', 'nose', 'paramiko', 'pexpect', 'pip', 'pkg_resources', 'plumbum',
-    'psutil', 'pytest', '_pytest', 'requests', 'setuptools', 'sh', 'urllib3'})
+ACTING = frozenset(
+    {
+        'IPython',
+        'aiohttp',
+        'fabric',
+        'httpx',
+        'invoke',
+        'joblib',
+        'nose',
+        'paramiko',
+        'pexpect',
+        'pip',
+        'pkg_resources',
+        'plumbum',
+        'psutil',
+        'pytest',
+        '_pytest',
+        'requests',
+        'setuptools',
+        'sh',
+        'urllib3',
+    }
+)
 
 
 def harmless(name: str) -> bool:
-    """Whether an object called 'package.module.name' may be in a file: it is then not read, and not an attack."""
+    """Whether an object called 'package.module.name' may be in a file: it is then not read, and not
+    an attack."""
     package = name.partition('.')[0]
     known = package in STANDARD_LIBRARY or package in ACTING or package in ('torch', 'numpy')
     return not known or HARMLESS.fullmatch(name) is not None

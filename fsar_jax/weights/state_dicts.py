@@ -1,8 +1,10 @@
-"""Finds a state dict in what a file holds: under which key it lies, and what stands before its names.
+"""Finds a state dict in what a file holds: under which key it lies, and what stands before its
+names.
 
-Training codes save their weights under keys of their own ('model', 'ema') and wrap the network in others, whose names come
-before those of the weights ('module.', 'backbone.'). Nothing is guessed from such words: of all dicts in a file, and of all
-beginnings of their names, the one counts that leaves exactly the names that are expected.
+Training codes save their weights under keys of their own ('model', 'ema') and wrap the network in
+others, whose names come before those of the weights ('module.', 'backbone.'). Nothing is guessed
+from such words: of all dicts in a file, and of all beginnings of their names, the one counts that
+leaves exactly the names that are expected.
 """
 
 from __future__ import annotations
@@ -17,23 +19,31 @@ import numpy as np
 from fsar_jax.messages import listed, printable
 from fsar_jax.weights.pickle_file import RESAVE, Opaque, UnreadTensor
 
-# Where several dicts of a file fit, the first of these; then MAIN; then any other, such as averages of weights (ema, teacher).
+# Where several dicts of a file fit, the first of these; then MAIN; then any other, such as averages
+# of weights (ema, teacher).
 STATE_DICT_KEYS = ('model_state_dict', 'model_state', 'state_dict')
 MAIN = ('model', 'net', 'network', 'module', 'params', 'weights')
 # Wrappers that may stand anywhere in a name, and what puts them there.
-WRAPPERS = {'module': 'multi-GPU training', '_orig_mod': 'torch.compile', '_fsdp_wrapped_module': 'FSDP',
-            '_forward_module': 'Lightning Fabric', '_checkpoint_wrapped_module': 'activation checkpointing'}
+WRAPPERS = {
+    'module': 'multi-GPU training',
+    '_orig_mod': 'torch.compile',
+    '_fsdp_wrapped_module': 'FSDP',
+    '_forward_module': 'Lightning Fabric',
+    '_checkpoint_wrapped_module': 'activation checkpointing',
+}
 WRAPPER = re.compile(rf'(?:^|(?<=\.))({"|".join(WRAPPERS)})\.')
 
 MAX_NESTING = 6
 MAX_DICTS = 2_000
 MAX_PREFIXES = 20
-MAX_NAMES = 20_000       # of one dict; a ResNet-50 has 320
-MAX_NAME = 1_000         # characters
+MAX_NAMES = 20_000  # of one dict; a ResNet-50 has 320
+MAX_NAME = 1_000  # characters
 
 
 class Names(NamedTuple):
-    """The names of a model's state dict: all of `required`, and none that is not `known`, as those are."""
+    """The names of a model's state dict: all of `required`, and none that is not `known`, as those
+    are."""
+
     required: list[str]
     known: Callable[[str], bool]
 
@@ -46,13 +56,15 @@ class Found(NamedTuple):
       notes: what was done to get there, one line each.
       place: the same for an error: " (under 'ema')".
     """
+
     arrays: dict[str, Any]
     notes: list[str]
     place: str
 
 
 def state_dicts(content: Any, path) -> dict[tuple[str, ...], dict]:
-    """{keys that lead to it: dict} of every dict with arrays in what `read_torch` returned, the outermost first.
+    """{keys that lead to it: dict} of every dict with arrays in what `read_torch` returned, the
+    outermost first.
 
     Raises:
       ValueError: there is none; one line that names the file and says what it holds.
@@ -66,7 +78,11 @@ def state_dicts(content: Any, path) -> dict[tuple[str, ...], dict]:
             seen.add(id(node))
             if any(_is_tensor(value) for value in node.values()):
                 found[where] = node
-            below += [((*where, str(key)), value) for key, value in node.items() if isinstance(value, dict)]
+            below += [
+                ((*where, str(key)), value)
+                for key, value in node.items()
+                if isinstance(value, dict)
+            ]
         level = below
     if found:
         return found
@@ -77,17 +93,22 @@ def state_dicts(content: Any, path) -> dict[tuple[str, ...], dict]:
     elif not content:
         holds = 'it is empty'
     else:
-        objects = [f'{key} ({value.name})' for key, value in content.items() if type(value) is Opaque]
+        objects = [
+            f'{key} ({value.name})' for key, value in content.items() if type(value) is Opaque
+        ]
         holds = f'its keys are {listed(content)}'
         if objects:
             holds += f'; objects, which only their own code can load: {listed(objects)}: {RESAVE}'
-    raise ValueError(f'{printable(path, 1000)}: no state dict inside: {holds}; expected arrays by name, or one of '
-                     f'{", ".join((*STATE_DICT_KEYS, *MAIN))} with them')
+    raise ValueError(
+        f'{printable(path, 1000)}: no state dict inside: {holds}; expected arrays by name, or one '
+        'of '
+        f'{", ".join((*STATE_DICT_KEYS, *MAIN))} with them'
+    )
 
 
 def pick_state_dict(content: Any, path) -> dict[str, Any]:
-    """The state dict in what `read_torch` returned, whatever its names: under the first of STATE_DICT_KEYS, or all of it, or the
-    one there is.
+    """The state dict in what `read_torch` returned, whatever its names: under the first of
+    STATE_DICT_KEYS, or all of it, or the one there is.
 
     Raises:
       ValueError: none, or several of which none is the obvious one.
@@ -105,7 +126,8 @@ def pick_state_dict(content: Any, path) -> dict[str, Any]:
 
 
 def find_names(candidates: dict[tuple[str, ...], dict], names: Names) -> Found:
-    """The one of the `state_dicts` whose names, without what wraps them, are `names`; if none is, the one that comes closest.
+    """The one of the `state_dicts` whose names, without what wraps them, are `names`; if none is,
+    the one that comes closest.
 
     Raises:
       ValueError: several fit and none is the obvious one, or one holds the same name twice.
@@ -124,25 +146,40 @@ def find_names(candidates: dict[tuple[str, ...], dict], names: Names) -> Found:
     found, others = fits[best[0]], [where for where in fits if where != best[0]]
     notes = list(found.notes)
     if others:
-        taken = f"the weights under '{_dotted(best[0])}', the model itself by its name," if best[0] else 'the outermost weights'
-        notes.insert(0, f'took {taken} and not those under {listed(map(_dotted, others))}, which fit too')
+        taken = (
+            f"the weights under '{_dotted(best[0])}', the model itself by its name,"
+            if best[0]
+            else 'the outermost weights'
+        )
+        notes.insert(
+            0, f'took {taken} and not those under {listed(map(_dotted, others))}, which fit too'
+        )
     elif best[0] and best[0][-1] not in STATE_DICT_KEYS:
         notes.insert(0, f"took the weights under '{_dotted(best[0])}'")
     return found._replace(notes=notes, place=_place(best[0], found.place))
 
 
 def _best(places: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Those of the most obvious rank: the outermost dict, then the order of STATE_DICT_KEYS, then MAIN, then the rest."""
-    order = {key: rank for rank, key in enumerate(STATE_DICT_KEYS)} | dict.fromkeys(MAIN, len(STATE_DICT_KEYS))
-    rank = lambda where: max((order.get(key, len(STATE_DICT_KEYS) + 1) for key in where), default=-1)
+    """Those of the most obvious rank: the outermost dict, then the order of STATE_DICT_KEYS, then
+    MAIN, then the rest."""
+    order = {key: rank for rank, key in enumerate(STATE_DICT_KEYS)} | dict.fromkeys(
+        MAIN, len(STATE_DICT_KEYS)
+    )
+    rank = lambda where: max(
+        (order.get(key, len(STATE_DICT_KEYS) + 1) for key in where), default=-1
+    )
     places = list(places)
     first = min(map(rank, places))
     return [where for where in places if rank(where) == first]
 
 
 def _several(places) -> str:
-    return (f'several state dicts fit: {listed(map(_dotted, places))}: save the one that you mean alone, '
-            f'torch.save(torch.load("this file", map_location="cpu")[{printable(places[0][0])!r}], "weights.pth")')
+    return (
+        f'several state dicts fit: {listed(map(_dotted, places))}: save the one that you mean '
+        'alone, '
+        f'torch.save(torch.load("this file", map_location="cpu")[{printable(places[0][0])!r}], '
+        '"weights.pth")'
+    )
 
 
 def _dotted(where):
@@ -150,7 +187,9 @@ def _dotted(where):
 
 
 def _place(where, place):
-    return (f" (under '{_dotted(where)}')" if where and where[-1] not in STATE_DICT_KEYS else '') + place
+    return (
+        f" (under '{_dotted(where)}')" if where and where[-1] not in STATE_DICT_KEYS else ''
+    ) + place
 
 
 def _is_tensor(value):
@@ -158,7 +197,8 @@ def _is_tensor(value):
 
 
 def _beside(value):
-    """What may lie beside the weights without being one: words, objects, and single integers (n_averaged, step)."""
+    """What may lie beside the weights without being one: words, objects, and single integers
+    (n_averaged, step)."""
     if isinstance(value, (np.ndarray, jax.Array)):
         return value.size == 1 and value.dtype.kind in 'iub'
     words = (bool, int, float, complex, str, bytes, list, tuple, dict, set, np.generic)
@@ -176,24 +216,39 @@ def _plain(state_dict, names):
             plain = WRAPPER.sub('', name)
         if plain in arrays:
             wrapper = next((wrapper for wrapper in WRAPPERS if removed[wrapper]), 'module')
-            return Found(arrays, [], ''), False, f"the state dict has '{printable(plain)}' twice, with and without '{wrapper}.'"
+            return (
+                Found(arrays, [], ''),
+                False,
+                f"the state dict has '{printable(plain)}' twice, with and without '{wrapper}.'",
+            )
         arrays[plain] = value
-    notes = [f"removed '{wrapper}.' of {reason} from {removed[wrapper]} of {len(arrays)} names"
-             for wrapper, reason in WRAPPERS.items() if removed[wrapper]]
+    notes = [
+        f"removed '{wrapper}.' of {reason} from {removed[wrapper]} of {len(arrays)} names"
+        for wrapper, reason in WRAPPERS.items()
+        if removed[wrapper]
+    ]
 
     def without(prefix):
         inside = {name.removeprefix(prefix): value for name, value in arrays.items()}
-        if len(inside) < len(arrays):       # two would have one name
+        if len(inside) < len(arrays):  # two would have one name
             return None
-        inside = {name: value for name, value in inside.items() if names.known(name) or not _beside(value)}
+        inside = {
+            name: value for name, value in inside.items() if names.known(name) or not _beside(value)
+        }
         if not prefix:
             return Found(inside, notes, '')
         count = sum(name.startswith(prefix) for name in arrays)
-        return Found(inside, [*notes, f"removed '{printable(prefix)}' from {count} of {len(arrays)} names"],
-                     f" (without '{printable(prefix)}')")
+        return Found(
+            inside,
+            [*notes, f"removed '{printable(prefix)}' from {count} of {len(arrays)} names"],
+            f" (without '{printable(prefix)}')",
+        )
 
     def missing(prefix):
-        return sum(prefix + name not in arrays and (name not in arrays or name.startswith(prefix)) for name in names.required)
+        return sum(
+            prefix + name not in arrays and (name not in arrays or name.startswith(prefix))
+            for name in names.required
+        )
 
     lacking = {prefix: missing(prefix) for prefix in _prefixes(arrays, names)}
     whole = [prefix for prefix in lacking if not lacking[prefix]]
@@ -209,10 +264,10 @@ def _plain(state_dict, names):
 
 
 def _prefixes(arrays, names):
-    """What stands before the first or the last required name, wherever one is the end of a name: '' first, then the shortest."""
+    """What stands before the first or the last required name, wherever one is the end of a name: ''
+    first, then the shortest."""
     if not names.required or len(arrays) > MAX_NAMES:
         return ['']
     ends = {names.required[0], names.required[-1]}
-    found = {name[:-len(end)] for name in arrays for end in ends if name.endswith(f'.{end}')}
+    found = {name[: -len(end)] for name in arrays for end in ends if name.endswith(f'.{end}')}
     return ['', *sorted(found, key=lambda prefix: (len(prefix), prefix))[:MAX_PREFIXES]]
-

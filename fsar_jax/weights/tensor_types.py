@@ -6,9 +6,28 @@ import ml_dtypes
 import numpy as np
 
 # As torch writes them after 'torch.'. float8_e8m0fnu came late to ml_dtypes.
-NAMES = ('float32', 'float64', 'float16', 'bfloat16', 'int64', 'int32', 'int16', 'int8', 'uint64', 'uint32', 'uint16', 'uint8',
-         'bool', 'complex64', 'complex128', 'float8_e4m3fn', 'float8_e4m3fnuz', 'float8_e5m2', 'float8_e5m2fnuz',
-         *['float8_e8m0fnu'] * hasattr(ml_dtypes, 'float8_e8m0fnu'))
+NAMES = (
+    'float32',
+    'float64',
+    'float16',
+    'bfloat16',
+    'int64',
+    'int32',
+    'int16',
+    'int8',
+    'uint64',
+    'uint32',
+    'uint16',
+    'uint8',
+    'bool',
+    'complex64',
+    'complex128',
+    'float8_e4m3fn',
+    'float8_e4m3fnuz',
+    'float8_e5m2',
+    'float8_e5m2fnuz',
+    *['float8_e8m0fnu'] * hasattr(ml_dtypes, 'float8_e8m0fnu'),
+)
 DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in NAMES}
 
 MAX_AXES = 32
@@ -16,10 +35,13 @@ MAX_AXES = 32
 
 def are_sizes(*values) -> bool:
     """Whether all are integers that a size, stride or place in a file can be."""
-    return all(type(value) is int and 0 <= value < 2 ** 63 for value in values)
+    return all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
 def native(data: np.ndarray, dtype: np.dtype, foreign: bool) -> np.ndarray:
-    """Bytes [n] as an array of `dtype`; foreign: they are in the other order than this machine's."""
+    """Bytes [n] as an array of `dtype`; foreign: they are in the other order than this
+    machine's."""
     unit = dtype.itemsize // 2 if dtype.kind == 'c' else dtype.itemsize
-    return data.view(f'u{unit}').byteswap().view(dtype) if foreign and unit > 1 else data.view(dtype)
+    return (
+        data.view(f'u{unit}').byteswap().view(dtype) if foreign and unit > 1 else data.view(dtype)
+    )

@@ -1,12 +1,13 @@
-"""Reads what torch.save writes, in its zip and its legacy format: a pickle, and the bytes of the storages that it refers to."""
+"""Reads what torch.save writes, in its zip and its legacy format: a pickle, and the bytes of the
+storages that it refers to."""
 
 from __future__ import annotations
 
 import io
 import math
 import sys
-from typing import Any, BinaryIO
 import zipfile
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -14,11 +15,27 @@ from fsar_jax.messages import listed, printable
 from fsar_jax.weights.pickle_file import MAX_KEY, RESAVE, Opaque, Refused, UnreadTensor, read_pickle
 from fsar_jax.weights.tensor_types import DTYPES, MAX_AXES, are_sizes, native
 
-STORAGES = {'Float': 'float32', 'Double': 'float64', 'Half': 'float16', 'BFloat16': 'bfloat16', 'Long': 'int64', 'Int': 'int32',
-            'Short': 'int16', 'Char': 'int8', 'Byte': 'uint8', 'Bool': 'bool', 'ComplexFloat': 'complex64',
-            'ComplexDouble': 'complex128', 'QInt8': 'int8', 'QUInt8': 'uint8', 'QInt32': 'int32'}
+STORAGES = {
+    'Float': 'float32',
+    'Double': 'float64',
+    'Half': 'float16',
+    'BFloat16': 'bfloat16',
+    'Long': 'int64',
+    'Int': 'int32',
+    'Short': 'int16',
+    'Char': 'int8',
+    'Byte': 'uint8',
+    'Bool': 'bool',
+    'ComplexFloat': 'complex64',
+    'ComplexDouble': 'complex128',
+    'QInt8': 'int8',
+    'QUInt8': 'uint8',
+    'QInt32': 'int32',
+}
 STORAGE_DTYPES = {f'torch.{kind}Storage': DTYPES[name] for kind, name in STORAGES.items()}
-STORAGE_DTYPES |= {f'{module}.UntypedStorage': DTYPES['uint8'] for module in ('torch', 'torch.storage')}
+STORAGE_DTYPES |= {
+    f'{module}.UntypedStorage': DTYPES['uint8'] for module in ('torch', 'torch.storage')
+}
 # Tensors that are no view of a storage → what they are and how to save them.
 UNREAD = {
     '_rebuild_sparse_tensor': 'a sparse tensor: save x.to_dense()',
@@ -32,11 +49,11 @@ UNREAD = {
     '_rebuild_xla_tensor': 'a tensor of another device: save x.cpu()',
 }
 
-LEGACY_MAGIC = 0x1950a86a20f9469cfc6c
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
-MAX_DIRECTORY = 2 ** 24     # of a zip file: bytes of its table of contents
-MAX_RATIO = 16              # of a zip file: unpacked over packed
-SPARE = 2 ** 20             # bytes that a value may take beyond the size of its file
+MAX_DIRECTORY = 2**24  # of a zip file: bytes of its table of contents
+MAX_RATIO = 16  # of a zip file: unpacked over packed
+SPARE = 2**20  # bytes that a value may take beyond the size of its file
 
 
 def read_zip(file: BinaryIO, size: int) -> Any:
@@ -58,17 +75,34 @@ def read_zip(file: BinaryIO, size: int) -> Any:
             raise Refused(_no_checkpoint(members))
         root = roots[0]
         if root + 'constants.pkl' in members:
-            raise Refused('a TorchScript program (torch.jit.save), not a state dict: with torch, '
-                          'torch.save(torch.jit.load("this file").state_dict(), "weights.pth"), and give that file')
+            raise Refused(
+                'a TorchScript program (torch.jit.save), not a state dict: with torch, '
+                'torch.save(torch.jit.load("this file").state_dict(), "weights.pth"), and give '
+                'that file'
+            )
         if sum(member.compress_size for member in members.values()) > size:
-            raise Refused('damaged: the parts of this zip file overlap, or are larger than the file')
-        if (unpacked := sum(member.file_size for member in members.values())) > MAX_RATIO * size + SPARE:
-            raise Refused(f'a zip file of {size:,} bytes that unpacks to {unpacked:,}, more than {MAX_RATIO} times as much: '
-                          f'torch does not compress its files; if you trust it, {RESAVE}')
+            raise Refused(
+                'damaged: the parts of this zip file overlap, or are larger than the file'
+            )
+        if (
+            unpacked := sum(member.file_size for member in members.values())
+        ) > MAX_RATIO * size + SPARE:
+            raise Refused(
+                f'a zip file of {size:,} bytes that unpacks to {unpacked:,}, more than {MAX_RATIO} '
+                'times as much: '
+                f'torch does not compress its files; if you trust it, {RESAVE}'
+            )
 
-        order = _member(archive, members[root + 'byteorder']) if root + 'byteorder' in members else b'little'
+        order = (
+            _member(archive, members[root + 'byteorder'])
+            if root + 'byteorder' in members
+            else b'little'
+        )
         if order not in (b'little', b'big'):
-            raise Refused(f"damaged: its byteorder is '{printable(order.decode('latin1'), 20)}', neither 'little' nor 'big'")
+            raise Refused(
+                f"damaged: its byteorder is '{printable(order.decode('latin1'), 20)}', neither "
+                "'little' nor 'big'"
+            )
         foreign = order.decode() != sys.byteorder
         contents, arrays = {}, {}
 
@@ -77,8 +111,10 @@ def read_zip(file: BinaryIO, size: int) -> Any:
             if member is None:
                 raise Refused(f"damaged: the storage '{printable(key)}' is missing")
             if member.file_size != entries * dtype.itemsize:
-                raise Refused(f"damaged: the storage '{printable(key)}' has {member.file_size} bytes "
-                              f'instead of {entries * dtype.itemsize}')
+                raise Refused(
+                    f"damaged: the storage '{printable(key)}' has {member.file_size} bytes "
+                    f'instead of {entries * dtype.itemsize}'
+                )
             if key not in contents:
                 contents[key] = np.frombuffer(_member(archive, member), np.uint8)
             if (key, dtype) not in arrays:
@@ -87,19 +123,29 @@ def read_zip(file: BinaryIO, size: int) -> Any:
 
         whole = max(unpacked, size)
         data = _member(archive, members[root + 'data.pkl'])
-        return read_pickle(io.BytesIO(data), len(data), _calls(whole + SPARE, foreign), _storages(find, whole))
+        return read_pickle(
+            io.BytesIO(data), len(data), _calls(whole + SPARE, foreign), _storages(find, whole)
+        )
 
 
 def _directory_size(file, size):
-    """Bytes of the table of contents that the end of a zip file claims: reading it takes a dozen times as much memory."""
-    file.seek(max(0, size - 2 ** 16 - 22))
+    """Bytes of the table of contents that the end of a zip file claims: reading it takes a dozen
+    times as much memory."""
+    file.seek(max(0, size - 2**16 - 22))
     tail = file.read()
     file.seek(0)
     if (end := tail.rfind(b'PK\x05\x06')) < 0 or end + 22 > len(tail):
-        raise Refused('truncated: a zip file, as torch writes, whose end is missing: download or copy it again')
-    claimed = int.from_bytes(tail[end + 12:end + 16], 'little') % 0xffffffff        # all ones: the larger record has it
+        raise Refused(
+            'truncated: a zip file, as torch writes, whose end is missing: download or copy it '
+            'again'
+        )
+    claimed = (
+        int.from_bytes(tail[end + 12 : end + 16], 'little') % 0xFFFFFFFF
+    )  # all ones: the larger record has it
     large = tail.rfind(b'PK\x06\x06', 0, end)
-    return max(claimed, int.from_bytes(tail[large + 40:large + 48], 'little') if large >= 0 else 0)
+    return max(
+        claimed, int.from_bytes(tail[large + 40 : large + 48], 'little') if large >= 0 else 0
+    )
 
 
 def _no_checkpoint(members):
@@ -107,8 +153,10 @@ def _no_checkpoint(members):
     if any(name.endswith('/data.pkl') for name in members):
         return 'a zip file with several data.pkl, so not a PyTorch checkpoint'
     if members and all(name.endswith('.npy') for name in members):
-        what = ('it is a .npz of numpy: save its arrays as safetensors, '
-                'safetensors.numpy.save_file(dict(numpy.load(path)), "weights.safetensors")')
+        what = (
+            'it is a .npz of numpy: save its arrays as safetensors, '
+            'safetensors.numpy.save_file(dict(numpy.load(path)), "weights.safetensors")'
+        )
     elif inside:
         what = f'it holds {listed(inside)}: unpack it, and give that'
     else:
@@ -120,19 +168,29 @@ def _member(archive, member):
     if member.flag_bits & 1:
         raise Refused('an encrypted zip file: unpack it, and zip it again without a password')
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise Refused('a zip file with a compression that torch does not use: unpack it, and zip it again without (zip -0)')
+        raise Refused(
+            'a zip file with a compression that torch does not use: unpack it, and zip it again '
+            'without (zip -0)'
+        )
     try:
         data = archive.read(member)
     except zipfile.BadZipFile as error:
-        raise Refused(f'truncated or damaged: {printable(error)}: download or copy it again (or, if it was written under '
-                      'torch.serialization.set_crc32_options(False), save it without that)') from None
+        raise Refused(
+            f'truncated or damaged: {printable(error)}: download or copy it again (or, if it was '
+            'written under '
+            'torch.serialization.set_crc32_options(False), save it without that)'
+        ) from None
     if len(data) != member.file_size:
-        raise Refused(f"damaged: '{printable(member.filename)}' has {len(data):,} bytes instead of {member.file_size:,}")
+        raise Refused(
+            f"damaged: '{printable(member.filename)}' has {len(data):,} bytes instead of "
+            f"{member.file_size:,}"
+        )
     return data
 
 
 def read_legacy(file: BinaryIO, size: int) -> Any:
-    """The object in pickles one after the other: magic number, protocol, system facts, object, storage keys; then the storages.
+    """The object in pickles one after the other: magic number, protocol, system facts, object,
+    storage keys; then the storages.
 
     file: at its start; size: its bytes.
 
@@ -140,8 +198,10 @@ def read_legacy(file: BinaryIO, size: int) -> Any:
       Refused: a damaged file, a pickle of another kind, or a limit exceeded.
     """
     if read_pickle(file, size) != LEGACY_MAGIC:
-        raise Refused('a plain pickle, neither a PyTorch checkpoint nor safetensors: '
-                      'give what torch.save(model.state_dict(), path) writes')
+        raise Refused(
+            'a plain pickle, neither a PyTorch checkpoint nor safetensors: '
+            'give what torch.save(model.state_dict(), path) writes'
+        )
     if read_pickle(file, size) != LEGACY_PROTOCOL:
         raise Refused(f'a PyTorch checkpoint of another protocol than {LEGACY_PROTOCOL}: {RESAVE}')
     facts = read_pickle(file, size)
@@ -157,7 +217,9 @@ def read_legacy(file: BinaryIO, size: int) -> Any:
             total += entries * dtype.itemsize
             if total > size:
                 raise Refused('damaged: its storages together are larger than the file')
-            storages[key] = np.empty(entries, dtype)      # filled below: the data comes after the object
+            storages[key] = np.empty(
+                entries, dtype
+            )  # filled below: the data comes after the object
         whole = storages[key]
         if whole.nbytes != entries * dtype.itemsize or foreign and whole.dtype != dtype:
             raise Refused(f"damaged: the storage '{printable(key)}' has two sizes or types")
@@ -170,7 +232,10 @@ def read_legacy(file: BinaryIO, size: int) -> Any:
     for key in keys:
         entries = int.from_bytes(file.read(8), 'little' if little else 'big')
         if key not in storages or entries != storages[key].size:
-            raise Refused(f"damaged: the storage '{printable(key)}' does not have the size that the tensors say")
+            raise Refused(
+                f"damaged: the storage '{printable(key)}' does not have the size that the tensors "
+                "say"
+            )
         array = storages.pop(key)
         data = array.view(np.uint8)
         if file.readinto(data) != data.size:
@@ -183,17 +248,28 @@ def read_legacy(file: BinaryIO, size: int) -> Any:
 
 
 def _storages(find, limit):
-    """The function of persistent ids: the flat array of a storage, or a part of it, by find(key, dtype, entries) → array.
+    """The function of persistent ids: the flat array of a storage, or a part of it, by find(key,
+    dtype, entries) → array.
 
-    limit: bytes that a storage may have. A storage of a type that is not read is the `Opaque` of the type.
+    limit: bytes that a storage may have. A storage of a type that is not read is the `Opaque` of
+    the type.
     """
+
     def storage(identity):
-        if not (isinstance(identity, tuple) and len(identity) in (4, 5, 6) and isinstance(identity[1], Opaque)):
-            raise Refused('refused, nothing was run: its pickle refers to what is not a tensor storage')
-        if identity[0] == 'module':         # a class, beside its source
+        if not (
+            isinstance(identity, tuple)
+            and len(identity) in (4, 5, 6)
+            and isinstance(identity[1], Opaque)
+        ):
+            raise Refused(
+                'refused, nothing was run: its pickle refers to what is not a tensor storage'
+            )
+        if identity[0] == 'module':  # a class, beside its source
             return identity[1]
         if identity[0] != 'storage' or len(identity) == 4 or not isinstance(identity[2], str):
-            raise Refused('refused, nothing was run: its pickle refers to what is not a tensor storage')
+            raise Refused(
+                'refused, nothing was run: its pickle refers to what is not a tensor storage'
+            )
         _, kind, key, _, entries, *part = identity
         dtype = STORAGE_DTYPES.get(kind.name.replace('torch.cuda.', 'torch.'))
         if dtype is None:
@@ -201,58 +277,99 @@ def _storages(find, limit):
         if type(entries) is not int:
             raise Refused(f"damaged: the storage '{printable(key)}' does not say its size")
         if not are_sizes(entries) or entries * dtype.itemsize > limit:
-            raise Refused(f"damaged: the storage '{printable(key)}' of {printable(entries)} entries is larger than the file")
+            raise Refused(
+                f"damaged: the storage '{printable(key)}' of {printable(entries)} entries is "
+                "larger than the file"
+            )
         array = find(key, dtype, entries)
         if not part or part[0] is None:
             return array
         if not (isinstance(part[0], tuple) and len(part[0]) == 3 and are_sizes(*part[0][1:])):
-            raise Refused(f"damaged: the storage '{printable(key)}' is a part of another, but not said which")
+            raise Refused(
+                f"damaged: the storage '{printable(key)}' is a part of another, but not said which"
+            )
         _, offset, length = part[0]
-        return array[offset:offset + length]
+        return array[offset : offset + length]
+
     return storage
 
 
 def _calls(limit, foreign):
-    """{torch's function: ours}: tensors as read-only views of the flat arrays that stand for storages.
+    """{torch's function: ours}: tensors as read-only views of the flat arrays that stand for
+    storages.
 
-    limit: bytes that a tensor may take, however it repeats its storage. foreign: the file has the other byte order.
+    limit: bytes that a tensor may take, however it repeats its storage. foreign: the file has the
+    other byte order.
     """
+
     def tensor(storage, offset, size, stride, _grad=None, _hooks=None, metadata=None):
         if isinstance(storage, Opaque):
-            return UnreadTensor(f'a tensor on {printable(storage.name)}: save x.dequantize(), or x.float()')
-        if not (isinstance(storage, np.ndarray) and isinstance(size, tuple) and isinstance(stride, tuple)
-                and len(size) == len(stride) <= MAX_AXES):
+            return UnreadTensor(
+                f'a tensor on {printable(storage.name)}: save x.dequantize(), or x.float()'
+            )
+        if not (
+            isinstance(storage, np.ndarray)
+            and isinstance(size, tuple)
+            and isinstance(stride, tuple)
+            and len(size) == len(stride) <= MAX_AXES
+        ):
             raise Refused('damaged: a tensor without a storage, size or stride')
-        if any(type(value) is not int for value in (offset, *size, *stride)):       # not printed: it may be endless
+        if any(
+            type(value) is not int for value in (offset, *size, *stride)
+        ):  # not printed: it may be endless
             raise Refused('damaged: a tensor whose size, stride or offset is no integer')
         if not are_sizes(offset, *size, *stride):
-            raise Refused(f'damaged: a tensor of size {printable(size)}, stride {printable(stride)}, offset {printable(offset)}')
+            raise Refused(
+                f'damaged: a tensor of size {printable(size)}, stride {printable(stride)}, offset '
+                f'{printable(offset)}'
+            )
         if 0 in size:
             return np.zeros(size, storage.dtype)
         last = offset + sum((n - 1) * s for n, s in zip(size, stride))
         if last >= storage.size:
-            raise Refused(f'damaged: a tensor of size {size} reaches entry {last} of a storage that has {storage.size}')
+            raise Refused(
+                f'damaged: a tensor of size {size} reaches entry {last} of a storage that has '
+                f'{storage.size}'
+            )
         if math.prod(size) * storage.itemsize > limit:
-            raise Refused(f'damaged: a tensor of size {size} takes more memory than its whole file, '
-                          f'by repeating {storage.size} entries')
-        if isinstance(metadata, dict) and (metadata.get('conj') or metadata.get('neg')):        # not yet applied
-            return UnreadTensor('a lazily negated or conjugated tensor: save x.resolve_conj().resolve_neg()')
+            raise Refused(
+                f'damaged: a tensor of size {size} takes more memory than its whole file, '
+                f'by repeating {storage.size} entries'
+            )
+        if isinstance(metadata, dict) and (
+            metadata.get('conj') or metadata.get('neg')
+        ):  # not yet applied
+            return UnreadTensor(
+                'a lazily negated or conjugated tensor: save x.resolve_conj().resolve_neg()'
+            )
         strides = tuple(s * storage.itemsize for s in stride)
-        view = np.ndarray(size, storage.dtype, storage.view(np.uint8), offset * storage.itemsize, strides)
+        view = np.ndarray(
+            size, storage.dtype, storage.view(np.uint8), offset * storage.itemsize, strides
+        )
         view.flags.writeable = False
         return view
 
     def typed(storage, offset, size, stride, grad, hooks, dtype, metadata=None):
         kind = dtype.name.removeprefix('torch.') if isinstance(dtype, Opaque) else None
-        if kind not in DTYPES or not isinstance(storage, np.ndarray) or foreign and DTYPES[kind].itemsize > 1:
+        if (
+            kind not in DTYPES
+            or not isinstance(storage, np.ndarray)
+            or foreign
+            and DTYPES[kind].itemsize > 1
+        ):
             return UnreadTensor(f'a tensor of type {printable(kind)}: save x.float()')
         whole = storage.view(np.uint8)
-        whole = whole[:whole.size - whole.size % DTYPES[kind].itemsize].view(DTYPES[kind])
+        whole = whole[: whole.size - whole.size % DTYPES[kind].itemsize].view(DTYPES[kind])
         return tensor(whole, offset, size, stride, grad, hooks, metadata)
 
     def subclass(function, _kind, arguments, *_):
         call = calls.get(function.name) if isinstance(function, Opaque) else None
-        if call is None or call is subclass or not isinstance(arguments, tuple) or len(arguments) > MAX_KEY:
+        if (
+            call is None
+            or call is subclass
+            or not isinstance(arguments, tuple)
+            or len(arguments) > MAX_KEY
+        ):
             return UnreadTensor('a tensor of a class of its own: save x.as_subclass(torch.Tensor)')
         return call(*arguments)
 

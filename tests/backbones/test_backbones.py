@@ -1,4 +1,5 @@
-"""The table of backbones: shapes, parameter counts and names, initialisation, compute dtype, rematerialisation."""
+"""The table of backbones: shapes, parameter counts and names, initialisation, compute dtype,
+rematerialisation."""
 
 import flax.traverse_util
 import jax
@@ -11,18 +12,27 @@ from fsar_jax import backbones
 
 
 def backbone_config(name, **changes):
-    settings = dict(name=name, weights=None, batch_norm='split', batch_norm_groups=1, normalize='unit', remat=False)
+    settings = dict(
+        name=name,
+        weights=None,
+        batch_norm='split',
+        batch_norm_groups=1,
+        normalize='unit',
+        remat=False,
+    )
     return ml_collections.ConfigDict(settings | changes)
 
 
 def shapes_of(name, size, batch=2, **changes):
     module = backbones.create(backbone_config(name, **changes))
-    return jax.eval_shape(lambda: module.init_with_output(jax.random.key(0), jnp.zeros((batch, size, size, 3)), True))
+    return jax.eval_shape(
+        lambda: module.init_with_output(jax.random.key(0), jnp.zeros((batch, size, size, 3)), True)
+    )
 
 
 def started(module, size):
     frames = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    key = jax.random.key(0, impl='rbg')      # compiles in a fraction of the time of the default
+    key = jax.random.key(0, impl='rbg')  # compiles in a fraction of the time of the default
     return jax.jit(lambda: module.lazy_init(key, frames))()
 
 
@@ -31,8 +41,11 @@ def count(tree):
 
 
 # torchvision's published totals without the 1000-way classifier (512 or 2048 inputs, and biases).
-PUBLISHED = {'resnet18': (11_689_512 - 513_000, 512), 'resnet34': (21_797_672 - 513_000, 512),
-             'resnet50': (25_557_032 - 2_049_000, 2048)}
+PUBLISHED = {
+    'resnet18': (11_689_512 - 513_000, 512),
+    'resnet34': (21_797_672 - 513_000, 512),
+    'resnet50': (25_557_032 - 2_049_000, 2048),
+}
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
@@ -50,12 +63,24 @@ def test_small_network_maps_64_pixels_to_4_by_4():
     assert maps.shape == (2, 4, 4, 128)
     assert set(variables['params']) == {'conv1', 'bn1', 'layer1_0', 'layer2_0', 'layer3_0'}
     assert set(variables['params']['layer1_0']) == {'conv1', 'bn1', 'conv2', 'bn2'}
-    assert set(variables['params']['layer2_0']) == {'conv1', 'bn1', 'conv2', 'bn2', 'downsample_conv', 'downsample_bn'}
+    assert set(variables['params']['layer2_0']) == {
+        'conv1',
+        'bn1',
+        'conv2',
+        'bn2',
+        'downsample_conv',
+        'downsample_bn',
+    }
     assert variables['params']['conv1']['kernel'].shape == (5, 5, 3, 32)
 
 
 def test_every_backbone_is_covered_here():
-    assert set(backbones.BACKBONES) == {*PUBLISHED, 'resnet_small', 'features', 'resnet3d50'}       # the last in test_resnet3d_parity.py
+    assert set(backbones.BACKBONES) == {
+        *PUBLISHED,
+        'resnet_small',
+        'features',
+        'resnet3d50',
+    }  # the last in test_resnet3d_parity.py
 
 
 def test_features_is_the_identity():
@@ -74,10 +99,10 @@ def test_initialisation_is_torchvisions(name):
     for path, leaf in flax.traverse_util.flatten_dict(params).items():
         if path[-1] == 'kernel':
             deviation = np.sqrt(2 / (leaf.shape[0] * leaf.shape[1] * leaf.shape[3]))
-            margin = 5 / np.sqrt(2 * leaf.size)          # five standard errors of a deviation
+            margin = 5 / np.sqrt(2 * leaf.size)  # five standard errors of a deviation
             assert abs(np.std(leaf) / deviation - 1) < margin, path
             kernels += leaf.size > 5000
-            if leaf.size > 5000:                         # normal, not truncated: some values beyond 3 deviations
+            if leaf.size > 5000:  # normal, not truncated: some values beyond 3 deviations
                 assert np.abs(leaf).max() > 3 * deviation, path
         else:
             assert np.all(np.asarray(leaf) == (1 if path[-1] == 'scale' else 0)), path
@@ -85,17 +110,23 @@ def test_initialisation_is_torchvisions(name):
 
 
 def test_imagenet_normalisation_is_applied_to_the_input():
-    unit, imagenet = (backbones.create(backbone_config('resnet_small', normalize=n)) for n in ('unit', 'imagenet'))
+    unit, imagenet = (
+        backbones.create(backbone_config('resnet_small', normalize=n)) for n in ('unit', 'imagenet')
+    )
     frames = np.random.default_rng(0).random((1, 32, 32, 3), np.float32)
     variables = started(unit, 32)
     by_hand = (frames - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
-    inside, outside = jax.jit(imagenet.apply)(variables, frames), jax.jit(unit.apply)(variables, by_hand)
+    inside, outside = (
+        jax.jit(imagenet.apply)(variables, frames),
+        jax.jit(unit.apply)(variables, by_hand),
+    )
     np.testing.assert_allclose(inside, outside, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope='module')
 def small():
-    """A small network with its variables, frames, and value, maps, statistics and gradient of one training call."""
+    """A small network with its variables, frames, and value, maps, statistics and gradient of one
+    training call."""
     frames = np.random.default_rng(0).random((4, 64, 64, 3), np.float32)
     module = backbones.create(backbone_config('resnet_small'))
     variables = started(module, 64)
@@ -107,18 +138,25 @@ def small():
         @jax.jit
         def step(params):
             def loss(params):
-                maps, updated = module.apply(dict(variables, params=params), frames, True, mutable=['batch_stats'])
+                maps, updated = module.apply(
+                    dict(variables, params=params), frames, True, mutable=['batch_stats']
+                )
                 return jnp.mean(maps.astype(jnp.float32) * target), (maps, updated['batch_stats'])
+
             return jax.value_and_grad(loss, has_aux=True)(params)
+
         (value, (maps, stats)), gradient = step(variables['params'])
         return value, maps, stats, gradient
+
     return variables, frames, train, train()
 
 
 def test_remat_changes_no_number(small):
     variables, frames, train, plain = small
     recomputed = train(remat=True)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, recomputed)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, recomputed
+    )
     module = backbones.create(backbone_config('resnet_small', remat=True))
     trace = jax.make_jaxpr(lambda: module.apply(variables, frames, True, mutable=['batch_stats']))()
     names = [equation.primitive.name for equation in trace.eqns]
@@ -136,7 +174,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(small):
     assert maps.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves((stats, gradient))} == {jnp.dtype('float32')}
     difference = np.asarray(maps, np.float32) - np.asarray(plain[1])
-    assert np.sqrt(np.mean(difference ** 2)) < 0.05 * np.sqrt(np.mean(np.asarray(plain[1]) ** 2))
+    assert np.sqrt(np.mean(difference**2)) < 0.05 * np.sqrt(np.mean(np.asarray(plain[1]) ** 2))
     for a, b in zip(jax.tree.leaves(stats), jax.tree.leaves(plain[2])):
         np.testing.assert_allclose(a, b, rtol=0.02, atol=0.02)
 
@@ -150,15 +188,29 @@ def test_backbone_under_vmap_has_each_episodes_statistics(small):
     one_by_one = jax.jit(train)
     for i, (expected, stats) in enumerate(map(one_by_one, episodes)):
         np.testing.assert_allclose(maps[i], expected, rtol=1e-3, atol=1e-4)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-5), updated, stats)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-5), updated, stats
+        )
 
 
-@pytest.mark.parametrize('change, message', [
-    (dict(name='resnet51'), "config.model.backbone.name='resnet51' is not one of features, resnet_small, resnet18"),
-    (dict(batch_norm='sync'), "config.model.backbone.batch_norm='sync' is not one of split, joint, frozen"),
-    (dict(normalize='zero'), "config.model.backbone.normalize='zero' is not one of unit, imagenet"),
-    (dict(batch_norm_groups=0), 'config.model.backbone.batch_norm_groups=0 must be at least 1'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (
+            dict(name='resnet51'),
+            "config.model.backbone.name='resnet51' is not one of features, resnet_small, resnet18",
+        ),
+        (
+            dict(batch_norm='sync'),
+            "config.model.backbone.batch_norm='sync' is not one of split, joint, frozen",
+        ),
+        (
+            dict(normalize='zero'),
+            "config.model.backbone.normalize='zero' is not one of unit, imagenet",
+        ),
+        (dict(batch_norm_groups=0), 'config.model.backbone.batch_norm_groups=0 must be at least 1'),
+    ],
+)
 def test_wrong_values_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         backbones.create(backbone_config(**dict(dict(name='resnet18'), **change)))

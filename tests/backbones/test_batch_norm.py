@@ -9,7 +9,8 @@ from fsar_jax.backbones.batch_norm import BatchNorm
 
 
 def slow_batch_norm(x, mean, var, scale, bias, groups=1):
-    """x [B, h, w, C] in float64: output, running mean and variance after the call, one channel and chunk at a time."""
+    """x [B, h, w, C] in float64: output, running mean and variance after the call, one channel and
+    chunk at a time."""
     x, y = x.astype(np.float64), np.zeros(x.shape)
     new_mean, new_var = np.array(mean, np.float64), np.array(var, np.float64)
     size = len(x) // groups
@@ -17,7 +18,9 @@ def slow_batch_norm(x, mean, var, scale, bias, groups=1):
         part = slice(g * size, (g + 1) * size)
         for c in range(x.shape[-1]):
             values = x[part, ..., c]
-            y[part, ..., c] = (values - np.mean(values)) / np.sqrt(np.var(values) + 1e-5) * scale[c] + bias[c]
+            y[part, ..., c] = (values - np.mean(values)) / np.sqrt(np.var(values) + 1e-5) * scale[
+                c
+            ] + bias[c]
             if g == 0:
                 new_mean[c] = 0.9 * new_mean[c] + 0.1 * np.mean(values)
                 new_var[c] = 0.9 * new_var[c] + 0.1 * np.var(values, ddof=1)
@@ -26,7 +29,10 @@ def slow_batch_norm(x, mean, var, scale, bias, groups=1):
 
 def variables_of(rng, channels=3):
     draw = lambda low: (low + rng.random(channels)).astype(np.float32)
-    return {'params': {'scale': draw(0.5), 'bias': draw(-0.5)}, 'batch_stats': {'mean': draw(-0.5), 'var': draw(0.5)}}
+    return {
+        'params': {'scale': draw(0.5), 'bias': draw(-0.5)},
+        'batch_stats': {'mean': draw(-0.5), 'var': draw(0.5)},
+    }
 
 
 def run_train(module, variables, x):
@@ -53,7 +59,9 @@ def test_groups_equal_a_loop(groups):
 def test_vmap_gives_each_episode_its_own_statistics():
     rng = np.random.default_rng(1)
     variables, episodes = variables_of(rng), rng.normal(0, 1, (3, 4, 2, 2, 3)).astype(np.float32)
-    episodes += np.arange(3).reshape(3, 1, 1, 1, 1)      # episodes far apart: pooled statistics would show
+    episodes += np.arange(3).reshape(
+        3, 1, 1, 1, 1
+    )  # episodes far apart: pooled statistics would show
     y, stats = jax.vmap(lambda x: run_train(BatchNorm(), variables, x))(episodes)
     assert stats['mean'].shape == stats['var'].shape == (3, 3)
     for i, x in enumerate(episodes):
@@ -82,7 +90,9 @@ def test_gradient_equals_finite_differences_of_the_loop():
     loss = lambda x: jnp.sum(run_train(BatchNorm(groups=2), variables, x)[0] * cotangent)
     along = np.sum(jax.grad(loss)(x) * direction)
     step = 1e-5
-    plus, minus = (np.sum(slow(x + s * step * direction, variables, 2)[0] * cotangent) for s in (1, -1))
+    plus, minus = (
+        np.sum(slow(x + s * step * direction, variables, 2)[0] * cotangent) for s in (1, -1)
+    )
     np.testing.assert_allclose(along, (plus - minus) / (2 * step), rtol=1e-4)
 
 
@@ -90,14 +100,22 @@ def test_large_mean_does_not_cancel_the_variance():
     x = (1000 + np.random.default_rng(4).normal(0, 0.1, (16, 4, 4, 1))).astype(np.float32)
     variables = BatchNorm().init(jax.random.key(0), x)
     _, stats = run_train(BatchNorm(), variables, x)
-    np.testing.assert_allclose((stats['var'] - 0.9) / 0.1, np.var(x.astype(np.float64), ddof=1), rtol=2e-3)
+    np.testing.assert_allclose(
+        (stats['var'] - 0.9) / 0.1, np.var(x.astype(np.float64), ddof=1), rtol=2e-3
+    )
 
 
 def test_init_starts_at_mean_0_variance_1_scale_1():
     x = np.ones((2, 2, 2, 3), np.float32) * 5
     variables = BatchNorm().init(jax.random.key(0), x, True)
-    assert {k: v.tolist() for k, v in variables['batch_stats'].items()} == {'mean': [0.0] * 3, 'var': [1.0] * 3}
-    assert {k: v.tolist() for k, v in variables['params'].items()} == {'scale': [1.0] * 3, 'bias': [0.0] * 3}
+    assert {k: v.tolist() for k, v in variables['batch_stats'].items()} == {
+        'mean': [0.0] * 3,
+        'var': [1.0] * 3,
+    }
+    assert {k: v.tolist() for k, v in variables['params'].items()} == {
+        'scale': [1.0] * 3,
+        'bias': [0.0] * 3,
+    }
 
 
 def test_bad_batches_are_one_line_errors():

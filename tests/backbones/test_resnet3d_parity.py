@@ -18,11 +18,23 @@ def test_map_and_running_statistics_equal_the_reference(published, assert_close_
     maps = jax.jit(lambda v, x: module.apply(v, x, False))(variables, clips)
     assert_close_to_published(maps, layout(f.outputs['map']), 'map')
     assert_close_to_published(maps.mean((1, 2, 3)), f.outputs['pooled'], 'pooled')
-    maps, updated = jax.jit(lambda v, x: module.apply(v, x, True, mutable=['batch_stats']))(variables, clips)
-    assert_close_to_published(maps, layout(f.outputs['bn_batch/map']), 'map with batch statistics', 5e-4)
-    after = {key.removeprefix('bn_batch/'): value for key, value in f.outputs.items() if 'running_' in key}
+    maps, updated = jax.jit(lambda v, x: module.apply(v, x, True, mutable=['batch_stats']))(
+        variables, clips
+    )
+    assert_close_to_published(
+        maps, layout(f.outputs['bn_batch/map']), 'map with batch statistics', 5e-4
+    )
+    after = {
+        key.removeprefix('bn_batch/'): value
+        for key, value in f.outputs.items()
+        if 'running_' in key
+    }
     expected = backbone_from_torch({**f.weights, **after}, config)['batch_stats']
     assert len(jax.tree.leaves(expected)) == len(after) > 100
     jax.tree_util.tree_map_with_path(
-        lambda path, a, b: assert_close_to_published(a, np.asarray(b), jax.tree_util.keystr(path), 5e-4),
-        updated['batch_stats'], expected)
+        lambda path, a, b: assert_close_to_published(
+            a, np.asarray(b), jax.tree_util.keystr(path), 5e-4
+        ),
+        updated['batch_stats'],
+        expected,
+    )

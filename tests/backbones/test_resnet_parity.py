@@ -1,4 +1,5 @@
-"""Residual networks against the reference, through fsar_jax.weights: running and batch statistics."""
+"""Residual networks against the reference, through fsar_jax.weights: running and batch
+statistics."""
 
 import pathlib
 
@@ -14,7 +15,14 @@ FIXTURES = pathlib.Path(__file__).parents[1] / 'fixtures'
 
 
 def backbone_config(name, **changes):
-    settings = dict(name=name, weights=None, batch_norm='split', batch_norm_groups=1, normalize='unit', remat=False)
+    settings = dict(
+        name=name,
+        weights=None,
+        batch_norm='split',
+        batch_norm_groups=1,
+        normalize='unit',
+        remat=False,
+    )
     return ml_collections.ConfigDict(settings | changes)
 
 
@@ -39,11 +47,18 @@ def test_map_and_running_statistics_equal_the_reference(name):
 
     train = jax.jit(lambda v, x: learner.apply(v, x, True, mutable=['batch_stats']))
     maps, updated = train(variables, frames)
-    assert_close(maps, fixture['out/bn_batch/map'].transpose(0, 2, 3, 1), 5e-4, 'map with batch statistics')
-    assert_close(maps.mean((1, 2)), fixture['out/bn_batch/pooled'], 5e-4, 'pooled with batch statistics')
+    assert_close(
+        maps, fixture['out/bn_batch/map'].transpose(0, 2, 3, 1), 5e-4, 'map with batch statistics'
+    )
+    assert_close(
+        maps.mean((1, 2)), fixture['out/bn_batch/pooled'], 5e-4, 'pooled with batch statistics'
+    )
 
-    after = {key.removeprefix('out/bn_batch/'): value for key, value in fixture.items()
-             if 'running_' in key and 'bn_batch' in key}
+    after = {
+        key.removeprefix('out/bn_batch/'): value
+        for key, value in fixture.items()
+        if 'running_' in key and 'bn_batch' in key
+    }
     expected = backbone_from_torch(dict(weights, **after), config)['batch_stats']
     assert len(jax.tree.leaves(expected)) == len(after)
     compare = lambda path, a, b: assert_close(a, np.asarray(b), 5e-4, jax.tree_util.keystr(path))

@@ -23,7 +23,8 @@ OPTIONS_WITH_PARTS = {
 
 
 def write(path, options=None, sound=0, metadata=None):
-    """40 frames of a moving bar at 25 a second, all others than .gif with a keyframe every 10; `sound`: seconds of it."""
+    """40 frames of a moving bar at 25 a second, all others than .gif with a keyframe every 10;
+    `sound`: seconds of it."""
     with av.open(str(path), 'w', options=options or {}) as container:
         codec = CODECS[path.suffix]
         stream = container.add_stream(codec, rate=25, options={'g': '10'})
@@ -34,11 +35,15 @@ def write(path, options=None, sound=0, metadata=None):
         for i in range(FRAMES):
             picture = np.full((48, 64, 3), 60, np.uint8)
             picture[:, i : i + 8, i % 3] = 220
-            frame = av.VideoFrame.from_ndarray(picture, format='rgb24').reformat(format=stream.pix_fmt)
+            frame = av.VideoFrame.from_ndarray(picture, format='rgb24').reformat(
+                format=stream.pix_fmt
+            )
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         for start in range(0, int(sound * 44100), 1024):
-            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format='fltp', layout='mono')
+            frame = av.AudioFrame.from_ndarray(
+                np.zeros((1, 1024), np.float32), format='fltp', layout='mono'
+            )
             frame.sample_rate, frame.pts = 44100, start
             container.mux(noise.encode(frame))
         if sound:
@@ -69,11 +74,21 @@ def test_a_whole_file_is_read_and_a_cut_one_is_not(tmp_path, suffix):
     data = write(path)
     assert outcome(path, data) == FRAMES
     lengths = [int(share * len(data)) for share in (0.1, 0.25, 0.4, 0.55, 0.7, 0.8)]
-    assert {length: outcome(path, data[: length | 1]) for length in lengths} == dict.fromkeys(lengths, 'truncated')
+    assert {length: outcome(path, data[: length | 1]) for length in lengths} == dict.fromkeys(
+        lengths, 'truncated'
+    )
 
 
-@pytest.mark.parametrize('options', (FRAGMENTS, {'movflags': 'frag_keyframe'}, {'movflags': 'faststart'},
-                                     {'movflags': 'frag_keyframe+empty_moov+dash+global_sidx'}))  # fmt: skip
+@pytest.mark.parametrize(
+    'options',
+    (
+        FRAGMENTS,
+        {'movflags': 'frag_keyframe'},
+        {'movflags': 'faststart'},
+        # fmt: skip
+        {'movflags': 'frag_keyframe+empty_moov+dash+global_sidx'},
+    ),
+)
 def test_an_mp4_with_its_index_first_or_in_fragments(tmp_path, options):
     path = tmp_path / 'clip.mp4'
     data = write(path, options)
@@ -114,7 +129,9 @@ def lie_mp4(data, times):
 
 def lie_matroska(data, times):
     place = data.find(bytes.fromhex('448988')) + 3
-    data[place : place + 8] = struct.pack('>d', times * struct.unpack('>d', data[place : place + 8])[0])
+    data[place : place + 8] = struct.pack(
+        '>d', times * struct.unpack('>d', data[place : place + 8])[0]
+    )
     for place in places(data, b'00:00:01.6'):
         data[place : place + 10] = f'00:00:{1.6 * times:04.1f}'.encode()
 
@@ -159,7 +176,9 @@ def test_sizes_that_lie_are_no_damage_where_the_index_follows(tmp_path):
         data = bytearray(write(path))
         at = data.find(place) + 4
         order = 'big' if size == 8 else 'little'
-        data[at : at + size] = (int.from_bytes(data[at : at + size], order) + 100_000).to_bytes(size, order)
+        data[at : at + size] = (int.from_bytes(data[at : at + size], order) + 100_000).to_bytes(
+            size, order
+        )
         assert outcome(path, data) == FRAMES, suffix
         assert outcome(path, data[: int(0.6 * len(data))]) == 'truncated', suffix
 
@@ -208,7 +227,10 @@ def test_a_hole_of_zeros_is_damage(tmp_path):
         path = tmp_path / f'clip{suffix}'
         data = write(path, OPTIONS_WITH_PARTS.get(suffix))
         half = len(data) * 7 // 10
-        assert outcome(path, data[:half] + bytes(len(data) - half)) in ('truncated', 'decode errors'), suffix
+        assert outcome(path, data[:half] + bytes(len(data) - half)) in (
+            'truncated',
+            'decode errors',
+        ), suffix
 
 
 def test_what_follows_the_end_is_no_damage(tmp_path):
@@ -228,7 +250,9 @@ def test_an_index_that_is_missing_is_told_from_one_that_is_damaged(tmp_path):
     path.write_bytes(data[: place + 100])
     with pytest.raises(VideoError, match="^truncated: .*its part 'moov' goes on beyond its end"):
         read_video(path)
-    path.write_bytes(data[: place - 4] + bytes(len(data) - place + 4))  # a download that reserved its place
+    path.write_bytes(
+        data[: place - 4] + bytes(len(data) - place + 4)
+    )  # a download that reserved its place
     with pytest.raises(VideoError, match='^truncated: .*its index is missing'):
         read_video(path)
     for damage in (
@@ -237,12 +261,17 @@ def test_an_index_that_is_missing_is_told_from_one_that_is_damaged(tmp_path):
         data.replace(b'moov', b'moow'),
     ):
         path.write_bytes(damage)
-        with pytest.raises(VideoError, match='^not a video: the file is MP4, but its header or index is damaged'):
+        with pytest.raises(
+            VideoError, match='^not a video: the file is MP4, but its header or index is damaged'
+        ):
             read_video(path)
     assert outcome(path, data.replace(b'mdat', b'\xff\0\xff\0')) == FRAMES
     for suffix, kind in (('.mkv', 'Matroska'), ('.avi', 'AVI')):
         path = tmp_path / f'clip{suffix}'
         data = write(path)
         path.write_bytes(data[:12] + bytes([255] * 100) + data[112:])
-        with pytest.raises(VideoError, match=f'^not a video: the file is {kind}, but its header or index is damaged'):
+        with pytest.raises(
+            VideoError,
+            match=f'^not a video: the file is {kind}, but its header or index is damaged',
+        ):
             read_video(path)

@@ -17,7 +17,8 @@ NAME = 'video_folder/clips'
 
 
 def numbered_clip(number, num_frames):
-    """uint8 [num_frames, 32, 32, 3]: the clip's number and the frame's as two greys, left and right."""
+    """uint8 [num_frames, 32, 32, 3]: the clip's number and the frame's as two greys, left and
+    right."""
     frames = np.empty((num_frames, 32, 32, 3), np.uint8)
     frames[:, :, :16] = 20 + 20 * number
     frames[:, :, 16:] = np.arange(num_frames, dtype=np.uint8)[:, None, None, None] * 2 + 20
@@ -26,7 +27,8 @@ def numbered_clip(number, num_frames):
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    """(data_dir, clips folder): 3 classes of 4 clips with 70 to 81 frames, of which 64 are stored."""
+    """(data_dir, clips folder): 3 classes of 4 clips with 70 to 81 frames, of which 64 are
+    stored."""
     folder = tmp_path_factory.mktemp('data')
     for number in range(12):
         path = (
@@ -54,7 +56,9 @@ def data(tmp_path_factory):
 
 def test_the_index_needs_no_record(data, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr('tensorflow_datasets.core.dataset_builder.DatasetBuilder.as_data_source', None)
+        patch.setattr(
+            'tensorflow_datasets.core.dataset_builder.DatasetBuilder.as_data_source', None
+        )
         dataset = open_dataset(NAME, data[0], 'val')
     assert (dataset.name, dataset.split, len(dataset)) == (NAME, 'val', 4)
     assert dataset.class_names == ['class0', 'class1', 'class2']
@@ -73,20 +77,42 @@ def test_the_same_content_elsewhere_has_one_hash_and_other_pixels_another(data, 
     for number, flag in enumerate(('--short_side=0', '--jpeg_quality=70')):
         shutil.copytree(clips, tmp_path / f'{number}')
         for path in (tmp_path / f'{number}').glob('*/*/*.mp4'):
-            write_video(path, numbered_clip(int(path.stem), 70 + int(path.stem))[:, :, ::-1 if number == 0 else 1])
-        build.build(build.parse([f'--dataset={NAME}', f'--videos={tmp_path}/{number}', f'--dir={tmp_path}/data{number}',
-                                 '--processes=0', '--short_side=0', flag]))
+            write_video(
+                path,
+                numbered_clip(int(path.stem), 70 + int(path.stem))[
+                    :, :, :: -1 if number == 0 else 1
+                ],
+            )
+        build.build(
+            build.parse(
+                [
+                    f'--dataset={NAME}',
+                    f'--videos={tmp_path}/{number}',
+                    f'--dir={tmp_path}/data{number}',
+                    '--processes=0',
+                    '--short_side=0',
+                    flag,
+                ]
+            )
+        )
         other = open_dataset(NAME, tmp_path / f'data{number}', 'test')
         assert other.video_ids == opened.video_ids and (other.num_frames == opened.num_frames).all()
         others.append(content_hash(other))
     # As many bytes, of other pixels: a shard copied from a machine whose JPEG encoder differs.
     sums = tmp_path / 'copy' / NAME / opened.directory.name / SUMS
     lines = sums.read_text().splitlines()
-    sums.write_text(''.join(f'{line.translate(str.maketrans("01", "10")) if "-test" in line else line}\n' for line in lines))
+    sums.write_text(
+        ''.join(
+            f'{line.translate(str.maketrans("01", "10")) if "-test" in line else line}\n'
+            for line in lines
+        )
+    )
     others.append(content_hash(open_dataset(NAME, tmp_path / 'copy', 'test')))
     assert len(set(others)) == 5
     sums.write_text('cut')
-    with pytest.raises(ValueError, match=f'{SUMS} is damaged: line 1 is not a checksum.*fsar_jax.data.verify'):
+    with pytest.raises(
+        ValueError, match=f'{SUMS} is damaged: line 1 is not a checksum.*fsar_jax.data.verify'
+    ):
         content_hash(open_dataset(NAME, tmp_path / 'copy', 'test'))
 
 
@@ -95,10 +121,21 @@ def test_a_record_holds_its_frames_undecoded(data):
     for position in (3, 0):
         number = 8 + position
         record = dataset.read(position)
-        assert record['video_id'] == f'class2/{number:02d}' and record['label'] == 2 and record['fps'] == 12
-        assert record['source_frames'] == 70 + number and record['num_frames'] == len(record['frames']) == 64
-        assert all(isinstance(frame, bytes) and frame[:2] == b'\xff\xd8' for frame in record['frames'])
-        np.testing.assert_array_equal(record['frame_index'], np.round(np.linspace(0, 69 + number, 64)))
+        assert (
+            record['video_id'] == f'class2/{number:02d}'
+            and record['label'] == 2
+            and record['fps'] == 12
+        )
+        assert (
+            record['source_frames'] == 70 + number
+            and record['num_frames'] == len(record['frames']) == 64
+        )
+        assert all(
+            isinstance(frame, bytes) and frame[:2] == b'\xff\xd8' for frame in record['frames']
+        )
+        np.testing.assert_array_equal(
+            record['frame_index'], np.round(np.linspace(0, 69 + number, 64))
+        )
         source = read_video(data[1] / 'test' / 'class2' / f'{number:02d}.mp4').frames
         for stored in range(0, 64, 8):  # 8 of 64: only these are decoded
             frame = decode_jpeg(record['frames'][stored]).astype(int)
@@ -122,7 +159,8 @@ def test_positions_outside_are_refused(data):
     dataset = open_dataset(NAME, data[0], 'train')
     for position in (-1, 4):
         with pytest.raises(
-            IndexError, match=f"position {position} is outside split 'train' of {NAME}, which has 4 videos"
+            IndexError,
+            match=f"position {position} is outside split 'train' of {NAME}, which has 4 videos",
         ):
             dataset.read(position)
 

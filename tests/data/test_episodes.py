@@ -4,9 +4,9 @@ import hashlib
 import json
 import os
 
-from memory_videos import MemoryVideos, small_config
 import numpy as np
 import pytest
+from memory_videos import MemoryVideos, small_config
 
 from fsar_jax.data import episodes as lists
 from fsar_jax.data import loader
@@ -26,7 +26,11 @@ def ids(dataset, episodes):
     """Episodes by name: what must not depend on the order of records or labels."""
     video_ids = np.array(dataset.video_ids)
     class_names = np.array(dataset.class_names)
-    return video_ids[episodes.support].tolist(), video_ids[episodes.query].tolist(), class_names[episodes.classes].tolist()
+    return (
+        video_ids[episodes.support].tolist(),
+        video_ids[episodes.query].tolist(),
+        class_names[episodes.classes].tolist(),
+    )
 
 
 def assert_same(a, b):
@@ -39,8 +43,12 @@ def test_shapes_and_meaning(dataset):
     assert len(drawn) == 50
     assert drawn.support.shape == (50, WAY, SHOT) and drawn.query.shape == (50, WAY * QUERY)
     assert all(getattr(drawn, field).dtype == np.int32 for field in FIELDS)
-    for support, query, labels, classes in zip(drawn.support, drawn.query, drawn.labels, drawn.classes):
-        assert labels.tolist() == [row for row in range(WAY) for _ in range(QUERY)], 'labels are class-major'
+    for support, query, labels, classes in zip(
+        drawn.support, drawn.query, drawn.labels, drawn.classes
+    ):
+        assert labels.tolist() == [row for row in range(WAY) for _ in range(QUERY)], (
+            'labels are class-major'
+        )
         assert len(set(classes.tolist())) == WAY
         assert (dataset.labels[support] == classes[:, None]).all()
         assert (dataset.labels[query] == classes[labels]).all()
@@ -62,14 +70,22 @@ def test_an_episode_depends_on_its_index_alone(dataset):
 def test_seed_split_and_index_each_change_the_draw(dataset):
     first = lists.draw_episodes(dataset, WAY, SHOT, QUERY, seed=0, count=20)
     other_seed = lists.draw_episodes(dataset, WAY, SHOT, QUERY, seed=1, count=20)
-    other_split = lists.draw_episodes(MemoryVideos([6, 5, 9, 5, 7, 30, 6], split='val'), WAY, SHOT, QUERY, seed=0, count=20)
+    other_split = lists.draw_episodes(
+        MemoryVideos([6, 5, 9, 5, 7, 30, 6], split='val'), WAY, SHOT, QUERY, seed=0, count=20
+    )
     for other in (other_seed, other_split):
-        assert (first.support != other.support).any((1, 2)).all(), 'some episode is the same under another key'
+        assert (first.support != other.support).any((1, 2)).all(), (
+            'some episode is the same under another key'
+        )
     assert len({episode.tobytes() for episode in first.support}) == 20
 
 
 def test_streams_of_an_episode_are_apart():
-    draws = [lists.episode_generator(0, 'train', index, stream).random(200) for index in (0, 1) for stream in (0, 1)]
+    draws = [
+        lists.episode_generator(0, 'train', index, stream).random(200)
+        for index in (0, 1)
+        for stream in (0, 1)
+    ]
     assert len(np.unique(draws)) == 800
 
 
@@ -78,7 +94,10 @@ def test_the_draw_is_the_same_on_every_machine():
     drawn = lists.episode_generator(0, 'test', 12, lists.CLIPS).random(3)
     np.testing.assert_allclose(drawn, PINNED_DRAWS, rtol=0, atol=1e-15)
     dataset = MemoryVideos([6, 5, 9, 5, 7], split='test')
-    assert lists.episodes_hash(dataset, lists.draw_episodes(dataset, 5, 1, 1, seed=0, count=100)) == PINNED_HASH
+    assert (
+        lists.episodes_hash(dataset, lists.draw_episodes(dataset, 5, 1, 1, seed=0, count=100))
+        == PINNED_HASH
+    )
 
 
 def test_more_queries_leave_classes_and_support_alone(dataset):
@@ -90,7 +109,9 @@ def test_more_queries_leave_classes_and_support_alone(dataset):
 
 def test_order_of_records_and_labels_is_irrelevant(dataset):
     counts = [6, 5, 9, 5, 7, 30, 6]
-    shuffled = MemoryVideos(counts, split='test', order=np.random.default_rng(0).permutation(sum(counts)))
+    shuffled = MemoryVideos(
+        counts, split='test', order=np.random.default_rng(0).permutation(sum(counts))
+    )
     relabelled = MemoryVideos(counts, split='test')
     permutation = np.random.default_rng(1).permutation(7)
     relabelled.labels = permutation[relabelled.labels].astype(np.int32)
@@ -112,14 +133,20 @@ def test_classes_and_clips_are_drawn_uniformly():
     for found, share in ((classes, 0.5), (clips, 0.25)):
         assert np.abs(found - count * share).max() < 5 * np.sqrt(count * share * (1 - share))
     first_row = np.bincount(drawn.classes[:, 0], minlength=10)
-    assert np.abs(first_row - count / 10).max() < 5 * np.sqrt(count * 0.09), 'the row of a class in an episode is not random'
+    assert np.abs(first_row - count / 10).max() < 5 * np.sqrt(count * 0.09), (
+        'the row of a class in an episode is not random'
+    )
 
 
 def test_too_few_classes_or_clips_is_named():
     with pytest.raises(ValueError, match='memory train has 3 classes, 5-way episodes need 5'):
         lists.check_dataset(MemoryVideos([9, 9, 9]), 5, 1, 1)
-    with pytest.raises(ValueError, match=r"class 'class 01' of memory train has 4 clips, 3 support \+ 2 query per class need 5, "
-                                         'and so for 1 more classes: lower config.episode.shot'):
+    with pytest.raises(
+        ValueError,
+        match=r"class 'class 01' of memory train has 4 clips, 3 support \+ 2 query per class need "
+        r"5, "
+        'and so for 1 more classes: lower config.episode.shot',
+    ):
         lists.check_dataset(MemoryVideos([9, 4, 2]), 3, 3, 2)
     with pytest.raises(ValueError, match='at least 2 classes .* got way=1'):
         lists.check_dataset(MemoryVideos([9, 9]), 1, 1, 1)
@@ -130,10 +157,18 @@ def test_too_few_classes_or_clips_is_named():
 def test_dropped_clips_are_part_of_the_message():
     dataset = MemoryVideos([5, 5, 5], num_frames=lambda c, k: 3 if c == 1 and k else 12)
     view = loader.usable(dataset, small_config())
-    with pytest.raises(ValueError, match=r"class 'class 01' of memory train has 1 clips \(4 dropped: fewer than config.episode.frames"):
+    with pytest.raises(
+        ValueError,
+        match=r"class 'class 01' of memory train has 1 clips \(4 dropped: fewer than "
+        r"config.episode.frames",
+    ):
         lists.check_dataset(view, 3, 1, 1)
-    gone = loader.usable(MemoryVideos([5, 5, 5], num_frames=lambda c, k: 3 if c == 1 else 12), small_config())
-    with pytest.raises(ValueError, match=r"class 'class 01' of memory train has 0 clips \(5 dropped"):
+    gone = loader.usable(
+        MemoryVideos([5, 5, 5], num_frames=lambda c, k: 3 if c == 1 else 12), small_config()
+    )
+    with pytest.raises(
+        ValueError, match=r"class 'class 01' of memory train has 0 clips \(5 dropped"
+    ):
         lists.check_dataset(gone, 3, 1, 1)
 
 
@@ -148,7 +183,9 @@ def test_a_list_goes_to_another_build_and_back(dataset, tmp_path):
     lists.write_episodes(path, dataset, first)
     assert_same(lists.read_episodes(path, dataset), first)
     # Another order, and clips that the first build did not have.
-    other = MemoryVideos([8, 7, 9, 5, 7, 31, 6], split='test', order=np.random.default_rng(3).permutation(73))
+    other = MemoryVideos(
+        [8, 7, 9, 5, 7, 31, 6], split='test', order=np.random.default_rng(3).permutation(73)
+    )
     again = lists.read_episodes(path, other)
     assert ids(other, again) == ids(dataset, first)
     assert lists.episodes_hash(other, again) == lists.episodes_hash(dataset, first)
@@ -170,22 +207,39 @@ def test_the_hash_sees_every_clip_and_label(dataset):
 def lines(dataset, **changes):
     drawn = lists.draw_episodes(dataset, 2, 1, 1, seed=0, count=2)
     video_ids = np.array(dataset.video_ids)
-    rows = [{'support': video_ids[s].tolist(), 'query': video_ids[q].tolist(), 'labels': [0, 1]}
-            for s, q in zip(drawn.support, drawn.query)]
+    rows = [
+        {'support': video_ids[s].tolist(), 'query': video_ids[q].tolist(), 'labels': [0, 1]}
+        for s, q in zip(drawn.support, drawn.query)
+    ]
     rows[1].update(changes)
     return '\n'.join(map(json.dumps, rows))
 
 
-@pytest.mark.parametrize('changes, message', [
-    (dict(support=[['nobody/1'], ['nobody/0']]), 'names 2 clips that memory test does not have .*: nobody/0, nobody/1$'),
-    (dict(query=['class 00/0', 'class 00/0']), "line 2 uses clip 'class 00/0' twice"),
-    (dict(support=[['class 00/0'], ['class 01/0']], query=['class 01/1', 'class 00/1']), 'line 2: clips of one class there are of'),
-    (dict(labels=[0, 2]), r'line 2 has a label outside 0\.\.1'),
-    (dict(labels=[0]), 'line 2 is not an episode .*query and labels are not'),
-    (dict(support=['class 00/0', 'class 01/0']), r'line 2 is not an episode .*support is not \[way\]\[shot\]'),
-    (dict(support=[[1], [2]]), 'line 2 is not an episode .*video ids must be strings'),
-    (dict(query=['class 00/0'], labels=[0]), 'line 2 is 2-way 1-shot with 1 queries, line 1 is 2-way 1-shot with 2'),
-])
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (
+            dict(support=[['nobody/1'], ['nobody/0']]),
+            'names 2 clips that memory test does not have .*: nobody/0, nobody/1$',
+        ),
+        (dict(query=['class 00/0', 'class 00/0']), "line 2 uses clip 'class 00/0' twice"),
+        (
+            dict(support=[['class 00/0'], ['class 01/0']], query=['class 01/1', 'class 00/1']),
+            'line 2: clips of one class there are of',
+        ),
+        (dict(labels=[0, 2]), r'line 2 has a label outside 0\.\.1'),
+        (dict(labels=[0]), 'line 2 is not an episode .*query and labels are not'),
+        (
+            dict(support=['class 00/0', 'class 01/0']),
+            r'line 2 is not an episode .*support is not \[way\]\[shot\]',
+        ),
+        (dict(support=[[1], [2]]), 'line 2 is not an episode .*video ids must be strings'),
+        (
+            dict(query=['class 00/0'], labels=[0]),
+            'line 2 is 2-way 1-shot with 1 queries, line 1 is 2-way 1-shot with 2',
+        ),
+    ],
+)
 def test_a_wrong_list_says_what_is_wrong(dataset, tmp_path, changes, message):
     path = tmp_path / 'episodes.jsonl'
     path.write_text(lines(dataset, **changes))
@@ -196,7 +250,9 @@ def test_a_wrong_list_says_what_is_wrong(dataset, tmp_path, changes, message):
 
 def test_absent_empty_and_malformed_lists(dataset, tmp_path):
     path = tmp_path / 'episodes.jsonl'
-    with pytest.raises(FileNotFoundError, match='no episode list at .*: check config.eval.episodes_file'):
+    with pytest.raises(
+        FileNotFoundError, match='no episode list at .*: check config.eval.episodes_file'
+    ):
         lists.read_episodes(path, dataset)
     path.write_text('')
     with pytest.raises(ValueError, match='holds no episodes'):
@@ -218,7 +274,12 @@ def test_a_byte_order_mark_blank_ends_and_windows_line_ends_are_no_errors(datase
     text = lines(dataset)
     path.write_text(text)
     right = lists.read_episodes(path, dataset)
-    for variant in ('\ufeff' + text, text + '\n', text + '\n\n \n', '\ufeff' + text.replace('\n', '\r\n') + '\r\n'):
+    for variant in (
+        '\ufeff' + text,
+        text + '\n',
+        text + '\n\n \n',
+        '\ufeff' + text.replace('\n', '\r\n') + '\r\n',
+    ):
         path.write_bytes(variant.encode())
         assert_same(lists.read_episodes(path, dataset), right)
 
@@ -228,36 +289,79 @@ def as_line(text):
     return lambda dataset: lines(dataset).splitlines()[0] + '\n' + text
 
 
-@pytest.mark.parametrize('content, message', [
-    (lambda dataset: lines(dataset, labels=[0, 2**32 + 1]), r'line 2 has a label outside 0\.\.1$'),
-    (lambda dataset: lines(dataset, labels=[0, -1]), r'line 2 has a label outside 0\.\.1$'),
-    (lambda dataset: lines(dataset, labels=[0, 10**30]), r'line 2 has a label outside 0\.\.1$'),
-    (lambda dataset: lines(dataset, labels=[0, 1.0]), 'line 2 is not an episode .labels must be whole numbers'),
-    (lambda dataset: lines(dataset, labels=[0, True]), 'line 2 is not an episode .labels must be whole numbers'),
-    (lambda dataset: lines(dataset, labels=[0, None]), 'line 2 is not an episode .labels must be whole numbers'),
-    (lambda dataset: lines(dataset, labels=[0, float('nan')]), 'line 2 is not an episode .labels must be whole numbers'),
-    (lambda dataset: lines(dataset, labels=[[0], [1]]), 'line 2 is not an episode .labels must be whole numbers'),
-    (lambda dataset: lines(dataset, labels='01'), 'line 2 is not an episode .it is no object with the lists'),
-    (lambda dataset: lines(dataset, support=[['a'], ['b', 'c']]), r'line 2 is not an episode .support is not \[way\]\[shot\]'),
-    (lambda dataset: lines(dataset, support=[[['a']], [['b']]]), r'line 2 is not an episode .support is not \[way\]\[shot\]'),
-    (lambda dataset: lines(dataset, query=['a\x1b[2J\nerror: b', 'c']), r'names 2 clips .*: a\\x1b\[2J\\nerror: b, c$'),
-    (lambda dataset: lines(dataset, query=['\ud800', 'c']), r'names 2 clips .*: c, \\ud800$'),
-    (lambda dataset: lines(dataset)[:-20], 'line 2 is not an episode .*column'),
-    (as_line('[]'), 'line 2 is not an episode .it is no object'),
-    (as_line('{"support": [], "support": [], "query": [], "labels": []}'), 'line 2 is not an episode .a key occurs twice'),
-    (as_line('[' * 200_000), 'line 2 is not an episode'),
-    (as_line('{"support": ' + '[' * 900 + ']' * 900 + ', "query": [], "labels": []}'), 'line 2 is not an episode'),
-    (as_line('{"labels": [' + '9' * 5000 + ']}'), 'line 2 is not an episode'),
-    (as_line('\n' + '{}'), 'line 2 is empty'),
-    (lambda dataset: lines(dataset).encode() + b'\n\x80\x04\x95', 'line 3 is not an episode'),
-])
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        (
+            lambda dataset: lines(dataset, labels=[0, 2**32 + 1]),
+            r'line 2 has a label outside 0\.\.1$',
+        ),
+        (lambda dataset: lines(dataset, labels=[0, -1]), r'line 2 has a label outside 0\.\.1$'),
+        (lambda dataset: lines(dataset, labels=[0, 10**30]), r'line 2 has a label outside 0\.\.1$'),
+        (
+            lambda dataset: lines(dataset, labels=[0, 1.0]),
+            'line 2 is not an episode .labels must be whole numbers',
+        ),
+        (
+            lambda dataset: lines(dataset, labels=[0, True]),
+            'line 2 is not an episode .labels must be whole numbers',
+        ),
+        (
+            lambda dataset: lines(dataset, labels=[0, None]),
+            'line 2 is not an episode .labels must be whole numbers',
+        ),
+        (
+            lambda dataset: lines(dataset, labels=[0, float('nan')]),
+            'line 2 is not an episode .labels must be whole numbers',
+        ),
+        (
+            lambda dataset: lines(dataset, labels=[[0], [1]]),
+            'line 2 is not an episode .labels must be whole numbers',
+        ),
+        (
+            lambda dataset: lines(dataset, labels='01'),
+            'line 2 is not an episode .it is no object with the lists',
+        ),
+        (
+            lambda dataset: lines(dataset, support=[['a'], ['b', 'c']]),
+            r'line 2 is not an episode .support is not \[way\]\[shot\]',
+        ),
+        (
+            lambda dataset: lines(dataset, support=[[['a']], [['b']]]),
+            r'line 2 is not an episode .support is not \[way\]\[shot\]',
+        ),
+        (
+            lambda dataset: lines(dataset, query=['a\x1b[2J\nerror: b', 'c']),
+            r'names 2 clips .*: a\\x1b\[2J\\nerror: b, c$',
+        ),
+        (lambda dataset: lines(dataset, query=['\ud800', 'c']), r'names 2 clips .*: c, \\ud800$'),
+        (lambda dataset: lines(dataset)[:-20], 'line 2 is not an episode .*column'),
+        (as_line('[]'), 'line 2 is not an episode .it is no object'),
+        (
+            as_line('{"support": [], "support": [], "query": [], "labels": []}'),
+            'line 2 is not an episode .a key occurs twice',
+        ),
+        (as_line('[' * 200_000), 'line 2 is not an episode'),
+        (
+            as_line('{"support": ' + '[' * 900 + ']' * 900 + ', "query": [], "labels": []}'),
+            'line 2 is not an episode',
+        ),
+        (as_line('{"labels": [' + '9' * 5000 + ']}'), 'line 2 is not an episode'),
+        (as_line('\n' + '{}'), 'line 2 is empty'),
+        (lambda dataset: lines(dataset).encode() + b'\n\x80\x04\x95', 'line 3 is not an episode'),
+    ],
+)
 def test_every_damage_to_a_list_is_one_line_that_names_it(dataset, tmp_path, content, message):
     path = tmp_path / 'episodes.jsonl'
     written = content(dataset)
     path.write_bytes(written if isinstance(written, bytes) else written.encode())
     with pytest.raises(ValueError, match=message) as caught:
         lists.read_episodes(path, dataset)
-    assert str(caught.value).startswith(str(path)) and str(caught.value).isprintable() and len(str(caught.value)) < 500
+    assert (
+        str(caught.value).startswith(str(path))
+        and str(caught.value).isprintable()
+        and len(str(caught.value)) < 500
+    )
 
 
 def test_of_many_unknown_clips_ten_and_a_count_are_named(dataset, tmp_path):
@@ -265,14 +369,21 @@ def test_of_many_unknown_clips_ten_and_a_count_are_named(dataset, tmp_path):
     with open(path, 'w') as file:
         for number in range(15_000):
             ids = [f'gone/{number}a', f'gone/{number}b']
-            file.write(json.dumps({'support': [['class 00/0'], ['class 01/0']], 'query': ids, 'labels': [0, 1]}) + '\n')
-    with pytest.raises(ValueError, match='names 30000 clips that memory test does not have .* and 29,990 more$') as caught:
+            file.write(
+                json.dumps(
+                    {'support': [['class 00/0'], ['class 01/0']], 'query': ids, 'labels': [0, 1]}
+                )
+                + '\n'
+            )
+    with pytest.raises(
+        ValueError, match='names 30000 clips that memory test does not have .* and 29,990 more$'
+    ) as caught:
         lists.read_episodes(path, dataset)
     assert len(str(caught.value)) < 500
 
 
 def test_what_is_no_file_is_refused_at_once(dataset, tmp_path):
-    os.mkfifo(tmp_path / 'pipe')                  # reading it would wait for ever
+    os.mkfifo(tmp_path / 'pipe')  # reading it would wait for ever
     (tmp_path / 'folder').mkdir()
     for name in ('pipe', 'folder'):
         with pytest.raises(ValueError, match=f'{name} is no file: config.eval.episodes_file'):
@@ -285,7 +396,9 @@ def test_what_is_no_file_is_refused_at_once(dataset, tmp_path):
 def test_a_list_that_cannot_be_written_leaves_the_old_one(dataset, tmp_path, monkeypatch):
     path = tmp_path / 'episodes.jsonl'
     path.write_text('old')
-    monkeypatch.setattr(os, 'fsync', lambda file: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
+    monkeypatch.setattr(
+        os, 'fsync', lambda file: (_ for _ in ()).throw(OSError(28, 'No space left on device'))
+    )
     with pytest.raises(OSError, match='No space left'):
         lists.write_episodes(path, dataset, lists.draw_episodes(dataset, 2, 1, 1, seed=0, count=1))
     assert path.read_text() == 'old' and os.listdir(tmp_path) == ['episodes.jsonl']

@@ -12,7 +12,8 @@ TABLES = {4: 'frame_indices_L4_a.npz', 8: 'frame_indices_L8_a.npz'}
 
 
 class Draws:
-    """Stands in for a generator: hands out the listed integers and records the limits it was asked for."""
+    """Stands in for a generator: hands out the listed integers and records the limits it was asked
+    for."""
 
     def __init__(self, *values):
         self.values, self.limits = list(values), []
@@ -34,10 +35,14 @@ def test_test_rule_equals_the_published_reader(length):
 def test_training_rule_equals_the_published_reader_for_the_same_draws(length):
     table = np.load(FIXTURES / TABLES[length])
     limits = dict(zip(table['in/n_frames'].tolist(), table['out/train_draw_limits'].tolist()))
-    for (n, start, end), expected in zip(table['in/train_draws'].tolist(), table['out/train_indices']):
+    for (n, start, end), expected in zip(
+        table['in/train_draws'].tolist(), table['out/train_indices']
+    ):
         draws = Draws(start, end)
         np.testing.assert_array_equal(frame_sampling.frame_indices(n, length, rng=draws), expected)
-        assert draws.limits == limits[n], f'start and end of a clip of {n} frames are drawn from the wrong frames'
+        assert draws.limits == limits[n], (
+            f'start and end of a clip of {n} frames are drawn from the wrong frames'
+        )
 
 
 @pytest.mark.parametrize('length', TABLES)
@@ -82,11 +87,16 @@ def test_segment_takes_the_centre_at_test_and_any_frame_of_its_segment_in_traini
 def test_uniform_spans_the_clip_and_has_no_jitter():
     expected = [0, 3, 6, 9]
     assert frame_sampling.frame_indices(10, 4, 'uniform').tolist() == expected
-    assert frame_sampling.frame_indices(10, 4, 'uniform', np.random.default_rng(1)).tolist() == expected
+    assert (
+        frame_sampling.frame_indices(10, 4, 'uniform', np.random.default_rng(1)).tolist()
+        == expected
+    )
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match=r"config.data.sampling='dense' is not one of 'trx', 'uniform', 'segment'"):
+    with pytest.raises(
+        ValueError, match=r"config.data.sampling='dense' is not one of 'trx', 'uniform', 'segment'"
+    ):
         frame_sampling.frame_indices(10, 4, 'dense')
     with pytest.raises(ValueError, match='cannot take 4 frames from a clip of 0'):
         frame_sampling.frame_indices(0, 4)

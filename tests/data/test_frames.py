@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import numpy as np
-from PIL import Image
 import pytest
+from PIL import Image
 
 from fsar_jax.data import frames
 
@@ -27,7 +27,9 @@ def test_geometry_equals_the_published_reader(file, short_side, crop):
         size = frames.resized_size(width, height, short_side)
         assert size == tuple(table['out/resized_width_height'][row])
         assert frames.centre_crop_offset(*size, crop) == tuple(table['out/centre_crop_x_y'][row])
-        assert frames.random_crop_limits(*size, crop) == tuple(table['out/random_crop_max_x_y'][row])
+        assert frames.random_crop_limits(*size, crop) == tuple(
+            table['out/random_crop_max_x_y'][row]
+        )
         resized = frames.resize_short_side(np.zeros((1, height, width, 3), np.uint8), short_side)
         assert resized.shape == (1, size[1], size[0], 3)
 
@@ -47,11 +49,15 @@ def test_flip_after_the_mirrored_crop_equals_flip_before_the_crop():
     frame = np.random.default_rng(0).integers(0, 256, (20, 31, 3), np.uint8)
     for x in range(31 - 16 + 1):
         mirrored = frames.mirrored_crop_x(x, 31, 16)
-        np.testing.assert_array_equal(frame[:16, mirrored:mirrored + 16][:, ::-1], frame[:, ::-1][:16, x:x + 16])
+        np.testing.assert_array_equal(
+            frame[:16, mirrored : mirrored + 16][:, ::-1], frame[:, ::-1][:16, x : x + 16]
+        )
 
 
 def test_a_crop_that_does_not_fit_says_what_to_change():
-    with pytest.raises(ValueError, match='crop of 84 pixels does not fit in frames of 100x80: lower config.episode'):
+    with pytest.raises(
+        ValueError, match='crop of 84 pixels does not fit in frames of 100x80: lower config.episode'
+    ):
         frames.centre_crop_offset(100, 80, 84)
 
 
@@ -65,7 +71,9 @@ def test_jpeg_round_trip_is_close_and_colours_are_in_order():
 
 
 def test_every_decoder_gives_the_same_pixels(monkeypatch):
-    data = frames.encode_jpeg(np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8), quality=90)
+    data = frames.encode_jpeg(
+        np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8), quality=90
+    )
     first = frames.decode_jpeg(data)
     monkeypatch.setattr(frames, 'simplejpeg', None)
     np.testing.assert_array_equal(frames.decode_jpeg(data), first)
@@ -88,7 +96,11 @@ def test_the_fallback_encoder_writes_420_jpeg_of_the_same_quality(monkeypatch):
 @pytest.mark.parametrize('damage', ['empty', 'other bytes', 'truncated'])
 def test_a_damaged_jpeg_is_an_error_with_every_decoder(decoder, damage, monkeypatch):
     whole = frames.encode_jpeg(smooth_frame())
-    data = {'empty': b'', 'other bytes': b'not a jpeg at all', 'truncated': whole[:len(whole) // 2]}[damage]
+    data = {
+        'empty': b'',
+        'other bytes': b'not a jpeg at all',
+        'truncated': whole[: len(whole) // 2],
+    }[damage]
     if decoder != 'simplejpeg':
         monkeypatch.setattr(frames, 'simplejpeg', None)
     if decoder == 'PIL':
@@ -103,7 +115,8 @@ def test_only_uint8_rgb_is_encoded():
 
 
 def test_a_header_that_claims_more_than_the_memory_is_no_readable_jpeg():
-    """12.9 GB of pixels in some hundred bytes: under a limit of memory, one frame is refused, not the process ended."""
+    """12.9 GB of pixels in some hundred bytes: under a limit of memory, one frame is refused, not
+    the process ended."""
     program = """
 import resource, numpy as np
 from fsar_jax.data.frames import decode_jpeg, encode_jpeg

@@ -63,7 +63,9 @@ def test_frames_are_those_of_the_file_resized(clip, short_side, size):
 
 def test_zero_keeps_all_frames_and_quality_costs_bytes(clip):
     fine = record_from_file(clip, 'clip', 0, RecordSettings(short_side=0, max_frames=0))
-    coarse = record_from_file(clip, 'clip', 0, RecordSettings(short_side=0, max_frames=0, jpeg_quality=30))
+    coarse = record_from_file(
+        clip, 'clip', 0, RecordSettings(short_side=0, max_frames=0, jpeg_quality=30)
+    )
     assert fine['num_frames'] == coarse['num_frames'] == len(fine['frames']) == 30
     assert sum(map(len, coarse['frames'])) < 0.7 * sum(map(len, fine['frames']))
 
@@ -75,7 +77,13 @@ def test_too_short_a_clip_is_an_error(clip):
 
 @pytest.mark.parametrize(
     'wrong',
-    ({'short_side': -1}, {'max_frames': -1}, {'min_frames': 0}, {'jpeg_quality': 0}, {'jpeg_quality': 101}),
+    (
+        {'short_side': -1},
+        {'max_frames': -1},
+        {'min_frames': 0},
+        {'jpeg_quality': 0},
+        {'jpeg_quality': 101},
+    ),
 )
 def test_settings_out_of_range(wrong):
     with pytest.raises(ValueError, match=f'{next(iter(wrong))}={next(iter(wrong.values()))}'):

@@ -15,7 +15,12 @@ from fsar_jax.data.records import RecordSettings, record_from_file
 from fsar_jax.data.video_files import REASONS, SUFFIXES, VideoError, read_video, write_video
 
 FRAMES = 12
-QUARTERS = ((220, 40, 40), (40, 200, 60), (50, 60, 220), (210, 210, 40))  # upper left, upper right, lower left, lower right
+QUARTERS = (
+    (220, 40, 40),
+    (40, 200, 60),
+    (50, 60, 220),
+    (210, 210, 40),
+)  # upper left, upper right, lower left, lower right
 
 
 def quarters(height=48, width=64):
@@ -26,7 +31,17 @@ def quarters(height=48, width=64):
     return picture
 
 
-def write(path, pictures, codec='libx264', pix_fmt='yuv420p', rate=10, aspect=None, times=None, options=None, **container):
+def write(
+    path,
+    pictures,
+    codec='libx264',
+    pix_fmt='yuv420p',
+    rate=10,
+    aspect=None,
+    times=None,
+    options=None,
+    **container,
+):
     """times: time stamps of the frames in milliseconds instead of a constant rate."""
     with av.open(str(path), 'w', **container) as out:
         stream = out.add_stream(codec, rate=rate, options=options or {})
@@ -48,9 +63,22 @@ def write(path, pictures, codec='libx264', pix_fmt='yuv420p', rate=10, aspect=No
 # -- colours ---------------------------------------------------------------------------------------------------------
 
 PATCHES = np.array(
-    [(255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 40), (40, 160, 200), (128, 128, 128)]
+    [
+        (255, 255, 255),
+        (0, 0, 0),
+        (255, 0, 0),
+        (0, 255, 0),
+        (0, 0, 255),
+        (200, 120, 40),
+        (40, 160, 200),
+        (128, 128, 128),
+    ]
 )
-SPACES = {'BT.709': (1, 0.2126, 0.0722), 'BT.601': (6, 0.299, 0.114), 'untagged': (2, 0.299, 0.114)}  # tag, Kr, Kb
+SPACES = {
+    'BT.709': (1, 0.2126, 0.0722),
+    'BT.601': (6, 0.299, 0.114),
+    'untagged': (2, 0.299, 0.114),
+}  # tag, Kr, Kb
 
 
 def yuv_planes(space, full, bits):
@@ -65,7 +93,9 @@ def yuv_planes(space, full, bits):
     else:
         codes = (16 + 219 * y) * unit, (128 + 224 * u) * unit, (128 + 224 * v) * unit
     return [
-        np.kron(code.round().clip(0, most).reshape(2, 4), np.ones((size, size))).astype(np.uint16 if bits > 8 else np.uint8)
+        np.kron(code.round().clip(0, most).reshape(2, 4), np.ones((size, size))).astype(
+            np.uint16 if bits > 8 else np.uint8
+        )
         for code, size in zip(codes, (32, 16, 16))
     ]
 
@@ -86,7 +116,10 @@ def test_colours_follow_the_tags_of_the_stream(tmp_path, space, full, codec, bit
     if space == 'untagged' and full:
         pytest.skip('full range is a tag')
     path, tag = tmp_path / ('clip.webm' if 'vp9' in codec else 'clip.mkv'), SPACES[space][0]
-    pix_fmt, color_range = 'yuv420p10le' if bits > 8 else 'yuv420p', 2 if full else 0 if space == 'untagged' else 1
+    pix_fmt, color_range = (
+        'yuv420p10le' if bits > 8 else 'yuv420p',
+        2 if full else 0 if space == 'untagged' else 1,
+    )
     with av.open(str(path), 'w') as container:
         stream = container.add_stream(codec, rate=10, options=options)
         stream.width, stream.height, stream.pix_fmt = 128, 64, pix_fmt
@@ -114,13 +147,18 @@ def test_colours_that_cannot_be_converted_are_named(tmp_path):
         frame.colorspace = ycgco
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    with pytest.raises(VideoError, match='^decoder failed: its colours cannot be converted to RGB: yuv420p, matrix 8 of'):
+    with pytest.raises(
+        VideoError,
+        match='^decoder failed: its colours cannot be converted to RGB: yuv420p, matrix 8 of',
+    ):
         read_video(path)
 
 
 # -- orientation and shape -------------------------------------------------------------------------------------------
 
-MATRICES = [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)] + [(0, b, c, 0) for b in (1, -1) for c in (1, -1)]
+MATRICES = [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)] + [
+    (0, b, c, 0) for b in (1, -1) for c in (1, -1)
+]
 
 
 def shown_by_matrix(picture, a, b, c, d):
@@ -140,15 +178,29 @@ def shown_by_matrix(picture, a, b, c, d):
 
 @pytest.fixture(scope='module')
 def plain_mp4(tmp_path_factory):
-    return write(tmp_path_factory.mktemp('plain') / 'clip.mp4', [quarters()] * FRAMES, options={'crf': '5'})
+    return write(
+        tmp_path_factory.mktemp('plain') / 'clip.mp4', [quarters()] * FRAMES, options={'crf': '5'}
+    )
 
 
 def with_matrix(path, a, b, c, d):
     """The bytes of an .mp4 with another display matrix."""
     data = bytearray(path.read_bytes())
     place = data.find(b'tkhd') + 44
-    assert struct.unpack('>9i', data[place : place + 36]) == (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
-    data[place : place + 36] = struct.pack('>9i', *(65536 * v for v in (a, b)), 0, *(65536 * v for v in (c, d)), 0, 0, 0, 1 << 30)
+    assert struct.unpack('>9i', data[place : place + 36]) == (
+        65536,
+        0,
+        0,
+        0,
+        65536,
+        0,
+        0,
+        0,
+        1 << 30,
+    )
+    data[place : place + 36] = struct.pack(
+        '>9i', *(65536 * v for v in (a, b)), 0, *(65536 * v for v in (c, d)), 0, 0, 0, 1 << 30
+    )
     return data
 
 
@@ -166,19 +218,29 @@ def test_all_eight_orientations(tmp_path, plain_mp4, matrix):
 def test_pixels_that_are_not_square_are_stored_as_seen(tmp_path, suffix):
     codec = {'.avi': 'mpeg4', '.mpg': 'mpeg2video'}.get(suffix, 'libx264')
     picture = quarters(96, 128)
-    path = write(tmp_path / f'clip{suffix}', [picture] * FRAMES, codec, rate=25, aspect=fractions.Fraction(4, 3))
+    path = write(
+        tmp_path / f'clip{suffix}',
+        [picture] * FRAMES,
+        codec,
+        rate=25,
+        aspect=fractions.Fraction(4, 3),
+    )
     seen, coded = read_video(path).frames[5], read_video(path, square_pixels=False).frames[5]
     assert seen.shape == (96, 171, 3) and coded.shape == (96, 128, 3)
     columns = np.clip(((np.arange(171) + 0.5) * 128 / 171).astype(int), 0, 127)
     assert np.abs(seen.astype(int) - coded[:, columns]).mean() < 2
     for square_pixels, width in ((1, 171), (0, 128)):
-        record = record_from_file(path, 'a', 0, RecordSettings(short_side=0, square_pixels=square_pixels))
+        record = record_from_file(
+            path, 'a', 0, RecordSettings(short_side=0, square_pixels=square_pixels)
+        )
         assert (record['width'], record['height']) == (width, 96)
     record = record_from_file(path, 'a', 0, RecordSettings(short_side=48))
     assert (record['width'], record['height']) == (85, 48)
 
 
-@pytest.mark.parametrize('aspect, width', (((1, 1), 64), ((3, 4), 48), ((8, 9), 57), ((1, 200), 64), ((200, 1), 64)))
+@pytest.mark.parametrize(
+    'aspect, width', (((1, 1), 64), ((3, 4), 48), ((8, 9), 57), ((1, 200), 64), ((200, 1), 64))
+)
 def test_narrow_pixels_and_nonsense(tmp_path, aspect, width):
     path = write(tmp_path / 'clip.mp4', [quarters()] * FRAMES, aspect=fractions.Fraction(*aspect))
     assert read_video(path).frames[0].shape == (48, width, 3)
@@ -222,9 +284,15 @@ def write_streams(path, *streams):
             if disposition is not None:
                 stream.disposition = disposition
             made.append(stream)
-        order = sorted((i / rate, s, i) for s, (pictures, rate, *_) in enumerate(streams) for i in range(len(pictures)))
+        order = sorted(
+            (i / rate, s, i)
+            for s, (pictures, rate, *_) in enumerate(streams)
+            for i in range(len(pictures))
+        )
         for _, s, i in order:
-            frame = av.VideoFrame.from_ndarray(streams[s][0][i], format='rgb24').reformat(format=made[s].pix_fmt)
+            frame = av.VideoFrame.from_ndarray(streams[s][0][i], format='rgb24').reformat(
+                format=made[s].pix_fmt
+            )
             container.mux(made[s].encode(frame))
         for stream in made:
             container.mux(stream.encode(None))
@@ -237,16 +305,22 @@ def test_a_preview_of_a_frame_a_second_is_not_the_video(tmp_path, suffix, previe
     small = np.zeros((preview * 3 // 4, preview, 3), np.uint8)
     write_streams(path, ([small] * 4, 1, 'libx264', None), ([quarters()] * 40, 10, 'libx264', None))
     video = read_video(path)
-    assert (video.source_stream, video.source_frames, video.fps) == (1, 40, 10) and video.frames[0].shape == (48, 64, 3)
+    assert (video.source_stream, video.source_frames, video.fps) == (1, 40, 10) and video.frames[
+        0
+    ].shape == (48, 64, 3)
     assert record_from_file(path, 'a', 0, RecordSettings())['source_stream'] == 1
 
 
 def test_a_cover_is_not_the_video(tmp_path):
     cover, path = np.zeros((96, 128, 3), np.uint8), tmp_path / 'clip.mp4'
     attached = av.stream.Disposition.attached_pic
-    write_streams(path, ([cover], 10, 'mjpeg', attached), ([quarters()] * FRAMES, 10, 'libx264', None))
+    write_streams(
+        path, ([cover], 10, 'mjpeg', attached), ([quarters()] * FRAMES, 10, 'libx264', None)
+    )
     with av.open(str(path)) as container:
-        first = next(i for i, stream in enumerate(container.streams.video) if stream.disposition & attached)
+        first = next(
+            i for i, stream in enumerate(container.streams.video) if stream.disposition & attached
+        )
     video = read_video(path)
     assert (video.source_stream, video.source_frames) == (1 - first, FRAMES)
     write_streams(path, ([cover], 10, 'mjpeg', attached))
@@ -255,7 +329,13 @@ def test_a_cover_is_not_the_video(tmp_path):
 
 
 def test_a_picture_that_is_attached_to_an_mkv_is_not_the_video(tmp_path):
-    cover = write(tmp_path / 'cover.jpg', [quarters(96, 128)], 'mjpeg', 'yuvj420p', container_options={'update': '1'})
+    cover = write(
+        tmp_path / 'cover.jpg',
+        [quarters(96, 128)],
+        'mjpeg',
+        'yuvj420p',
+        container_options={'update': '1'},
+    )
     path = tmp_path / 'clip.mkv'
     with av.open(str(path), 'w') as container:
         container.add_attachment('cover.jpg', 'image/jpeg', cover.read_bytes())
@@ -287,10 +367,17 @@ def test_of_two_sizes_the_larger_unless_another_is_marked(tmp_path, suffix):
 # -- how fast --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('rate', (10, 25, 30, fractions.Fraction(30000, 1001), fractions.Fraction(24000, 1001), 60))
+@pytest.mark.parametrize(
+    'rate', (10, 25, 30, fractions.Fraction(30000, 1001), fractions.Fraction(24000, 1001), 60)
+)
 @pytest.mark.parametrize('suffix', ('.mp4', '.mkv', '.avi', '.ts'))
 def test_a_constant_rate_is_that_of_the_header(tmp_path, suffix, rate):
-    path = write(tmp_path / f'clip{suffix}', [quarters()] * FRAMES, rate=rate, codec='mpeg4' if suffix == '.avi' else 'libx264')
+    path = write(
+        tmp_path / f'clip{suffix}',
+        [quarters()] * FRAMES,
+        rate=rate,
+        codec='mpeg4' if suffix == '.avi' else 'libx264',
+    )
     with av.open(str(path)) as container:
         header = float(container.streams.video[0].average_rate)
     assert read_video(path).fps == header == pytest.approx(float(rate), rel=1e-3)
@@ -308,15 +395,25 @@ def test_a_rate_that_varies_is_that_of_the_time_stamps(tmp_path, suffix):
 
 def test_a_gif_is_as_fast_as_its_pictures_stay(tmp_path):
     path = tmp_path / 'clip.gif'
-    write(path, [quarters()] * 3 + [quarters()[::-1]] * 9, 'gif', 'rgb8', times=[100 * i for i in range(12)])
+    write(
+        path,
+        [quarters()] * 3 + [quarters()[::-1]] * 9,
+        'gif',
+        'rgb8',
+        times=[100 * i for i in range(12)],
+    )
     data = bytearray(path.read_bytes())
     blocks = [i for i in range(len(data)) if data[i : i + 3] == b'!\xf9\x04']
     for i, place in enumerate(blocks):
-        data[place + 4 : place + 6] = (20 if i % 2 else 60).to_bytes(2, 'little')  # hundredths of a second
+        data[place + 4 : place + 6] = (20 if i % 2 else 60).to_bytes(
+            2, 'little'
+        )  # hundredths of a second
     path.write_bytes(data)
     video = read_video(path)
     assert video.source_frames == len(blocks)
-    assert video.fps == pytest.approx(len(blocks) / sum(0.2 if i % 2 else 0.6 for i in range(len(blocks))))
+    assert video.fps == pytest.approx(
+        len(blocks) / sum(0.2 if i % 2 else 0.6 for i in range(len(blocks)))
+    )
 
 
 # -- containers ------------------------------------------------------------------------------------------------------
@@ -326,17 +423,35 @@ OTHER_CODECS = {
     '.mpg': 'mpeg2video', '.mpeg': 'mpeg1video', '.mpe': 'mpeg2video', '.vob': 'mpeg2video', '.m1v': 'mpeg1video',
     '.m2v': 'mpeg2video', '.mxf': 'mpeg2video', '.rm': 'rv20', '.rmvb': 'rv20', '.ogv': 'libvpx', '.ogm': 'libvpx',
 }  # fmt: skip
-FORMATS = {'.divx': 'avi', '.qt': 'mov', '.mpe': 'mpeg', '.m2t': 'mpegts', '.rmvb': 'rm', '.m4v': 'mp4', '.ogm': 'ogg', '.ogv': 'ogg'}
+FORMATS = {
+    '.divx': 'avi',
+    '.qt': 'mov',
+    '.mpe': 'mpeg',
+    '.m2t': 'mpegts',
+    '.rmvb': 'rm',
+    '.m4v': 'mp4',
+    '.ogm': 'ogg',
+    '.ogv': 'ogg',
+}
 
 
 @pytest.mark.parametrize('suffix', sorted(set(SUFFIXES) - {'.dv'}))  # whose frames are of 720x576
 def test_every_kind_of_file_is_read(tmp_path, suffix):
-    codec, pictures = OTHER_CODECS.get(suffix, 'libx264'), [np.roll(quarters(), 2 * i, 1) for i in range(FRAMES)]
+    codec, pictures = (
+        OTHER_CODECS.get(suffix, 'libx264'),
+        [np.roll(quarters(), 2 * i, 1) for i in range(FRAMES)],
+    )
     pix_fmt = 'rgb8' if codec == 'gif' else 'yuv420p'
-    path = write(tmp_path / f'clip{suffix}', pictures, codec, pix_fmt, rate=25, format=FORMATS.get(suffix))
+    path = write(
+        tmp_path / f'clip{suffix}', pictures, codec, pix_fmt, rate=25, format=FORMATS.get(suffix)
+    )
     video = read_video(path)
-    assert (video.source_frames, video.decode_errors) == (FRAMES, 0) and video.fps == pytest.approx(25)
-    assert np.abs(np.array(video.frames).astype(int) - pictures).mean() < (30 if suffix == '.gif' else 12)  # of few colours
+    assert (video.source_frames, video.decode_errors) == (FRAMES, 0) and video.fps == pytest.approx(
+        25
+    )
+    assert np.abs(np.array(video.frames).astype(int) - pictures).mean() < (
+        30 if suffix == '.gif' else 12
+    )  # of few colours
 
 
 # -- files that are made to do harm ----------------------------------------------------------------------------------
@@ -380,7 +495,9 @@ def test_a_pipe_a_folder_and_a_device_are_not_opened(tmp_path):
     os.mkfifo(tmp_path / 'pipe.mp4')
     (tmp_path / 'folder.mp4').mkdir()
     (tmp_path / 'device.mp4').symlink_to('/dev/zero')
-    assert {reason_of(tmp_path / f'{name}.mp4') for name in ('pipe', 'folder', 'device')} == {'not a video'}
+    assert {reason_of(tmp_path / f'{name}.mp4') for name in ('pipe', 'folder', 'device')} == {
+        'not a video'
+    }
 
 
 @pytest.mark.parametrize('width, height', ((65535, 65535), (16000, 16000)))
@@ -410,8 +527,13 @@ def test_a_picture_above_the_limit_is_named(tmp_path, monkeypatch):
 
 def test_another_kind_of_file_is_no_video(tmp_path):
     path = tmp_path / 'clip.mp4'
-    for codec, suffix, options in (('mjpeg', '.jpg', {'update': '1'}), ('png', '.png', {'update': '1'})):
+    for codec, suffix, options in (
+        ('mjpeg', '.jpg', {'update': '1'}),
+        ('png', '.png', {'update': '1'}),
+    ):
         pix_fmt = 'yuvj420p' if codec == 'mjpeg' else 'rgb24'
-        write(tmp_path / f'picture{suffix}', [quarters()], codec, pix_fmt, container_options=options)
+        write(
+            tmp_path / f'picture{suffix}', [quarters()], codec, pix_fmt, container_options=options
+        )
         path.write_bytes((tmp_path / f'picture{suffix}').read_bytes())
         assert reason_of(path) == 'not a video', suffix

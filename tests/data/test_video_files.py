@@ -24,7 +24,9 @@ def moving_bar(num_frames, height=48, width=64):
 
 def write_sound(container, stream, seconds):
     for start in range(0, int(seconds * 44100), 1024):
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format='fltp', layout='mono')
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 1024), np.float32), format='fltp', layout='mono'
+        )
         frame.sample_rate, frame.pts = 44100, start
         container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
@@ -39,7 +41,8 @@ def reason_of(path, **arguments):
 
 
 def write_uneven(path, frames, every, missing):
-    """Frame i at time i of 25 a second, except those with i % every == missing: an uneven rate, no frame lost."""
+    """Frame i at time i of 25 a second, except those with i % every == missing: an uneven rate, no
+    frame lost."""
     name, options = video_files.CODECS[path.suffix]
     with av.open(str(path), 'w') as container:
         stream = container.add_stream(name, rate=25, options=dict(options))
@@ -74,7 +77,11 @@ def test_a_disk_that_fails_says_nothing_about_the_file(tmp_path, monkeypatch, pl
 
     class Failing:
         def __init__(self, container):
-            self.container, self.streams, self.duration = container, container.streams, container.duration
+            self.container, self.streams, self.duration = (
+                container,
+                container.streams,
+                container.duration,
+            )
 
         def __enter__(self):
             return self
@@ -103,7 +110,7 @@ def test_a_damaged_matroska_header_is_not_a_fault_of_the_disk(tmp_path, suffix):
     path = tmp_path / f'clip{suffix}'
     write_video(path, moving_bar(20))
     data = bytearray(path.read_bytes())
-    data[data.rindex(bytes.fromhex('1549a966'))] = 0xFF                   # where the part with the title begins
+    data[data.rindex(bytes.fromhex('1549a966'))] = 0xFF  # where the part with the title begins
     path.write_bytes(data)
     assert reason_of(path) == 'not a video'
 
@@ -112,7 +119,7 @@ def test_a_title_in_another_encoding(tmp_path):
     path = tmp_path / 'clip.avi'
     write_video(path, moving_bar(20))
     data = path.read_bytes()
-    end = 20 + int.from_bytes(data[16:20], 'little')                     # of the LIST of headers
+    end = 20 + int.from_bytes(data[16:20], 'little')  # of the LIST of headers
     info = b'INFOINAM' + (6).to_bytes(4, 'little') + b'caf\xe9\0\0'
     data = data[:end] + b'LIST' + len(info).to_bytes(4, 'little') + info + data[end:]
     path.write_bytes(data[:4] + (len(data) - 8).to_bytes(4, 'little') + data[8:])
@@ -135,7 +142,9 @@ def test_what_was_written_is_read_in_order(tmp_path, suffix):
 def test_only_kept_frames_are_converted(tmp_path):
     write_video(tmp_path / 'clip.mp4', moving_bar(30))
     everything, seen = read_video(tmp_path / 'clip.mp4'), []
-    video = read_video(tmp_path / 'clip.mp4', max_frames=8, convert=lambda frame: seen.append(1) or frame)
+    video = read_video(
+        tmp_path / 'clip.mp4', max_frames=8, convert=lambda frame: seen.append(1) or frame
+    )
     assert len(seen) == 8 and video.source_frames == 30
     np.testing.assert_array_equal(video.frame_index, [0, 4, 8, 12, 17, 21, 25, 29])
     for frame, place in zip(video.frames, video.frame_index, strict=True):
@@ -166,7 +175,10 @@ def test_kept_frames_are_distinct_and_span_the_clip():
 
 def test_the_generation_is_what_may_change_pixels():
     versions = video_files.decoder_versions()
-    assert list(versions) == ['av', 'libavformat', 'libavcodec', 'libswscale'] and versions['av'] == av.__version__
+    assert (
+        list(versions) == ['av', 'libavformat', 'libavcodec', 'libswscale']
+        and versions['av'] == av.__version__
+    )
     majors = [int(part.split()[1]) for part in video_files.decoder_generation().split(', ')]
     libraries = [av.library_versions[name][0] for name in list(versions)[1:]]
     assert majors == [int(av.__version__.split('.')[0]), *libraries]
@@ -259,7 +271,11 @@ def test_a_picture_that_changes_its_size(tmp_path):
 
 def test_errors_cross_process_borders():
     error = pickle.loads(pickle.dumps(VideoError('truncated', '3 frames')))
-    assert (error.reason, error.detail, str(error)) == ('truncated', '3 frames', 'truncated: 3 frames')
+    assert (error.reason, error.detail, str(error)) == (
+        'truncated',
+        '3 frames',
+        'truncated: 3 frames',
+    )
 
 
 @pytest.mark.parametrize('suffix', SUFFIXES)

@@ -9,13 +9,27 @@ from fsar_jax.enrichment import TOKEN_ENRICHMENTS, adaptive_max_pool
 from fsar_jax.enrichment.mlp_mixer import MixerEnrichment
 from fsar_jax.enrichment.self_attention import SelfAttentionEnrichment
 
-PLE_NAMES = {'query_proj': 'query', 'key_proj': 'key', 'value_conv': 'value', 'Bot_MLP.inp_fc': 'mlp_in',
-             'Bot_MLP.hid_fc': 'mlp_hidden', 'Bot_MLP.out_fc': 'mlp_out'}
-FLE_NAMES = {'Tok_MLP.inp_fc': 'token_in', 'Tok_MLP.out_fc': 'token_out', 'Bot_MLP.inp_fc': 'channel_in', 'Bot_MLP.out_fc': 'channel_out'}
+PLE_NAMES = {
+    'query_proj': 'query',
+    'key_proj': 'key',
+    'value_conv': 'value',
+    'Bot_MLP.inp_fc': 'mlp_in',
+    'Bot_MLP.hid_fc': 'mlp_hidden',
+    'Bot_MLP.out_fc': 'mlp_out',
+}
+FLE_NAMES = {
+    'Tok_MLP.inp_fc': 'token_in',
+    'Tok_MLP.out_fc': 'token_out',
+    'Bot_MLP.inp_fc': 'channel_in',
+    'Bot_MLP.out_fc': 'channel_out',
+}
 
 
 def linear_params(arrays, names):
-    params = {ours: {'kernel': arrays[f'{theirs}.weight'].T, 'bias': arrays[f'{theirs}.bias']} for theirs, ours in names.items()}
+    params = {
+        ours: {'kernel': arrays[f'{theirs}.weight'].T, 'bias': arrays[f'{theirs}.bias']}
+        for theirs, ours in names.items()
+    }
     return params | ({'gamma': arrays['gamma']} if 'gamma' in arrays else {})
 
 
@@ -35,9 +49,15 @@ def test_pooling_overlaps_where_the_grid_does_not_divide():
     np.testing.assert_array_equal(cells, [[x[a:b, c:d].max() for c, d in rows] for a, b in rows])
 
 
-@pytest.mark.parametrize('name, module, names', [
-    ('strm_ple_a', SelfAttentionEnrichment, PLE_NAMES), ('strm_ple_b', SelfAttentionEnrichment, PLE_NAMES),
-    ('strm_fle_a', MixerEnrichment, FLE_NAMES), ('strm_fle_b', MixerEnrichment, FLE_NAMES)])
+@pytest.mark.parametrize(
+    'name, module, names',
+    [
+        ('strm_ple_a', SelfAttentionEnrichment, PLE_NAMES),
+        ('strm_ple_b', SelfAttentionEnrichment, PLE_NAMES),
+        ('strm_fle_a', MixerEnrichment, FLE_NAMES),
+        ('strm_fle_b', MixerEnrichment, FLE_NAMES),
+    ],
+)
 def test_enrichment_equals_published(published, assert_close_to_published, name, module, names):
     f = published(name)
     params = linear_params(f.weights, names)
@@ -57,7 +77,11 @@ def test_enrichment_equals_published(published, assert_close_to_published, name,
     assert_close_to_published(x_gradient, f.gradients['x'], 'gradient of x')
     expected = linear_params(f.weight_gradients, names)
     assert jax.tree.structure(expected) == jax.tree.structure(params_gradient)
-    jax.tree.map_with_path(lambda path, a, b: assert_close_to_published(a, b, jax.tree_util.keystr(path)), params_gradient, expected)
+    jax.tree.map_with_path(
+        lambda path, a, b: assert_close_to_published(a, b, jax.tree_util.keystr(path)),
+        params_gradient,
+        expected,
+    )
 
 
 @pytest.mark.parametrize('kind', ['self_attention', 'mlp_mixer'])
@@ -66,7 +90,9 @@ def test_paper_variant_has_neither_biases_nor_gate_nor_position(kind):
     x = jax.random.normal(jax.random.key(0), (3, 8, 16))
     variables = module.init(jax.random.key(1), x)
     assert all(set(leaves) == {'kernel'} for leaves in variables['params'].values())
-    np.testing.assert_array_equal(module.apply(variables, jnp.zeros_like(x)), 0.0)       # no position code, no bias
+    np.testing.assert_array_equal(
+        module.apply(variables, jnp.zeros_like(x)), 0.0
+    )  # no position code, no bias
 
 
 def test_paper_self_attention_is_equation_3():
@@ -78,7 +104,9 @@ def test_paper_self_attention_is_equation_3():
     scores = (x64 @ w['query']) @ (x64 @ w['key']).T / np.sqrt(16)
     attention = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     alpha = attention @ (x64 @ w['value']) + x64
-    expected = np.maximum(np.maximum(alpha @ w['mlp_in'], 0) @ w['mlp_hidden'], 0) @ w['mlp_out'] + alpha
+    expected = (
+        np.maximum(np.maximum(alpha @ w['mlp_in'], 0) @ w['mlp_hidden'], 0) @ w['mlp_out'] + alpha
+    )
     np.testing.assert_allclose(module.apply(variables, x), expected, atol=1e-5)
 
 
@@ -88,7 +116,9 @@ def test_self_attention_without_position_is_blind_to_order_and_the_mixer_is_not(
     for kind, blind in (('self_attention', True), ('mlp_mixer', False)):
         module = TOKEN_ENRICHMENTS[kind](variant='paper', dropout=0.0, dtype=jnp.float32)
         variables = module.init(jax.random.key(1), x)
-        same = np.allclose(module.apply(variables, x[order]), module.apply(variables, x)[order], atol=1e-5)
+        same = np.allclose(
+            module.apply(variables, x[order]), module.apply(variables, x)[order], atol=1e-5
+        )
         assert same == blind, kind
 
 
@@ -96,6 +126,8 @@ def test_dropout_only_while_training():
     module = MixerEnrichment(dropout=0.5)
     x = jnp.ones((8, 16))
     variables = module.init(jax.random.key(0), x)
-    a, b = (module.apply(variables, x, train=True, rngs={'dropout': jax.random.key(k)}) for k in (1, 2))
+    a, b = (
+        module.apply(variables, x, train=True, rngs={'dropout': jax.random.key(k)}) for k in (1, 2)
+    )
     assert not np.allclose(a, b)
     np.testing.assert_array_equal(module.apply(variables, x), module.apply(variables, x))

@@ -1,4 +1,5 @@
-"""The temporal transform of TA2N: published outputs, batch statistics and gradients; and what a window does."""
+"""The temporal transform of TA2N: published outputs, batch statistics and gradients; and what a
+window does."""
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +21,16 @@ def maps(x):
 def test_module_equals_published(published, assert_close_to_published, name):
     f = published(name)
     table = temporal_transform_table(f.meta['C'])
-    load = lambda weights: {key: tree['temporal_transform'] for key, tree in _convert(
-        {f'align.firststage.{k}': v for k, v in weights.items()}, table, COUNTER, []).items()}
+    load = lambda weights: {
+        key: tree['temporal_transform']
+        for key, tree in _convert(
+            {f'align.firststage.{k}': v for k, v in weights.items()}, table, COUNTER, []
+        ).items()
+    }
     variables, x = load(f.weights), maps(f.inputs['x'])
-    run = lambda variables, x, train: TemporalTransform().apply(variables, x, train, mutable=['batch_stats'])
+    run = lambda variables, x, train: TemporalTransform().apply(
+        variables, x, train, mutable=['batch_stats']
+    )
 
     for train, prefix in ((False, ''), (True, 'bn_batch/')):
         (aligned, window), updated = jax.jit(run, static_argnums=2)(variables, x, train)
@@ -31,17 +38,25 @@ def test_module_equals_published(published, assert_close_to_published, name):
         assert_close_to_published(window, f.outputs[f'{prefix}theta'], f'{prefix}theta')
     for ours, theirs in (('bn1', '1'), ('bn2', '5')):
         for leaf in ('mean', 'var'):
-            assert_close_to_published(updated['batch_stats'][ours][leaf], f.outputs[f'bn_batch/locnet.{theirs}.running_{leaf}'], leaf)
+            assert_close_to_published(
+                updated['batch_stats'][ours][leaf],
+                f.outputs[f'bn_batch/locnet.{theirs}.running_{leaf}'],
+                leaf,
+            )
 
-    total = lambda variables, x: (run(variables, x, False)[0][0] * maps(f.cotangents['aligned'])).sum()
+    total = lambda variables, x: (
+        run(variables, x, False)[0][0] * maps(f.cotangents['aligned'])
+    ).sum()
     gradients = jax.jit(jax.grad(total, (0, 1)))(variables, x)
     assert_close_to_published(gradients[1], maps(f.gradients['x']), 'gradient of the maps')
-    expected = load({k: f.weight_gradients.get(k, np.zeros_like(v)) for k, v in f.weights.items()})['params']
+    expected = load({k: f.weight_gradients.get(k, np.zeros_like(v)) for k, v in f.weights.items()})[
+        'params'
+    ]
     for path, reference in jax.tree_util.tree_leaves_with_path(expected):
         mine = gradients[0]['params']
         for key in path:
             mine = mine[key.key]
-        if np.any(reference):                                  # arrays over 6,000 entries are not in the file
+        if np.any(reference):  # arrays over 6,000 entries are not in the file
             assert_close_to_published(mine, reference, jax.tree_util.keystr(path))
 
 
@@ -60,5 +75,7 @@ def test_it_starts_with_nearly_the_whole_clip_and_learns_from_there():
     variables = module.init(jax.random.key(1), x)
     (_, window), _ = module.apply(variables, x, mutable=['batch_stats'])
     np.testing.assert_allclose(window, np.tile(np.tanh([2.0, 0.0]), (3, 1)), atol=1e-6)
-    gradient = jax.grad(lambda p: jnp.square(module.apply({**variables, 'params': p}, x)[0]).sum())(variables['params'])
+    gradient = jax.grad(lambda p: jnp.square(module.apply({**variables, 'params': p}, x)[0]).sum())(
+        variables['params']
+    )
     assert np.abs(gradient['window']['kernel']).max() > 0

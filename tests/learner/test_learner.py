@@ -1,4 +1,5 @@
-"""The learner against the published heads, through the public API and published state dicts; and its own invariants."""
+"""The learner against the published heads, through the public API and published state dicts; and
+its own invariants."""
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,13 @@ HEADS = ['strm_head_a', 'strm_head_b', 'trx_head_23_a', 'trx_head_23_b', 'trx_he
 
 
 def head_config(f):
-    """The config whose learner is the published head of a fixture: features in place of the backbone."""
+    """The config whose learner is the published head of a fixture: features in place of the
+    backbone."""
     config = fsar_jax.default_config()
     config.model.backbone.name = 'features'
-    config.model.matcher.update(name='cross_transformer', cardinalities=tuple(f.meta['cardinalities']), dim=f.meta['D_out'])
+    config.model.matcher.update(
+        name='cross_transformer', cardinalities=tuple(f.meta['cardinalities']), dim=f.meta['D_out']
+    )
     if f.meta['case'].startswith('strm'):
         config.model.enrichment.update(patch='self_attention', frame='mlp_mixer')
         config.model.query_similarity.weight = 0.1
@@ -25,9 +29,14 @@ def head_config(f):
 
 
 def head_inputs(f):
-    """Published [videos·L, D, h, w] → ours: support [way, shot, L, h, w, D], query [Q, L, h, w, D]."""
+    """Published [videos·L, D, h, w] → ours: support [way, shot, L, h, w, D], query [Q, L, h, w,
+    D]."""
     videos = lambda x: x.transpose(0, 2, 3, 1).reshape(-1, 8, *x.shape[2:], x.shape[1])
-    return f.support_by_class(videos(f.inputs['support'])), videos(f.inputs['query']), f.inputs['query_labels']
+    return (
+        f.support_by_class(videos(f.inputs['support'])),
+        videos(f.inputs['query']),
+        f.inputs['query_labels'],
+    )
 
 
 @pytest.mark.slow
@@ -46,11 +55,20 @@ def test_head_equals_published(published, assert_close_to_published, name):
 
     prediction, loss = run(variables, support, query)
     auxiliary = prediction.auxiliary
-    assert_close_to_published(auxiliary['temporal_matching'], f.outputs['logits'][0], 'temporal matching')
+    assert_close_to_published(
+        auxiliary['temporal_matching'], f.outputs['logits'][0], 'temporal matching'
+    )
     if 'logits_post_pat' in f.outputs:
-        assert_close_to_published(auxiliary['query_similarity'], f.outputs['logits_post_pat'][0], 'query similarity')
-        assert_close_to_published(prediction.logits, f.outputs['logits_for_accuracy'][0], 'logits that decide')
-        for part, videos in (('support', support.reshape(-1, *support.shape[2:])), ('query', query)):
+        assert_close_to_published(
+            auxiliary['query_similarity'], f.outputs['logits_post_pat'][0], 'query similarity'
+        )
+        assert_close_to_published(
+            prediction.logits, f.outputs['logits_for_accuracy'][0], 'logits that decide'
+        )
+        for part, videos in (
+            ('support', support.reshape(-1, *support.shape[2:])),
+            ('query', query),
+        ):
             features = learner.apply(variables, videos, method='enrich')
             H, E = f.outputs[f'{part}_H'], f.outputs[f'{part}_E']
             ours_H, ours_E = features.patch_level, features.frames
@@ -63,26 +81,49 @@ def test_head_equals_published(published, assert_close_to_published, name):
 
     def weighted(variables, support, query):
         prediction, loss = run(variables, support, query)
-        total = (prediction.auxiliary['temporal_matching'] * f.cotangents['logits'][0]).sum() + loss / 16 * f.cotangents['loss_task']
+        total = (
+            prediction.auxiliary['temporal_matching'] * f.cotangents['logits'][0]
+        ).sum() + loss / 16 * f.cotangents['loss_task']
         if 'logits_post_pat' in f.cotangents:
-            total += (prediction.auxiliary['query_similarity'] * f.cotangents['logits_post_pat'][0]).sum()
+            total += (
+                prediction.auxiliary['query_similarity'] * f.cotangents['logits_post_pat'][0]
+            ).sum()
         return total
 
     gradient = jax.grad(weighted, (0, 1, 2))(variables, jnp.asarray(support), jnp.asarray(query))
     published_layout = lambda x: x.reshape(-1, *x.shape[-3:]).transpose(0, 3, 1, 2)
-    expected = head_inputs(type('', (), {'inputs': f.gradients | {
-        'support_labels': f.inputs['support_labels'], 'query_labels': labels}, 'support_by_class': f.support_by_class}))
-    assert_close_to_published(published_layout(gradient[1]), published_layout(expected[0]), 'gradient of the support')
-    assert_close_to_published(published_layout(gradient[2]), published_layout(expected[1]), 'gradient of the query')
-    # Weight gradients come as state dicts do, so they travel the same road (buffers and the unused norm have none).
-    weight_gradients = {k: f.weight_gradients.get(k, np.zeros_like(v)) for k, v in f.weights.items()}
-    ours, theirs = gradient[0]['params'], fsar_jax.weights.from_torch(weight_gradients, config.model)['params']
+    expected = head_inputs(
+        type(
+            '',
+            (),
+            {
+                'inputs': f.gradients
+                | {'support_labels': f.inputs['support_labels'], 'query_labels': labels},
+                'support_by_class': f.support_by_class,
+            },
+        )
+    )
+    assert_close_to_published(
+        published_layout(gradient[1]), published_layout(expected[0]), 'gradient of the support'
+    )
+    assert_close_to_published(
+        published_layout(gradient[2]), published_layout(expected[1]), 'gradient of the query'
+    )
+    # Weight gradients come as state dicts do, so they travel the same road (buffers and the unused
+    # norm have none).
+    weight_gradients = {
+        k: f.weight_gradients.get(k, np.zeros_like(v)) for k, v in f.weights.items()
+    }
+    ours, theirs = (
+        gradient[0]['params'],
+        fsar_jax.weights.from_torch(weight_gradients, config.model)['params'],
+    )
     for path, reference in jax.tree_util.tree_leaves_with_path(theirs):
         name = jax.tree_util.keystr(path)
         mine = ours
         for key in path:
             mine = mine[key.key]
-        if np.any(reference):                                  # arrays over 6,000 entries are not in the file
+        if np.any(reference):  # arrays over 6,000 entries are not in the file
             assert_close_to_published(mine, reference, name)
 
 
@@ -97,7 +138,9 @@ def small():
     support = jax.random.randint(keys[0], (3, 2, 4, 32, 32, 3), 0, 256).astype(jnp.uint8)
     query = jax.random.randint(keys[1], (5, 4, 32, 32, 3), 0, 256).astype(jnp.uint8)
     variables = jax.jit(fsar_jax.create_learner(config.model).init)(keys[2], support, query)
-    variables['params']['patch_enrichment']['gamma'] = jnp.array([0.5])        # starts at 0, which would hide the attention
+    variables['params']['patch_enrichment']['gamma'] = jnp.array(
+        [0.5]
+    )  # starts at 0, which would hide the attention
     return config, variables, support, query
 
 
@@ -109,11 +152,20 @@ def test_embed_then_match_is_the_whole(small):
     embed = lambda videos: learner.apply(variables, videos, train=False, method='embed')
     s, q = embed(support.reshape(6, *support.shape[2:])), embed(query)
     assert all(len(x) == 5 for x in jax.tree.leaves(q))
-    parts = learner.apply(variables, jax.tree.map(lambda x: x.reshape(3, 2, *x.shape[1:]), s), q, train=False, method='match')
+    parts = learner.apply(
+        variables,
+        jax.tree.map(lambda x: x.reshape(3, 2, *x.shape[1:]), s),
+        q,
+        train=False,
+        method='match',
+    )
     np.testing.assert_allclose(parts.logits, whole.logits, rtol=1e-5, atol=1e-5)
     assert set(whole.auxiliary) == {'temporal_matching', 'query_similarity'}
     np.testing.assert_allclose(
-        whole.logits, whole.auxiliary['temporal_matching'] + 0.1 * whole.auxiliary['query_similarity'], rtol=1e-6)
+        whole.logits,
+        whole.auxiliary['temporal_matching'] + 0.1 * whole.auxiliary['query_similarity'],
+        rtol=1e-6,
+    )
 
 
 def test_bytes_and_unit_floats_are_the_same_frames(small):
@@ -131,13 +183,29 @@ def test_batch_norm_sees_support_and_query_as_the_config_says(small, mode):
     config = config.copy_and_resolve_references()
     config.model.backbone.batch_norm = mode
     learner = fsar_jax.create_learner(config.model)
-    _, updated = learner.apply(variables, support, query, train=True, rngs={'dropout': jax.random.key(0)}, mutable=['batch_stats'])
+    _, updated = learner.apply(
+        variables,
+        support,
+        query,
+        train=True,
+        rngs={'dropout': jax.random.key(0)},
+        mutable=['batch_stats'],
+    )
     stem = lambda stats: stats['batch_stats']['backbone']['bn1']['mean']
     weight = variables['params']['backbone']['conv1']['kernel']
     mean = lambda videos: jax.lax.conv_general_dilated(
-        videos.reshape(-1, 32, 32, 3) / 255.0, weight, (4, 4), ((2, 2), (2, 2)), dimension_numbers=('NHWC', 'HWIO', 'NHWC')).mean((0, 1, 2))
+        videos.reshape(-1, 32, 32, 3) / 255.0,
+        weight,
+        (4, 4),
+        ((2, 2), (2, 2)),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    ).mean((0, 1, 2))
     before = stem(variables)
-    groups = {'split': [support, query], 'joint': [jnp.concatenate([support.reshape(-1, *query.shape[1:]), query])], 'frozen': []}[mode]
+    groups = {
+        'split': [support, query],
+        'joint': [jnp.concatenate([support.reshape(-1, *query.shape[1:]), query])],
+        'frozen': [],
+    }[mode]
     expected = before
     for videos in groups:
         expected = 0.9 * expected + 0.1 * mean(videos)
@@ -160,32 +228,55 @@ def test_bfloat16_compute_keeps_float32_parameters_and_float32_logits_close(smal
 
 @pytest.mark.parametrize('method', ['protonet', 'strm'])
 def test_bfloat16_embeddings_are_numbers_when_compiled(method):
-    """Compiled with all optimisations, which JAX 0.12 on CPUs gets wrong by itself; small networks do not show it."""
+    """Compiled with all optimisations, which JAX 0.12 on CPUs gets wrong by itself; small networks
+    do not show it."""
     learner = fsar_jax.create_learner(tiny_config(method, {'model.dtype': 'bfloat16'}).model)
     learner = learner.clone(backbone=learner.backbone.clone(width=16))
     videos = jax.random.randint(jax.random.key(0), (4, 4, 64, 64, 3), 0, 256).astype(jnp.uint8)
     variables = jax.jit(learner.init)(jax.random.key(0), videos[:2, None], videos[2:])
-    embeddings = jax.jit(lambda variables: learner.apply(variables, videos, method='embed'))(variables)
+    embeddings = jax.jit(lambda variables: learner.apply(variables, videos, method='embed'))(
+        variables
+    )
     assert all(jnp.isfinite(x.astype(jnp.float32)).all() for x in jax.tree.leaves(embeddings))
 
 
 def test_loss_is_summed_or_averaged_over_queries_and_weighted():
     logits, similarity = jax.random.normal(jax.random.key(0), (2, 6, 3))
     labels = jnp.array([0, 0, 1, 1, 2, 2])
-    prediction = fsar_jax.Prediction(logits + 0.1 * similarity, {'temporal_matching': logits, 'query_similarity': similarity})
+    prediction = fsar_jax.Prediction(
+        logits + 0.1 * similarity, {'temporal_matching': logits, 'query_similarity': similarity}
+    )
     config = fsar_jax.default_config()
     config.model.query_similarity.weight = 0.3
-    each = [optax.softmax_cross_entropy_with_integer_labels(x, labels) for x in (logits, similarity)]
-    np.testing.assert_allclose(episode_loss(prediction, labels, config), each[0].sum() + 0.3 * each[1].sum(), rtol=1e-6)
+    each = [
+        optax.softmax_cross_entropy_with_integer_labels(x, labels) for x in (logits, similarity)
+    ]
+    np.testing.assert_allclose(
+        episode_loss(prediction, labels, config), each[0].sum() + 0.3 * each[1].sum(), rtol=1e-6
+    )
     config.train.loss_reduction = 'mean'
-    np.testing.assert_allclose(episode_loss(prediction, labels, config), each[0].mean() + 0.3 * each[1].mean(), rtol=1e-6)
+    np.testing.assert_allclose(
+        episode_loss(prediction, labels, config), each[0].mean() + 0.3 * each[1].mean(), rtol=1e-6
+    )
 
 
-@pytest.mark.parametrize('key, value, message', [
-    ('model.matcher.name', 'otter', "config.model.matcher.name='otter' is not one of prototypes"),
-    ('model.sampler.name', 'x', "config.model.sampler.name='x' is not one of uniform"),
-    ('model.enrichment.patch', 'x', "config.model.enrichment.patch='x' is not one of self_attention"),
-    ('model.backbone.name', 'x', "config.model.backbone.name='x' is not one of features")])
+@pytest.mark.parametrize(
+    'key, value, message',
+    [
+        (
+            'model.matcher.name',
+            'otter',
+            "config.model.matcher.name='otter' is not one of prototypes",
+        ),
+        ('model.sampler.name', 'x', "config.model.sampler.name='x' is not one of uniform"),
+        (
+            'model.enrichment.patch',
+            'x',
+            "config.model.enrichment.patch='x' is not one of self_attention",
+        ),
+        ('model.backbone.name', 'x', "config.model.backbone.name='x' is not one of features"),
+    ],
+)
 def test_unknown_names_list_the_known_ones(key, value, message):
     config = fsar_jax.default_config()
     config.update_from_flattened_dict({key: value})

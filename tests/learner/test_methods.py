@@ -1,4 +1,5 @@
-"""What holds for every method, through the learner: on features [L, h, w, C] with matcher and enrichment as in its config."""
+"""What holds for every method, through the learner: on features [L, h, w, C] with matcher and
+enrichment as in its config."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,9 @@ def method_config(name):
     settings = dict(METHODS[name])
     config.model.backbone.name = 'features'
     config.model.variant = settings.pop('variant', 'code')
-    config.model.enrichment.update(temporal_transform=settings.pop('temporal_transform', False), dropout=0.0)
+    config.model.enrichment.update(
+        temporal_transform=settings.pop('temporal_transform', False), dropout=0.0
+    )
     config.model.matcher.update(settings)
     config.model.classifier.update(classes=7, weight=0.5)
     return config
@@ -34,11 +37,15 @@ def method_config(name):
 
 @pytest.fixture(scope='module', params=METHODS)
 def method(request):
-    """(config, learner, variables away from their trivial start, support [3, 2, 4, 4, 4, 32], query [5, 4, 4, 4, 32])."""
+    """(config, learner, variables away from their trivial start, support [3, 2, 4, 4, 4, 32], query
+    [5, 4, 4, 4, 32])."""
     config = method_config(request.param)
     learner = fsar_jax.create_learner(config.model)
     keys = jax.random.split(jax.random.key(0), 3)
-    support, query = jax.random.normal(keys[0], (3, 2, 4, 4, 4, 32)), jax.random.normal(keys[1], (5, 4, 4, 4, 32))
+    support, query = (
+        jax.random.normal(keys[0], (3, 2, 4, 4, 4, 32)),
+        jax.random.normal(keys[1], (5, 4, 4, 4, 32)),
+    )
     variables = jax.jit(learner.init)(keys[2], support, query)
     if 'params' in variables:
         move = lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape)
@@ -62,11 +69,19 @@ def test_embed_then_match_is_the_whole(method):
 def test_classes_permute_and_queries_do_not_see_each_other(method):
     _, _, variables, support, query, run = method
     logits = run(variables, support, query).logits
-    assert logits.shape == (5, 3) and logits.dtype == jnp.float32 and np.ptp(logits, axis=1).min() > 1e-3
+    assert (
+        logits.shape == (5, 3)
+        and logits.dtype == jnp.float32
+        and np.ptp(logits, axis=1).min() > 1e-3
+    )
     order = np.array([2, 0, 1])
-    np.testing.assert_allclose(run(variables, support[order], query).logits, logits[:, order], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        run(variables, support[order], query).logits, logits[:, order], rtol=1e-4, atol=1e-4
+    )
     others = jnp.concatenate([query[:2], query[:1], query[3:] * 2])
-    np.testing.assert_allclose(run(variables, support, others).logits[:2], logits[:2], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        run(variables, support, others).logits[:2], logits[:2], rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.slow
@@ -78,8 +93,14 @@ def test_gradients_are_finite_at_zero_distance_and_at_zero_features(method):
     @jax.value_and_grad
     def loss(inputs):
         params, support, query = inputs
-        prediction, _ = learner.apply({**variables, 'params': params}, support, query, train=True, mutable=['batch_stats'],
-                                      rngs={'dropout': jax.random.key(0)})
+        prediction, _ = learner.apply(
+            {**variables, 'params': params},
+            support,
+            query,
+            train=True,
+            mutable=['batch_stats'],
+            rngs={'dropout': jax.random.key(0)},
+        )
         return episode_loss(prediction, labels, config, classes)
 
     same = jnp.concatenate([support[:, 0], support[:2, 0]])

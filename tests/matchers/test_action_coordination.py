@@ -1,4 +1,5 @@
-"""TA2N's coordination of pairs: the published modules and heads, the split convolution, chunks and ablations."""
+"""TA2N's coordination of pairs: the published modules and heads, the split convolution, chunks and
+ablations."""
 
 import jax
 import jax.numpy as jnp
@@ -20,18 +21,41 @@ def maps(x):
 
 
 def variables_of(weights, **matcher):
-    """Variables of the matcher, by way of the published names; what a file lacks is left at zero."""
+    """Variables of the matcher, by way of the published names; what a file lacks is left at
+    zero."""
     config = fsar_jax.default_config()
     config.model.backbone.name = 'features'
     config.model.matcher.update(name='action_coordination', **matcher)
     full = dict(weights)
-    channels = next((w.shape[0] for k, w in weights.items() if 'net' in k and w.ndim == 3 and not k.startswith('mvnet')), 0)
+    channels = next(
+        (
+            w.shape[0]
+            for k, w in weights.items()
+            if 'net' in k and w.ndim == 3 and not k.startswith('mvnet')
+        ),
+        0,
+    )
     channels = channels or weights['mvnet.0.weight'].shape[1] // 2
-    shapes = {f'{name}net{kind}.weight': (channels, channels, 1) for name in ('key', 'query', 'value') for kind in ('', '_multi')}
-    shapes |= {'mvnet.0.weight': (128, 2 * channels, 3, 3, 3), 'mvnet.0.bias': (128,), 'mvnet.4.weight': (128, 128, 3, 3, 3),
-               'mvnet.4.bias': (128,), 'mvnet.10.weight': (64, 128, 1), 'mvnet.10.bias': (64,), 'mvnet.12.weight': (2, 64, 1),
-               'mvnet.12.bias': (2,)}
-    shapes |= {f'mvnet.{i}.{leaf}': (128,) for i in (1, 5) for leaf in ('weight', 'bias', 'running_mean', 'running_var')}
+    shapes = {
+        f'{name}net{kind}.weight': (channels, channels, 1)
+        for name in ('key', 'query', 'value')
+        for kind in ('', '_multi')
+    }
+    shapes |= {
+        'mvnet.0.weight': (128, 2 * channels, 3, 3, 3),
+        'mvnet.0.bias': (128,),
+        'mvnet.4.weight': (128, 128, 3, 3, 3),
+        'mvnet.4.bias': (128,),
+        'mvnet.10.weight': (64, 128, 1),
+        'mvnet.10.bias': (64,),
+        'mvnet.12.weight': (2, 64, 1),
+        'mvnet.12.bias': (2,),
+    }
+    shapes |= {
+        f'mvnet.{i}.{leaf}': (128,)
+        for i in (1, 5)
+        for leaf in ('weight', 'bias', 'running_mean', 'running_var')
+    }
     for name, shape in shapes.items():
         full.setdefault(name, np.zeros(shape, np.float32))
     places = {name: ('align.' if 'multi' in name else 'align.secondstage.') + name for name in full}
@@ -63,7 +87,10 @@ def test_temporal_coordination_equals_published(published, assert_close_to_publi
     @jax.jit
     def run(variables, support, query):
         support, _, moved, _ = matcher.apply(variables, support, query, method='coordinate_time')
-        return {'support': support, 'query_aligned': pair_layout(query[:, None] + moved[:, :, :, None, None])}
+        return {
+            'support': support,
+            'query_aligned': pair_layout(query[:, None] + moved[:, :, :, None, None]),
+        }
 
     outputs = run(variables, *inputs)
     total = lambda *x: sum((y * maps(f.cotangents[key])).sum() for key, y in run(*x).items())
@@ -73,7 +100,11 @@ def test_temporal_coordination_equals_published(published, assert_close_to_publi
     for key, value in zip(('support', 'query'), gradients[1:], strict=True):
         assert_close_to_published(value, maps(f.gradients[key]), f'gradient of {key}')
     for key in ('key', 'query', 'value'):
-        assert_close_to_published(gradients[0]['params'][key]['kernel'], f.weight_gradients[f'{key}net.weight'][..., 0].T, key)
+        assert_close_to_published(
+            gradients[0]['params'][key]['kernel'],
+            f.weight_gradients[f'{key}net.weight'][..., 0].T,
+            key,
+        )
 
 
 @pytest.mark.parametrize('name', ['ta2n_sc_a', 'ta2n_sc_b'])
@@ -86,13 +117,22 @@ def test_spatial_coordination_equals_published(published, assert_close_to_publis
     height, width = f.meta['H'], f.meta['W']
 
     def run(predictor, support, aligned, train):
-        aligned = aligned.swapaxes(0, 1)                                       # ours: [Q, way, L, h, w, C]
-        offsets, updated = OffsetPredictor().apply(predictor, support, aligned, train=train, mutable=['batch_stats'])
+        aligned = aligned.swapaxes(0, 1)  # ours: [Q, way, L, h, w, C]
+        offsets, updated = OffsetPredictor().apply(
+            predictor, support, aligned, train=train, mutable=['batch_stats']
+        )
         of_support, of_query = matcher.apply({}, offsets, height, width, method='pooling_weights')
-        pairs = jnp.concatenate([jnp.einsum('qwlij,wlijc->qwlc', of_support, support),
-                                 jnp.einsum('qwlij,qwlijc->qwlc', of_query, aligned)], -1)
-        outputs = {'pairs': pair_layout(pairs).swapaxes(-1, -2)[..., None, None],
-                   'offsets': pair_layout(offsets).reshape(-1, *offsets.shape[2:])}
+        pairs = jnp.concatenate(
+            [
+                jnp.einsum('qwlij,wlijc->qwlc', of_support, support),
+                jnp.einsum('qwlij,qwlijc->qwlc', of_query, aligned),
+            ],
+            -1,
+        )
+        outputs = {
+            'pairs': pair_layout(pairs).swapaxes(-1, -2)[..., None, None],
+            'offsets': pair_layout(offsets).reshape(-1, *offsets.shape[2:]),
+        }
         return outputs, updated
 
     for train, prefix in ((False, ''), (True, 'bn_batch/')):
@@ -101,15 +141,25 @@ def test_spatial_coordination_equals_published(published, assert_close_to_publis
             assert_close_to_published(value, f.outputs[prefix + key], prefix + key)
     for ours, theirs in (('bn1', '1'), ('bn2', '5')):
         for leaf in ('mean', 'var'):
-            assert_close_to_published(updated['batch_stats'][ours][leaf], f.outputs[f'bn_batch/mvnet.{theirs}.running_{leaf}'], leaf)
+            assert_close_to_published(
+                updated['batch_stats'][ours][leaf],
+                f.outputs[f'bn_batch/mvnet.{theirs}.running_{leaf}'],
+                leaf,
+            )
 
     total = lambda *x: sum((y * f.cotangents[key]).sum() for key, y in run(*x, False)[0].items())
     gradients = jax.jit(jax.grad(total, (0, 1, 2)))(predictor, *inputs)
     assert_close_to_published(gradients[1], maps(f.gradients['support']), 'gradient of the support')
-    assert_close_to_published(gradients[2], maps(f.gradients['query_aligned']), 'gradient of the query')
+    assert_close_to_published(
+        gradients[2], maps(f.gradients['query_aligned']), 'gradient of the query'
+    )
     ours = gradients[0]['params']
-    assert_close_to_published(ours['conv1_bias'], f.weight_gradients['mvnet.0.bias'], 'bias of the first convolution')
-    assert_close_to_published(ours['offset']['kernel'].T[..., None], f.weight_gradients['mvnet.12.weight'], 'last layer')
+    assert_close_to_published(
+        ours['conv1_bias'], f.weight_gradients['mvnet.0.bias'], 'bias of the first convolution'
+    )
+    assert_close_to_published(
+        ours['offset']['kernel'].T[..., None], f.weight_gradients['mvnet.12.weight'], 'last layer'
+    )
 
 
 def test_both_coordinations_equal_published(published, assert_close_to_published):
@@ -134,7 +184,11 @@ def test_both_coordinations_equal_published(published, assert_close_to_published
     for key, value in zip(('support', 'query'), gradients[1:], strict=True):
         assert_close_to_published(value, maps(f.gradients[key]), f'gradient of {key}')
     for key in ('key', 'query', 'value'):
-        assert_close_to_published(gradients[0]['params'][key]['kernel'], f.weight_gradients[f'{key}net.weight'][..., 0].T, key)
+        assert_close_to_published(
+            gradients[0]['params'][key]['kernel'],
+            f.weight_gradients[f'{key}net.weight'][..., 0].T,
+            key,
+        )
 
 
 @pytest.mark.parametrize('name', ['ta2n_insupport_a', 'ta2n_insupport_b'])
@@ -143,7 +197,9 @@ def test_prototypes_of_several_shots_equal_published(published, assert_close_to_
     matcher, variables = ActionCoordination(), variables_of(f.weights)
     by_class = lambda x: x.reshape(f.meta['way'], f.meta['shot'], *x.shape[1:])
     support = by_class(maps(f.inputs['support']))
-    run = jax.jit(lambda support: matcher.apply(variables, support, support[:, 0], method='prototypes')[0])
+    run = jax.jit(
+        lambda support: matcher.apply(variables, support, support[:, 0], method='prototypes')[0]
+    )
     assert_close_to_published(run(support), maps(f.outputs['prototype']), 'prototype')
     gradient = jax.grad(lambda x: (run(x) * maps(f.cotangents['prototype'])).sum())(support)
     assert_close_to_published(gradient, by_class(maps(f.gradients['support'])), 'gradient')
@@ -166,40 +222,65 @@ def test_head_equals_published(published, assert_close_to_published, name):
 
     def weighted(support, query):
         logits, loss = run(support, query)
-        return (logits * f.cotangents['logits'][0]).sum() + loss * f.cotangents['loss_sum'], (logits, loss)
+        return (logits * f.cotangents['logits'][0]).sum() + loss * f.cotangents['loss_sum'], (
+            logits,
+            loss,
+        )
 
-    gradient, (logits, loss) = jax.jit(jax.grad(weighted, (0, 1), has_aux=True))(jnp.asarray(support), query)
+    gradient, (logits, loss) = jax.jit(jax.grad(weighted, (0, 1), has_aux=True))(
+        jnp.asarray(support), query
+    )
     assert_close_to_published(logits, f.outputs['logits'][0], 'logits')
     assert_close_to_published(loss, f.outputs['loss_sum'], 'loss')
-    assert_close_to_published(gradient[0], f.support_by_class(maps(f.gradients['support'])), 'gradient of the support')
+    assert_close_to_published(
+        gradient[0], f.support_by_class(maps(f.gradients['support'])), 'gradient of the support'
+    )
     assert_close_to_published(gradient[1], maps(f.gradients['query']), 'gradient of the query')
 
 
 def test_layer_norm_over_the_classes_follows_by_option(published, assert_close_to_published):
-    """Its weights are in every published dict; without the option they are left out, as in the test above."""
+    """Its weights are in every published dict; without the option they are left out, as in the test
+    above."""
     f = published('ta2n_head_1shot_a')
     config = fsar_jax.default_config()
     config.model.backbone.name = 'features'
     config.model.enrichment.temporal_transform = True
-    config.model.matcher.update(name='action_coordination', perturbation=f.meta['perturb_delta'], distance_norm=True, pairs_per_chunk=10)
+    config.model.matcher.update(
+        name='action_coordination',
+        perturbation=f.meta['perturb_delta'],
+        distance_norm=True,
+        pairs_per_chunk=10,
+    )
     scale, bias = (f.weights[f'protypicalNet.norm_layer.{leaf}'] for leaf in ('weight', 'bias'))
     support, query = f.support_by_class(maps(f.inputs['support'])), maps(f.inputs['query'])
     run = jax.jit(fsar_jax.create_learner(config.model).apply)
     x = f.outputs['logits'][0].astype(np.float64)
-    expected = scale * (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) + bias
-    assert_close_to_published(run(from_torch(f.weights, config.model), support, query).logits, expected, 'normalised logits')
+    expected = (
+        scale * (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) + bias
+    )
+    assert_close_to_published(
+        run(from_torch(f.weights, config.model), support, query).logits,
+        expected,
+        'normalised logits',
+    )
 
 
 def random_maps(way=3, shot=2, queries=5, length=4, size=4, channels=6):
     keys = jax.random.split(jax.random.key(5))
     clip = (length, size, size, channels)
-    return jax.random.normal(keys[0], (way, shot, *clip)), jax.random.normal(keys[1], (queries, *clip))
+    return jax.random.normal(keys[0], (way, shot, *clip)), jax.random.normal(
+        keys[1], (queries, *clip)
+    )
 
 
 def started(matcher, support, query):
     """Variables whose offsets and batch statistics are not at their trivial start."""
     variables = matcher.init(jax.random.key(0), support, query)
-    move = lambda path, x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape) if 'offset' in str(path[-2:]) else x
+    move = lambda path, x: (
+        x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape)
+        if 'offset' in str(path[-2:])
+        else x
+    )
     return {**variables, 'params': jax.tree_util.tree_map_with_path(move, variables['params'])}
 
 
@@ -213,7 +294,9 @@ def test_the_split_convolution_equals_the_one_on_pairs():
     variables = started(predictor, support, query[:, None])
     moved = jnp.einsum('qwxy,qyc->qwxc', evolution, values)
     whole = predictor.apply(variables, support, query[:, None] + moved[..., None, None, :])
-    np.testing.assert_allclose(predictor.apply(variables, support, query[:, None], evolution, values), whole, atol=1e-5)
+    np.testing.assert_allclose(
+        predictor.apply(variables, support, query[:, None], evolution, values), whole, atol=1e-5
+    )
     assert np.abs(whole).max() > 1e-3
 
 
@@ -226,14 +309,20 @@ def test_chunks_of_pairs_change_neither_logits_nor_gradients(spatial, quick_comp
 
     def run(matcher):
         def total(params):
-            logits, auxiliary = matcher.apply({**variables, 'params': params}, support, query, train=True)
+            logits, auxiliary = matcher.apply(
+                {**variables, 'params': params}, support, query, train=True
+            )
             return jnp.square(logits).sum(), (logits, auxiliary)
+
         return jax.jit(jax.grad(total, has_aux=True))(variables['params'])
 
     (gradients, outputs), (chunked_gradients, chunked_outputs) = map(run, matchers)
     assert jax.tree.structure(outputs) == jax.tree.structure(chunked_outputs)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), (gradients, outputs),
-                 (chunked_gradients, chunked_outputs))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+        (gradients, outputs),
+        (chunked_gradients, chunked_outputs),
+    )
 
 
 def test_without_either_coordination_it_is_the_prototype_matcher():
@@ -245,20 +334,29 @@ def test_without_either_coordination_it_is_the_prototype_matcher():
 
 @pytest.mark.parametrize('variant', ['code', 'paper'])
 def test_the_mean_prototype_aligns_pairs_and_no_shots(variant):
-    """VIM, Sec. 3.5.1, one pair after the other: the prototype is the mean of the shots, the query is brought in step with it."""
+    """VIM, Sec. 3.5.1, one pair after the other: the prototype is the mean of the shots, the query
+    is brought in step with it."""
     support, query = random_maps(shot=3)
     matcher = ActionCoordination(spatial='none', variant=variant, prototype='mean')
     variables = started(matcher, support, query)
     assert variables['params'].keys() == {'key', 'query', 'value'}
     logits, _ = matcher.apply(variables, support, query)
-    key, ask, value = (np.asarray(variables['params'][name]['kernel'], np.float64) for name in ('key', 'query', 'value'))
+    key, ask, value = (
+        np.asarray(variables['params'][name]['kernel'], np.float64)
+        for name in ('key', 'query', 'value')
+    )
     for q, of_query in enumerate(np.asarray(query, np.float64).mean((2, 3))):
         for c, shots in enumerate(np.asarray(support, np.float64)):
             prototype, distance = sum(shots).mean((1, 2)) / 3, 0.0
             for p, frame in zip(prototype, of_query):
-                scores = np.array([(p @ key) @ (other @ ask) for other in of_query]) / np.sqrt(len(p))
+                scores = np.array([(p @ key) @ (other @ ask) for other in of_query]) / np.sqrt(
+                    len(p)
+                )
                 share = np.exp(scores) / np.exp(scores).sum()
-                x, y = p + p @ value, frame + sum(s * (other @ value) for s, other in zip(share, of_query))
+                x, y = (
+                    p + p @ value,
+                    frame + sum(s * (other @ value) for s, other in zip(share, of_query)),
+                )
                 distance += 1 - x @ y / np.linalg.norm(x) / np.linalg.norm(y)
             np.testing.assert_allclose(logits[q, c], -distance, rtol=1e-4)
     aligned = ActionCoordination(spatial='none', variant=variant)
@@ -268,16 +366,28 @@ def test_the_mean_prototype_aligns_pairs_and_no_shots(variant):
 
 @pytest.mark.parametrize('temporal', (False, True))
 def test_order_does_not_matter_without_space(temporal):
-    """spatial='none' compares pooled pairs, before or after; and each has the shape of a pair, for the losses."""
+    """spatial='none' compares pooled pairs, before or after; and each has the shape of a pair, for
+    the losses."""
     rng = np.random.default_rng(3)
-    support, query = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((4, 1, 3, 2, 2, 6), (5, 3, 2, 2, 6)))
+    support, query = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in ((4, 1, 3, 2, 2, 6), (5, 3, 2, 2, 6))
+    )
     found = []
     for order in ('temporal_first', 'spatial_first'):
-        matcher = ActionCoordination(temporal=temporal, spatial='none', order=order, variant='paper')
-        logits, auxiliary = matcher.apply(matcher.init(jax.random.key(0), support, query), support, query, train=True)
-        assert auxiliary['aligned_frames'].shape == (5, 4, 3, 6) and auxiliary['query_frames'].shape == (5, 3, 6)
+        matcher = ActionCoordination(
+            temporal=temporal, spatial='none', order=order, variant='paper'
+        )
+        logits, auxiliary = matcher.apply(
+            matcher.init(jax.random.key(0), support, query), support, query, train=True
+        )
+        assert auxiliary['aligned_frames'].shape == (5, 4, 3, 6) and auxiliary[
+            'query_frames'
+        ].shape == (5, 3, 6)
         labels = jnp.array([3, 0, 1, 2, 3])
-        loss = inter_video_loss(logits, labels, auxiliary['query_frames'], auxiliary['aligned_frames'])
+        loss = inter_video_loss(
+            logits, labels, auxiliary['query_frames'], auxiliary['aligned_frames']
+        )
         assert np.isfinite(loss)
         found.append(logits)
     np.testing.assert_allclose(*found, rtol=1e-5)
@@ -287,8 +397,13 @@ def test_enumerating_whole_offsets_finds_a_shifted_object():
     rng = np.random.default_rng(0)
     still = rng.standard_normal((1, 1, 2, 5, 5, 8)).astype(np.float32)
     query = np.roll(still[:, 0], (1, 2), axis=(2, 3))
-    query[:, :, :1], query[:, :, :, :2] = rng.standard_normal((1, 2, 1, 5, 8)), rng.standard_normal((1, 2, 5, 2, 8))
-    run = lambda spatial: float(ActionCoordination(temporal=False, spatial=spatial).apply({}, still, query)[0][0, 0])
+    query[:, :, :1], query[:, :, :, :2] = (
+        rng.standard_normal((1, 2, 1, 5, 8)),
+        rng.standard_normal((1, 2, 5, 2, 8)),
+    )
+    run = lambda spatial: float(
+        ActionCoordination(temporal=False, spatial=spatial).apply({}, still, query)[0][0, 0]
+    )
     assert abs(run('enumerate')) < 1e-5 and run('none') < -0.05
 
 
@@ -296,15 +411,20 @@ def test_enumerated_weights_cover_the_intersection():
     support, query = integer_offset_weights(3, 3)
     assert support.shape == query.shape == (25, 3, 3)
     np.testing.assert_allclose(support.sum((1, 2)), 1.0, rtol=1e-6)
-    np.testing.assert_array_equal(support[0], np.eye(3)[2][:, None] * np.eye(3)[2])      # offset (−2, −2): one corner each
+    np.testing.assert_array_equal(
+        support[0], np.eye(3)[2][:, None] * np.eye(3)[2]
+    )  # offset (−2, −2): one corner each
     np.testing.assert_array_equal(query[0], np.eye(3)[0][:, None] * np.eye(3)[0])
 
 
 @pytest.mark.parametrize('spatial', ['mask', 'grid'])
 def test_both_sides_are_averaged_over_the_same_content(spatial):
-    """Content moved by half the map: at the offset that says so both averages see it alike, at its opposite they do not."""
+    """Content moved by half the map: at the offset that says so both averages see it alike, at its
+    opposite they do not."""
     matcher = ActionCoordination(spatial=spatial, perturbation=0.0, variant='paper')
-    weights = lambda o: matcher.apply({}, jnp.asarray(o, jnp.float32), 9, 9, method='pooling_weights')
+    weights = lambda o: matcher.apply(
+        {}, jnp.asarray(o, jnp.float32), 9, 9, method='pooling_weights'
+    )
     still, moved = np.zeros((9, 9)), np.zeros((9, 9))
     still[4, 6], moved[4, 3] = 1.0, 1.0
     seen = lambda o: [float((w * x).sum()) for w, x in zip(weights(o), (still, moved), strict=True)]
@@ -319,7 +439,9 @@ def test_a_map_of_one_cell_is_averaged_as_it_is(variant, height, width):
     """At the largest offsets too, where the printed slope would leave a sum of 0 to divide by."""
     matcher = ActionCoordination(variant=variant)
     for offset in ((0.0, 0.0), (0.75, 0.75), (-0.75, -0.75), (-0.75, 0.75)):
-        weights = matcher.apply({}, jnp.asarray(offset), height, width, True, method='pooling_weights')
+        weights = matcher.apply(
+            {}, jnp.asarray(offset), height, width, True, method='pooling_weights'
+        )
         for side in weights:
             np.testing.assert_allclose(side.sum(), 1.0, rtol=1e-6)
             if (height, width) == (1, 1):
@@ -328,6 +450,8 @@ def test_a_map_of_one_cell_is_averaged_as_it_is(variant, height, width):
 
 def test_the_paper_does_not_perturb_at_test():
     offsets = jnp.full((1, 1, 2, 2), 0.3)
-    run = lambda variant, train: ActionCoordination(variant=variant).apply({}, offsets, 7, 7, train, method='pooling_weights')[0]
+    run = lambda variant, train: ActionCoordination(variant=variant).apply(
+        {}, offsets, 7, 7, train, method='pooling_weights'
+    )[0]
     assert np.abs(run('paper', True) - run('paper', False)).max() > 1e-3
     np.testing.assert_array_equal(run('code', True), run('code', False))

@@ -34,30 +34,55 @@ def head_config(classes=None):
 def test_attention_equals_published(published, assert_close_to_published, name):
     f = published(name)
     config = head_config()
-    load = lambda weights: {k: tree['matcher'] for k, tree in from_torch({f'cam.{k}': v for k, v in weights.items()}, config.model).items()}
+    load = lambda weights: {
+        k: tree['matcher']
+        for k, tree in from_torch({f'cam.{k}': v for k, v in weights.items()}, config.model).items()
+    }
     variables = load(f.weights)
     inputs = positions(f.inputs['f1'][0]), positions(f.inputs['f2'][0])
 
     def run(variables, classes, queries, train):
-        a, updated = AttentionFusion().apply(variables, classes, queries, train, method='attention', mutable=['batch_stats'])
-        return {'f1_self': classes * a['class_self'][..., None], 'f2_self': queries * a['query_self'][..., None],
-                'f1_cross': classes * a['class_cross'][..., None],
-                'f2_cross': queries[:, None] * a['query_cross'][..., None]}, updated
+        a, updated = AttentionFusion().apply(
+            variables, classes, queries, train, method='attention', mutable=['batch_stats']
+        )
+        return {
+            'f1_self': classes * a['class_self'][..., None],
+            'f2_self': queries * a['query_self'][..., None],
+            'f1_cross': classes * a['class_cross'][..., None],
+            'f2_cross': queries[:, None] * a['query_cross'][..., None],
+        }, updated
 
     for train, prefix in ((False, ''), (True, 'bn_batch/')):
         outputs, updated = jax.jit(run, static_argnums=3)(variables, *inputs, train)
         for key, value in outputs.items():
             assert_close_to_published(value, positions(f.outputs[prefix + key][0]), prefix + key)
     for leaf in ('mean', 'var'):
-        assert_close_to_published(updated['batch_stats']['kernel']['bn'][leaf], f.outputs[f'bn_batch/conv1.bn.running_{leaf}'], leaf)
+        assert_close_to_published(
+            updated['batch_stats']['kernel']['bn'][leaf],
+            f.outputs[f'bn_batch/conv1.bn.running_{leaf}'],
+            leaf,
+        )
 
-    total = lambda *x: sum((y * positions(f.cotangents[key][0])).sum() for key, y in run(*x, False)[0].items())
+    total = lambda *x: sum(
+        (y * positions(f.cotangents[key][0])).sum() for key, y in run(*x, False)[0].items()
+    )
     gradient = jax.jit(jax.grad(total, (0, 1, 2)))(variables, *inputs)
-    assert_close_to_published(gradient[1], positions(f.gradients['f1'][0]), 'gradient of the classes')
-    assert_close_to_published(gradient[2], positions(f.gradients['f2'][0]), 'gradient of the queries')
-    expected = load({k: f.weight_gradients.get(k, np.zeros_like(v)) for k, v in f.weights.items()})['params']
+    assert_close_to_published(
+        gradient[1], positions(f.gradients['f1'][0]), 'gradient of the classes'
+    )
+    assert_close_to_published(
+        gradient[2], positions(f.gradients['f2'][0]), 'gradient of the queries'
+    )
+    expected = load({k: f.weight_gradients.get(k, np.zeros_like(v)) for k, v in f.weights.items()})[
+        'params'
+    ]
     jax.tree_util.tree_map_with_path(
-        lambda path, mine, theirs: assert_close_to_published(mine, theirs, jax.tree_util.keystr(path)), gradient[0]['params'], expected)
+        lambda path, mine, theirs: assert_close_to_published(
+            mine, theirs, jax.tree_util.keystr(path)
+        ),
+        gradient[0]['params'],
+        expected,
+    )
 
 
 @pytest.mark.parametrize('name', ['mastaf_head_a', 'mastaf_head_b'])
@@ -71,33 +96,52 @@ def test_head_equals_published(published, assert_close_to_published, name):
     support, query = f.support_by_class(maps(f.inputs['support'])), maps(f.inputs['query'])
     labels, real_labels = f.inputs['query_labels'], f.inputs['real_query_labels']
     real = np.zeros(f.meta['way'], np.int32)
-    real[labels] = real_labels                                     # of the other classes nothing is asked
+    real[labels] = real_labels  # of the other classes nothing is asked
 
     def run(variables, support, query):
         prediction = learner.apply(variables, support, query, train=False)
-        return prediction, episode_loss(prediction, labels, config, jnp.asarray(real)), episode_loss(prediction, labels, config)
+        return (
+            prediction,
+            episode_loss(prediction, labels, config, jnp.asarray(real)),
+            episode_loss(prediction, labels, config),
+        )
 
     def weighted(*inputs):
         prediction, loss, _ = outputs = run(*inputs)
-        return (prediction.logits * f.cotangents['scores'][0]).sum() + loss * f.cotangents['loss'], outputs
+        return (prediction.logits * f.cotangents['scores'][0]).sum() + loss * f.cotangents[
+            'loss'
+        ], outputs
 
     inputs = variables, jnp.asarray(support), query
-    gradient, (prediction, loss, nearest) = jax.jit(jax.grad(weighted, (0, 1, 2), has_aux=True))(*inputs)
+    gradient, (prediction, loss, nearest) = jax.jit(jax.grad(weighted, (0, 1, 2), has_aux=True))(
+        *inputs
+    )
     auxiliary, count = prediction.auxiliary, len(labels)
     assert_close_to_published(prediction.logits, f.outputs['scores'][0], 'scores')
     at_places = f.outputs['position_scores'].reshape(count, f.meta['way'], -1).swapaxes(-1, -2)
     assert_close_to_published(auxiliary['position_matching'], at_places, 'scores of positions')
     of_true_class = auxiliary['global_classes'][np.arange(count), labels]
-    published_logits = f.outputs['global_logits'].reshape(count, f.meta['train_classes'], -1).swapaxes(-1, -2)
+    published_logits = (
+        f.outputs['global_logits'].reshape(count, f.meta['train_classes'], -1).swapaxes(-1, -2)
+    )
     assert_close_to_published(of_true_class, published_logits, 'global logits')
     assert_close_to_published(nearest, 0.5 * f.outputs['loss_nearest'], 'loss of the positions')
     assert_close_to_published(loss, f.outputs['loss'], 'loss')
-    assert_close_to_published(gradient[1], f.support_by_class(maps(f.gradients['support'])), 'gradient of the support')
+    assert_close_to_published(
+        gradient[1], f.support_by_class(maps(f.gradients['support'])), 'gradient of the support'
+    )
     assert_close_to_published(gradient[2], maps(f.gradients['query']), 'gradient of the query')
-    weight_gradients = {k: f.weight_gradients.get(k, np.zeros_like(v)) for k, v in f.weights.items()}
+    weight_gradients = {
+        k: f.weight_gradients.get(k, np.zeros_like(v)) for k, v in f.weights.items()
+    }
     expected = from_torch(weight_gradients, config.model)['params']
     jax.tree_util.tree_map_with_path(
-        lambda path, mine, theirs: assert_close_to_published(mine, theirs, jax.tree_util.keystr(path)), gradient[0]['params'], expected)
+        lambda path, mine, theirs: assert_close_to_published(
+            mine, theirs, jax.tree_util.keystr(path)
+        ),
+        gradient[0]['params'],
+        expected,
+    )
 
 
 @pytest.fixture(scope='module')
@@ -114,8 +158,12 @@ def test_alpha_adds_the_score_of_self_attention(episode):
 
 def test_without_the_residual_attention_is_a_distribution(episode):
     support, query = episode
-    run = lambda residual: AttentionFusion(kernel='mean', residual=residual).apply({}, support.mean(1), query, method='attention')
-    for with_residual, without in zip(jax.tree.leaves(run(True)), jax.tree.leaves(run(False)), strict=True):
+    run = lambda residual: AttentionFusion(kernel='mean', residual=residual).apply(
+        {}, support.mean(1), query, method='attention'
+    )
+    for with_residual, without in zip(
+        jax.tree.leaves(run(True)), jax.tree.leaves(run(False)), strict=True
+    ):
         np.testing.assert_allclose(without.sum(-1), 1.0, rtol=1e-5)
         np.testing.assert_allclose(with_residual, without + 1.0, rtol=1e-6)
 
@@ -125,6 +173,11 @@ def test_a_lone_query_skips_batch_norm_in_the_code_only(episode):
     for variant, alike in (('code', False), ('paper', True)):
         matcher = AttentionFusion(variant=variant)
         variables = matcher.init(jax.random.key(0), support, query)
-        variables = {**variables, 'batch_stats': jax.tree.map(lambda x: x + 0.5, variables['batch_stats'])}
-        run = lambda q: matcher.apply(variables, support.mean(1), q, method='attention')['query_self'][0]
+        variables = {
+            **variables,
+            'batch_stats': jax.tree.map(lambda x: x + 0.5, variables['batch_stats']),
+        }
+        run = lambda q: matcher.apply(variables, support.mean(1), q, method='attention')[
+            'query_self'
+        ][0]
         assert np.allclose(run(query), run(query[:1]), atol=1e-6) == alike

@@ -1,4 +1,5 @@
-"""OTAM, Soft-DTW and Drop-DTW against the published code, against slow loops over cells, and at the edges of float32."""
+"""OTAM, Soft-DTW and Drop-DTW against the published code, against slow loops over cells, and at the
+edges of float32."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,9 @@ def test_ordered_alignment_equals_published(published, assert_close_to_published
     distances = jnp.asarray(f.inputs['dists'])
     for direction, cost in both(distances).items():
         assert_close_to_published(cost, f.outputs[direction], direction)
-    gradient = jax.grad(lambda d: sum((cost * f.cotangents[k]).sum() for k, cost in both(d).items()))(distances)
+    gradient = jax.grad(
+        lambda d: sum((cost * f.cotangents[k]).sum() for k, cost in both(d).items())
+    )(distances)
     assert_close_to_published(gradient, f.gradients['dists'], 'gradient')
 
 
@@ -33,13 +36,17 @@ def test_soft_dtw_equals_published(published, assert_close_to_published):
     @jax.jit
     def run(x, y):
         d = 1.0 - frame_cosine('pxd,pyd->pxy', x, y)
-        return 0.5 * (soft_dtw(d, f.meta['gamma']) + soft_dtw(d.swapaxes(-1, -2), f.meta['gamma'])), d
+        return 0.5 * (
+            soft_dtw(d, f.meta['gamma']) + soft_dtw(d.swapaxes(-1, -2), f.meta['gamma'])
+        ), d
 
     x, y = jnp.asarray(f.inputs['x']), jnp.asarray(f.inputs['y'])
     cost, distances = run(x, y)
     assert_close_to_published(distances, f.outputs['frame_distance'], 'frame distance')
     assert_close_to_published(cost, f.outputs['distance'][:, 0], 'distance')
-    gradient = jax.grad(lambda x, y: (run(x, y)[0] * f.cotangents['distance'][:, 0]).sum(), (0, 1))(x, y)
+    gradient = jax.grad(lambda x, y: (run(x, y)[0] * f.cotangents['distance'][:, 0]).sum(), (0, 1))(
+        x, y
+    )
     assert_close_to_published(gradient[0], f.gradients['x'], 'gradient of x')
     assert_close_to_published(gradient[1], f.gradients['y'], 'gradient of y')
 
@@ -51,7 +58,10 @@ def test_learner_equals_published(published, assert_close_to_published, name):
     config.model.backbone.name = 'features'
     config.model.matcher.update(name='otam', smoothness=f.meta['lambda'])
     config.train.loss_reduction = 'mean'
-    learner, variables = fsar_jax.create_learner(config.model), fsar_jax.weights.from_torch({}, config.model)
+    learner, variables = (
+        fsar_jax.create_learner(config.model),
+        fsar_jax.weights.from_torch({}, config.model),
+    )
     frames = lambda x: x.reshape(-1, 8, 1, 1, x.shape[1])
     support, query = f.support_by_class(frames(f.inputs['support'])), frames(f.inputs['query'])
 
@@ -69,7 +79,9 @@ def test_learner_equals_published(published, assert_close_to_published, name):
         return (logits * f.cotangents['logits']).sum() + loss * f.cotangents['loss']
 
     gradient = jax.grad(weighted, (0, 1))(jnp.asarray(support), jnp.asarray(query))
-    assert_close_to_published(gradient[0], f.support_by_class(frames(f.gradients['support'])), 'gradient of the support')
+    assert_close_to_published(
+        gradient[0], f.support_by_class(frames(f.gradients['support'])), 'gradient of the support'
+    )
     assert_close_to_published(gradient[1], frames(f.gradients['query']), 'gradient of the query')
 
 
@@ -93,12 +105,17 @@ def slow_ordered_alignment(d, smoothness):
 def slow_drop_dtw(d, smoothness, keep):
     rows, columns = d.shape
     drop = np.sort(d.ravel())[max(1, int(keep * d.size)) - 1]
-    matched, total = np.full((rows + 1, columns + 1), np.inf), np.full((rows + 1, columns + 1), np.inf)
+    matched, total = (
+        np.full((rows + 1, columns + 1), np.inf),
+        np.full((rows + 1, columns + 1), np.inf),
+    )
     total[0] = drop * np.arange(columns + 1)
     for r in range(1, rows + 1):
         for j in range(1, columns + 1):
             came = [total[r - 1, j - 1], total[r, j - 1], matched[r - 1, j]]
-            matched[r, j] = d[r - 1, j - 1] + soft_minimum([x for x in came if np.isfinite(x)] or [1e6], smoothness)
+            matched[r, j] = d[r - 1, j - 1] + soft_minimum(
+                [x for x in came if np.isfinite(x)] or [1e6], smoothness
+            )
             dropped = [drop + total[r, j - 1]] if np.isfinite(total[r, j - 1]) else []
             total[r, j] = soft_minimum([matched[r, j], *dropped], smoothness)
     return total[-1, -1]
@@ -108,10 +125,18 @@ def slow_drop_dtw(d, smoothness, keep):
 @pytest.mark.parametrize('smoothness', [0.1, 1.0])
 def test_alignments_equal_loops_over_the_cells(shape, smoothness):
     distances = np.random.default_rng(0).uniform(0, 2, (3, *shape))
-    np.testing.assert_allclose(ordered_alignment(jnp.asarray(distances), smoothness),
-                               [slow_ordered_alignment(d, smoothness) for d in distances], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(drop_dtw(jnp.asarray(distances), smoothness, 0.3),
-                               [slow_drop_dtw(d, smoothness, 0.3) for d in distances], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        ordered_alignment(jnp.asarray(distances), smoothness),
+        [slow_ordered_alignment(d, smoothness) for d in distances],
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    np.testing.assert_allclose(
+        drop_dtw(jnp.asarray(distances), smoothness, 0.3),
+        [slow_drop_dtw(d, smoothness, 0.3) for d in distances],
+        rtol=1e-4,
+        atol=1e-4,
+    )
 
 
 def test_dropping_spares_the_outlier_frames_of_a_sequence():
@@ -139,5 +164,8 @@ def test_relaxed_ends_forgive_padding_and_order_matters():
 def test_unknown_alignments_are_named():
     config = fsar_jax.default_config()
     config.model.matcher.update(name='otam', alignment='dwt')
-    with pytest.raises(ValueError, match=r"config\.model\.matcher\.alignment='dwt' is not one of otam, soft_dtw, drop_dtw"):
+    with pytest.raises(
+        ValueError,
+        match=r"config\.model\.matcher\.alignment='dwt' is not one of otam, soft_dtw, drop_dtw",
+    ):
         fsar_jax.create_learner(config.model)

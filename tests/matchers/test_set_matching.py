@@ -16,8 +16,14 @@ def test_head_equals_published(published, assert_close_to_published, name):
     f = published(name)
     config = fsar_jax.default_config()
     config.model.backbone.name = 'features'
-    config.model.matcher.update(name='set_matching', heads=f.meta['heads'], position=(f.meta['position_A'], f.meta['position_B']))
-    config.model.classifier.update(classes=f.meta['train_classes'], weight=f.meta['class_loss_weight'])
+    config.model.matcher.update(
+        name='set_matching',
+        heads=f.meta['heads'],
+        position=(f.meta['position_A'], f.meta['position_B']),
+    )
+    config.model.classifier.update(
+        classes=f.meta['train_classes'], weight=f.meta['class_loss_weight']
+    )
     config.train.loss_reduction = 'mean'
     learner, variables = fsar_jax.create_learner(config.model), from_torch(f.weights, config.model)
     frames = lambda x: x.reshape(-1, 8, 1, 1, x.shape[1])
@@ -28,38 +34,62 @@ def test_head_equals_published(published, assert_close_to_published, name):
 
     def run(variables, support, query):
         prediction = learner.apply(variables, support, query, train=False)
-        return prediction, episode_loss(prediction, labels, config, jnp.asarray(real)), episode_loss(prediction, labels, config)
+        return (
+            prediction,
+            episode_loss(prediction, labels, config, jnp.asarray(real)),
+            episode_loss(prediction, labels, config),
+        )
 
     def weighted(*inputs):
         prediction, loss, _ = outputs = run(*inputs)
-        return (prediction.logits * f.cotangents['logits']).sum() + loss * f.cotangents['loss'], outputs
+        return (prediction.logits * f.cotangents['logits']).sum() + loss * f.cotangents[
+            'loss'
+        ], outputs
 
     inputs = variables, jnp.asarray(support), jnp.asarray(query)
-    gradient, (prediction, loss, matching_loss) = jax.jit(jax.grad(weighted, (0, 1, 2), has_aux=True))(*inputs)
+    gradient, (prediction, loss, matching_loss) = jax.jit(
+        jax.grad(weighted, (0, 1, 2), has_aux=True)
+    )(*inputs)
     assert_close_to_published(prediction.logits, f.outputs['logits'], 'logits')
     assert_close_to_published(matching_loss, f.outputs['loss_fewshot'], 'loss of the matching')
     assert_close_to_published(loss, f.outputs['loss'], 'loss')
     classes = f.outputs['class_logits'].reshape(-1, 8, f.meta['train_classes'])
     videos = len(f.inputs['support_labels'])
-    assert_close_to_published(prediction.auxiliary['support_classes'], f.support_by_class(classes[:videos]), 'support classes')
-    assert_close_to_published(prediction.auxiliary['query_classes'], classes[videos:], 'query classes')
+    assert_close_to_published(
+        prediction.auxiliary['support_classes'],
+        f.support_by_class(classes[:videos]),
+        'support classes',
+    )
+    assert_close_to_published(
+        prediction.auxiliary['query_classes'], classes[videos:], 'query classes'
+    )
 
     embed = lambda videos: learner.apply(variables, videos, method='embed')['temporal_matching']
-    embedded = embed(inputs[1].reshape(-1, *query.shape[1:])).reshape(*support.shape[:3], -1), embed(inputs[2])
+    embedded = (
+        embed(inputs[1].reshape(-1, *query.shape[1:])).reshape(*support.shape[:3], -1),
+        embed(inputs[2]),
+    )
     s, q = SetMatching(f.meta['heads']).apply(
-        jax.tree.map(jnp.asarray, {'params': variables['params']['matcher']}), *embedded, method='relate')
+        jax.tree.map(jnp.asarray, {'params': variables['params']['matcher']}),
+        *embedded,
+        method='relate',
+    )
     assert_close_to_published(s[:, :, 0], f.outputs['support_features'], 'support features')
     assert_close_to_published(q, f.outputs['query_features'], 'query features')
 
-    assert_close_to_published(gradient[1], f.support_by_class(frames(f.gradients['support'])), 'gradient of the support')
+    assert_close_to_published(
+        gradient[1], f.support_by_class(frames(f.gradients['support'])), 'gradient of the support'
+    )
     assert_close_to_published(gradient[2], frames(f.gradients['query']), 'gradient of the query')
-    weight_gradients = {k: f.weight_gradients.get(k, np.zeros_like(v)) for k, v in f.weights.items()}
+    weight_gradients = {
+        k: f.weight_gradients.get(k, np.zeros_like(v)) for k, v in f.weights.items()
+    }
     expected = from_torch(weight_gradients, config.model)['params']
     for path, reference in jax.tree_util.tree_leaves_with_path(expected):
         mine = gradient[0]['params']
         for key in path:
             mine = mine[key.key]
-        if np.any(reference):                                  # arrays that the file lacks
+        if np.any(reference):  # arrays that the file lacks
             assert_close_to_published(mine, reference, jax.tree_util.keystr(path))
 
 
@@ -95,5 +125,9 @@ def test_heads_must_divide_the_features():
     config = fsar_jax.default_config()
     config.model.backbone.name = 'features'
     config.model.matcher.update(name='set_matching', heads=5)
-    with pytest.raises(ValueError, match=r'config\.model\.matcher\.heads=5 must divide the feature dimension, 16'):
-        fsar_jax.create_learner(config.model).init(jax.random.key(0), jnp.zeros((2, 1, 4, 1, 1, 16)), jnp.zeros((1, 4, 1, 1, 16)))
+    with pytest.raises(
+        ValueError, match=r'config\.model\.matcher\.heads=5 must divide the feature dimension, 16'
+    ):
+        fsar_jax.create_learner(config.model).init(
+            jax.random.key(0), jnp.zeros((2, 1, 4, 1, 1, 16)), jnp.zeros((1, 4, 1, 1, 16))
+        )

@@ -1,4 +1,5 @@
-"""Saliency and resampling: the published modules, a gather-based resampling, and properties of the grids."""
+"""Saliency and resampling: the published modules, a gather-based resampling, and properties of the
+grids."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import pytest
 from fsar_jax.samplers import amplifier
 from fsar_jax.samplers.amplifier import amplified_positions, cropped_positions, enlarge, resample
 
-last = lambda x: jnp.asarray(np.moveaxis(x, -3, -1))          # [..., C, h, w] → [..., h, w, C]
+last = lambda x: jnp.asarray(np.moveaxis(x, -3, -1))  # [..., C, h, w] → [..., h, w, C]
 
 
 @pytest.mark.parametrize('name', ['vim_saliency_a', 'vim_saliency_b'])
@@ -37,7 +38,7 @@ def test_amplifier_equals_published(published, assert_close_to_published, name):
     assert_close_to_published(2 * rows / (size - 1) - 1, f.outputs['grid_y'], 'grid_y')
     assert_close_to_published(2 * columns / (size - 1) - 1, f.outputs['grid_x'], 'grid_x')
     assert_close_to_published(amplified, last(f.outputs['amplified']), 'amplified')
-    np.testing.assert_array_equal(amplified[:, 0], 0.0)                                            # row V13: black
+    np.testing.assert_array_equal(amplified[:, 0], 0.0)  # row V13: black
     total = lambda *x: (run(*x)[0] * last(f.cotangents['amplified'])).sum()
     of_frames, of_maps = jax.grad(total, (0, 1))(frames, maps)
     assert_close_to_published(of_frames, last(f.gradients['data']), 'gradient')
@@ -45,15 +46,22 @@ def test_amplifier_equals_published(published, assert_close_to_published, name):
 
 
 def gathered(frame, rows, columns):
-    """The slow and obvious bilinear reading of one frame [H, W, C], zero outside: NumPy, pixel by pixel."""
-    pixel = lambda y, x: frame[y, x] if 0 <= y < frame.shape[0] and 0 <= x < frame.shape[1] else np.zeros(frame.shape[2])
+    """The slow and obvious bilinear reading of one frame [H, W, C], zero outside: NumPy, pixel by
+    pixel."""
+    pixel = lambda y, x: (
+        frame[y, x]
+        if 0 <= y < frame.shape[0] and 0 <= x < frame.shape[1]
+        else np.zeros(frame.shape[2])
+    )
     out = np.zeros((len(rows), len(columns), frame.shape[2]))
     for i, y in enumerate(rows):
         for j, x in enumerate(columns):
             y0, x0 = int(np.floor(y)), int(np.floor(x))
             for dy in (0, 1):
                 for dx in (0, 1):
-                    out[i, j] += (1 - abs(y - y0 - dy)) * (1 - abs(x - x0 - dx)) * pixel(y0 + dy, x0 + dx)
+                    out[i, j] += (
+                        (1 - abs(y - y0 - dy)) * (1 - abs(x - x0 - dx)) * pixel(y0 + dy, x0 + dx)
+                    )
     return out
 
 
@@ -65,13 +73,18 @@ def test_a_map_without_anything_salient(variant):
 
 def test_resampling_is_bilinear_reading():
     rng = np.random.default_rng(0)
-    frame, rows, columns = rng.random((5, 7, 2)), np.array([-1.5, -0.3, 2.0, 3.7, 4.6, 9.0]), np.array([-0.5, 0.2, 5.9, 6.5])
+    frame, rows, columns = (
+        rng.random((5, 7, 2)),
+        np.array([-1.5, -0.3, 2.0, 3.7, 4.6, 9.0]),
+        np.array([-0.5, 0.2, 5.9, 6.5]),
+    )
     ours = resample(jnp.asarray(frame, jnp.float32), jnp.asarray(rows), jnp.asarray(columns))
     np.testing.assert_allclose(ours, gathered(frame, rows, columns), atol=1e-5)
 
 
 def test_printed_amplifier():
-    """A flat map is the identity; a salient place takes more room; every pixel stays inside; and the map has a gradient."""
+    """A flat map is the identity; a salient place takes more room; every pixel stays inside; and
+    the map has a gradient."""
     size = 24
     flat = amplified_positions(jnp.full((6, 6), 0.5), size, size, 'paper')
     np.testing.assert_allclose(flat, np.tile(np.arange(size), (2, 1)), atol=1e-4)
@@ -81,22 +94,33 @@ def test_printed_amplifier():
     rows, columns = amplified_positions(blob, size, size, 'paper')
     for positions, centre in ((rows, 2 / 7 * (size - 1)), (columns, 6 / 7 * (size - 1))):
         step = np.diff(positions)
-        assert (step > 0).all() and positions[0] == 0 and np.isclose(positions[-1], size - 1) and positions.max() <= size - 1
+        assert (
+            (step > 0).all()
+            and positions[0] == 0
+            and np.isclose(positions[-1], size - 1)
+            and positions.max() <= size - 1
+        )
         # Half the density is around the centre, and half the output's rows are read there.
         assert abs(positions[step.argmin()] - centre) < 2.5 and step.min() < 0.5 < 1.5 < step.max()
 
     # The positions invert the cumulative sum, computed by NumPy's interpolation.
     marginal = np.asarray(enlarge(blob, size, size)).max(-1) + amplifier.DENSITY_FLOOR
     reached = np.concatenate([[0.0], np.cumsum((marginal[1:] + marginal[:-1]) / 2)])
-    np.testing.assert_allclose(rows, np.interp(np.linspace(0, 1, size), reached / reached[-1], np.arange(size)), atol=1e-4)
+    np.testing.assert_allclose(
+        rows, np.interp(np.linspace(0, 1, size), reached / reached[-1], np.arange(size)), atol=1e-4
+    )
 
 
-@pytest.mark.parametrize('positions', [lambda m, h, w: amplified_positions(m, h, w, 'paper'), cropped_positions])
+@pytest.mark.parametrize(
+    'positions', [lambda m, h, w: amplified_positions(m, h, w, 'paper'), cropped_positions]
+)
 def test_positions_have_the_gradient_of_finite_differences(positions):
     rng = np.random.default_rng(3)
     maps = jnp.asarray(rng.random((4, 5)), jnp.float32)
     y = [jnp.asarray(rng.normal(size=n), jnp.float32) for n in (9, 11)]
-    total = jax.jit(lambda m: sum((p * c).sum() for p, c in zip(positions(m, 9, 11), y, strict=True)))
+    total = jax.jit(
+        lambda m: sum((p * c).sum() for p, c in zip(positions(m, 9, 11), y, strict=True))
+    )
     gradient, step = jax.grad(total)(maps), 1e-3
     for _ in range(3):
         direction = jnp.asarray(rng.normal(size=maps.shape), jnp.float32)
@@ -108,24 +132,30 @@ def test_positions_have_the_gradient_of_finite_differences(positions):
 def test_crop_is_a_window_inside_the_frame():
     corner = jnp.zeros((4, 4)).at[0, 3].set(1.0)
     rows, columns = cropped_positions(corner, 16, 16)
-    np.testing.assert_allclose([rows[0], rows[-1], columns[0], columns[-1]], [0.0, 11.0, 4.0, 15.0], atol=1e-5)
-    rows, _ = cropped_positions(jnp.zeros((4, 4)), 16, 16)                                         # nothing salient: the middle
+    np.testing.assert_allclose(
+        [rows[0], rows[-1], columns[0], columns[-1]], [0.0, 11.0, 4.0, 15.0], atol=1e-5
+    )
+    rows, _ = cropped_positions(jnp.zeros((4, 4)), 16, 16)  # nothing salient: the middle
     np.testing.assert_allclose([rows[0], rows[-1]], [2.0, 13.0], atol=1e-5)
 
 
 def test_channel_attention_is_the_printed_product():
     rng = np.random.default_rng(1)
     f = rng.normal(size=(2, 3, 2, 5))
-    flat = f.reshape(2, 6, 5).swapaxes(1, 2)                                                       # printed: c × hw
+    flat = f.reshape(2, 6, 5).swapaxes(1, 2)  # printed: c × hw
     attended = np.einsum('nce,nep->ncp', flat @ flat.swapaxes(1, 2) / np.sqrt(6), flat)
     ours = amplifier.attend_channels(jnp.asarray(f, jnp.float32))
     np.testing.assert_allclose(ours, attended.swapaxes(1, 2).reshape(f.shape), rtol=1e-4, atol=1e-4)
     w = rng.normal(size=5)
     saliency = amplifier.weighted_saliency(ours, jnp.asarray(w, jnp.float32))
-    np.testing.assert_allclose(saliency, np.einsum('c,ncp->np', w, attended).reshape(2, 3, 2) / 5, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        saliency, np.einsum('c,ncp->np', w, attended).reshape(2, 3, 2) / 5, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_range_is_that_of_the_enlarged_map():
     maps = jnp.asarray(np.random.default_rng(2).normal(size=(2, 3, 4, 4)), jnp.float32)
     expected = amplifier.min_max(enlarge(maps, 9, 10), (-2, -1))
-    np.testing.assert_allclose(enlarge(amplifier.min_max_enlarged(maps, 9, 10), 9, 10), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        enlarge(amplifier.min_max_enlarged(maps, 9, 10), 9, 10), expected, atol=1e-5
+    )

@@ -13,7 +13,7 @@ from fsar_jax.samplers.task_adaptive import TaskAdaptiveSampler, TaskGenerator, 
 from fsar_jax.weights.published import _convert
 from fsar_jax.weights.published_sampler import UNUSED, sampler_table
 
-last = lambda x: jnp.asarray(np.moveaxis(x, -3, -1))          # [..., C, h, w] → [..., h, w, C]
+last = lambda x: jnp.asarray(np.moveaxis(x, -3, -1))  # [..., C, h, w] → [..., h, w, C]
 
 
 class TinyScan(nn.Module):
@@ -29,13 +29,26 @@ class TinyScan(nn.Module):
 
 
 def tiny(**changes):
-    return TaskAdaptiveSampler(TinyScan(), **{'frames': 3, 'scan_size': 16, 'hidden': 8, 'task_dim': 4, 'num_samples': 40,
-                                              'samples_per_chunk': 16, 'sigma': 0.2, **changes})
+    return TaskAdaptiveSampler(
+        TinyScan(),
+        **{
+            'frames': 3,
+            'scan_size': 16,
+            'hidden': 8,
+            'task_dim': 4,
+            'num_samples': 40,
+            'samples_per_chunk': 16,
+            'sigma': 0.2,
+            **changes,
+        },
+    )
 
 
 def episode(dense=7, size=20, queries=3):
     rng = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(rng.integers(0, 256, (*shape, dense, size, size, 3)), jnp.uint8)
+    draw = lambda *shape: jnp.asarray(
+        rng.integers(0, 256, (*shape, dense, size, size, 3)), jnp.uint8
+    )
     return draw(2, 2), draw(queries)
 
 
@@ -44,14 +57,21 @@ def run(sampler, support, query, train=False):
     way, shot = support.shape[:2]
     scanned = sampler.scan(support.reshape(-1, *support.shape[2:]), train)
     support, query = sampler.sample_episode(
-        jax.tree.map(lambda x: x.reshape(way, shot, *x.shape[1:]), scanned), sampler.scan(query, train), train)
-    auxiliary = {f'support_{name}': x for name, x in support.items()} | {f'query_{name}': x for name, x in query.items()}
+        jax.tree.map(lambda x: x.reshape(way, shot, *x.shape[1:]), scanned),
+        sampler.scan(query, train),
+        train,
+    )
+    auxiliary = {f'support_{name}': x for name, x in support.items()} | {
+        f'query_{name}': x for name, x in query.items()
+    }
     return support['frames'], query['frames'], auxiliary
 
 
 def variables(sampler):
     """Random values for every parameter, drawn without compiling the start of each."""
-    shapes = jax.eval_shape(lambda key: sampler.init(key, *episode(), method=run), jax.random.key(0))
+    shapes = jax.eval_shape(
+        lambda key: sampler.init(key, *episode(), method=run), jax.random.key(0)
+    )
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(0.0, 0.5, x.shape), x.dtype), shapes)
 
@@ -59,7 +79,9 @@ def variables(sampler):
 def published_variables(f):
     meta = f.meta
     adaptive = bool(meta['task_adaptive'])
-    table = sampler_table(meta['dim'], meta['hidden'], meta.get('z_dim') if adaptive else None, adaptive)
+    table = sampler_table(
+        meta['dim'], meta['hidden'], meta.get('z_dim') if adaptive else None, adaptive
+    )
     return _convert(dict(f.weights), table, UNUSED, [])['params']['sampler']
 
 
@@ -68,33 +90,64 @@ def test_generator_equals_published(published, assert_close_to_published, name):
     f = published(name)
     outputs = f.meta['out']
     generator = TaskGenerator(outputs + f.meta['bias'], f.meta['z_dim'])
-    params = {ours: {'kernel': jnp.asarray(f.weights[f'{theirs}.weight'].T), 'bias': jnp.asarray(f.weights[f'{theirs}.bias'])}
-              for ours, theirs in (('encoder', 'encoder'), ('frame_weights', 'gen'))}
+    params = {
+        ours: {
+            'kernel': jnp.asarray(f.weights[f'{theirs}.weight'].T),
+            'bias': jnp.asarray(f.weights[f'{theirs}.bias']),
+        }
+        for ours, theirs in (('encoder', 'encoder'), ('frame_weights', 'gen'))
+    }
 
     def outputs_of(params, guide, noise):
         theta = generator.apply({'params': params}, guide[None], noise[0])['frames']
-        return {'weight': theta[:outputs] / jnp.linalg.norm(theta[:outputs]), 'bias': theta[outputs:]}
+        return {
+            'weight': theta[:outputs] / jnp.linalg.norm(theta[:outputs]),
+            'bias': theta[outputs:],
+        }
 
     inputs = jnp.asarray(f.inputs['task_feature']), jnp.asarray(f.inputs['noise'])
     ours = jax.jit(outputs_of)(params, *inputs)
-    total = lambda *x: sum((outputs_of(*x)[key] * y.ravel()).sum() for key, y in f.cotangents.items())
+    total = lambda *x: sum(
+        (outputs_of(*x)[key] * y.ravel()).sum() for key, y in f.cotangents.items()
+    )
     gradients = jax.jit(jax.grad(total, (0, 1, 2)))(params, *inputs)
     for key in f.cotangents:
         assert_close_to_published(ours[key], f.outputs[key].ravel(), key)
-    assert_close_to_published(gradients[1], f.gradients['task_feature'], 'gradient of the task feature')
+    assert_close_to_published(
+        gradients[1], f.gradients['task_feature'], 'gradient of the task feature'
+    )
     assert_close_to_published(gradients[2], f.gradients['noise'], 'gradient of the noise')
     for name, theirs in (('encoder', 'encoder'), ('frame_weights', 'gen')):
-        assert_close_to_published(gradients[0][name]['kernel'], f.weight_gradients[f'{theirs}.weight'].T, theirs)
-        assert_close_to_published(gradients[0][name]['bias'], f.weight_gradients[f'{theirs}.bias'], theirs)
+        assert_close_to_published(
+            gradients[0][name]['kernel'], f.weight_gradients[f'{theirs}.weight'].T, theirs
+        )
+        assert_close_to_published(
+            gradients[0][name]['bias'], f.weight_gradients[f'{theirs}.bias'], theirs
+        )
 
 
-@pytest.mark.parametrize('name', ['vim_selector_1shot_a', 'vim_selector_3shot_a', 'vim_selector_plain_a', 'vim_selector_query_a'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'vim_selector_1shot_a',
+        'vim_selector_3shot_a',
+        'vim_selector_plain_a',
+        'vim_selector_query_a',
+    ],
+)
 def test_selector_equals_published(published, assert_close_to_published, name):
     f = published(name)
     meta, size = f.meta, f.meta['img_size']
     videos, dense, adaptive = meta['videos'], meta['M'], bool(meta['task_adaptive'])
-    sampler = TaskAdaptiveSampler(None, frames=meta['k'], hidden=meta['hidden'], task_dim=meta.get('z_dim') or 1, adaptive=adaptive,
-                                  sigma=meta['sigma'], num_samples=meta['num_samples'])
+    sampler = TaskAdaptiveSampler(
+        None,
+        frames=meta['k'],
+        hidden=meta['hidden'],
+        task_dim=meta.get('z_dim') or 1,
+        adaptive=adaptive,
+        sigma=meta['sigma'],
+        num_samples=meta['num_samples'],
+    )
     by_video = lambda x: x.reshape(videos, dense, *x.shape[1:])
 
     def outputs_of(params, inputs, train):
@@ -106,43 +159,69 @@ def test_selector_equals_published(published, assert_close_to_published, name):
         if 'weight' in inputs:
             weights = {'frames': inputs['weight'][0]}
         else:
-            weights = sampler_of('task_weights', guide, inputs['generator_noise'][0] if adaptive else None)
+            weights = sampler_of(
+                'task_weights', guide, inputs['generator_noise'][0] if adaptive else None
+            )
         noise = jnp.asarray(f.inputs['noise'].swapaxes(0, 1))
         _, chosen, scores = sampler_of('choose', features, guide, weights, train, noise)
         maps = by_video(amplifier.stage_saliency([inputs[key] for key in ('f2', 'f3', 'f4')]))
         maps = amplifier.min_max_enlarged(maps, size, size)
-        outputs = {'scores': scores, 'selected_features': jnp.einsum('btm,bmc->btc', chosen, features),
-                   'indices': chosen, 'guide': jnp.broadcast_to(guide[:, None], features.shape),
-                   'selected_maps': amplifier.enlarge(jnp.einsum('btm,bmhw->bthw', chosen, maps), size, size)}
+        outputs = {
+            'scores': scores,
+            'selected_features': jnp.einsum('btm,bmc->btc', chosen, features),
+            'indices': chosen,
+            'guide': jnp.broadcast_to(guide[:, None], features.shape),
+            'selected_maps': amplifier.enlarge(
+                jnp.einsum('btm,bmhw->bthw', chosen, maps), size, size
+            ),
+        }
         if adaptive:
             outputs['weight'] = weights['frames'][None]
         return outputs
 
-    inputs = {key: last(x) if key in ('f2', 'f3', 'f4') else jnp.asarray(x) for key, x in f.inputs.items() if key != 'noise'}
+    inputs = {
+        key: last(x) if key in ('f2', 'f3', 'f4') else jnp.asarray(x)
+        for key, x in f.inputs.items()
+        if key != 'noise'
+    }
     params = published_variables(f)
-    total = lambda params, inputs: sum((outputs_of(params, inputs, True)[key] * y).sum() for key, y in f.cotangents.items())
-    everything = lambda *x: (outputs_of(*x, True), outputs_of(*x, False), jax.grad(total, (0, 1))(*x))
+    total = lambda params, inputs: sum(
+        (outputs_of(params, inputs, True)[key] * y).sum() for key, y in f.cotangents.items()
+    )
+    everything = lambda *x: (
+        outputs_of(*x, True),
+        outputs_of(*x, False),
+        jax.grad(total, (0, 1))(*x),
+    )
     soft, hard, gradients = jax.jit(everything)(params, inputs)
     for key, value in soft.items():
         assert_close_to_published(value, f.outputs[key], key)
     for key in ('indices', 'selected_features', 'selected_maps'):
         assert_close_to_published(hard[key], f.outputs[f'eval/{key}'], f'{key} at test')
     for key, value in f.gradients.items():
-        assert_close_to_published(gradients[1][key], last(value) if value.ndim == 4 else value, f'gradient of {key}')
+        assert_close_to_published(
+            gradients[1][key], last(value) if value.ndim == 4 else value, f'gradient of {key}'
+        )
     checked = {'evaluator.1': gradients[0]['evaluator']}
     if 'generator' in gradients[0]:
-        checked |= {'generator.encoder': gradients[0]['generator']['encoder'], 'generator.gen': gradients[0]['generator']['frame_weights']}
+        checked |= {
+            'generator.encoder': gradients[0]['generator']['encoder'],
+            'generator.gen': gradients[0]['generator']['frame_weights'],
+        }
     if not adaptive:
         checked['evaluator.3'] = gradients[0]['score']
     for theirs, ours in checked.items():
         if f'{theirs}.weight' in f.weight_gradients:
-            assert_close_to_published(ours['kernel'], f.weight_gradients[f'{theirs}.weight'].T, theirs)
+            assert_close_to_published(
+                ours['kernel'], f.weight_gradients[f'{theirs}.weight'].T, theirs
+            )
             assert_close_to_published(ours['bias'], f.weight_gradients[f'{theirs}.bias'], theirs)
 
 
 @pytest.mark.parametrize('changes', [dict(variant='code', spatial='crop'), dict(variant='paper')])
 def test_an_episode_in_training(changes):
-    """Shapes; a query's frames depend on the support and on itself, not on another query; every parameter has a gradient."""
+    """Shapes; a query's frames depend on the support and on itself, not on another query; every
+    parameter has a gradient."""
     sampler = tiny(**changes)
     support, query = episode()
     drawn = variables(sampler)
@@ -150,17 +229,34 @@ def test_an_episode_in_training(changes):
     @jax.jit
     def apply(support, query):
         def total(params):
-            outputs = sampler.apply({**drawn, 'params': params}, support, query, True, method=run, rngs={'sampler': jax.random.key(1)})
-            return jnp.square(outputs[0]).mean() + (outputs[1] * jnp.linspace(0.0, 1.0, 20)[:, None]).mean(), outputs
+            outputs = sampler.apply(
+                {**drawn, 'params': params},
+                support,
+                query,
+                True,
+                method=run,
+                rngs={'sampler': jax.random.key(1)},
+            )
+            return jnp.square(outputs[0]).mean() + (
+                outputs[1] * jnp.linspace(0.0, 1.0, 20)[:, None]
+            ).mean(), outputs
+
         gradients, outputs = jax.grad(total, has_aux=True)(drawn['params'])
         return *outputs, gradients
 
     frames, of_query, auxiliary, gradients = apply(support, query)
     assert frames.shape == (2, 2, 3, 20, 20, 3) and of_query.shape == (3, 3, 20, 20, 3)
-    assert auxiliary['support_indices'].shape == (2, 2, 3) and auxiliary['query_scores'].shape == (3, 7)
-    assert auxiliary['query_dense_features'].shape == (3, 8) and auxiliary['support_selected_features'].shape == (2, 2, 8)
+    assert auxiliary['support_indices'].shape == (2, 2, 3) and auxiliary['query_scores'].shape == (
+        3,
+        7,
+    )
+    assert auxiliary['query_dense_features'].shape == (3, 8) and auxiliary[
+        'support_selected_features'
+    ].shape == (2, 2, 8)
     for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
-        assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0, jax.tree_util.keystr(path)
+        assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0, jax.tree_util.keystr(
+            path
+        )
 
     _, of_query2, auxiliary2, _ = apply(support, query.at[2].set(255 - query[2]))
     np.testing.assert_array_equal(of_query[:2], of_query2[:2])
@@ -170,7 +266,7 @@ def test_an_episode_in_training(changes):
     assert not np.array_equal(of_query[2], of_query2[2])
 
     task = apply(support.at[0].set(255 - support[0]), query)[2]
-    assert np.abs(auxiliary['query_scores'] - task['query_scores']).max() > 1e-6                    # the task matters
+    assert np.abs(auxiliary['query_scores'] - task['query_scores']).max() > 1e-6  # the task matters
 
 
 def test_at_test_frames_are_picked_exactly():
@@ -186,23 +282,34 @@ def test_at_test_frames_are_picked_exactly():
 
 
 def test_one_strategy_for_all_tasks():
-    """adaptive=False: per video. Training at the 'schedule' value σ = 0 equals test; a video is sampled alike in any batch."""
+    """adaptive=False: per video. Training at the 'schedule' value σ = 0 equals test; a video is
+    sampled alike in any batch."""
     sampler = tiny(adaptive=False, spatial='none')
     query = episode()[1]
     drawn = variables(sampler)
-    apply = jax.jit(lambda videos, sigma, train: sampler.apply({**drawn, 'schedule': {'sigma': sigma}}, videos, train,
-                                                               rngs={'sampler': jax.random.key(1)}), static_argnums=2)
+    apply = jax.jit(
+        lambda videos, sigma, train: sampler.apply(
+            {**drawn, 'schedule': {'sigma': sigma}},
+            videos,
+            train,
+            rngs={'sampler': jax.random.key(1)},
+        ),
+        static_argnums=2,
+    )
     sampled, of_hard = apply(query, 0.0, False), apply(query, 0.0, True)
     frames, hard = sampled['frames'], of_hard['frames']
     np.testing.assert_allclose(hard, frames.astype(np.float32) / 255.0, atol=1e-6)
     np.testing.assert_array_equal(of_hard['indices'], sampled['indices'])
-    np.testing.assert_allclose(of_hard['selected_features'], sampled['selected_features'], atol=1e-5)
+    np.testing.assert_allclose(
+        of_hard['selected_features'], sampled['selected_features'], atol=1e-5
+    )
     assert np.abs(apply(query, 0.5, True)['frames'] - hard).max() > 0.05
     np.testing.assert_array_equal(apply(query[::-1], 0.0, False)['frames'][::-1], frames)
 
 
 def test_sampler_off():
-    """temporal=False and at_test=False take evenly spaced frames, the latter without amplification."""
+    """temporal=False and at_test=False take evenly spaced frames, the latter without
+    amplification."""
     support, query = episode()
     even = query[:, [0, 3, 6]]
     sampler = tiny(at_test=False)
@@ -213,7 +320,9 @@ def test_sampler_off():
     assert set(drawn['params']) == {'scan_network'}
     frames, auxiliary = jax.jit(lambda v: sampler.apply(v, support, query, method=run)[1:])(drawn)
     rows, columns = amplifier.amplified_positions(auxiliary['query_saliency'], 20, 20)
-    np.testing.assert_allclose(frames, amplifier.resample(even / jnp.float32(255.0), rows, columns), atol=1e-5)
+    np.testing.assert_allclose(
+        frames, amplifier.resample(even / jnp.float32(255.0), rows, columns), atol=1e-5
+    )
 
 
 def test_errors_are_one_line():

@@ -1,4 +1,5 @@
-"""Perturbed top-k: the published numbers, the closed-form Jacobian, the function that is smoothed, and Optax's estimate."""
+"""Perturbed top-k: the published numbers, the closed-form Jacobian, the function that is smoothed,
+and Optax's estimate."""
 
 import jax
 import jax.numpy as jnp
@@ -23,24 +24,37 @@ def test_top_k_equals_published(published, assert_close_to_published, name):
     k, sigma = f.meta['k'], jnp.float32(f.meta['sigma'])
     noise, scores = jnp.asarray(f.inputs['noise'].swapaxes(0, 1)), jnp.asarray(f.inputs['scores'])
     # 16 does not divide the 50 samples: the last chunk is a partial one.
-    smoothed = lambda scores, variant: perturbed_top_k(noise, scores, k, sigma, f.meta['num_samples'], 16, variant)
+    smoothed = lambda scores, variant: perturbed_top_k(
+        noise, scores, k, sigma, f.meta['num_samples'], 16, variant
+    )
     y = f.cotangents['indicator'].swapaxes(1, 2)
     gradient = jax.grad(lambda s: (smoothed(s, 'code') * y).sum())(scores)
-    assert_close_to_published(smoothed(scores, 'code'), f.outputs['indicator'].swapaxes(1, 2), 'indicator')
-    assert_close_to_published(hard_top_k(scores, k), f.outputs['hard_indicator'].swapaxes(1, 2), 'hard')
+    assert_close_to_published(
+        smoothed(scores, 'code'), f.outputs['indicator'].swapaxes(1, 2), 'indicator'
+    )
+    assert_close_to_published(
+        hard_top_k(scores, k), f.outputs['hard_indicator'].swapaxes(1, 2), 'hard'
+    )
     assert_close_to_published(gradient, f.gradients['scores'], 'gradient')
 
-    # variant='paper': the same without the factor k, and with I − hard_top_k(scores) for I. Explicitly, from the samples:
-    samples = np.stack([sorted_top_k(f.inputs['scores'] + f.meta['sigma'] * z, k) for z in f.inputs['noise']])
+    # variant='paper': the same without the factor k, and with I − hard_top_k(scores) for I.
+    # Explicitly, from the samples:
+    samples = np.stack(
+        [sorted_top_k(f.inputs['scores'] + f.meta['sigma'] * z, k) for z in f.inputs['noise']]
+    )
     centred = samples - sorted_top_k(f.inputs['scores'], k)
-    jacobian = np.einsum('nbtm,nbj->btmj', centred, f.inputs['noise']) / f.meta['sigma'] / len(samples)
+    jacobian = (
+        np.einsum('nbtm,nbj->btmj', centred, f.inputs['noise']) / f.meta['sigma'] / len(samples)
+    )
     gradient = jax.grad(lambda s: (smoothed(s, 'paper') * y).sum())(scores)
-    np.testing.assert_allclose(gradient, np.einsum('btm,btmj->bj', y, jacobian), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        gradient, np.einsum('btm,btmj->bj', y, jacobian), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_hard_top_k_is_the_sorted_one():
     rng = np.random.default_rng(0)
-    scores = rng.integers(0, 6, (40, 12)).astype(np.float32)                                       # full of ties
+    scores = rng.integers(0, 6, (40, 12)).astype(np.float32)  # full of ties
     for k in (1, 5, 12):
         np.testing.assert_array_equal(hard_top_k(jnp.asarray(scores), k), sorted_top_k(scores, k))
     with pytest.raises(ValueError, match='cannot choose 13 of 12 frames'):
@@ -52,19 +66,27 @@ def test_at_sigma_zero_the_choice_is_hard_and_has_no_gradient():
 
     @jax.jit
     def run(sigma):
-        total = lambda s, sigma: (perturbed_top_k(jax.random.key(1), s, 4, sigma, 30, 10) * jnp.arange(10)).sum()
-        return perturbed_top_k(jax.random.key(1), scores, 4, sigma, 30, 10), jax.grad(total, (0, 1))(scores, sigma)
+        total = lambda s, sigma: (
+            perturbed_top_k(jax.random.key(1), s, 4, sigma, 30, 10) * jnp.arange(10)
+        ).sum()
+        return perturbed_top_k(jax.random.key(1), scores, 4, sigma, 30, 10), jax.grad(
+            total, (0, 1)
+        )(scores, sigma)
 
     indicator, gradients = run(0.0)
     np.testing.assert_array_equal(indicator, hard_top_k(scores, 4))
     np.testing.assert_array_equal(gradients[0], 0.0)
     assert gradients[1] == 0.0
-    np.testing.assert_array_equal(run(1e-5)[0], hard_top_k(scores, 4))                             # close to zero, too
+    np.testing.assert_array_equal(run(1e-5)[0], hard_top_k(scores, 4))  # close to zero, too
     soft, (gradient, _) = run(0.5)
-    assert np.abs(soft - hard_top_k(scores, 4)).max() > 0.1 and np.isfinite(gradient).all() and np.abs(gradient).max() > 0
+    assert (
+        np.abs(soft - hard_top_k(scores, 4)).max() > 0.1
+        and np.isfinite(gradient).all()
+        and np.abs(gradient).max() > 0
+    )
     np.testing.assert_allclose(soft.sum(-1), 1.0, rtol=1e-5)
-    assert (np.diff((soft * jnp.arange(10)).sum(-1)) > 0).all()                                    # temporal order
-    assert (soft.sum(1) <= 1.0 + 1e-5).all()                                                       # no frame is taken twice
+    assert (np.diff((soft * jnp.arange(10)).sum(-1)) > 0).all()  # temporal order
+    assert (soft.sum(1) <= 1.0 + 1e-5).all()  # no frame is taken twice
 
 
 def test_chunks_change_nothing():
@@ -72,7 +94,9 @@ def test_chunks_change_nothing():
     y = jax.random.normal(jax.random.key(1), (2, 3, 9))
 
     def run(chunk):
-        total = lambda s: (perturbed_top_k(jax.random.key(2), s, 3, jnp.float32(0.3), 50, chunk, 'paper') * y).sum()
+        total = lambda s: (
+            perturbed_top_k(jax.random.key(2), s, 3, jnp.float32(0.3), 50, chunk, 'paper') * y
+        ).sum()
         return jax.jit(jax.value_and_grad(total))(scores)
 
     whole = run(0)
@@ -82,32 +106,48 @@ def test_chunks_change_nothing():
 
 
 def test_gradient_is_that_of_the_smoothed_function():
-    """Against central differences of I_σ with common random numbers, and against Optax's estimate."""
+    """Against central differences of I_σ with common random numbers, and against Optax's
+    estimate."""
     k, sigma, samples = 2, 0.5, 200_000
     scores, y = jnp.array([[0.3, -0.2, 0.5, 0.1]]), jax.random.normal(jax.random.key(3), (1, k, 4))
-    smooth = lambda s, variant: (perturbed_top_k(jax.random.key(4), s, k, jnp.float32(sigma), samples, 20_000, variant) * y).sum()
+    smooth = lambda s, variant: (
+        perturbed_top_k(jax.random.key(4), s, k, jnp.float32(sigma), samples, 20_000, variant) * y
+    ).sum()
     gradient = jax.jit(jax.grad(smooth), static_argnums=1)
     ours = gradient(scores, 'paper')[0]
 
     step = 0.1
-    moved = scores + step * jnp.concatenate([jnp.eye(4), -jnp.eye(4)])                             # eight videos, their own noise
+    moved = scores + step * jnp.concatenate(
+        [jnp.eye(4), -jnp.eye(4)]
+    )  # eight videos, their own noise
     noise = jax.random.normal(jax.random.key(5), (1, samples, 4))
-    value = jax.jit(lambda s: (perturbed_top_k(noise, s[None], k, jnp.float32(sigma), samples, 20_000) * y).sum())
+    value = jax.jit(
+        lambda s: (
+            perturbed_top_k(noise, s[None], k, jnp.float32(sigma), samples, 20_000) * y
+        ).sum()
+    )
     values = np.array([value(s) for s in moved])
     difference = (values[:4] - values[4:]) / (2 * step)
-    # |⟨I, y⟩| is at most 3.3 here, so the estimate deviates by 3.3/(σ√n) = 0.015 at most; the difference by √(3.3²/(2·step·n)) = 0.017,
-    # with a bias of order step². 0.05 is three such deviations.
+    # |⟨I, y⟩| is at most 3.3 here, so the estimate deviates by 3.3/(σ√n) = 0.015 at most; the
+    # difference by √(3.3²/(2·step·n)) = 0.017, with a bias of order step². 0.05 is three such
+    # deviations.
     np.testing.assert_allclose(ours, difference, atol=0.05)
     assert np.abs(ours).max() > 0.3 and np.abs(y).max(-1).sum() < 3.3
     np.testing.assert_allclose(gradient(scores, 'code')[0] / k, ours, atol=0.05)
 
-    optax_smooth = optax.perturbations.make_perturbed_fun(lambda s: hard_top_k(s[None], k)[0], samples, sigma, optax.perturbations.Normal())
-    theirs = jax.jit(jax.grad(lambda s: (optax_smooth(jax.random.key(6), s) * y[0]).sum()))(scores[0])
+    optax_smooth = optax.perturbations.make_perturbed_fun(
+        lambda s: hard_top_k(s[None], k)[0], samples, sigma, optax.perturbations.Normal()
+    )
+    theirs = jax.jit(jax.grad(lambda s: (optax_smooth(jax.random.key(6), s) * y[0]).sum()))(
+        scores[0]
+    )
     np.testing.assert_allclose(ours, theirs, atol=0.05)
 
 
 def test_evenly_spaced_frames():
-    np.testing.assert_array_equal(evenly_spaced_indicator(2, 20, 8).argmax(-1)[1], [0, 2, 5, 8, 10, 13, 16, 19])
+    np.testing.assert_array_equal(
+        evenly_spaced_indicator(2, 20, 8).argmax(-1)[1], [0, 2, 5, 8, 10, 13, 16, 19]
+    )
     np.testing.assert_array_equal(evenly_spaced_indicator(1, 20, 1).argmax(-1)[0], [0])
 
 
@@ -115,7 +155,10 @@ def test_evenly_spaced_frames_are_distinct_for_every_count():
     for frames in range(1, 65):
         for k in range(1, frames + 1):
             chosen = np.asarray(evenly_spaced_indicator(1, frames, k))[0].argmax(-1)
-            assert len(set(chosen)) == k and (chosen[0], chosen[-1]) == (0, frames - 1 if k > 1 else 0), (frames, k)
+            assert len(set(chosen)) == k and (chosen[0], chosen[-1]) == (
+                0,
+                frames - 1 if k > 1 else 0,
+            ), (frames, k)
 
 
 def test_noise_of_another_shape_is_refused():

@@ -1,4 +1,5 @@
-"""Small copies of the public benchmarks in their authors' layouts and codecs: real files, few of them, all classes or some."""
+"""Small copies of the public benchmarks in their authors' layouts and codecs: real files, few of
+them, all classes or some."""
 
 import csv
 import json
@@ -10,7 +11,11 @@ from fsar_jax.data import build
 from fsar_jax.data.video_files import write_video
 
 SPLITS = ('train', 'val', 'test')
-CODECS = {'.avi': 'mpeg4', '.mp4': 'libx264', '.webm': 'libvpx-vp9'}  # mpeg4 is what xvid files hold
+CODECS = {
+    '.avi': 'mpeg4',
+    '.mp4': 'libx264',
+    '.webm': 'libvpx-vp9',
+}  # mpeg4 is what xvid files hold
 
 
 def write_clip(path, number, num_frames=10):
@@ -79,7 +84,11 @@ def make_copy(root, dataset, classes=3, videos=3, num_frames=10):
 
 def write_annotations(folder, lines, class_of, names=('train.json', 'validation.json')):
     rows = [
-        {'id': line.split('/')[1], 'label': 'x', 'template': class_of[line].replace('something', '[something]')}
+        {
+            'id': line.split('/')[1],
+            'label': 'x',
+            'template': class_of[line].replace('something', '[something]'),
+        }
         for split in SPLITS
         for line in lines[split]
     ]
@@ -107,4 +116,7 @@ def build_copy(dataset, data_dir, videos, lists, *flags):
 def skipped_in(directory):
     with open(directory / 'skipped.tsv', newline='') as file:
         rows = csv.DictReader(file, delimiter='\t')
-        return {(row['split'], row['class'], row['name']): (row['reason'], row['detail']) for row in rows}
+        return {
+            (row['split'], row['class'], row['name']): (row['reason'], row['detail'])
+            for row in rows
+        }

@@ -34,7 +34,14 @@ def clips(tmp_path_factory):
 
 
 def run(videos, data_dir, *flags, name=NAME):
-    flags = (f'--dataset={name}', f'--videos={videos}', f'--dir={data_dir}', '--processes=0', '--short_side=16', *flags)
+    flags = (
+        f'--dataset={name}',
+        f'--videos={videos}',
+        f'--dir={data_dir}',
+        '--processes=0',
+        '--short_side=16',
+        *flags,
+    )
     return build.build(build.parse(list(flags)))
 
 
@@ -43,7 +50,9 @@ def test_paths_with_any_characters(odd, clips, tmp_path, monkeypatch, capsys):
     videos = shutil.copytree(clips, tmp_path / 'videos' / odd)
     for split in ('train', 'test'):  # also in a class folder, where a name is a path and text
         if odd.isprintable():
-            (videos / split / os.listdir(videos / split)[0]).rename(videos / split / f'{odd} {split}')
+            (videos / split / os.listdir(videos / split)[0]).rename(
+                videos / split / f'{odd} {split}'
+            )
     data_dir = tmp_path / 'data' / odd
     directory = run(videos, data_dir)
     dataset = open_dataset(NAME, data_dir, 'train')
@@ -52,14 +61,21 @@ def test_paths_with_any_characters(odd, clips, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out.encode()  # strict: half a character would raise
     assert b'is built already' in said
     monkeypatch.chdir(tmp_path)  # relative, as most give them
-    assert run(pathlib.Path('videos', odd), pathlib.Path('data', odd)) == pathlib.Path('data', odd, NAME, '1.0.0')
+    assert run(pathlib.Path('videos', odd), pathlib.Path('data', odd)) == pathlib.Path(
+        'data', odd, NAME, '1.0.0'
+    )
 
 
 def test_paths_of_bytes_that_are_no_text(clips, tmp_path, capsys):
     odd = os.fsdecode(b'caf\xe9')
     directory = run(shutil.copytree(clips, tmp_path / odd), tmp_path / 'data')
-    assert open_dataset(NAME, tmp_path / 'data', 'test').read(0)['num_frames'] == 8 and directory.is_dir()
-    with pytest.raises(ValueError, match=r'--dir=.*caf\\udce9.data: the path is not UTF-8'):  # array_record takes no such path
+    assert (
+        open_dataset(NAME, tmp_path / 'data', 'test').read(0)['num_frames'] == 8
+        and directory.is_dir()
+    )
+    with pytest.raises(
+        ValueError, match=r'--dir=.*caf\\udce9.data: the path is not UTF-8'
+    ):  # array_record takes no such path
         run(clips, tmp_path / odd / 'data')
     with pytest.raises(FileNotFoundError, match=r'--videos=.*caf\\udce9/none is not a folder'):
         run(tmp_path / odd / 'none', tmp_path / 'data', '--overwrite')
@@ -77,11 +93,24 @@ def test_a_tilde_is_the_home_folder(clips, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('flag', ('dir', 'videos', 'manual_dir'))
-@pytest.mark.parametrize('address', ('gs://bucket/data', 's3://bucket/data', 'file:///data', 'gs:/bucket'))
+@pytest.mark.parametrize(
+    'address', ('gs://bucket/data', 's3://bucket/data', 'file:///data', 'gs:/bucket')
+)
 def test_addresses_are_refused_before_anything_is_made(flag, address, clips, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=f'--{flag}={address}: .*:// addresses are not read or written here') as caught:
-        build.build(build.parse(['--dataset=video_folder/mine', f'--videos={clips}', '--dir=data', f'--{flag}={address}']))
+    with pytest.raises(
+        ValueError, match=f'--{flag}={address}: .*:// addresses are not read or written here'
+    ) as caught:
+        build.build(
+            build.parse(
+                [
+                    '--dataset=video_folder/mine',
+                    f'--videos={clips}',
+                    '--dir=data',
+                    f'--{flag}={address}',
+                ]
+            )
+        )
     assert '\n' not in str(caught.value) and not os.listdir(tmp_path)
 
 
@@ -106,7 +135,9 @@ def built(clips, tmp_path_factory):
     return run(clips, tmp_path_factory.mktemp('built'))
 
 
-@pytest.mark.parametrize('content', (b'', b'{', b'[1, 2]', b'"text"', b'\xff\xfe', b'{"fingerprint": 1}'))
+@pytest.mark.parametrize(
+    'content', (b'', b'{', b'[1, 2]', b'"text"', b'\xff\xfe', b'{"fingerprint": 1}')
+)
 def test_a_damaged_note_is_a_shard_to_be_made_again(content, clips, tmp_path):
     folder = run(clips, tmp_path, '--shards=0/1')
     for note in folder.glob('*.json'):
@@ -120,10 +151,15 @@ def test_a_disk_that_is_full_at_the_very_end(clips, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(video_builder, 'write_skipped', full)
-    with pytest.raises(OSError, match='the disk is full: .*; 3 of 3 shards are finished and kept, make room'):
+    with pytest.raises(
+        OSError, match='the disk is full: .*; 3 of 3 shards are finished and kept, make room'
+    ):
         run(clips, tmp_path)
     monkeypatch.undo()
-    shards = {path.name: path.stat().st_ino for path in (tmp_path / NAME / 'incomplete').glob('*-of-?????')}
+    shards = {
+        path.name: path.stat().st_ino
+        for path in (tmp_path / NAME / 'incomplete').glob('*-of-?????')
+    }
     directory = run(clips, tmp_path)
     assert shards and {name: (directory / name).stat().st_ino for name in shards} == shards
 
@@ -158,7 +194,11 @@ def test_processes_that_start_never_see_ctrl_c():
 
 def test_errors_of_the_system_say_which_path(clips, tmp_path, monkeypatch, capsys):
     (tmp_path / 'file').write_text('')
-    monkeypatch.setattr(sys, 'argv', ['build', f'--dataset={NAME}', f'--videos={clips}', f'--dir={tmp_path}/file/data'])
+    monkeypatch.setattr(
+        sys,
+        'argv',
+        ['build', f'--dataset={NAME}', f'--videos={clips}', f'--dir={tmp_path}/file/data'],
+    )
     with pytest.raises(SystemExit) as caught:
         build.main()
     assert str(caught.value).startswith('error: ') and f'{tmp_path}/file' in str(caught.value)
@@ -199,16 +239,39 @@ def runs(pid):
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads /proc')
 @pytest.mark.parametrize(
     'moment, processes, number',
-    (('importing', 0, signal.SIGTERM), ('decoding', 0, signal.SIGTERM), ('decoding', 1, signal.SIGINT)),
+    (
+        ('importing', 0, signal.SIGTERM),
+        ('decoding', 0, signal.SIGTERM),
+        ('decoding', 1, signal.SIGINT),
+    ),
 )
 def test_a_signal_ends_a_build_with_one_line(moment, processes, number, tmp_path):
     """As a terminal sends Ctrl-C: to every process of the command."""
-    flags = ['--dataset=synthetic_actions/aligned', f'--dir={tmp_path}', f'--processes={processes}', '--size=32']
-    command = [sys.executable, '-m', 'fsar_jax.data.build', *flags, '--clips_per_class=100', '--videos_per_shard=2']
+    flags = [
+        '--dataset=synthetic_actions/aligned',
+        f'--dir={tmp_path}',
+        f'--processes={processes}',
+        '--size=32',
+    ]
+    command = [
+        sys.executable,
+        '-m',
+        'fsar_jax.data.build',
+        *flags,
+        '--clips_per_class=100',
+        '--videos_per_shard=2',
+    ]
     process = subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        command,
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
-    folder, deadline = tmp_path / 'synthetic_actions' / 'aligned' / 'incomplete', time.monotonic() + 120
+    folder, deadline = (
+        tmp_path / 'synthetic_actions' / 'aligned' / 'incomplete',
+        time.monotonic() + 120,
+    )
     maps = pathlib.Path(f'/proc/{process.pid}/maps')
     finished = lambda: [note for note in folder.glob('*.json') if not note.name.startswith('.')]
     while not (finished() if moment == 'decoding' else 'numpy' in maps.read_text()):
@@ -218,9 +281,17 @@ def test_a_signal_ends_a_build_with_one_line(moment, processes, number, tmp_path
     os.killpg(process.pid, number)
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number, errors.decode()
-    said = [line for line in errors.decode().replace('\r', '\n').splitlines() if line and 'videos/s]' not in line]
+    said = [
+        line
+        for line in errors.decode().replace('\r', '\n').splitlines()
+        if line and 'videos/s]' not in line
+    ]
     name = {signal.SIGINT: 'Ctrl-C', signal.SIGTERM: 'SIGTERM'}[number]
-    assert said == [f'stopped ({name}): the same command goes on with the shards that are not finished'] and not out
+    assert (
+        said
+        == [f'stopped ({name}): the same command goes on with the shards that are not finished']
+        and not out
+    )
     if moment == 'decoding':
         assert len(workers) == 2 * processes  # with the one that tidies up after them
         while any(map(runs, workers)):
@@ -232,7 +303,13 @@ def test_a_signal_ends_a_build_with_one_line(moment, processes, number, tmp_path
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='limits on memory')
 @pytest.mark.parametrize('megabytes', (400, 700))
 def test_a_limit_on_memory_is_one_line_and_no_wait(megabytes, tmp_path):
-    flags = ['--dataset=synthetic_actions/aligned', f'--dir={tmp_path}', '--processes=0', '--size=32', '--clips_per_class=1']
+    flags = [
+        '--dataset=synthetic_actions/aligned',
+        f'--dir={tmp_path}',
+        '--processes=0',
+        '--size=32',
+        '--clips_per_class=1',
+    ]
     limit = f'ulimit -v {megabytes * 1000}; exec "$@"'
     command = ['sh', '-c', limit, 'sh', sys.executable, '-m', 'fsar_jax.data.build', *flags]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
@@ -241,11 +318,16 @@ def test_a_limit_on_memory_is_one_line_and_no_wait(megabytes, tmp_path):
 
 
 def test_extraction_ends_with_the_build(tmp_path, monkeypatch):
-    """A program that extracts is told to end, too: what waits for it is in the list of what a signal ends first."""
+    """A program that extracts is told to end, too: what waits for it is in the list of what a
+    signal ends first."""
     program = tmp_path / 'unrar'
     program.write_text('#!/bin/sh\nexec sleep 100\n')
     program.chmod(0o755)
     monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
-    monkeypatch.setattr(subprocess.Popen, 'communicate', lambda self: [end() for end in stopping._finish_first] and ('', ''))
+    monkeypatch.setattr(
+        subprocess.Popen,
+        'communicate',
+        lambda self: [end() for end in stopping._finish_first] and ('', ''),
+    )
     with pytest.raises(ValueError, match='unrar could not extract .*: status -9'):
         benchmark_files._extract('unrar', tmp_path / 'all.rar', tmp_path / 'out')

@@ -12,7 +12,13 @@ from tfds_builders.shards import Shard
 from tfds_builders.video_builder import VideoSource
 
 NAME = 'synthetic_actions/aligned'
-SMALL = ('--size=32', '--num_frames=8', '--clips_per_class=1', '--videos_per_shard=25', '--processes=0')
+SMALL = (
+    '--size=32',
+    '--num_frames=8',
+    '--clips_per_class=1',
+    '--videos_per_shard=25',
+    '--processes=0',
+)
 OTHER = 'av 99, libavformat 99, libavcodec 99, libswscale 99'
 
 
@@ -26,7 +32,11 @@ def another_decoder(monkeypatch):
 
     def install(there):
         for module in (video_builder, build):
-            monkeypatch.setattr(module, 'decoder_generation', lambda: OTHER if there else video_files.decoder_generation())
+            monkeypatch.setattr(
+                module,
+                'decoder_generation',
+                lambda: OTHER if there else video_files.decoder_generation(),
+            )
 
     return install
 
@@ -56,7 +66,9 @@ def test_a_build_does_not_go_on_with_another_decoder(tmp_path, another_decoder):
         with pytest.raises(ValueError, match=begun) as caught:
             run(tmp_path, *flags)
         assert '\n' not in str(caught.value) and '--overwrite' in str(caught.value)
-    assert {path.name: path.stat().st_ino for path in folder.glob('*-of-?????')} == there, 'finished work was lost'
+    assert {path.name: path.stat().st_ino for path in folder.glob('*-of-?????')} == there, (
+        'finished work was lost'
+    )
     directory = run(tmp_path, '--overwrite')
     assert open_dataset(NAME, tmp_path, 'val').made_with['decoder'] == OTHER
     assert not any((directory / name).stat().st_ino == number for name, number in there.items())
@@ -68,13 +80,19 @@ def test_slices_of_two_decoders_are_not_put_together(tmp_path, another_decoder):
     run(tmp_path, '--shards=1/2')  # a slice of its own, on a machine that has another version
     for there in (False, True):
         another_decoder(there)
-        with pytest.raises(ValueError, match='3 shards were made with .*, 2 shards were made with .*, and their pixels differ'):
+        with pytest.raises(
+            ValueError,
+            match='3 shards were made with .*, 2 shards were made with .*, and their pixels differ',
+        ):
             run(tmp_path, '--finish')
     another_decoder(False)
     run(tmp_path, '--shards=1/2', '--overwrite')
     another_decoder(True)  # a machine that only ends the build decodes nothing
     run(tmp_path, '--finish')
-    assert open_dataset(NAME, tmp_path, 'test').made_with['decoder'] == video_files.decoder_generation()
+    assert (
+        open_dataset(NAME, tmp_path, 'test').made_with['decoder']
+        == video_files.decoder_generation()
+    )
 
 
 def test_shards_that_do_not_say_what_made_them_are_made_again(tmp_path):
@@ -85,10 +103,14 @@ def test_shards_that_do_not_say_what_made_them_are_made_again(tmp_path):
         del note['made_with']
         path.write_text(json.dumps(note))
     before = {path.name: path.stat().st_ino for path in folder.glob('*-of-?????')}
-    with pytest.raises(ValueError, match='does not say which decoder made its pixels .*without --finish'):
+    with pytest.raises(
+        ValueError, match='does not say which decoder made its pixels .*without --finish'
+    ):
         run(tmp_path, '--finish')
     directory = run(tmp_path)
-    assert before and not any((directory / name).stat().st_ino == number for name, number in before.items())
+    assert before and not any(
+        (directory / name).stat().st_ino == number for name, number in before.items()
+    )
 
 
 def test_jpeg_files_need_no_decoder(tmp_path):
@@ -96,12 +118,19 @@ def test_jpeg_files_need_no_decoder(tmp_path):
     absent = VideoSource('a/c', 0, None, 'c')
     made = video_builder._made_with(Shard('train', 0, 1, 'name', (frames, absent), ''))
     assert made['decoder'] is None and 'av' not in made
-    decoded = video_builder._made_with(Shard('train', 0, 1, 'name', (frames, VideoSource('a/d', 0, 'd.mp4', 'd')), ''))
+    decoded = video_builder._made_with(
+        Shard('train', 0, 1, 'name', (frames, VideoSource('a/d', 0, 'd.mp4', 'd')), '')
+    )
     assert decoded['decoder'] == video_files.decoder_generation()
-    assert video_builder._one_decoder([made, decoded]) == decoded  # as a benchmark of which some videos are JPEG files
+    assert (
+        video_builder._one_decoder([made, decoded]) == decoded
+    )  # as a benchmark of which some videos are JPEG files
     assert video_builder._one_decoder([made, made]) == made
 
 
 def test_versions_of_one_generation_are_all_named():
     one, two = ({'decoder': 'av 19', 'av': version} for version in ('19.0.1', '19.0.2'))
-    assert video_builder._one_decoder([two, one, two]) == {'decoder': 'av 19', 'av': '19.0.1, 19.0.2'}
+    assert video_builder._one_decoder([two, one, two]) == {
+        'decoder': 'av 19',
+        'av': '19.0.1, 19.0.2',
+    }

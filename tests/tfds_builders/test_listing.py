@@ -38,7 +38,9 @@ def touch(root, *names):
 
 
 def ids(videos):
-    return {split: [source.video_id for source in sources] for split, sources in videos.splits.items()}
+    return {
+        split: [source.video_id for source in sources] for split, sources in videos.splits.items()
+    }
 
 
 def skips(videos):
@@ -47,18 +49,53 @@ def skips(videos):
 
 def test_every_video_suffix_is_taken_and_a_systems_own_files_are_not_mentioned(tmp_path):
     clips = [f'clip{suffix.upper() if i % 2 else suffix}' for i, suffix in enumerate(SUFFIXES)]
-    assert {'.mov', '.m4v', '.mpg', '.ts', '.flv', '.3gp', '.wmv', '.gif', '.mp4', '.avi', '.webm', '.mkv'} <= set(SUFFIXES)
+    assert {
+        '.mov',
+        '.m4v',
+        '.mpg',
+        '.ts',
+        '.flv',
+        '.3gp',
+        '.wmv',
+        '.gif',
+        '.mp4',
+        '.avi',
+        '.webm',
+        '.mkv',
+    } <= set(SUFFIXES)
     touch(tmp_path, *(f'train/jump/{clip}' for clip in clips))
-    own = ('.DS_Store', 'Thumbs.db', 'desktop.ini', '._clip.mp4', '__MACOSX/clip.mp4', '@eaDir/clip.mp4')
+    own = (
+        '.DS_Store',
+        'Thumbs.db',
+        'desktop.ini',
+        '._clip.mp4',
+        '__MACOSX/clip.mp4',
+        '@eaDir/clip.mp4',
+    )
     before = folder_hash(tmp_path)
-    touch(tmp_path, *(f'{folder}{name}' for folder in ('', 'train/', 'train/jump/') for name in own))
+    touch(
+        tmp_path, *(f'{folder}{name}' for folder in ('', 'train/', 'train/jump/') for name in own)
+    )
     videos = list_folder(tmp_path)
-    assert [source.name for source in videos.splits['train']] == sorted(clips) and videos.skipped == []
-    assert folder_hash(tmp_path) == before, 'opening a folder in the Finder would ask for another build'
+    assert [source.name for source in videos.splits['train']] == sorted(
+        clips
+    ) and videos.skipped == []
+    assert folder_hash(tmp_path) == before, (
+        'opening a folder in the Finder would ask for another build'
+    )
 
 
 def test_what_is_no_video_is_listed_as_that(tmp_path):
-    names = ('notes.txt', 'cover.png', 'thumb.jpg', 'all.zip', 'part.rar', 'list.csv', 'README', 'model.bin')
+    names = (
+        'notes.txt',
+        'cover.png',
+        'thumb.jpg',
+        'all.zip',
+        'part.rar',
+        'list.csv',
+        'README',
+        'model.bin',
+    )
     touch(tmp_path, 'train/jump/a.mp4', *(f'train/jump/{name}' for name in names))
     videos = list_folder(tmp_path)
     assert ids(videos) == {'train': ['jump/a']}
@@ -74,7 +111,10 @@ def test_a_video_under_another_name_is_taken(suffix, tmp_path):
     for name in ('clip', 'clip.video', 'clip.1'):
         shutil.copy(tmp_path / f'clip{suffix}', folder / name)
     videos = list_folder(tmp_path / 'clips')
-    assert ids(videos) == {'train': ['jump/clip', 'jump/clip.1', 'jump/clip.video']} and videos.skipped == []
+    assert (
+        ids(videos) == {'train': ['jump/clip', 'jump/clip.1', 'jump/clip.video']}
+        and videos.skipped == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,7 +141,9 @@ def test_containers_by_their_first_bytes(start, video, tmp_path):
 def test_a_class_in_two_splits_in_two_spellings_of_unicode(tmp_path):
     touch(tmp_path, f'train/{NFC}/a.mp4', f'test/{NFD}/a.mp4')
     assert len(os.listdir(tmp_path / 'train') + os.listdir(tmp_path / 'test')) == 2
-    with pytest.raises(ValueError, match="class 'café' is in more than one split of .*share no class") as caught:
+    with pytest.raises(
+        ValueError, match="class 'café' is in more than one split of .*share no class"
+    ) as caught:
         list_folder(tmp_path)
     assert NFD not in str(caught.value)
 
@@ -112,16 +154,30 @@ def test_names_are_stored_in_nfc_and_files_read_by_their_own(tmp_path):
         pytest.skip('this file system changes names')
     videos = list_folder(tmp_path)
     (source,) = videos.splits['train']
-    assert (videos.class_names, source.video_id, source.name) == ([NFC], f'{NFC}/{NFC}', f'{NFC}.mp4')
-    assert source.origin == str(tmp_path / 'train' / NFD / f'{NFD}.mp4') and os.path.exists(source.origin)
+    assert (videos.class_names, source.video_id, source.name) == (
+        [NFC],
+        f'{NFC}/{NFC}',
+        f'{NFC}.mp4',
+    )
+    assert source.origin == str(tmp_path / 'train' / NFD / f'{NFD}.mp4') and os.path.exists(
+        source.origin
+    )
     other = touch(tmp_path / 'other', f'train/{NFC}/{NFC}.mp4')
     (tmp_path / 'train').rename(tmp_path / 'one')
     shutil.copytree(tmp_path / 'one', tmp_path / 'again' / 'train')
-    assert folder_hash(tmp_path / 'again') == folder_hash(other), 'a copy on another system is the same folder'
+    assert folder_hash(tmp_path / 'again') == folder_hash(other), (
+        'a copy on another system is the same folder'
+    )
 
 
 def test_two_spellings_of_one_class_in_a_split_are_one_class(tmp_path):
-    touch(tmp_path, f'train/{NFC}/a.mp4', f'train/{NFC}/b.mp4', f'train/{NFD}/b.mp4', f'train/{NFD}/c.mp4')
+    touch(
+        tmp_path,
+        f'train/{NFC}/a.mp4',
+        f'train/{NFC}/b.mp4',
+        f'train/{NFD}/b.mp4',
+        f'train/{NFD}/c.mp4',
+    )
     videos = list_folder(tmp_path)
     assert videos.class_names == [NFC]
     # plan() lists the second b as a duplicate id.
@@ -130,7 +186,10 @@ def test_two_spellings_of_one_class_in_a_split_are_one_class(tmp_path):
 
 def test_classes_that_differ_in_case_only(tmp_path):
     touch(tmp_path, 'one/train/Jump/a.mp4', 'one/test/jump/a.mp4')
-    with pytest.raises(ValueError, match="class 'jump' is in more than one split of .*, train .there 'Jump'. and test"):
+    with pytest.raises(
+        ValueError,
+        match="class 'jump' is in more than one split of .*, train .there 'Jump'. and test",
+    ):
         list_folder(tmp_path / 'one')
     touch(tmp_path, 'two/train/Jump/a.mp4', 'two/train/jump/a.mp4')
     with pytest.raises(ValueError, match="'Jump' and 'jump' of .* differ in nothing but case"):
@@ -154,7 +213,9 @@ def test_a_class_folder_that_must_not_be_looked_into(tmp_path, monkeypatch):
     monkeypatch.setattr(listing.os, 'scandir', refuse)
     videos = list_folder(tmp_path)
     assert ids(videos) == {'train': ['jump/a'], 'test': ['wave/a']}
-    assert [(skip.path, skip.reason, skip.detail) for skip in videos.skipped] == [('train/run', 'unreadable', 'Permission denied')]
+    assert [(skip.path, skip.reason, skip.detail) for skip in videos.skipped] == [
+        ('train/run', 'unreadable', 'Permission denied')
+    ]
 
 
 @pytest.mark.parametrize('linked', ('train', 'train/jump', 'jump'))
@@ -171,7 +232,11 @@ def test_clips_behind_a_link_are_part_of_the_folders_hash(linked, tmp_path):
     before = folder_hash(root)
     (elsewhere / 'jump/up').symlink_to(tmp_path)  # which may be a whole disk
     assert folder_hash(root) == before
-    skipped = [skip for skip in list_folder(root).skipped if skip.reason == 'in a folder inside the class folder']
+    skipped = [
+        skip
+        for skip in list_folder(root).skipped
+        if skip.reason == 'in a folder inside the class folder'
+    ]
     assert [skip.name for skip in skipped] == ['up']
 
 
@@ -187,12 +252,20 @@ def test_pipes_sockets_and_links_among_clips(tmp_path, monkeypatch):
     (folder / 'round.mp4').symlink_to('round.mp4')
     (folder / 'folder.mp4').mkdir()
     videos = list_folder(tmp_path)
-    assert ids(videos) == {'train': ['jump/a', 'jump/gone', 'jump/round']}  # whose reading says what is wrong
+    assert ids(videos) == {
+        'train': ['jump/a', 'jump/gone', 'jump/round']
+    }  # whose reading says what is wrong
     assert skips(videos) == {
-        **{f'train/jump/{name}': 'not a video' for name in ('pipe', 'pipe.mp4', 'socket.mp4', 'device.mp4')},
+        **{
+            f'train/jump/{name}': 'not a video'
+            for name in ('pipe', 'pipe.mp4', 'socket.mp4', 'device.mp4')
+        },
         'train/jump/folder.mp4': 'in a folder inside the class folder',
     }
-    reasons = {source.name: workers._attempt(read, source)[1].reason for source in videos.splits['train'][1:]}
+    reasons = {
+        source.name: workers._attempt(read, source)[1].reason
+        for source in videos.splits['train'][1:]
+    }
     assert reasons == {'gone.mp4': 'missing', 'round.mp4': 'unreadable'}
 
 
@@ -225,24 +298,36 @@ def test_a_frame_that_is_no_file(kind, tmp_path):
         'gone': lambda path: os.symlink('nowhere', path),
     }[kind](folder / '1.jpg')
     reason, detail = why(FrameFolder(str(folder)))
-    assert reason == ('missing' if kind == 'gone' else 'decode errors') and 'frame 1 of 3 (1.jpg)' in detail
+    assert (
+        reason == ('missing' if kind == 'gone' else 'decode errors')
+        and 'frame 1 of 3 (1.jpg)' in detail
+    )
 
 
 def test_a_frame_that_claims_more_than_there_is(tmp_path, monkeypatch):
     folder = frames(tmp_path / 'video')
     at = JPEG.index(b'\xff\xc0') + 5  # height and width of the frame header
     (folder / '2.jpg').write_bytes(JPEG[:at] + (65500).to_bytes(2, 'big') * 2 + JPEG[at + 4 :])
-    assert why(FrameFolder(str(folder))) == ('too large', 'frame 2 of 3 (2.jpg) claims 65500x65500 pixels')
+    assert why(FrameFolder(str(folder))) == (
+        'too large',
+        'frame 2 of 3 (2.jpg) claims 65500x65500 pixels',
+    )
     (folder / '2.jpg').unlink()
     with open(folder / '2.jpg', 'wb') as file:
         file.truncate(5 << 30)
-    assert why(FrameFolder(str(folder))) == ('decode errors', 'frame 2 of 3 (2.jpg) claims 5,368,709,120 bytes')
+    assert why(FrameFolder(str(folder))) == (
+        'decode errors',
+        'frame 2 of 3 (2.jpg) claims 5,368,709,120 bytes',
+    )
 
     def claims(path):
         raise MemoryError
 
     record, error = workers._attempt(claims, VideoSource('a/b', 0, 'b', 'b'))
-    assert record is None and (error.reason, error.detail) == ('unreadable', 'Cannot allocate memory')
+    assert record is None and (error.reason, error.detail) == (
+        'unreadable',
+        'Cannot allocate memory',
+    )
 
 
 def zipped(path, names, change=lambda data: data):
@@ -281,7 +366,9 @@ def test_members_of_odd_names_and_of_one_name(tmp_path):
 def test_zips_that_are_encrypted_cut_or_pipes(tmp_path):
     encrypted = lambda data: data.replace(b'PK\1\2\x14\3\x14\0\0\0', b'PK\1\2\x14\3\x14\0\1\0')
     path = zipped(tmp_path / 'one.zip', ('jump/a/0.jpg',), encrypted)
-    with pytest.raises(ValueError, match='one.zip: jump/a/0.jpg is encrypted: extract it and give the folder'):
+    with pytest.raises(
+        ValueError, match='one.zip: jump/a/0.jpg is encrypted: extract it and give the folder'
+    ):
         list(zipped_videos(path))
     path = zipped(tmp_path / 'two.zip', ('jump/a/0.jpg',), lambda data: data[:-30])
     with pytest.raises(ValueError, match='two.zip is no .zip, or one whose end is missing'):
@@ -301,7 +388,9 @@ def test_frames_are_stored_as_viewers_show_them(orientation, tmp_path):
     data, exif = io.BytesIO(), image.getexif()
     exif[frame_files.ORIENTATION] = orientation
     image.save(data, 'JPEG', quality=95, exif=exif)
-    record = record_from_frames(FrameFolder(str(frames(tmp_path / 'video', 2, data.getvalue()))), 'id', 0, SETTINGS)
+    record = record_from_frames(
+        FrameFolder(str(frames(tmp_path / 'video', 2, data.getvalue()))), 'id', 0, SETTINGS
+    )
     shown = np.asarray(ImageOps.exif_transpose(Image.open(data)), int)
     assert (record['height'], record['width']) == shown.shape[:2]
     assert np.abs(decode_jpeg(record['frames'][1]).astype(int) - shown).mean() < 2
@@ -311,11 +400,20 @@ def test_frames_are_stored_as_viewers_show_them(orientation, tmp_path):
 @pytest.mark.parametrize('mode', ('L', 'CMYK'))
 def test_grey_and_cmyk_frames(mode, tmp_path):
     y, x = np.mgrid[:24, :32]
-    image = Image.fromarray(np.stack([x * 7, y * 10, 200 - 3 * x], -1).astype(np.uint8)).convert(mode)
+    image = Image.fromarray(np.stack([x * 7, y * 10, 200 - 3 * x], -1).astype(np.uint8)).convert(
+        mode
+    )
     data = io.BytesIO()
     image.save(data, 'JPEG', quality=95)
-    record = record_from_frames(FrameFolder(str(frames(tmp_path / 'video', 1, data.getvalue()))), 'id', 0, SETTINGS)
-    assert np.abs(decode_jpeg(record['frames'][0]).astype(int) - np.asarray(image.convert('RGB'), int)).mean() < 4
+    record = record_from_frames(
+        FrameFolder(str(frames(tmp_path / 'video', 1, data.getvalue()))), 'id', 0, SETTINGS
+    )
+    assert (
+        np.abs(
+            decode_jpeg(record['frames'][0]).astype(int) - np.asarray(image.convert('RGB'), int)
+        ).mean()
+        < 4
+    )
     with Image.open(io.BytesIO(record['frames'][0])) as stored:
         assert stored.mode == ('L' if mode == 'L' else 'RGB')
 
@@ -324,7 +422,9 @@ def test_a_png_under_the_name_of_a_jpeg(tmp_path):
     data = io.BytesIO()
     Image.new('RGB', (32, 24)).save(data, 'PNG')
     reason, detail = why(FrameFolder(str(frames(tmp_path / 'video', 1, data.getvalue()))))
-    assert reason == 'decode errors' and detail.startswith('frame 0 of 1 (0.jpg) is damaged, or no JPEG file')
+    assert reason == 'decode errors' and detail.startswith(
+        'frame 0 of 1 (0.jpg) is damaged, or no JPEG file'
+    )
 
 
 def test_a_name_cannot_forge_a_line_of_a_table(tmp_path):
@@ -338,7 +438,8 @@ def test_a_name_cannot_forge_a_line_of_a_table(tmp_path):
 
 
 def test_a_benchmark_with_names_of_another_system(small, tmp_path):
-    """Videos with accents, of which macOS and Linux write other bytes; suffixes of other programs; notes beside the videos."""
+    """Videos with accents, of which macOS and Linux write other bytes; suffixes of other programs;
+    notes beside the videos."""
     videos, lists, lines, class_of = small('ucf101_arn')
     copy = shutil.copytree(videos, tmp_path / 'UCF-101')
     folder = copy / 'ApplyEyeMakeup'

@@ -1,4 +1,5 @@
-"""Builds that are killed, cut into slices, or run out of disk end with the bytes of one that was left in peace."""
+"""Builds that are killed, cut into slices, or run out of disk end with the bytes of one that was
+left in peace."""
 
 import os
 import pathlib
@@ -36,9 +37,14 @@ def bytes_of(directory):
 
 
 def finished(folder):
-    """{shard: identity of its file on disk} of the shards that are finished: drafts (hidden, a kill leaves them) are not."""
+    """{shard: identity of its file on disk} of the shards that are finished: drafts (hidden, a kill
+    leaves them) are not."""
     notes = [note for note in folder.glob('*.array_record-*.json') if not note.name.startswith('.')]
-    return {note.stem: (folder / note.stem).stat().st_ino for note in notes if (folder / note.stem).exists()}
+    return {
+        note.stem: (folder / note.stem).stat().st_ino
+        for note in notes
+        if (folder / note.stem).exists()
+    }
 
 
 @pytest.fixture(scope='module')
@@ -53,17 +59,26 @@ def test_killed_at_random_moments(unbroken, tmp_path):
     kept, kills, started = {}, 0, time.monotonic()
     while kills < KILLS:
         process = subprocess.Popen(
-            [sys.executable, '-m', 'fsar_jax.data.build', *arguments(tmp_path), f'--processes={kills % 2 * 2}'],
+            [
+                sys.executable,
+                '-m',
+                'fsar_jax.data.build',
+                *arguments(tmp_path),
+                f'--processes={kills % 2 * 2}',
+            ],
             cwd=REPOSITORY,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
-        # From before the first shard on: a process needs seconds to start, and a build of this size one.
+        # From before the first shard on: a process needs seconds to start, and a build of this size
+        # one.
         before = len(finished(folder / 'incomplete')) if folder.exists() else 0
         while process.poll() is None and not folder.exists():
             time.sleep(0.01)
         patience = (moments.random() < 0.7 or not kills) and before < 24
-        while patience and process.poll() is None and len(finished(folder / 'incomplete')) <= before:
+        while (
+            patience and process.poll() is None and len(finished(folder / 'incomplete')) <= before
+        ):
             time.sleep(0.002)
         time.sleep(moments.uniform(0, 0.15))
         process.send_signal(signal.SIGKILL)
@@ -81,9 +96,12 @@ def test_killed_at_random_moments(unbroken, tmp_path):
     assert kept, 'every kill came too early to test anything'
 
 
-@pytest.mark.parametrize('renamed', [0, 1], ids=['before the records have their name', 'before their note has its name'])
+@pytest.mark.parametrize(
+    'renamed', [0, 1], ids=['before the records have their name', 'before their note has its name']
+)
 def test_killed_while_a_shard_gets_its_name(unbroken, tmp_path, monkeypatch, renamed):
-    """The two moments, too short to be met by chance, at which a whole shard is there and yet is not finished."""
+    """The two moments, too short to be met by chance, at which a whole shard is there and yet is
+    not finished."""
     names, rename = [], pathlib.Path.replace
 
     class Killed(BaseException):
@@ -101,7 +119,10 @@ def test_killed_while_a_shard_gets_its_name(unbroken, tmp_path, monkeypatch, ren
         run(tmp_path)
     monkeypatch.undo()
     folder = tmp_path / NAME / 'incomplete'
-    kept, drafts = finished(folder), [path.name for path in folder.iterdir() if path.name.startswith('.')]
+    kept, drafts = (
+        finished(folder),
+        [path.name for path in folder.iterdir() if path.name.startswith('.')],
+    )
     assert (len(kept), len(drafts)) == (3, 2 - renamed)
     directory = run(tmp_path)
     assert {name: (directory / name).stat().st_ino for name in kept} == kept
@@ -109,18 +130,25 @@ def test_killed_while_a_shard_gets_its_name(unbroken, tmp_path, monkeypatch, ren
 
 
 def test_slices_in_any_order_then_finish(unbroken, tmp_path, capsys):
-    with pytest.raises(ValueError, match=r'25 of 25 shards are not in .*-train.array_record-00000-of-00016'):
+    with pytest.raises(
+        ValueError, match=r'25 of 25 shards are not in .*-train.array_record-00000-of-00016'
+    ):
         run(tmp_path, '--finish')
     for i in (2, 0):
         run(tmp_path, f'--shards={i}/3')
-    with pytest.raises(ValueError, match='8 of 25 shards are not in .*00001-of-00016: give the command without'):
+    with pytest.raises(
+        ValueError, match='8 of 25 shards are not in .*00001-of-00016: give the command without'
+    ):
         run(tmp_path, '--finish')
     with pytest.raises(FileNotFoundError, match='build it with'):
         open_dataset(NAME, tmp_path, 'train')
     # Another machine without a common disk: its files are copied.
     elsewhere = tmp_path / 'elsewhere'
     run(elsewhere, '--shards=1/3')
-    assert 'slice 1/3 of synthetic_actions/aligned: 8 shards built, 0 were there' in capsys.readouterr().out
+    assert (
+        'slice 1/3 of synthetic_actions/aligned: 8 shards built, 0 were there'
+        in capsys.readouterr().out
+    )
     for path in (elsewhere / NAME / 'incomplete').iterdir():
         shutil.copy(path, tmp_path / NAME / 'incomplete')
     run(tmp_path, '--shards=1/3')
@@ -181,7 +209,9 @@ def test_a_full_disk_keeps_what_is_done(unbroken, tmp_path, capsys, monkeypatch)
 
 
 def test_an_error_that_is_no_full_disk_stays_what_it_is(tmp_path):
-    (shard,) = cut_into_shards('name', {'train': [video_builder.VideoSource('a', 0, 1, 'a')]}, 1, {})
+    (shard,) = cut_into_shards(
+        'name', {'train': [video_builder.VideoSource('a', 0, 1, 'a')]}, 1, {}
+    )
 
     def broken():
         yield b'record'

@@ -13,7 +13,10 @@ from fsar_jax.data import build
 from fsar_jax.data.dataset import open_dataset
 from fsar_jax.data.frames import decode_jpeg
 from tfds_builders.synthetic_actions import motions, renderer
-from tfds_builders.synthetic_actions.synthetic_actions_dataset_builder import Builder, SyntheticActionsConfig
+from tfds_builders.synthetic_actions.synthetic_actions_dataset_builder import (
+    Builder,
+    SyntheticActionsConfig,
+)
 
 REPOSITORY = pathlib.Path(build.__file__).parents[2]
 SMALL = ('--size=32', '--num_frames=10')
@@ -22,7 +25,12 @@ SMALL = ('--size=32', '--num_frames=10')
 def run(data_dir, *flags, config='misaligned', processes=0):
     return build.build(
         build.parse(
-            [f'--dataset=synthetic_actions/{config}', f'--dir={data_dir}', f'--processes={processes}', *flags]
+            [
+                f'--dataset=synthetic_actions/{config}',
+                f'--dir={data_dir}',
+                f'--processes={processes}',
+                *flags,
+            ]
         )
     )
 
@@ -64,9 +72,16 @@ def test_records_are_the_rendered_clips(small):
         assert motions.CLASSES[label] == name
         clip = renderer.render_clip(name, (0, label, int(number)), settings)
         stored = np.stack([decode_jpeg(frame) for frame in record['frames']])
-        assert stored.shape == clip.frames.shape and record['fps'] == 12 and record['decode_errors'] == 0
+        assert (
+            stored.shape == clip.frames.shape
+            and record['fps'] == 12
+            and record['decode_errors'] == 0
+        )
         differences.append(np.abs(stored @ to_grey - clip.frames @ to_grey).mean())
-        assert (record['action_start'], record['action_end']) == (clip.action_start, clip.action_end)
+        assert (record['action_start'], record['action_end']) == (
+            clip.action_start,
+            clip.action_end,
+        )
         np.testing.assert_array_equal(record['boxes'], clip.boxes)
     assert np.mean(differences) < 2 and np.max(differences) < 4
 
@@ -74,18 +89,21 @@ def test_records_are_the_rendered_clips(small):
 def test_the_truth_follows_dropped_and_resized_frames():
     source_settings = renderer.ClipSettings(64, 32, 12, 'untrimmed')
     make = Builder(
-        config=SyntheticActionsConfig(name='untrimmed', max_frames=8, short_side=32), data_dir='unused'
+        config=SyntheticActionsConfig(name='untrimmed', max_frames=8, short_side=32),
+        data_dir='unused',
     ).record_maker()
     from_list = Builder(config='untrimmed', data_dir='unused').list_videos().splits['test']
     for source in from_list[::97]:
         record = make(source)
         clip = renderer.render_clip(*source.origin, source_settings)
         kept = record['frame_index']
-        assert record['num_frames'] == len(kept) == 8 and (record['width'], record['source_frames']) == (
-            32,
-            32,
-        )
-        inside = [i for i, place in enumerate(kept) if clip.action_start <= place <= clip.action_end]
+        assert record['num_frames'] == len(kept) == 8 and (
+            record['width'],
+            record['source_frames'],
+        ) == (32, 32)
+        inside = [
+            i for i, place in enumerate(kept) if clip.action_start <= place <= clip.action_end
+        ]
         assert (record['action_start'], record['action_end']) == (inside[0], inside[-1])
         np.testing.assert_allclose(record['boxes'], clip.boxes[kept] / 2)
 
@@ -99,7 +117,9 @@ def test_the_seed_and_the_config_change_the_clips(small, tmp_path):
     original = open_dataset('synthetic_actions/misaligned', small, 'val').read(0)['frames']
     run(tmp_path, *SMALL, '--clips_per_class=1', '--seed=1')
     run(tmp_path, *SMALL, '--clips_per_class=1', config='aligned')
-    assert open_dataset('synthetic_actions/misaligned', tmp_path, 'val').read(0)['frames'] != original
+    assert (
+        open_dataset('synthetic_actions/misaligned', tmp_path, 'val').read(0)['frames'] != original
+    )
     assert open_dataset('synthetic_actions/aligned', tmp_path, 'val').read(0)['frames'] != original
 
 
@@ -127,7 +147,11 @@ assert 'tensorflow' not in sys.modules, 'tensorflow was imported'
         *SMALL,
     )
     done = subprocess.run(
-        [sys.executable, '-c', program, *flags], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+        [sys.executable, '-c', program, *flags],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert 'train    64 classes      64 videos, 10 to 10 frames' in done.stdout
@@ -153,7 +177,14 @@ def is_running(pid):
 def test_a_killed_build_leaves_no_process_and_is_done_again(tmp_path):
     flags = ['--dataset=synthetic_actions/misaligned', f'--dir={tmp_path}', *SMALL]
     process = subprocess.Popen(
-        [sys.executable, '-m', 'fsar_jax.data.build', *flags, '--clips_per_class=200', '--processes=1'],
+        [
+            sys.executable,
+            '-m',
+            'fsar_jax.data.build',
+            *flags,
+            '--clips_per_class=200',
+            '--processes=1',
+        ],
         cwd=REPOSITORY,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

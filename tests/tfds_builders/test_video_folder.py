@@ -86,7 +86,9 @@ def broken(whole, tmp_path_factory):
     write_clip(jump / 'short.webm', COLOURS[0], num_frames=3)
     with av.open(str(jump / 'sound.mp4'), 'w') as container:
         stream = container.add_stream('aac', rate=44100, layout='mono')
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format='fltp', layout='mono')
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 1024), np.float32), format='fltp', layout='mono'
+        )
         frame.sample_rate = 44100
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -134,7 +136,9 @@ def test_every_container_ends_in_its_split_under_its_class(whole, tmp_path, caps
         assert dataset.class_names == ['jump', 'run', 'sit', 'wave']
         for i in range(len(dataset)):
             record = dataset.read(i)
-            assert record['video_id'] == dataset.video_ids[i] and record['label'] == dataset.labels[i]
+            assert (
+                record['video_id'] == dataset.video_ids[i] and record['label'] == dataset.labels[i]
+            )
             assert dataset.class_names[record['label']] == record['video_id'].split('/')[0]
             assert record['num_frames'] == dataset.num_frames[i] == 12 and (
                 record['width'],
@@ -164,7 +168,8 @@ def test_what_cannot_be_used_is_in_the_table_and_nothing_else_is(broken, tmp_pat
 
 def test_strict_stops_and_leaves_nothing_behind(broken, tmp_path):
     with pytest.raises(
-        ValueError, match='other/class/x.mp4 cannot be used: not in a split folder .*; without --strict'
+        ValueError,
+        match='other/class/x.mp4 cannot be used: not in a split folder .*; without --strict',
     ):
         run(broken, tmp_path, '--strict')
     only_cut = tmp_path / 'clips'
@@ -186,7 +191,9 @@ def test_a_changed_folder_or_setting_is_noticed(whole, tmp_path):
     root = tmp_path / 'clips'
     shutil.copytree(whole, root)
     run(root, tmp_path)
-    with pytest.raises(ValueError, match='other settings .max_frames is 64, asked for 8.: use --overwrite'):
+    with pytest.raises(
+        ValueError, match='other settings .max_frames is 64, asked for 8.: use --overwrite'
+    ):
         run(root, tmp_path, '--max_frames=8')
     shutil.copy(root / 'test' / 'wave' / 'a.mp4', root / 'test' / 'wave' / 'e.mp4')
     with pytest.raises(ValueError, match='other settings .folder_hash is'):
@@ -198,7 +205,13 @@ def test_a_changed_folder_or_setting_is_noticed(whole, tmp_path):
 
 def test_a_killed_build_is_done_again(whole, tmp_path):
     left = (
-        tmp_path / 'video_folder' / 'mine' / 'incomplete' / 'video_folder' / 'mine' / 'incomplete.ABC_1.0.0'
+        tmp_path
+        / 'video_folder'
+        / 'mine'
+        / 'incomplete'
+        / 'video_folder'
+        / 'mine'
+        / 'incomplete.ABC_1.0.0'
     )
     left.mkdir(parents=True)
     (left / 'video_folder-train.array_record-00000-of-00001').write_bytes(b'half a record')
@@ -247,7 +260,9 @@ def test_the_split_of_classes_is_a_function_of_their_names():
     names = [f'class {i}' for i in range(100)]
     split_of = split_classes(names)
     assert split_of == split_classes(names[::-1])
-    counts = lambda split_of: [list(split_of.values()).count(split) for split in ('train', 'val', 'test')]
+    counts = lambda split_of: [
+        list(split_of.values()).count(split) for split in ('train', 'val', 'test')
+    ]
     assert counts(split_of) == [64, 12, 24]
     assert (
         split_of['class 0'] != split_of['class 2'] or split_of['class 0'] != split_of['class 5']
@@ -285,8 +300,14 @@ def test_a_class_in_two_splits(tmp_path):
             ['--dataset=video_folder/mine', '--videos=.', '--clips_per_class=3'],
             '--clips_per_class is not a setting of video_folder',
         ),
-        (['--dataset=synthetic_actions/aligned', '--processes=-1'], '--processes=-1 must be at least 0'),
-        (['--dataset=synthetic_actions/aligned', '--jpeg_quality=0'], 'jpeg_quality=0 must be from 1 to 100'),
+        (
+            ['--dataset=synthetic_actions/aligned', '--processes=-1'],
+            '--processes=-1 must be at least 0',
+        ),
+        (
+            ['--dataset=synthetic_actions/aligned', '--jpeg_quality=0'],
+            'jpeg_quality=0 must be from 1 to 100',
+        ),
     ),
 )
 def test_wrong_flags_are_one_line(flags, message, tmp_path):
@@ -298,7 +319,10 @@ def test_wrong_flags_are_one_line(flags, message, tmp_path):
 def test_two_builds_at_once(whole, tmp_path):
     folder = tmp_path / 'video_folder' / 'mine'
     folder.mkdir(parents=True)
-    with file_lock(folder / '.lock'), pytest.raises(ValueError, match='another process is building'):
+    with (
+        file_lock(folder / '.lock'),
+        pytest.raises(ValueError, match='another process is building'),
+    ):
         run(whole, tmp_path)
 
 
@@ -309,7 +333,9 @@ def die_of_the_bad(source):
 
 
 def clips(bad, count):
-    return [VideoSource(f'jump/{i}', 0, 'a path', 'bad' if i in bad else 'good') for i in range(count)]
+    return [
+        VideoSource(f'jump/{i}', 0, 'a path', 'bad' if i in bad else 'good') for i in range(count)
+    ]
 
 
 @pytest.mark.slow
@@ -325,7 +351,9 @@ def test_a_file_that_ends_the_worker_is_skipped_and_the_others_are_read():
 
 def test_workers_that_die_of_everything_are_an_error_and_no_wait(monkeypatch):
     monkeypatch.setattr(workers, '_start_worker', functools.partial(os._exit, 3))
-    with pytest.raises(ChildProcessError, match='worker processes die whatever they do: too little memory'):
+    with pytest.raises(
+        ChildProcessError, match='worker processes die whatever they do: too little memory'
+    ):
         with ordered_pool(1, die_of_the_bad) as run_pool:
             list(run_pool(clips((), 9)))
 
@@ -355,20 +383,32 @@ def test_the_readme_names_every_reason():
 
 
 def test_names_that_are_no_text(whole, tmp_path):
-    """Python keeps the bytes of such a name as surrogates, which neither records nor tables can hold."""
+    """Python keeps the bytes of such a name as surrogates, which neither records nor tables can
+    hold."""
     folder = shutil.copytree(whole, tmp_path / 'clips')
     clip = next(folder.rglob('*.mp4'))
     shutil.copy(clip, os.fsdecode(os.fsencode(clip.parent) + b'/caf\xe9.mp4'))
     pathlib.Path(os.fsdecode(os.fsencode(clip.parent) + b'/caf\xe9.txt')).write_text('notes')
     directory = run(folder, tmp_path)
-    rows = [line.split('\t')[2:4] for line in (directory / 'skipped.tsv').read_text().splitlines()[1:]]
+    rows = [
+        line.split('\t')[2:4] for line in (directory / 'skipped.tsv').read_text().splitlines()[1:]
+    ]
     assert sorted(rows) == [['caf\\xe9.mp4', 'name is not UTF-8'], ['caf\\xe9.txt', 'not a video']]
     clip.parent.rename(os.fsdecode(os.fsencode(clip.parent) + b'\xe9'))
     for root in (folder, clip.parents[1]):  # <split>/<class>/, and <class>/
-        with pytest.raises(ValueError, match=r"class folder '.*\\udce9' in .* is not a line of UTF-8: rename it"):
+        with pytest.raises(
+            ValueError, match=r"class folder '.*\\udce9' in .* is not a line of UTF-8: rename it"
+        ):
             run(root, tmp_path / 'other')
-    os.rename(os.fsencode(clip.parent) + b'\xe9', clip.parent.with_name('می\u200cدود\xa0x'))  # text, though not all of it is printed
-    assert 'می\u200cدود\xa0x' in open_dataset('video_folder/mine', run(folder, tmp_path / 'other').parents[2], 'train').class_names
+    os.rename(
+        os.fsencode(clip.parent) + b'\xe9', clip.parent.with_name('می\u200cدود\xa0x')
+    )  # text, though not all of it is printed
+    assert (
+        'می\u200cدود\xa0x'
+        in open_dataset(
+            'video_folder/mine', run(folder, tmp_path / 'other').parents[2], 'train'
+        ).class_names
+    )
 
 
 def test_pixels_that_are_not_square_are_a_setting_that_is_kept(tmp_path):
@@ -393,6 +433,10 @@ def test_pixels_that_are_not_square_are_a_setting_that_is_kept(tmp_path):
 
 
 def test_a_dataset_that_is_older_than_a_setting_is_left_alone():
-    build._check_same('video_folder/mine', {'short_side': 256}, {'short_side': 256, 'square_pixels': 1})
+    build._check_same(
+        'video_folder/mine', {'short_side': 256}, {'short_side': 256, 'square_pixels': 1}
+    )
     with pytest.raises(ValueError, match='short_side is 256, asked for 128'):
-        build._check_same('video_folder/mine', {'short_side': 256}, {'short_side': 128, 'square_pixels': 1})
+        build._check_same(
+            'video_folder/mine', {'short_side': 256}, {'short_side': 128, 'square_pixels': 1}
+        )

@@ -1,4 +1,5 @@
-"""main.py with the papers' presets, the model made small by flags, on small copies of the benchmarks.
+"""main.py with the papers' presets, the model made small by flags, on small copies of the
+benchmarks.
 
 FSAR_JAX_BENCHMARKS=all runs all six; the suite runs the first.
 """
@@ -54,8 +55,17 @@ def test_the_papers_preset_trains_and_is_evaluated(dataset, tmp_path):
     videos, lists, lines, _ = copies.make_copy(tmp_path, dataset, classes=3, videos=3)
     copies.build_copy(dataset, tmp_path / 'data', videos, lists, '--own_lists', '--short_side=64')
     preset, *flags = PRESETS[dataset]
-    command = [sys.executable, 'main.py', f'--config=configs/strm.py:{preset}', f'--config.data.dir={tmp_path / "data"}']
-    command += [f'--workdir={tmp_path / "run"}', *flags, *(f'--config.{key}={value}' for key, value in SMALL.items())]
+    command = [
+        sys.executable,
+        'main.py',
+        f'--config=configs/strm.py:{preset}',
+        f'--config.data.dir={tmp_path / "data"}',
+    ]
+    command += [
+        f'--workdir={tmp_path / "run"}',
+        *flags,
+        *(f'--config.{key}={value}' for key, value in SMALL.items()),
+    ]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((tmp_path / 'run' / 'results.json').read_text())
@@ -69,7 +79,13 @@ def test_the_papers_preset_trains_and_is_evaluated(dataset, tmp_path):
         'expected_classes': len(build.BENCHMARKS[dataset].published()['test']['classes']),
         'hash': hashlib.sha256(test_lines).hexdigest(),
     }
-    assert f'videos present 9 of {expected:,}, ' in done.stdout and 'classes have no video' in done.stdout
+    assert (
+        f'videos present 9 of {expected:,}, ' in done.stdout
+        and 'classes have no video' in done.stdout
+    )
     for split in ('train', 'val'):
         listed = hashlib.sha256(''.join(f'{line}\n' for line in lines[split]).encode()).hexdigest()
-        assert (results['trained_on'][split]['present'], results['trained_on'][split]['hash']) == (9, listed)
+        assert (results['trained_on'][split]['present'], results['trained_on'][split]['hash']) == (
+            9,
+            listed,
+        )

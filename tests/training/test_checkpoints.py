@@ -29,7 +29,10 @@ class State:
 
 
 def make_state(step, features=3, dtype=jnp.float32, extra=False):
-    dense = {'kernel': jnp.full((4, features), step, dtype), 'bias': jnp.arange(features, dtype=dtype)}
+    dense = {
+        'kernel': jnp.full((4, features), step, dtype),
+        'bias': jnp.arange(features, dtype=dtype),
+    }
     params = {'dense': dense}
     if extra:
         params['patch_enrichment'] = {'gamma': jnp.ones(())}
@@ -79,11 +82,15 @@ def test_keeps_the_last_and_the_best_and_the_earliest_of_equals(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step, value in accuracy.items():
             checkpoints.save(step, make_state(step), {'val_accuracy': value})
-        checkpoints.save(7, make_state(7), {})              # without validation: never the best
+        checkpoints.save(7, make_state(7), {})  # without validation: never the best
         checkpoints.wait()
         assert checkpoints.best_step == 2
-    with Checkpoints(tmp_path, keep=2) as checkpoints:        # the same after a restart
-        assert (checkpoints.steps, checkpoints.latest_step, checkpoints.best_step) == ([2, 6, 7], 7, 2)
+    with Checkpoints(tmp_path, keep=2) as checkpoints:  # the same after a restart
+        assert (checkpoints.steps, checkpoints.latest_step, checkpoints.best_step) == (
+            [2, 6, 7],
+            7,
+            2,
+        )
         state, metrics = checkpoints.restore(make_state(0), checkpoints.best_step)
         assert_same(state, make_state(2))
         assert metrics == {'val_accuracy': 0.7}
@@ -97,14 +104,22 @@ def test_another_model_is_one_line_that_names_the_leaves(tmp_path):
             checkpoints.restore(make_state(0, features=5))
         message = str(error.value)
         assert '\n' not in message and 'is of another model' in message
-        assert ('params/dense/kernel is float32[4,3] in the checkpoint, float32[4,5] in the model asked for'
-                in message)
-        assert 'and 1 more' in message                        # kernel and bias, in params, mu and nu: 6
-        with pytest.raises(ValueError, match=r'patch_enrichment/gamma float32\[\] is not in the checkpoint'):
+        assert (
+            'params/dense/kernel is float32[4,3] in the checkpoint, float32[4,5] in the model '
+            'asked for' in message
+        )
+        assert 'and 1 more' in message  # kernel and bias, in params, mu and nu: 6
+        with pytest.raises(
+            ValueError, match=r'patch_enrichment/gamma float32\[\] is not in the checkpoint'
+        ):
             checkpoints.restore(make_state(0, extra=True))
-        with pytest.raises(ValueError, match=r'params/dense/bias float32\[3\] is not in the model asked for'):
+        with pytest.raises(
+            ValueError, match=r'params/dense/bias float32\[3\] is not in the model asked for'
+        ):
             checkpoints.restore({'params': {'dense': {'kernel': jnp.zeros((4, 3))}}})
-        with pytest.raises(ValueError, match=r'bias is float32\[3\] in the checkpoint, bfloat16\[3\]'):
+        with pytest.raises(
+            ValueError, match=r'bias is float32\[3\] in the checkpoint, bfloat16\[3\]'
+        ):
             checkpoints.restore(make_state(0, dtype=jnp.bfloat16))
 
 
@@ -118,7 +133,9 @@ def test_tells_the_settings_of_the_run_that_made_the_checkpoints(tmp_path):
 
 
 def test_absent_checkpoints_are_one_line(tmp_path):
-    with pytest.raises(FileNotFoundError, match='no checkpoint in .*nowhere: train first, or check --work'):
+    with pytest.raises(
+        FileNotFoundError, match='no checkpoint in .*nowhere: train first, or check --work'
+    ):
         Checkpoints(tmp_path / 'nowhere', read_only=True)
     assert not (tmp_path / 'nowhere').exists()
     with Checkpoints(tmp_path) as checkpoints:
@@ -157,7 +174,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_earlier_checkpoints(tmp_path)
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         for _ in range(3):
             reached = int(process.stdout.readline())
-        time.sleep(milliseconds / 1000)                       # anywhere between two steps
+        time.sleep(milliseconds / 1000)  # anywhere between two steps
         process.send_signal(signal.SIGKILL)
         process.communicate()
         with Checkpoints(tmp_path / str(milliseconds), keep=1) as checkpoints:
@@ -169,7 +186,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_earlier_checkpoints(tmp_path)
             assert checkpoints.save(after, {'step': jnp.int32(after), 'x': abstract['x']})
             checkpoints.wait()
             assert checkpoints.steps == [1, after]
-        left = os.listdir(tmp_path / str(milliseconds))      # no debris of the save that was killed
+        left = os.listdir(tmp_path / str(milliseconds))  # no debris of the save that was killed
         assert sorted(left) == ['1', str(after)]
 
 
@@ -186,12 +203,22 @@ SAVE_ON_EIGHT = '''
 
 
 def test_saved_on_eight_devices_restored_on_one(tmp_path):
-    env = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu'}
-    subprocess.run([sys.executable, '-c', textwrap.dedent(SAVE_ON_EIGHT), str(tmp_path)], env=env, check=True,
-                   timeout=120)
+    env = {
+        **os.environ,
+        'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+        'JAX_PLATFORMS': 'cpu',
+    }
+    subprocess.run(
+        [sys.executable, '-c', textwrap.dedent(SAVE_ON_EIGHT), str(tmp_path)],
+        env=env,
+        check=True,
+        timeout=120,
+    )
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = {'params': jax.ShapeDtypeStruct((6,), jnp.float32, sharding=here),
-                'rows': jax.ShapeDtypeStruct((16,), jnp.float32, sharding=here)}
+    abstract = {
+        'params': jax.ShapeDtypeStruct((6,), jnp.float32, sharding=here),
+        'rows': jax.ShapeDtypeStruct((16,), jnp.float32, sharding=here),
+    }
     with Checkpoints(tmp_path) as checkpoints:
         state, _ = checkpoints.restore(abstract)
     np.testing.assert_array_equal(state['params'], np.arange(6.0))

@@ -1,4 +1,5 @@
-"""Whatever happens to the files of a checkpoint, what comes back is what was saved, or the damage is named and another one counts."""
+"""Whatever happens to the files of a checkpoint, what comes back is what was saved, or the damage
+is named and another one counts."""
 
 import errno
 import hashlib
@@ -23,10 +24,17 @@ from test_checkpoints import assert_same, make_state
 from tiny_run import CPU, REPOSITORY, finish
 
 from fsar_jax.training import checkpoints as module
-from fsar_jax.training.checkpoints import CONFIG_FILE, RECORD_FILE, Checkpoints, DamagedCheckpoint, check_directory, saved_settings
+from fsar_jax.training.checkpoints import (
+    CONFIG_FILE,
+    RECORD_FILE,
+    Checkpoints,
+    DamagedCheckpoint,
+    check_directory,
+    saved_settings,
+)
 
 LIKE = jax.eval_shape(lambda: make_state(0))
-ACCURACY = {1: 0.7, 2: 0.5, 3: 0.9}                        # the newest is the best, too
+ACCURACY = {1: 0.7, 2: 0.5, 3: 0.9}  # the newest is the best, too
 
 
 @pytest.fixture(scope='module')
@@ -51,18 +59,25 @@ def flip(path, bit):
 
 
 def content_of(directory):
-    return {str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob('*')) if path.is_file()}
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob('*'))
+        if path.is_file()
+    }
 
 
 def replaced_by(make):
     def damage(path):
         path.unlink()
         make(path)
+
     return damage
 
 
 FILE_DAMAGE = {
-    'flipped': lambda path: flip(path, int(hashlib.sha256(str(path.name).encode()).hexdigest(), 16) % 10_000),
+    'flipped': lambda path: flip(
+        path, int(hashlib.sha256(str(path.name).encode()).hexdigest(), 16) % 10_000
+    ),
     'cut': lambda path: path.write_bytes(path.read_bytes()[:-1]),
     'empty': lambda path: path.write_bytes(b''),
     'missing': lambda path: path.unlink(),
@@ -72,9 +87,18 @@ FILE_DAMAGE = {
 
 
 def test_damage_to_any_file_is_named_and_the_checkpoint_before_counts(saved, tmp_path, capfd):
-    """Of Orbax, which reads the damaged files of some without a word and prints tracebacks of others, nothing is heard."""
-    files = sorted(path.relative_to(saved) for path in (saved / '3').rglob('*') if path.is_file() and path.stat().st_size)
-    assert len(files) >= 8 and any(path.name == RECORD_FILE for path in files) and any(path.name == '_METADATA' for path in files)
+    """Of Orbax, which reads the damaged files of some without a word and prints tracebacks of
+    others, nothing is heard."""
+    files = sorted(
+        path.relative_to(saved)
+        for path in (saved / '3').rglob('*')
+        if path.is_file() and path.stat().st_size
+    )
+    assert (
+        len(files) >= 8
+        and any(path.name == RECORD_FILE for path in files)
+        and any(path.name == '_METADATA' for path in files)
+    )
     kinds = list(FILE_DAMAGE)
     for index, file in enumerate(files):
         for kind in ('flipped', kinds[1 + index % (len(kinds) - 1)]):
@@ -86,12 +110,24 @@ def test_damage_to_any_file_is_named_and_the_checkpoint_before_counts(saved, tmp
             out, err = capfd.readouterr()
             assert step == 2, (file, kind)
             assert_same(state, make_state(2))
-            assert out.startswith(f'note: checkpoint {copy}/3 is damaged (') and out.count('\n') == 1 and err == '', (file, kind)
+            assert (
+                out.startswith(f'note: checkpoint {copy}/3 is damaged (')
+                and out.count('\n') == 1
+                and err == ''
+            ), (file, kind)
 
 
-@pytest.mark.parametrize('make', [
-    lambda path: path.write_text('x'), lambda path: path.mkdir(), lambda path: path.symlink_to('nowhere'), os.mkfifo,
-    lambda path: (path / 'state').mkdir(parents=True)], ids=['a file', 'empty', 'a dead link', 'a pipe', 'of empty directories'])
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda path: path.write_text('x'),
+        lambda path: path.mkdir(),
+        lambda path: path.symlink_to('nowhere'),
+        os.mkfifo,
+        lambda path: (path / 'state').mkdir(parents=True),
+    ],
+    ids=['a file', 'empty', 'a dead link', 'a pipe', 'of empty directories'],
+)
 def test_a_step_that_is_no_checkpoint(make, copy, capfd):
     shutil.rmtree(copy / '3')
     make(copy / '3')
@@ -99,7 +135,11 @@ def test_a_step_that_is_no_checkpoint(make, copy, capfd):
         assert checkpoints.resume(LIKE)[1] == 2
         assert checkpoints.save(3, make_state(3), {'val_accuracy': 0.9})
     out, err = capfd.readouterr()
-    assert out.startswith(f'note: checkpoint {copy}/3 is damaged (') and out.count('\n') == 1 and err == ''
+    assert (
+        out.startswith(f'note: checkpoint {copy}/3 is damaged (')
+        and out.count('\n') == 1
+        and err == ''
+    )
     with Checkpoints(copy, read_only=True) as checkpoints:
         assert_same(checkpoints.restore(LIKE)[0], make_state(3))
     assert sorted(os.listdir(copy)) == ['1', '2', '3', CONFIG_FILE]
@@ -108,11 +148,18 @@ def test_a_step_that_is_no_checkpoint(make, copy, capfd):
 def test_names_that_are_no_steps_are_left_alone(copy, capfd):
     for name in ('007', '²', '3.old', '4.5', '-1', 'five'):
         (copy / name).mkdir()
-    for name in ('4.orbax-checkpoint-tmp', '4.orbax-checkpoint-tmp-17', '4.unfinished', '4.unfinished.orbax-checkpoint-tmp'):
-        (copy / name).mkdir()                              # of saves that were killed, now and before
+    for name in (
+        '4.orbax-checkpoint-tmp',
+        '4.orbax-checkpoint-tmp-17',
+        '4.unfinished',
+        '4.unfinished.orbax-checkpoint-tmp',
+    ):
+        (copy / name).mkdir()  # of saves that were killed, now and before
     with Checkpoints(copy) as checkpoints:
         assert checkpoints.resume(LIKE)[1] == 3
-    assert sorted(os.listdir(copy)) == sorted(['-1', '007', '1', '2', '3', '3.old', '4.5', 'five', '²', CONFIG_FILE])
+    assert sorted(os.listdir(copy)) == sorted(
+        ['-1', '007', '1', '2', '3', '3.old', '4.5', 'five', '²', CONFIG_FILE]
+    )
     assert capfd.readouterr() == ('', '')
 
 
@@ -123,48 +170,77 @@ def test_where_all_are_damaged_nothing_starts_afresh(copy):
     message = rf'^all checkpoints in {copy} are damaged \(steps 1, 2, 3\): train again in another --workdir, or put back a copy of them$'
     with Checkpoints(copy) as checkpoints, pytest.raises(DamagedCheckpoint, match=message):
         checkpoints.resume(LIKE)
-    with Checkpoints(copy, read_only=True) as checkpoints, pytest.raises(DamagedCheckpoint, match=message):
+    with (
+        Checkpoints(copy, read_only=True) as checkpoints,
+        pytest.raises(DamagedCheckpoint, match=message),
+    ):
         checkpoints.restore_best(LIKE)
     for step in ACCURACY:
         (copy / str(step) / RECORD_FILE).write_text('{}')
     with pytest.raises(DamagedCheckpoint, match=message):
         Checkpoints(copy, read_only=True)
-    assert {**content_of(copy), **{name: before[name] for name in before if RECORD_FILE in name}} == before
+    assert {
+        **content_of(copy),
+        **{name: before[name] for name in before if RECORD_FILE in name},
+    } == before
 
 
 def test_a_damaged_best_gives_way_to_the_next_best_and_is_told(copy, capfd):
     before = content_of(copy)
-    flip(copy / '3' / 'state' / '_METADATA', 1000)         # its metrics are known
+    flip(copy / '3' / 'state' / '_METADATA', 1000)  # its metrics are known
     with Checkpoints(copy, read_only=True) as checkpoints:
         assert checkpoints.best_step == 3
         state, metrics = checkpoints.restore_best(LIKE)
         assert_same(state, make_state(1))
-        assert metrics == {'val_accuracy': 0.7} and checkpoints.best_step == 1 and checkpoints.damaged_and_better == [3]
-        with pytest.raises(FileNotFoundError, match=r'no checkpoint of step 3 in .* \(there: 1, 2\)'):
+        assert (
+            metrics == {'val_accuracy': 0.7}
+            and checkpoints.best_step == 1
+            and checkpoints.damaged_and_better == [3]
+        )
+        with pytest.raises(
+            FileNotFoundError, match=r'no checkpoint of step 3 in .* \(there: 1, 2\)'
+        ):
             checkpoints.restore(LIKE, 3)
-    flip(copy / '2' / RECORD_FILE, 1000)                   # its metrics are not: it may have been better
+    flip(copy / '2' / RECORD_FILE, 1000)  # its metrics are not: it may have been better
     with Checkpoints(copy, read_only=True) as checkpoints:
         checkpoints.restore_best(LIKE)
         assert checkpoints.best_step == 1 and checkpoints.damaged_and_better == [2, 3]
-    assert capfd.readouterr().out.count('/3 is damaged (state/_METADATA is not what was written): it does not count\n') == 2
-    assert {name for name, content in content_of(copy).items() if before[name] != content} == {'3/state/_METADATA', f'2/{RECORD_FILE}'}
+    assert (
+        capfd.readouterr().out.count(
+            '/3 is damaged (state/_METADATA is not what was written): it does not count\n'
+        )
+        == 2
+    )
+    assert {name for name, content in content_of(copy).items() if before[name] != content} == {
+        '3/state/_METADATA',
+        f'2/{RECORD_FILE}',
+    }
 
 
 def test_one_that_was_asked_for_is_named(copy):
     (copy / '2' / 'state' / 'manifest.ocdbt').unlink()
     with Checkpoints(copy) as checkpoints:
-        with pytest.raises(DamagedCheckpoint, match=rf'^checkpoint {copy}/2 is damaged \(state/manifest.ocdbt is missing\)$'):
+        with pytest.raises(
+            DamagedCheckpoint,
+            match=rf'^checkpoint {copy}/2 is damaged \(state/manifest.ocdbt is missing\)$',
+        ):
             checkpoints.restore(LIKE, 2)
         assert checkpoints.steps == [1, 3]
 
 
-def test_keep_counts_good_ones_and_the_damaged_one_stays_until_its_step_is_whole_again(copy, monkeypatch):
+def test_keep_counts_good_ones_and_the_damaged_one_stays_until_its_step_is_whole_again(
+    copy, monkeypatch
+):
     flip(copy / '2' / 'state' / '_METADATA', 1000)
     flip(copy / '3' / 'state' / '_METADATA', 1000)
     with Checkpoints(copy, keep=2) as checkpoints:
         assert checkpoints.resume(LIKE)[1] == 1
         with monkeypatch.context() as patch:
-            patch.setattr(module, 'write_whole', lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+            patch.setattr(
+                module,
+                'write_whole',
+                lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
+            )
             checkpoints.save(3, make_state(3), {'val_accuracy': 0.9})
             with pytest.raises(OSError, match='No space left on device'):
                 checkpoints.wait()
@@ -172,27 +248,41 @@ def test_keep_counts_good_ones_and_the_damaged_one_stays_until_its_step_is_whole
         for step in (3, 4, 5):
             assert checkpoints.save(step, make_state(step), {'val_accuracy': 0.1})
         checkpoints.wait()
-        assert checkpoints.steps == [1, 4, 5]              # two, and the best
+        assert checkpoints.steps == [1, 4, 5]  # two, and the best
         assert sorted(os.listdir(copy)) == ['1', '2', '4', '5', CONFIG_FILE]
 
 
 def test_a_state_that_is_not_the_one_saved_is_damage(copy):
-    """Also where the files are right: the checksum of the state is taken before Orbax has it, and after."""
+    """Also where the files are right: the checksum of the state is taken before Orbax has it, and
+    after."""
     record = json.loads((copy / '3' / RECORD_FILE).read_text())['record']
     record['state'] = json.loads((copy / '2' / RECORD_FILE).read_text())['record']['state']
     (copy / '3' / RECORD_FILE).write_bytes(module._sealed(record))
-    with Checkpoints(copy) as checkpoints, pytest.raises(DamagedCheckpoint, match='the checksum of the state is another one'):
+    with (
+        Checkpoints(copy) as checkpoints,
+        pytest.raises(DamagedCheckpoint, match='the checksum of the state is another one'),
+    ):
         checkpoints.restore(LIKE, 3)
 
 
 def test_the_checksum_covers_every_array_and_name():
-    state = {name: np.asarray(leaf) for name, leaf in module._by_name(jax.tree.map(module._without_key, make_state(1))).items()}
+    state = {
+        name: np.asarray(leaf)
+        for name, leaf in module._by_name(jax.tree.map(module._without_key, make_state(1))).items()
+    }
     sums = {module._state_hash(state)}
     for name, leaf in state.items():
         other = leaf.copy().reshape(-1)
         other.view(np.uint8)[-1] ^= 1
-        sums |= {module._state_hash(state | {name: other.reshape(leaf.shape)}), module._state_hash(state | {name: leaf[None]})}
-        sums.add(module._state_hash({key: value for key, value in state.items() if key != name} | {name + '2': leaf}))
+        sums |= {
+            module._state_hash(state | {name: other.reshape(leaf.shape)}),
+            module._state_hash(state | {name: leaf[None]}),
+        }
+        sums.add(
+            module._state_hash(
+                {key: value for key, value in state.items() if key != name} | {name + '2': leaf}
+            )
+        )
     assert len(sums) == 1 + 3 * len(state) and len(state) >= 8
 
 
@@ -208,28 +298,42 @@ def test_checkpoints_from_before_checksums_are_taken_with_a_note(tmp_path, capfd
         assert metrics == {'val_accuracy': 0.5}
         assert checkpoints.resume(state)[1] == 6
     out, err = capfd.readouterr()
-    assert f'note: checkpoint {tmp_path}/4 is from before checksums were kept: taken as it is\n' in out and err == ''
+    assert (
+        f'note: checkpoint {tmp_path}/4 is from before checksums were kept: taken as it is\n' in out
+        and err == ''
+    )
     (tmp_path / '6' / 'state' / '_METADATA').unlink()
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.resume(state)[1] == 4
 
 
 def test_threads_and_open_files_do_not_grow_with_the_saves(tmp_path):
-    """A thread and three files a save ended a run after 330 checkpoints. A few come and go, with the garbage collector."""
-    open_now = lambda: np.array([threading.active_count(), len(os.listdir('/proc/self/fd')) if os.path.exists('/proc/self/fd') else 0])
+    """A thread and three files a save ended a run after 330 checkpoints. A few come and go, with
+    the garbage collector."""
+    open_now = lambda: np.array(
+        [
+            threading.active_count(),
+            len(os.listdir('/proc/self/fd')) if os.path.exists('/proc/self/fd') else 0,
+        ]
+    )
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         for step in range(1, 21):
             checkpoints.save(step, {'x': jnp.float32(step)})
             checkpoints.wait()
             if step == 5:
                 before = open_now()
-        assert (open_now() - before < [8, 12]).all()      # not 15 and 45
+        assert (open_now() - before < [8, 12]).all()  # not 15 and 45
 
 
 def test_a_save_that_fails_is_one_line_and_the_next_succeeds(copy, capfd):
-    """The system refuses to write more than 100 kB to a file, in the threads of Orbax and TensorStore."""
-    like = {str(index): np.zeros(200_000, np.float32) for index in range(40)}       # many: some still write when the first has failed
-    large = {name: np.random.default_rng(0).normal(size=200_000).astype(np.float32) for name in like}
+    """The system refuses to write more than 100 kB to a file, in the threads of Orbax and
+    TensorStore."""
+    like = {
+        str(index): np.zeros(200_000, np.float32) for index in range(40)
+    }  # many: some still write when the first has failed
+    large = {
+        name: np.random.default_rng(0).normal(size=200_000).astype(np.float32) for name in like
+    }
     shutil.rmtree(copy)
     with Checkpoints(copy) as checkpoints:
         checkpoints.save(1, like)
@@ -237,7 +341,11 @@ def test_a_save_that_fails_is_one_line_and_the_next_succeeds(copy, capfd):
         checkpoints.wait()
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
         try:
-            with pytest.raises(OSError, match=rf'the checkpoint of step 2 cannot be written to {copy} \(File too large\); those of steps 1 are whole'):
+            with pytest.raises(
+                OSError,
+                match=rf'the checkpoint of step 2 cannot be written to {copy} \(File too large\); '
+                r'those of steps 1 are whole',
+            ):
                 checkpoints.save(2, large)
                 checkpoints.wait()
         finally:
@@ -253,7 +361,10 @@ def test_a_directory_that_vanishes_under_a_run_is_one_line(copy, capfd):
     with Checkpoints(copy) as checkpoints:
         shutil.rmtree(copy)
         copy.write_text('a file')
-        with pytest.raises(OSError, match=rf'the checkpoint of step 4 cannot be written to {copy} \(.*Not a directory'):
+        with pytest.raises(
+            OSError,
+            match=rf'the checkpoint of step 4 cannot be written to {copy} \(.*Not a directory',
+        ):
             checkpoints.save(4, make_state(4))
             checkpoints.wait()
     assert capfd.readouterr() == ('', '')
@@ -272,9 +383,35 @@ def test_what_cannot_be_written_is_told_before_training(tmp_path, monkeypatch):
 
 def test_odd_names_work(tmp_path, monkeypatch):
     """Every name is another run's: none reads or drops the checkpoints of the others."""
-    names = ['{a,b}', '%20', 'a b', ' lead', 'trail ', '#x', 'new\nline', '\t', unicodedata.normalize('NFD', 'é'), unicodedata.normalize('NFC', 'é'),
-             'trail.', '~', '-dash', 'a:b', 'a|b', '"\'', '$HOME', 'a;b', 'x' * 255, '日本', '\x1b[31m'.replace('[', ''), ']', '...', '&@=+,', '7',
-             '7.unfinished', '7.orbax-checkpoint-tmp']
+    names = [
+        '{a,b}',
+        '%20',
+        'a b',
+        ' lead',
+        'trail ',
+        '#x',
+        'new\nline',
+        '\t',
+        unicodedata.normalize('NFD', 'é'),
+        unicodedata.normalize('NFC', 'é'),
+        'trail.',
+        '~',
+        '-dash',
+        'a:b',
+        'a|b',
+        '"\'',
+        '$HOME',
+        'a;b',
+        'x' * 255,
+        '日本',
+        '\x1b[31m'.replace('[', ''),
+        ']',
+        '...',
+        '&@=+,',
+        '7',
+        '7.unfinished',
+        '7.orbax-checkpoint-tmp',
+    ]
     for value, name in enumerate(names):
         with Checkpoints(tmp_path / name / 'checkpoints') as checkpoints:
             checkpoints.save(7, {'x': jnp.float32(value)})
@@ -286,9 +423,18 @@ def test_odd_names_work(tmp_path, monkeypatch):
         assert (state['x'], step) == (value, 7), name
 
 
-@pytest.mark.parametrize('name, said', [
-    ('a[x]', r"has '\[' in it"), ('a*', r"has '\*' in it"), ('a?', r"has '\?' in it"), ('a\\b', 'in it, which Orbax takes'), ('gs:', "has ':/' in it"),
-    (os.fsdecode(b'\xff'), 'is no UTF-8'), ('/'.join(['y' * 200] * 19), 'bytes, checkpoints can lie in paths of 3,800')])
+@pytest.mark.parametrize(
+    'name, said',
+    [
+        ('a[x]', r"has '\[' in it"),
+        ('a*', r"has '\*' in it"),
+        ('a?', r"has '\?' in it"),
+        ('a\\b', 'in it, which Orbax takes'),
+        ('gs:', "has ':/' in it"),
+        (os.fsdecode(b'\xff'), 'is no UTF-8'),
+        ('/'.join(['y' * 200] * 19), 'bytes, checkpoints can lie in paths of 3,800'),
+    ],
+)
 def test_names_to_which_orbax_cannot_write_are_refused_before_training(name, said, tmp_path):
     for refuse in (check_directory, Checkpoints):
         with pytest.raises(ValueError, match=said) as error:
@@ -310,7 +456,10 @@ def test_one_that_the_run_drops_while_it_is_evaluated_is_not_damaged(copy, capfd
     with Checkpoints(copy, read_only=True) as checkpoints:
         shutil.rmtree(copy / '3')
         assert_same(checkpoints.restore_best(LIKE)[0], make_state(1))
-        assert checkpoints.damaged_and_better == [] and capfd.readouterr() == (f'note: checkpoint {copy}/3 is gone\n', '')
+        assert checkpoints.damaged_and_better == [] and capfd.readouterr() == (
+            f'note: checkpoint {copy}/3 is gone\n',
+            '',
+        )
 
 
 def test_a_pipe_instead_of_the_checksums_is_not_waited_for(copy):
@@ -329,23 +478,39 @@ def test_one_without_checksums_is_not_taken_for_one_from_before_them(copy):
         shutil.rmtree(copy / '4')
 
 
-@pytest.mark.parametrize('content', [b'', b'{"seed": ', b'[]', b'3', b'\xff\xfe{}', b'[' * 100_000],
-                         ids=['empty', 'cut', 'a list', 'a number', 'no UTF-8', 'lists in lists'])
+@pytest.mark.parametrize(
+    'content',
+    [b'', b'{"seed": ', b'[]', b'3', b'\xff\xfe{}', b'[' * 100_000],
+    ids=['empty', 'cut', 'a list', 'a number', 'no UTF-8', 'lists in lists'],
+)
 def test_damaged_settings_name_the_file_and_what_to_do(content, copy):
     (copy / CONFIG_FILE).write_bytes(content)
-    with pytest.raises(ValueError, match=rf'^{copy}/config.json is damaged .*: these are the settings of the run; put back a copy, or delete') as error:
+    with pytest.raises(
+        ValueError,
+        match=rf'^{copy}/config.json is damaged .*: these are the settings of the run; put back a '
+        r'copy, or delete',
+    ) as error:
         saved_settings(copy)
     assert '\n' not in str(error.value)
 
 
 def test_settings_are_the_old_or_the_new_never_half(copy, monkeypatch):
     before = (copy / CONFIG_FILE).read_bytes()
-    monkeypatch.setattr(os, 'fsync', lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+    monkeypatch.setattr(
+        os,
+        'fsync',
+        lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
+    )
     monkeypatch.setattr(module, '_check_writable', lambda _: None)
     with Checkpoints(copy, config=ml_collections.ConfigDict({'seed': 1})) as checkpoints:
         with pytest.raises(OSError, match='No space left on device'):
             checkpoints.save(4, make_state(4))
-    assert (copy / CONFIG_FILE).read_bytes() == before and sorted(os.listdir(copy)) == ['1', '2', '3', CONFIG_FILE]
+    assert (copy / CONFIG_FILE).read_bytes() == before and sorted(os.listdir(copy)) == [
+        '1',
+        '2',
+        '3',
+        CONFIG_FILE,
+    ]
 
 
 TWO = '''
@@ -407,11 +572,27 @@ def test_two_processes_agree_on_what_is_damaged(tmp_path):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = str(free.getsockname()[1])
-    both = [subprocess.Popen([sys.executable, '-c', textwrap.dedent(TWO), str(tmp_path), port, str(index)], cwd=REPOSITORY, env=CPU,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for index in range(2)]
+    both = [
+        subprocess.Popen(
+            [sys.executable, '-c', textwrap.dedent(TWO), str(tmp_path), port, str(index)],
+            cwd=REPOSITORY,
+            env=CPU,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
     (first, first_err), (second, second_err) = finish(*both, timeout=120)
-    assert [process.returncode for process in both] == [0, 0], (first_err[-3000:], second_err[-3000:])
-    assert first.count('is damaged (state/_METADATA is not what was written): it does not count') == 1
-    assert 'the checkpoint of step 4 cannot be written' in first and 'No space left on device' in first
+    assert [process.returncode for process in both] == [0, 0], (
+        first_err[-3000:],
+        second_err[-3000:],
+    )
+    assert (
+        first.count('is damaged (state/_METADATA is not what was written): it does not count') == 1
+    )
+    assert (
+        'the checkpoint of step 4 cannot be written' in first and 'No space left on device' in first
+    )
     assert 'the checkpoint of step 4 cannot be written' in second and 'another process' in second
     assert 'damaged' not in second

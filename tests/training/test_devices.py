@@ -1,4 +1,5 @@
-"""The same numbers on one device, on eight, after a checkpoint, and on two processes that train, select and evaluate together."""
+"""The same numbers on one device, on eight, after a checkpoint, and on two processes that train,
+select and evaluate together."""
 
 import functools
 import os
@@ -10,7 +11,18 @@ import jax
 import numpy as np
 import pytest
 from tiny_evaluation import TinyDataset
-from tiny_run import SAMPLER, CPU, REPOSITORY, finish, largest_difference, random_batch, run_main, start_main, tiny_config, tiny_flags
+from tiny_run import (
+    CPU,
+    REPOSITORY,
+    SAMPLER,
+    finish,
+    largest_difference,
+    random_batch,
+    run_main,
+    start_main,
+    tiny_config,
+    tiny_flags,
+)
 
 from fsar_jax.data.episodes import draw_episodes
 from fsar_jax.learner import create_learner
@@ -23,14 +35,22 @@ from fsar_jax.training.state import create_train_state, make_train_step
 from fsar_jax.training.train import fit_accumulation
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick_compilation')]
-OPTIMIZER = {'train.optimizer': os.environ.get('FSAR_OPTIMIZER', 'sgd'), 'train.schedule': 'constant',
-             'train.learning_rate': 0.01 if os.environ.get('FSAR_OPTIMIZER', 'sgd') == 'sgd' else 1e-3}
+OPTIMIZER = {
+    'train.optimizer': os.environ.get('FSAR_OPTIMIZER', 'sgd'),
+    'train.schedule': 'constant',
+    'train.learning_rate': 0.01 if os.environ.get('FSAR_OPTIMIZER', 'sgd') == 'sgd' else 1e-3,
+}
 
 
 SHAPE = {'episode.query': 1, 'train.episodes_per_step': 8}
 CLASSIFIER = {'model.classifier.classes': 2}
-METHODS = {                                       # those with a head of their own; the classifier needs the number of classes
-    'strm': {'train.accumulation_steps': 2}, 'otam': {}, 'ta2n': {}, 'hyrsm': CLASSIFIER, 'mastaf': CLASSIFIER, 'vim': SAMPLER,
+METHODS = {  # those with a head of their own; the classifier needs the number of classes
+    'strm': {'train.accumulation_steps': 2},
+    'otam': {},
+    'ta2n': {},
+    'hyrsm': CLASSIFIER,
+    'mastaf': CLASSIFIER,
+    'vim': SAMPLER,
 }
 
 
@@ -40,16 +60,25 @@ def norm(tree):
 
 @functools.cache
 def prepared(method):
-    """(config, mesh, initial state, compiled step) of a method on the devices that this process has."""
-    config = tiny_config(method, {**OPTIMIZER, **SHAPE, **METHODS[method]}, width=None if method == 'strm' else 8)
+    """(config, mesh, initial state, compiled step) of a method on the devices that this process
+    has."""
+    config = tiny_config(
+        method, {**OPTIMIZER, **SHAPE, **METHODS[method]}, width=None if method == 'strm' else 8
+    )
     mesh = episode_mesh()
     config = fit_accumulation(config, mesh.size)
     learner = create_learner(config.model)
-    return config, mesh, jax.tree.map(np.asarray, create_train_state(config, learner)), make_train_step(learner, config, mesh)
+    return (
+        config,
+        mesh,
+        jax.tree.map(np.asarray, create_train_state(config, learner)),
+        make_train_step(learner, config, mesh),
+    )
 
 
 def run_steps(method, steps, state=None):
-    """The state after these steps, from the initial one unless another is given, and their losses."""
+    """The state after these steps, from the initial one unless another is given, and their
+    losses."""
     config, mesh, start, train_step = prepared(method)
     state = replicate(mesh, jax.tree.map(jax.numpy.array, start)) if state is None else state
     losses = []
@@ -60,43 +89,75 @@ def run_steps(method, steps, state=None):
 
 
 def batch_of(method, config, seed):
-    """Noise; for VIM in changing light, because frames of one brightness score nearly alike, and rounding would decide which are taken."""
+    """Noise; for VIM in changing light, because frames of one brightness score nearly alike, and
+    rounding would decide which are taken."""
     batch, rng = random_batch(config, seed), np.random.default_rng(seed)
     light = lambda x: (x * rng.uniform(0.1, 1.0, (*x.shape[:-3], 1, 1, 1))).astype(np.uint8)
-    return {**batch, 'support': light(batch['support']), 'query': light(batch['query'])} if method == 'vim' else batch
+    return (
+        {**batch, 'support': light(batch['support']), 'query': light(batch['query'])}
+        if method == 'vim'
+        else batch
+    )
 
 
 def only_of_vim():
-    """The update of the first step, {params, batch_stats}, and the logits of five test episodes that encode in `match`."""
+    """The update of the first step, {params, batch_stats}, and the logits of five test episodes
+    that encode in `match`."""
     config, mesh, start, _ = prepared('vim')
     state, _ = run_steps('vim', range(1))
-    update = {name: jax.tree.map(lambda a, b: np.asarray(a) - b, getattr(state, name), getattr(start, name)) for name in ('params', 'batch_stats')}
+    update = {
+        name: jax.tree.map(
+            lambda a, b: np.asarray(a) - b, getattr(state, name), getattr(start, name)
+        )
+        for name in ('params', 'batch_stats')
+    }
     learner, dataset = create_learner(config.model), TinyDataset()
     assert learner.encodes_in_match
     episodes = draw_episodes(dataset, config.episode.way, config.episode.shot, 1, 0, 5)
-    return {'update': update, 'logits': evaluate_episodes(learner, start.variables, dataset, episodes, config, mesh).logits}
+    return {
+        'update': update,
+        'logits': evaluate_episodes(
+            learner, start.variables, dataset, episodes, config, mesh
+        ).logits,
+    }
 
 
 @functools.cache
 def three_steps(method):
     """Losses and final state, as trees of numpy."""
     state, losses = run_steps(method, range(3))
-    return {'losses': losses, **{name: jax.tree.map(np.asarray, getattr(state, name)) for name in ('params', 'batch_stats', 'opt_state')},
-            **(only_of_vim() if method == 'vim' else {})}
+    return {
+        'losses': losses,
+        **{
+            name: jax.tree.map(np.asarray, getattr(state, name))
+            for name in ('params', 'batch_stats', 'opt_state')
+        },
+        **(only_of_vim() if method == 'vim' else {}),
+    }
 
 
 @pytest.fixture(scope='module')
 def eight_devices(tmp_path_factory):
-    """Starts eight devices in another process, which works through METHODS; a function that waits for the arrays of one."""
+    """Starts eight devices in another process, which works through METHODS; a function that waits
+    for the arrays of one."""
     folder = tmp_path_factory.mktemp('eight')
-    code = ('import sys; sys.path[:0] = [".", "tests", "tests/training"]\n'
-            'import jax, numpy as np, test_devices\n'
-            'assert jax.device_count() == 8\n'
-            'for method in test_devices.METHODS:\n'
-            '    np.savez(f"{sys.argv[1]}/{method}.npz", *jax.tree.leaves(test_devices.three_steps(method)))')
+    code = (
+        'import sys; sys.path[:0] = [".", "tests", "tests/training"]\n'
+        'import jax, numpy as np, test_devices\n'
+        'assert jax.device_count() == 8\n'
+        'for method in test_devices.METHODS:\n'
+        '    np.savez(f"{sys.argv[1]}/{method}.npz", '
+        '*jax.tree.leaves(test_devices.three_steps(method)))'
+    )
     env = {**CPU, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
-    process = subprocess.Popen([sys.executable, '-c', code, folder], cwd=REPOSITORY, env=env,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, '-c', code, folder],
+        cwd=REPOSITORY,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     ended = []
 
     def arrays(method):
@@ -104,12 +165,15 @@ def eight_devices(tmp_path_factory):
         assert process.returncode == 0, ended[0][1][-3000:]
         with np.load(folder / f'{method}.npz') as file:
             return [file[name] for name in file.files]
+
     yield arrays
     finish(process)
 
 
 @pytest.mark.parametrize('method', METHODS)
-def test_stopped_after_a_checkpoint_and_continued(method, tmp_path, eight_devices):      # which start now, and work meanwhile
+def test_stopped_after_a_checkpoint_and_continued(
+    method, tmp_path, eight_devices
+):  # which start now, and work meanwhile
     """Bit for bit: what a checkpoint holds is all that the next step depends on."""
     state, _ = run_steps(method, range(1))
     with Checkpoints(tmp_path / 'run') as checkpoints:
@@ -126,11 +190,15 @@ def test_stopped_after_a_checkpoint_and_continued(method, tmp_path, eight_device
 def test_one_device_and_eight(method, eight_devices):
     one = three_steps(method)
     other = jax.tree.unflatten(jax.tree.structure(one), eight_devices(method))
-    if method == 'vim':    # resampling a noise image has a gradient that jumps from pixel to pixel, so rounding shows in the update (0.4% of it)
+    if (
+        method == 'vim'
+    ):  # resampling a noise image has a gradient that jumps from pixel to pixel, so rounding shows in the update (0.4% of it)
         np.testing.assert_allclose(one['losses'][0], other['losses'][0], atol=2e-5)
         for part, allowed in (('params', 0.05), ('batch_stats', 1e-5)):
             apart = jax.tree.map(np.subtract, one['update'][part], other['update'][part])
-            assert 0 < norm(one['update'][part]) and norm(apart) <= allowed * norm(one['update'][part]), part
+            assert 0 < norm(one['update'][part]) and norm(apart) <= allowed * norm(
+                one['update'][part]
+            ), part
         assert largest_difference(one['logits'], other['logits']) < 1e-5
         assert np.ptp(one['logits']) > 1e-2
         return
@@ -140,25 +208,44 @@ def test_one_device_and_eight(method, eight_devices):
 
 
 def test_one_process_with_two_of_three_devices_and_two_processes(tiny_data, tmp_path):
-    """Training, checkpoints, selection on val and the evaluation of test, from the command line. Three do not divide four episodes."""
-    changes = {**OPTIMIZER, 'train.num_steps': 3, 'train.checkpoint_steps': 2, 'train.episodes_per_step': 4}
+    """Training, checkpoints, selection on val and the evaluation of test, from the command line.
+    Three do not divide four episodes."""
+    changes = {
+        **OPTIMIZER,
+        'train.num_steps': 3,
+        'train.checkpoint_steps': 2,
+        'train.episodes_per_step': 4,
+    }
     method = 'trm'
-    plan = run_main(*tiny_flags(method, tiny_data, tmp_path / 'one', changes),
-                    env={'XLA_FLAGS': '--xla_force_host_platform_device_count=3'})
-    assert '2 x cpu (cpu), 1 process(es), compute in float32; 1 idle, --config.train.episodes_per_step=6 would use all 3' in plan
+    plan = run_main(
+        *tiny_flags(method, tiny_data, tmp_path / 'one', changes),
+        env={'XLA_FLAGS': '--xla_force_host_platform_device_count=3'},
+    )
+    assert (
+        '2 x cpu (cpu), 1 process(es), compute in float32; 1 idle, '
+        '--config.train.episodes_per_step=6 would use all 3' in plan
+    )
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    both = [start_main(*tiny_flags(method, tiny_data, tmp_path / 'two', changes), f'--distributed=127.0.0.1:{port},2,{i}')
-            for i in range(2)]
+    both = [
+        start_main(
+            *tiny_flags(method, tiny_data, tmp_path / 'two', changes),
+            f'--distributed=127.0.0.1:{port},2,{i}',
+        )
+        for i in range(2)
+    ]
     said = finish(*both)
     assert [process.returncode for process in both] == [0, 0], [err[-3000:] for _, err in said]
-    assert 'test, 2-way 1-shot: ' in said[0][0] and '2-way' not in said[1][0]        # one of them speaks
+    assert 'test, 2-way 1-shot: ' in said[0][0] and '2-way' not in said[1][0]  # one of them speaks
 
     one, two = (read_results(tmp_path / name) for name in ('one', 'two'))
     for key in ('accuracy', 'correct', 'confusion', 'episodes_hash', 'selected_on', 'config'):
         assert one[key] == two[key], key
-    losses = [[line['loss'] for line in read_metrics(tmp_path / name) if 'loss' in line] for name in ('one', 'two')]
+    losses = [
+        [line['loss'] for line in read_metrics(tmp_path / name) if 'loss' in line]
+        for name in ('one', 'two')
+    ]
     assert len(losses[0]) == 3
     np.testing.assert_allclose(*losses, rtol=1e-5)
     config = tiny_config(method, changes)
@@ -174,5 +261,9 @@ def test_one_process_with_two_of_three_devices_and_two_processes(tiny_data, tmp_
 
 
 def test_several_processes_are_told_the_step_that_their_devices_need():
-    with pytest.raises(ValueError, match='episodes_per_step=8 must be a multiple of the 3 devices .*: set --config.train.episodes_per_step=9'):
+    with pytest.raises(
+        ValueError,
+        match='episodes_per_step=8 must be a multiple of the 3 devices .*: set '
+        '--config.train.episodes_per_step=9',
+    ):
         fit_accumulation(tiny_config('trm', {'train.episodes_per_step': 8}), 3)

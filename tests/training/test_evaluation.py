@@ -1,4 +1,5 @@
-"""Cached evaluation against the published way and a slow loop; padding, several devices, what is recorded."""
+"""Cached evaluation against the published way and a slow loop; padding, several devices, what is
+recorded."""
 
 import json
 import os
@@ -29,7 +30,9 @@ def setting():
 
 def draw(dataset, config, count):
     e = config.episode
-    return episode_lists.draw_episodes(dataset, e.way, e.shot, config.eval.query, config.eval.seed, count)
+    return episode_lists.draw_episodes(
+        dataset, e.way, e.shot, config.eval.query, config.eval.seed, count
+    )
 
 
 def close(a, b):
@@ -39,19 +42,23 @@ def close(a, b):
 
 def test_cached_equals_published_way_equals_one_episode_at_a_time(setting):
     learner, variables, dataset, config, mesh = setting
-    episodes = draw(dataset, config, 11)    # not divisible by the chunk of 8
+    episodes = draw(dataset, config, 11)  # not divisible by the chunk of 8
     cached = evaluation.evaluate_episodes(learner, variables, dataset, episodes, config, mesh)
-    published = evaluation.evaluate_episodes(learner, variables, dataset, episodes, config, mesh, cache=False)
+    published = evaluation.evaluate_episodes(
+        learner, variables, dataset, episodes, config, mesh, cache=False
+    )
     assert cached.logits.shape == published.logits.shape == (11, 3, 3)
     close(cached.logits, published.logits)
     for i in range(11):
-        support, query = (np.concatenate(list(loader.video_batches(dataset, config, positions.ravel(), 1)))
-                          for positions in (episodes.support[i], episodes.query[i]))
+        support, query = (
+            np.concatenate(list(loader.video_batches(dataset, config, positions.ravel(), 1)))
+            for positions in (episodes.support[i], episodes.query[i])
+        )
         slow = learner.apply(variables, support.reshape(3, 2, *support.shape[1:]), query).logits
         close(cached.logits[i], np.asarray(slow))
     np.testing.assert_array_equal(cached.correct, published.correct)
     np.testing.assert_array_equal(cached.confusion, published.confusion)
-    assert 11 < cached.correct.sum() < 33    # neither chance (11) nor perfect
+    assert 11 < cached.correct.sum() < 33  # neither chance (11) nor perfect
 
 
 @pytest.mark.slow
@@ -59,12 +66,19 @@ def test_cached_equals_published_way_equals_one_episode_at_a_time(setting):
 def test_cached_equals_published_way_for_every_matcher(setting, method, quick_compilation):
     _, _, dataset, _, mesh = setting
     config = make_config()
-    config.model = tiny_config(method, {'model.classifier.classes': 4, **(SAMPLER if method == 'vim' else {})}, width=4).model
+    config.model = tiny_config(
+        method, {'model.classifier.classes': 4, **(SAMPLER if method == 'vim' else {})}, width=4
+    ).model
     learner, episodes = create_learner(config.model), draw(dataset, config, 3)
     variables = jax.jit(lambda: make_variables(learner, config))()
-    move = lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)          # windows and offsets start without effect
+    move = lambda x: (
+        x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)
+    )  # windows and offsets start without effect
     variables = {**variables, 'params': jax.tree.map(move, variables['params'])}
-    cached, published = (evaluation.evaluate_episodes(learner, variables, dataset, episodes, config, mesh, cache) for cache in (True, False))
+    cached, published = (
+        evaluation.evaluate_episodes(learner, variables, dataset, episodes, config, mesh, cache)
+        for cache in (True, False)
+    )
     close(cached.logits, published.logits)
     assert np.ptp(cached.logits, axis=-1).min() > 1e-4
 
@@ -77,7 +91,9 @@ def test_each_video_is_loaded_once_and_only_if_it_occurs(setting):
     dataset.reads.clear()
     evaluation.evaluate_episodes(learner, variables, dataset, episodes, config, mesh)
     assert set(dataset.reads) == set(used.tolist())
-    assert len(dataset.reads) <= len(used) + config.eval.videos_per_batch - 1   # repeats fill the last batch
+    assert (
+        len(dataset.reads) <= len(used) + config.eval.videos_per_batch - 1
+    )  # repeats fill the last batch
 
 
 def test_embeddings_have_a_row_per_video_in_order(setting):
@@ -95,7 +111,9 @@ def test_counts_and_confusion_by_a_slow_loop(setting):
     assert outcome.classes == ['action 0', 'action 2', 'action 3', 'action 5', 'action 7']
     confusion, correct = np.zeros((5, 5), int), np.zeros(11, int)
     for i in range(11):
-        for label, scores, position in zip(episodes.labels[i], outcome.logits[i], episodes.query[i]):
+        for label, scores, position in zip(
+            episodes.labels[i], outcome.logits[i], episodes.query[i]
+        ):
             name = dataset.class_names[dataset.labels[position]]
             answer = dataset.class_names[episodes.classes[i][int(np.argmax(scores))]]
             confusion[outcome.classes.index(name), outcome.classes.index(answer)] += 1
@@ -106,22 +124,36 @@ def test_counts_and_confusion_by_a_slow_loop(setting):
 
 def test_nothing_is_traced_again_for_the_next_chunk_or_the_next_checkpoint(setting):
     _, variables, dataset, config, mesh = setting
-    learner = TinyLearner(features=6, name='counted')    # compiled by no other test
+    learner = TinyLearner(features=6, name='counted')  # compiled by no other test
+
     def traces(episodes, variables):
         before = dict(TRACES)
         evaluation.evaluate_episodes(learner, variables, dataset, episodes, config, mesh)
         return {name: TRACES[name] - before[name] for name in TRACES}
-    episodes = draw(dataset, config, 50)    # 7 chunks, 4 batches of videos
+
+    episodes = draw(dataset, config, 50)  # 7 chunks, 4 batches of videos
     first = traces(episodes, variables)
-    assert first == {'embed': 2, 'match': 1}    # once for the shape, once to compile
+    assert first == {'embed': 2, 'match': 1}  # once for the shape, once to compile
     assert traces(episodes, jax.tree.map(lambda x: 2 * x, variables)) == {'embed': 1, 'match': 0}
 
 
 def test_results_of_a_split(setting, tmp_path):
     learner, variables, dataset, config, mesh = setting
+
     def run(**arguments):
-        return evaluation.evaluate(learner, variables, config, 'test', 11, method='tiny', dataset=dataset,
-                                   mesh=mesh, selected_on='val accuracy at step 3', **arguments)
+        return evaluation.evaluate(
+            learner,
+            variables,
+            config,
+            'test',
+            11,
+            method='tiny',
+            dataset=dataset,
+            mesh=mesh,
+            selected_on='val accuracy at step 3',
+            **arguments,
+        )
+
     found = run()
     episodes = draw(dataset, config, 11)
     outcome = evaluation.evaluate_episodes(learner, variables, dataset, episodes, config, mesh)
@@ -140,11 +172,13 @@ def test_an_episode_list_from_a_file(setting, tmp_path):
     episodes = draw(dataset, config, 5)
     episode_lists.write_episodes(tmp_path / 'list.jsonl', dataset, episodes)
     with_file = make_config(episodes_file=str(tmp_path / 'list.jsonl'))
-    found = evaluation.evaluate(learner, variables, with_file, 'test', 11, dataset=dataset, mesh=mesh)
+    found = evaluation.evaluate(
+        learner, variables, with_file, 'test', 11, dataset=dataset, mesh=mesh
+    )
     assert found['num_episodes'] == 5
     assert found['episodes_hash'] == episode_lists.episodes_hash(dataset, episodes)
     val = evaluation.evaluate(learner, variables, with_file, 'val', 3, dataset=dataset, mesh=mesh)
-    assert val['num_episodes'] == 3    # the list is for eval.split only
+    assert val['num_episodes'] == 3  # the list is for eval.split only
     with_file.episode.way = 4
     message = 'holds 3-way 2-shot episodes of 3 queries, the config asks for 4-way 2-shot with 4'
     with pytest.raises(ValueError, match=message):
@@ -155,7 +189,9 @@ def test_diverged_parameters_are_an_error_not_chance(setting):
     learner, variables, dataset, config, mesh = setting
     broken = jax.tree.map(lambda x: x * jnp.nan, variables)
     episodes = draw(dataset, config, 11)
-    with pytest.raises(ValueError, match='logits of 11 of 11 episodes are not finite, first in episode 0'):
+    with pytest.raises(
+        ValueError, match='logits of 11 of 11 episodes are not finite, first in episode 0'
+    ):
         evaluation.evaluate_episodes(learner, broken, dataset, episodes, config, mesh)
 
 
@@ -175,10 +211,19 @@ ON_THESE_DEVICES = '''
 def test_eight_devices_give_the_counts_of_one(setting):
     learner, variables, dataset, config, mesh = setting
     here = pathlib.Path(__file__).parent
-    env = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu',
-           'PYTHONPATH': f'{here.parents[1]}{os.pathsep}{here}'}
-    done = subprocess.run([sys.executable, '-c', textwrap.dedent(ON_THESE_DEVICES)], env=env,
-                          capture_output=True, text=True, timeout=120)
+    env = {
+        **os.environ,
+        'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+        'JAX_PLATFORMS': 'cpu',
+        'PYTHONPATH': f'{here.parents[1]}{os.pathsep}{here}',
+    }
+    done = subprocess.run(
+        [sys.executable, '-c', textwrap.dedent(ON_THESE_DEVICES)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     devices, cached, published = json.loads(done.stdout.splitlines()[-1])
     one = evaluation.evaluate(learner, variables, config, 'test', 11, dataset=dataset, mesh=mesh)

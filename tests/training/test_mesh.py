@@ -16,8 +16,13 @@ EIGHT_DEVICES = {**CPU, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
 
 
 def run_python(code, env=None):
-    done = subprocess.run([sys.executable, '-c', textwrap.dedent(code)], env=env, capture_output=True,
-                          text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, '-c', textwrap.dedent(code)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -33,7 +38,8 @@ def test_one_device_keeps_values_and_names_its_axis():
 
 
 def test_eight_devices_split_episodes_and_copy_parameters():
-    run_python('''
+    run_python(
+        '''
         import jax, numpy as np, pytest
         from fsar_jax.training import mesh as meshes
         mesh = meshes.episode_mesh()
@@ -49,14 +55,17 @@ def test_eight_devices_split_episodes_and_copy_parameters():
         assert [meshes.episode_mesh(episodes).size for episodes in (1, 4, 6, 11, 12, 16)] == [1, 4, 6, 1, 6, 8]
         with pytest.raises(ValueError, match='6 episodes do not divide over 8 devices: make config.train.ep'):
             meshes.shard(mesh, np.zeros((1, 6)), 1)
-    ''', env=EIGHT_DEVICES)
+    ''',
+        env=EIGHT_DEVICES,
+    )
 
 
 def test_two_processes_put_their_parts_together():
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    code = '''
+    code = (
+        '''
         import sys, jax, numpy as np
         jax.distributed.initialize('127.0.0.1:%d', 2, int(sys.argv[1]))
         from fsar_jax.training import mesh as meshes
@@ -69,10 +78,16 @@ def test_two_processes_put_their_parts_together():
         jax.random.normal(weights['key'], ())
         assert float(total) == float((full * np.arange(8.0)).sum()), total
         print(rows.tolist())
-    ''' % port
+    '''
+        % port
+    )
     command = [sys.executable, '-c', textwrap.dedent(code)]
-    both = [subprocess.Popen(command + [str(i)], env=CPU, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                             text=True) for i in range(2)]
+    both = [
+        subprocess.Popen(
+            command + [str(i)], env=CPU, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for i in range(2)
+    ]
     try:
         said = [process.communicate(timeout=120) for process in both]
     finally:

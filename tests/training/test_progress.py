@@ -18,8 +18,8 @@ def read_events(path):
     """(step, tag, value) of every scalar in an event file: records of length, crc, data, crc."""
     content, scalars, at = path.read_bytes(), [], 0
     while at < len(content):
-        length, = struct.unpack_from('<Q', content, at)
-        event = Event.FromString(content[at + 12:at + 12 + length])
+        (length,) = struct.unpack_from('<Q', content, at)
+        event = Event.FromString(content[at + 12 : at + 12 + length])
         scalars += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
         at += length + 16
     return scalars
@@ -31,17 +31,22 @@ def test_scalars_reach_jsonl_tensorboard_and_the_log(tmp_path):
         writer.write(1, {'loss': jnp.float32(1.5), 'accuracy': np.float64(0.25)})
         writer.write(2, {'loss': 0.123456})
     first, second = read_metrics(tmp_path)
-    assert first == {'step': 1, 'loss': 1.5, 'accuracy': 0.25} and second == {'step': 2, 'loss': 0.123456}
+    assert first == {'step': 1, 'loss': 1.5, 'accuracy': 0.25} and second == {
+        'step': 2,
+        'loss': 0.123456,
+    }
     assert log.getvalue() == 'step 2  loss 0.1235\n'
-    events, = tmp_path.glob('events.out.tfevents.*')
+    (events,) = tmp_path.glob('events.out.tfevents.*')
     assert read_events(events)[:2] == [(1, 'loss', 1.5), (1, 'accuracy', 0.25)]
 
 
 def test_a_value_that_is_not_finite_is_null_and_the_line_stays_strict_json(tmp_path):
     with MetricWriter(tmp_path, stream=io.StringIO()) as writer:
         writer.write(1, {'loss': float('nan'), 'norm': float('inf')})
+
     def refuse(constant):
         raise AssertionError(constant)
+
     line = json.loads((tmp_path / 'metrics.jsonl').read_text(), parse_constant=refuse)
     assert line == {'step': 1, 'loss': None, 'norm': None}
 
@@ -64,13 +69,22 @@ def test_resuming_drops_later_lines_and_a_line_cut_short(tmp_path):
 def test_a_damaged_line_is_named_and_stops_no_run(tmp_path):
     path, said = tmp_path / 'metrics.jsonl', io.StringIO()
     whole = '{"step": 1, "loss": 0.5}\n'
-    path.write_bytes(whole.encode() + b'{"loss": 3.0}\n\xff\x1b[2J\n[]\n\n{"step": 2, "loss": 0.25}\n{"st')
-    with pytest.raises(ValueError, match=r'^[^\n]*metrics.jsonl line 2 is no metrics of a step: .*loss.*: remove the line$'):
+    path.write_bytes(
+        whole.encode() + b'{"loss": 3.0}\n\xff\x1b[2J\n[]\n\n{"step": 2, "loss": 0.25}\n{"st'
+    )
+    with pytest.raises(
+        ValueError,
+        match=r'^[^\n]*metrics.jsonl line 2 is no metrics of a step: .*loss.*: remove the line$',
+    ):
         read_metrics(tmp_path)
     with MetricWriter(tmp_path, resume_step=1, stream=said) as writer:
         writer.write(2, {'loss': 0.125})
     notes = said.getvalue().splitlines()[:-1]
-    assert [re.search(r'line (\d+) is', note)[1] for note in notes] == ['2', '3', '4'] and '\x1b' not in said.getvalue()
+    assert [re.search(r'line (\d+) is', note)[1] for note in notes] == [
+        '2',
+        '3',
+        '4',
+    ] and '\x1b' not in said.getvalue()
     assert path.read_text() == whole + '{"step": 2, "loss": 0.125}\n'
 
 
@@ -86,8 +100,9 @@ def test_a_full_disk_names_the_file(tmp_path):
 
 def test_without_a_terminal_a_line_now_and_then(tmp_path):
     now, said = [0.0], io.StringIO()
-    with Progress(100, 'training', 'episode', initial=20, stream=said, line_seconds=30,
-                  clock=lambda: now[0]) as progress:
+    with Progress(
+        100, 'training', 'episode', initial=20, stream=said, line_seconds=30, clock=lambda: now[0]
+    ) as progress:
         for _ in range(40):
             now[0] += 1
             progress.advance(2)
@@ -99,6 +114,7 @@ def test_on_a_terminal_a_bar_with_speed(tmp_path):
     class Terminal(io.StringIO):
         def isatty(self):
             return True
+
     said = Terminal()
     with Progress(10, 'matching', 'episode', stream=said) as progress:
         progress.advance(10)

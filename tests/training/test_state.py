@@ -1,4 +1,5 @@
-"""The train step against slow loops: gradients, running statistics, accumulation, schedules, dropout keys."""
+"""The train step against slow loops: gradients, running statistics, accumulation, schedules,
+dropout keys."""
 
 from functools import partial
 
@@ -11,11 +12,23 @@ from tiny_run import largest_difference, random_batch, tiny_config
 from fsar_jax.learner import create_learner
 from fsar_jax.training.mesh import episode_mesh, replicate, shard
 from fsar_jax.training.state import (
-    create_optimizer, create_train_state, flip_clips, fold_running_statistics, learning_rate_schedule, make_train_step)
+    create_optimizer,
+    create_train_state,
+    flip_clips,
+    fold_running_statistics,
+    learning_rate_schedule,
+    make_train_step,
+)
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
-SMALL = {'train.optimizer': 'sgd', 'train.schedule': 'constant', 'train.learning_rate': 0.01, 'train.episodes_per_step': 4,
-         'episode.query': 1, 'model.matcher.dim': 8}
+SMALL = {
+    'train.optimizer': 'sgd',
+    'train.schedule': 'constant',
+    'train.learning_rate': 0.01,
+    'train.episodes_per_step': 4,
+    'episode.query': 1,
+    'model.matcher.dim': 8,
+}
 
 
 class Run:
@@ -38,24 +51,48 @@ class Run:
 
     def _episode(self, params, batch_stats, episode):
         """One episode alone: (loss, (accuracy, batch statistics)), and the gradient of the loss."""
+
         def loss(params):
-            clips = [jnp.where(flip[..., None, None, None, None], jnp.flip(x, -2), x)
-                     for x, flip in ((episode['support'], episode['support_flip']), (episode['query'], episode['query_flip']))]
+            clips = [
+                jnp.where(flip[..., None, None, None, None], jnp.flip(x, -2), x)
+                for x, flip in (
+                    (episode['support'], episode['support_flip']),
+                    (episode['query'], episode['query_flip']),
+                )
+            ]
             key = jax.random.fold_in(jax.random.key(self.config.seed), episode['episode'])
-            prediction, new = self.learner.apply({'params': params, 'batch_stats': batch_stats}, *clips, train=True,
-                                                 rngs={'dropout': key}, mutable=['batch_stats'])
-            weights = {'temporal_matching': 1.0, 'query_similarity': self.config.model.query_similarity.weight}
-            total = sum(weights[name] * -jax.nn.log_softmax(logits)[jnp.arange(len(logits)), episode['labels']].sum()
-                        for name, logits in prediction.auxiliary.items())
-            return total, ((prediction.logits.argmax(-1) == episode['labels']).mean(), new.get('batch_stats', {}))
+            prediction, new = self.learner.apply(
+                {'params': params, 'batch_stats': batch_stats},
+                *clips,
+                train=True,
+                rngs={'dropout': key},
+                mutable=['batch_stats'],
+            )
+            weights = {
+                'temporal_matching': 1.0,
+                'query_similarity': self.config.model.query_similarity.weight,
+            }
+            total = sum(
+                weights[name]
+                * -jax.nn.log_softmax(logits)[jnp.arange(len(logits)), episode['labels']].sum()
+                for name, logits in prediction.auxiliary.items()
+            )
+            return total, (
+                (prediction.logits.argmax(-1) == episode['labels']).mean(),
+                new.get('batch_stats', {}),
+            )
+
         return jax.value_and_grad(loss, has_aux=True)(params)
 
     def one_by_one(self, batch):
-        """Episodes in a row, each from the batch statistics that the one before left: losses, mean gradient, statistics."""
+        """Episodes in a row, each from the batch statistics that the one before left: losses, mean
+        gradient, statistics."""
         batch_stats, losses, gradients, accuracies = self.start.batch_stats, [], [], []
         for index in np.ndindex(batch['labels'].shape[:2]):
             episode = {key: value[index] for key, value in batch.items()}
-            (loss, (accuracy, batch_stats)), gradient = self.episode(self.start.params, batch_stats, episode)
+            (loss, (accuracy, batch_stats)), gradient = self.episode(
+                self.start.params, batch_stats, episode
+            )
             losses.append(loss), gradients.append(gradient), accuracies.append(accuracy)
         mean = jax.tree.map(lambda *x: np.mean(np.stack(x), 0), *gradients)
         return np.array(losses), mean, jax.tree.map(np.asarray, batch_stats), np.mean(accuracies)
@@ -82,7 +119,8 @@ def permuted(batch, order):
 
 @pytest.mark.slow
 def test_a_step_equals_its_episodes_one_by_one(strm, batch, after):
-    """SGD by hand: p − rate · mean gradient; the sum over queries, λ, dropout keys, flips and batch statistics are all in it."""
+    """SGD by hand: p − rate · mean gradient; the sum over queries, λ, dropout keys, flips and batch
+    statistics are all in it."""
     state, metrics = after
     losses, gradient, batch_stats, accuracy = strm.one_by_one(batch)
     np.testing.assert_allclose(metrics['losses'].ravel(), losses, rtol=1e-5)
@@ -133,7 +171,9 @@ def test_parameters_that_are_not_finite_are_seen(strm, batch, after):
     assert after[1]['finite']
     state = strm.state()
     leaves, tree = jax.tree.flatten(state.params)
-    state = state.replace(params=jax.tree.unflatten(tree, [leaves[0].at[0].set(jnp.nan), *leaves[1:]]))
+    state = state.replace(
+        params=jax.tree.unflatten(tree, [leaves[0].at[0].set(jnp.nan), *leaves[1:]])
+    )
     _, metrics = strm.train_step(state, shard(strm.mesh, batch, axis=1))
     assert not metrics['finite']
 
@@ -180,8 +220,14 @@ def test_flips_mirror_the_width_of_flagged_clips_only():
 
 
 def rates(**changes):
-    config = tiny_config('strm', {'train.num_steps': 10, 'train.learning_rate': 0.5,
-                                  **{f'train.{key}': value for key, value in changes.items()}})
+    config = tiny_config(
+        'strm',
+        {
+            'train.num_steps': 10,
+            'train.learning_rate': 0.5,
+            **{f'train.{key}': value for key, value in changes.items()},
+        },
+    )
     return np.array([learning_rate_schedule(config.train)(step) for step in range(11)])
 
 
@@ -195,12 +241,20 @@ def test_learning_rates():
     # From the step after 3 and 7 finished ones on.
     steps = [0.5] * 3 + [0.05] * 4 + [0.005] * 4
     np.testing.assert_allclose(rates(schedule='steps', schedule_steps=(3, 7)), steps, rtol=1e-6)
-    np.testing.assert_allclose(rates(schedule='steps', schedule_steps=(3, 7), warmup_steps=2)[2:], steps[2:], rtol=1e-6)
+    np.testing.assert_allclose(
+        rates(schedule='steps', schedule_steps=(3, 7), warmup_steps=2)[2:], steps[2:], rtol=1e-6
+    )
 
 
 def updated(params, gradients, **changes):
-    config = tiny_config('strm', {'train.schedule': 'constant', 'train.learning_rate': 0.1,
-                                  **{f'train.{key}': value for key, value in changes.items()}})
+    config = tiny_config(
+        'strm',
+        {
+            'train.schedule': 'constant',
+            'train.learning_rate': 0.1,
+            **{f'train.{key}': value for key, value in changes.items()},
+        },
+    )
     optimizer = create_optimizer(config.train)
     state = optimizer.init(params)
     for gradient in gradients:

@@ -1,4 +1,5 @@
-"""A stand-in learner and a tiny dataset in memory, for the evaluation tests and their subprocesses."""
+"""A stand-in learner and a tiny dataset in memory, for the evaluation tests and their
+subprocesses."""
 
 from typing import NamedTuple
 
@@ -18,7 +19,9 @@ class Prediction(NamedTuple):
 
 
 class TinyLearner(nn.Module):
-    """Cosine prototypes of two embeddings, one per frame and one per video; counts how often it is traced."""
+    """Cosine prototypes of two embeddings, one per frame and one per video; counts how often it is
+    traced."""
+
     features: int = 6
 
     def setup(self):
@@ -70,9 +73,14 @@ class TinyDataset:
 
     def read(self, position):
         self.reads.append(int(position))
-        return {'frames': self.jpegs[position], 'label': int(self.labels[position]),
-                'video_id': self.video_ids[position], 'num_frames': len(self.jpegs[position]),
-                'width': 16, 'height': 12}
+        return {
+            'frames': self.jpegs[position],
+            'label': int(self.labels[position]),
+            'video_id': self.video_ids[position],
+            'num_frames': len(self.jpegs[position]),
+            'width': 16,
+            'height': 12,
+        }
 
 
 def make_config(**evaluation):

@@ -1,4 +1,5 @@
-"""Writes files in torch's formats without torch: pickles with stand-ins that pickle under torch's names.
+"""Writes files in torch's formats without torch: pickles with stand-ins that pickle under torch's
+names.
 
 The layout follows torch.serialization (protocol 2 pickles; persistent ids for storages).
 """
@@ -12,9 +13,17 @@ import zipfile
 import ml_dtypes
 import numpy as np
 
-STORAGES = {'float32': 'FloatStorage', 'float64': 'DoubleStorage', 'float16': 'HalfStorage',
-            'bfloat16': 'BFloat16Storage', 'int64': 'LongStorage', 'int32': 'IntStorage', 'complex64': 'ComplexFloatStorage',
-            'uint8': 'ByteStorage', 'bool': 'BoolStorage'}
+STORAGES = {
+    'float32': 'FloatStorage',
+    'float64': 'DoubleStorage',
+    'float16': 'HalfStorage',
+    'bfloat16': 'BFloat16Storage',
+    'int64': 'LongStorage',
+    'int32': 'IntStorage',
+    'complex64': 'ComplexFloatStorage',
+    'uint8': 'ByteStorage',
+    'bool': 'BoolStorage',
+}
 
 
 class Global:
@@ -38,13 +47,20 @@ class Tensor:
     def __init__(self, storage, size=None, stride=None, offset=0):
         if not isinstance(storage, Storage):
             size = np.shape(storage)
-            stride = tuple(int(np.prod(size[i + 1:])) for i in range(len(size)))
+            stride = tuple(int(np.prod(size[i + 1 :])) for i in range(len(size)))
             storage = Storage(storage)
-        self.storage, self.size, self.stride, self.offset = storage, tuple(size), tuple(stride), offset
+        self.storage, self.size, self.stride, self.offset = (
+            storage,
+            tuple(size),
+            tuple(stride),
+            offset,
+        )
 
     def __reduce_ex__(self, protocol):
-        return (Global('torch._utils', '_rebuild_tensor_v2'),
-                (self.storage, self.offset, self.size, self.stride, False, collections.OrderedDict()))
+        return (
+            Global('torch._utils', '_rebuild_tensor_v2'),
+            (self.storage, self.offset, self.size, self.stride, False, collections.OrderedDict()),
+        )
 
 
 class Call:
@@ -57,8 +73,9 @@ class Call:
         return Global(self.module, self.name), self.args
 
 
-class Pickler(pickle._Pickler):      # the Python one: its dispatch can write a global that does not exist here
-
+class Pickler(
+    pickle._Pickler
+):  # the Python one: its dispatch can write a global that does not exist here
     def __init__(self, file, legacy, protocol=2):
         super().__init__(file, protocol)
         self.legacy, self.storages = legacy, {}
@@ -68,7 +85,13 @@ class Pickler(pickle._Pickler):      # the Python one: its dispatch can write a 
             return None
         key = next((k for k, s in self.storages.items() if s is obj), str(len(self.storages)))
         self.storages[key] = obj
-        identity = ('storage', Global('torch', STORAGES[obj.array.dtype.name]), key, 'cpu', obj.array.size)
+        identity = (
+            'storage',
+            Global('torch', STORAGES[obj.array.dtype.name]),
+            key,
+            'cpu',
+            obj.array.size,
+        )
         return (*identity, None) if self.legacy else identity
 
     def save(self, obj, save_persistent_id=True):
@@ -106,8 +129,15 @@ def write_zip(path, obj, byteorder='little', root='archive', protocol=2):
 def write_legacy(path, obj, protocol=2):
     data, storages = dump(obj, legacy=True, protocol=protocol)
     with open(path, 'wb') as file:
-        for head in (0x1950a86a20f9469cfc6c, 1001,
-                     {'protocol_version': 1001, 'little_endian': True, 'type_sizes': {'short': 2, 'int': 4, 'long': 4}}):
+        for head in (
+            0x1950A86A20F9469CFC6C,
+            1001,
+            {
+                'protocol_version': 1001,
+                'little_endian': True,
+                'type_sizes': {'short': 2, 'int': 4, 'long': 4},
+            },
+        ):
             pickle.dump(head, file, protocol)
         file.write(data)
         pickle.dump(list(storages), file, protocol)

@@ -1,4 +1,5 @@
-"""ssv2_small_cmn: Something-Something V2, the small split of CMN (64/12/24 classes of 100 videos)."""
+"""ssv2_small_cmn: Something-Something V2, the small split of CMN (64/12/24 classes of 100
+videos)."""
 
 from tfds_builders.benchmark_builder import BenchmarkBuilder
 from tfds_builders.ssv2_annotations import disagreements
@@ -12,5 +13,9 @@ class Builder(BenchmarkBuilder):
 
     def check_annotations(self, splits, label):
         names = list(label)
-        listed = [(s.video_id.rpartition('/')[2], names[s.label]) for part in splits.values() for s in part]
+        listed = [
+            (s.video_id.rpartition('/')[2], names[s.label])
+            for part in splits.values()
+            for s in part
+        ]
         return disagreements(self.annotation_folders(), listed)

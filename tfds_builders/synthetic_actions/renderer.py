@@ -1,9 +1,11 @@
 """Draws clips of the synthetic actions, with the truth about when and where the action happens.
 
-A clip is a scene (objects, background, place, extent, timing, camera, light; drawn from the seed alone, never
-from the class) in which the class's motion program is played. Two classes with the same seed show the same
-objects in the same place with the same timing, so nothing but the motion tells the class.
+A clip is a scene (objects, background, place, extent, timing, camera, light; drawn from the seed
+alone, never from the class) in which the class's motion program is played. Two classes with the
+same seed show the same objects in the same place with the same timing, so nothing but the motion
+tells the class.
 """
+
 import dataclasses
 
 import cv2
@@ -18,11 +20,12 @@ MISALIGNMENTS = ('aligned', 'misaligned', 'shifted', 'untrimmed')
 class ClipSettings:
     """size: height and width in pixels.  fps: frames per second.
 
-    misalignment: 'aligned' (the action fills the clip at constant speed), 'misaligned' (random onset,
-    duration and speed, the objects rest before and after), 'shifted' (as aligned, the whole action displaced
-    by up to a quarter of the frame) or 'untrimmed' (the action takes about 30% of the clip, other things move
-    all the time).
+    misalignment: 'aligned' (the action fills the clip at constant speed), 'misaligned' (random
+    onset, duration and speed, the objects rest before and after), 'shifted' (as aligned, the whole
+    action displaced by up to a quarter of the frame) or 'untrimmed' (the action takes about 30% of
+    the clip, other things move all the time).
     """
+
     size: int = 64
     num_frames: int = 32
     fps: int = 12
@@ -40,12 +43,13 @@ class ClipSettings:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Clip:
-    """frames: uint8 [N, H, W, 3] RGB.  action_start, action_end: the action's first and last frame; frames up
-    to action_start show the start state, frames from action_end on the end state.
+    """frames: uint8 [N, H, W, 3] RGB.  action_start, action_end: the action's first and last frame;
+    frames up to action_start show the start state, frames from action_end on the end state.
 
-    boxes: float32 [N, 4], x0, y0, x1, y1 of the acting object in pixels, clipped to the frame, zeros where it
-    is not visible.
+    boxes: float32 [N, 4], x0, y0, x1, y1 of the acting object in pixels, clipped to the frame,
+    zeros where it is not visible.
     """
+
     frames: np.ndarray
     action_start: int
     action_end: int
@@ -54,8 +58,9 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sprite:
-    """image: float32 [s, s, 4], colour times coverage (0..255) and coverage (0..1).  outline: float64 [P, 2]
-    in units of the object's diameter, centred.  diameter: in pixels of the clip."""
+    """image: float32 [s, s, 4], colour times coverage (0..255) and coverage (0..1).  outline:
+    float64 [P, 2] in units of the object's diameter, centred.  diameter: in pixels of the clip."""
+
     image: np.ndarray
     outline: np.ndarray
     diameter: float
@@ -65,11 +70,13 @@ class Sprite:
 class Scene:
     """Everything of a clip but its class; N frames.  Lengths in pixels.
 
-    objects: the three sprites a program may use.  movers, mover_states: sprites that move on their own, and
-    their x, y, turn [N, movers, 3].  home: [2], where the program's origin is.  reach: length of its unit.
-    turns: [3], of the objects at rest. progress: [N] in [0, 1]. drift: [N, 2] displacement of the objects
-    outside the action.  camera: [N, 2] displacement of everything.  light: [N] factor.
+    objects: the three sprites a program may use.  movers, mover_states: sprites that move on their
+    own, and their x, y, turn [N, movers, 3].  home: [2], where the program's origin is.  reach:
+    length of its unit. turns: [3], of the objects at rest. progress: [N] in [0, 1]. drift: [N, 2]
+    displacement of the objects outside the action.  camera: [N, 2] displacement of everything.
+    light: [N] factor.
     """
+
     background: np.ndarray
     objects: tuple
     movers: tuple
@@ -151,7 +158,9 @@ def _sprite(rng, diameter):
     points = np.round((outline * (big - 4) + big / 2) * 16).astype(np.int32)
     cv2.fillPoly(coverage, [points], 1.0, cv2.LINE_8, 4)
     border = cv2.erode(coverage, np.ones((3, 3), np.uint8), iterations=max(1, big // 40))
-    image[(coverage > 0) & (border == 0)] *= 0.35  # a dark rim separates objects from any background
+    image[(coverage > 0) & (border == 0)] *= (
+        0.35  # a dark rim separates objects from any background
+    )
     image = np.concatenate([image * coverage[..., None], coverage[..., None]], 2)
     return Sprite(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA), outline, diameter)
 
@@ -174,7 +183,7 @@ def _background(rng, size, margin):
     else:  # blobs
         share = np.zeros_like(x)
         for cx, cy, radius in rng.uniform((0, 0, 0.1), (1, 1, 0.3), (5, 3)):
-            share += np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / radius ** 2)
+            share += np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / radius**2)
     image = first + np.clip(share, 0, 1)[..., None] * (second - first)
     grey = image.mean(-1, keepdims=True)
     image = rng.uniform(0.35, 0.7) * (0.5 * image + 0.5 * grey) + rng.uniform(0, 60)
@@ -185,7 +194,8 @@ def _background(rng, size, margin):
 
 
 def _draw(image, sprite, centre, scale, turn, opacity):
-    """Draws a sprite into `image` float32 [H, W, 3] in place; centre in pixels, turn in radians clockwise."""
+    """Draws a sprite into `image` float32 [H, W, 3] in place; centre in pixels, turn in radians
+    clockwise."""
     side = sprite.image.shape[0]
     zoom = sprite.diameter * scale / side
     cos, sin = zoom * np.cos(turn), zoom * np.sin(turn)
@@ -196,9 +206,14 @@ def _draw(image, sprite, centre, scale, turn, opacity):
     if x0 >= x1 or y0 >= y1 or opacity <= 0:
         return
     half = (side - 1) / 2
-    # Pixel i covers [i, i + 1), so the centre of the frame in array coordinates is half a pixel less.
-    matrix = np.array([[cos, -sin, centre[0] - 0.5 - x0 - cos * half + sin * half],
-                       [sin, cos, centre[1] - 0.5 - y0 - sin * half - cos * half]])
+    # Pixel i covers [i, i + 1), so the centre of the frame in array coordinates is half a pixel
+    # less.
+    matrix = np.array(
+        [
+            [cos, -sin, centre[0] - 0.5 - x0 - cos * half + sin * half],
+            [sin, cos, centre[1] - 0.5 - y0 - sin * half - cos * half],
+        ]
+    )
     patch = cv2.warpAffine(sprite.image, matrix, (x1 - x0, y1 - y0), flags=cv2.INTER_LINEAR)
     if opacity < 1:
         patch *= opacity
@@ -218,8 +233,8 @@ def _box(sprite, centre, scale, turn, opacity, size):
 
 
 def _smooth_walk(rng, num_frames, columns, step=8):
-    """Random smooth curves [num_frames, columns] in about [-1, 1], a new direction about every `step`
-    frames."""
+    """Random smooth curves [num_frames, columns] in about [-1, 1], a new direction about every
+    `step` frames."""
     knots = rng.uniform(-1, 1, (num_frames // step + 3, columns))
     time = np.arange(num_frames) / step
     place = time.astype(int)
@@ -249,8 +264,8 @@ def _timing(rng, settings):
 
 
 def draw_scene(seed, settings):
-    """Scene of a clip, a pure function of `seed` (int or tuple of ints, none negative) and `settings`; the
-    class is not seen."""
+    """Scene of a clip, a pure function of `seed` (int or tuple of ints, none negative) and
+    `settings`; the class is not seen."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
     size, num_frames = settings.size, settings.num_frames
     start, end, progress = _timing(rng, settings)
@@ -270,22 +285,46 @@ def draw_scene(seed, settings):
         # The walk is held at 0 during the action, so that the action itself is unchanged.
         frame = np.arange(num_frames)
         away = np.maximum(np.maximum(start - frame, frame - end), 0) / num_frames
-        drift = size * 0.16 * np.minimum(1, 6 * away)[:, None] * _smooth_walk(rng, num_frames, 2, step=6)
-        movers = tuple(_sprite(rng, size * rng.uniform(0.12, 0.18)) for _ in range(rng.integers(1, 4)))
-        mover_states = _smooth_walk(rng, num_frames, 3 * len(movers), step=10).reshape(num_frames, -1, 3)
+        drift = (
+            size
+            * 0.16
+            * np.minimum(1, 6 * away)[:, None]
+            * _smooth_walk(rng, num_frames, 2, step=6)
+        )
+        movers = tuple(
+            _sprite(rng, size * rng.uniform(0.12, 0.18)) for _ in range(rng.integers(1, 4))
+        )
+        mover_states = _smooth_walk(rng, num_frames, 3 * len(movers), step=10).reshape(
+            num_frames, -1, 3
+        )
         mover_states = mover_states * [0.55 * size, 0.55 * size, 2] + [size / 2, size / 2, 0]
-    return Scene(background, objects, movers, mover_states, home, reach, turns, start, end, progress, drift,
-                 camera, light)
+    return Scene(
+        background,
+        objects,
+        movers,
+        mover_states,
+        home,
+        reach,
+        turns,
+        start,
+        end,
+        progress,
+        drift,
+        camera,
+        light,
+    )
 
 
 def render_clip(class_name, seed, settings):
-    """Clip of the class with that name (ValueError for another), a pure function of its arguments on any
-    machine and process.
+    """Clip of the class with that name (ValueError for another), a pure function of its arguments
+    on any machine and process.
 
     seed: int or tuple of ints, none negative.
     """
     if class_name not in motions.PROGRAMS:
-        raise ValueError(f'{class_name!r} is not a class of the synthetic actions; see motions.CLASSES')
+        raise ValueError(
+            f'{class_name!r} is not a class of the synthetic actions; see motions.CLASSES'
+        )
     scene = draw_scene(seed, settings)
     size, num_frames = settings.size, settings.num_frames
     states = motions.PROGRAMS[class_name].at(scene.progress)
@@ -298,14 +337,25 @@ def render_clip(class_name, seed, settings):
     scales = np.exp2(states[..., 4])
     for t in range(num_frames):
         shift = np.array([[1, 0, scene.camera[t, 0] - margin], [0, 1, scene.camera[t, 1] - margin]])
-        image = cv2.warpAffine(scene.background, shift, (size, size), flags=cv2.INTER_LINEAR,
-                               borderMode=cv2.BORDER_REPLICATE)
+        image = cv2.warpAffine(
+            scene.background,
+            shift,
+            (size, size),
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
         for sprite, (x, y, turn) in zip(scene.movers, scene.mover_states[t]):
             _draw(image, sprite, np.array([x, y]) + scene.camera[t], 1.0, turn, 1.0)
         for i in np.argsort(states[t, :, 7], kind='stable'):
             turn = scene.turns[i] + states[t, i, 5]
             _draw(image, scene.objects[i], centres[t, i], scales[t, i], turn, states[t, i, 6])
         frames[t] = cv2.convertScaleAbs(image, alpha=scene.light[t])
-        boxes[t] = _box(scene.objects[0], centres[t, 0], scales[t, 0], scene.turns[0] + states[t, 0, 5],
-                        states[t, 0, 6], size)
+        boxes[t] = _box(
+            scene.objects[0],
+            centres[t, 0],
+            scales[t, 0],
+            scene.turns[0] + states[t, 0, 5],
+            states[t, 0, 6],
+            size,
+        )
     return Clip(frames, scene.action_start, scene.action_end, boxes)

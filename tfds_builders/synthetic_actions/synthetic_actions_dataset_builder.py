@@ -1,4 +1,5 @@
-"""synthetic_actions: 100 actions, real encoded video, and the truth about when and where they happen."""
+"""synthetic_actions: 100 actions, real encoded video, and the truth about when and where they
+happen."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from tfds_builders.video_builder import VideoBuilder, VideoConfig, VideoList, Vi
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class SyntheticActionsConfig(VideoConfig):
-    """size: height and width in pixels.  num_frames, fps: of a clip.  seed: of everything that is drawn."""
+    """size: height and width in pixels.  num_frames, fps: of a clip.  seed: of everything that is
+    drawn."""
 
     short_side: int = 0  # 0: stored as rendered
     size: int = 64
@@ -28,7 +30,9 @@ class SyntheticActionsConfig(VideoConfig):
     seed: int = 0
 
     def record_settings(self):
-        return dataclasses.replace(super().record_settings(), short_side=self.short_side or self.size)
+        return dataclasses.replace(
+            super().record_settings(), short_side=self.short_side or self.size
+        )
 
     def settings(self):
         return super().settings() | {
@@ -41,16 +45,21 @@ class SyntheticActionsConfig(VideoConfig):
 
 
 class Builder(VideoBuilder):
-    """Procedurally rendered clips of 100 actions, most of which differ from another only in temporal order."""
+    """Procedurally rendered clips of 100 actions, most of which differ from another only in
+    temporal order."""
 
     VERSION = tfds.core.Version('1.0.0')
     BUILDER_CONFIGS = [
-        SyntheticActionsConfig(name='aligned', description='The action fills the clip at constant speed.'),
         SyntheticActionsConfig(
-            name='misaligned', description='Onset, duration and speed of the action vary from clip to clip.'
+            name='aligned', description='The action fills the clip at constant speed.'
         ),
         SyntheticActionsConfig(
-            name='shifted', description='As aligned, the action displaced by up to a quarter of the frame.'
+            name='misaligned',
+            description='Onset, duration and speed of the action vary from clip to clip.',
+        ),
+        SyntheticActionsConfig(
+            name='shifted',
+            description='As aligned, the action displaced by up to a quarter of the frame.',
         ),
         SyntheticActionsConfig(
             name='untrimmed',
@@ -95,8 +104,11 @@ class Builder(VideoBuilder):
         return functools.partial(render_record, clip=clip, settings=config.record_settings())
 
 
-def render_record(source: VideoSource, clip: renderer.ClipSettings, settings: RecordSettings) -> dict:
-    """Renders, encodes to an .mp4 file, and ingests that file like any other; then adds the truth."""
+def render_record(
+    source: VideoSource, clip: renderer.ClipSettings, settings: RecordSettings
+) -> dict:
+    """Renders, encodes to an .mp4 file, and ingests that file like any other; then adds the
+    truth."""
     class_name, seed = source.origin
     rendered = renderer.render_clip(class_name, seed, clip)
     with tempfile.TemporaryDirectory(prefix='synthetic_actions_') as folder:

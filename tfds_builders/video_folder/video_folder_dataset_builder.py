@@ -18,7 +18,10 @@ from tfds_builders.skipped import is_utf8
 from tfds_builders.video_builder import Skipped, VideoBuilder, VideoConfig, VideoList, VideoSource
 
 SPLITS = ('train', 'val', 'test')
-VAL_FRACTION, TEST_FRACTION = 0.12, 0.24  # of the classes; the rest is train. Those of the public benchmarks.
+VAL_FRACTION, TEST_FRACTION = (
+    0.12,
+    0.24,
+)  # of the classes; the rest is train. Those of the public benchmarks.
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -49,23 +52,28 @@ def file_record(source: VideoSource, settings: RecordSettings) -> dict:
 
 
 def list_folder(root: str | os.PathLike) -> VideoList:
-    """What is in a folder of clips: every file is either a video of the list or in its `skipped`, but for a system's own.
+    """What is in a folder of clips: every file is either a video of the list or in its `skipped`,
+    but for a system's own.
 
-    The first layout is taken when `root` has a folder train, val or test that holds folders; otherwise each folder
-    is a class, and classes are split by `split_classes`. A video's id is <class>/<file name without suffix>, with
-    the suffix where two files of a class differ in nothing else. Names are compared and kept in NFC: folders that are
-    then equal are one class.
+    The first layout is taken when `root` has a folder train, val or test that holds folders;
+    otherwise each folder is a class, and classes are split by `split_classes`. A video's id is
+    <class>/<file name without suffix>, with the suffix where two files of a class differ in nothing
+    else. Names are compared and kept in NFC: folders that are then equal are one class.
     """
     root = pathlib.Path(root)
     _check_root(root)
     skipped = []
     folders = _folders(entries(root), '', skipped, 'not in a class folder')
-    if any(_is_split(folder) and any(map(is_folder, _readable(folder, [], ''))) for folder in folders):
+    if any(
+        _is_split(folder) and any(map(is_folder, _readable(folder, [], ''))) for folder in folders
+    ):
         class_folders = {}  # split -> class -> its folders
         for folder in folders:
             if _is_split(folder):
                 split = folder.name.lower()
-                inside = _folders(_readable(folder, skipped, split), split, skipped, 'not in a class folder')
+                inside = _folders(
+                    _readable(folder, skipped, split), split, skipped, 'not in a class folder'
+                )
                 class_folders[split] = _by_class(inside, class_folders.get(split, {}))
             else:
                 _skip_tree(folder, '', '', skipped, 'not in a split folder (train, val, test)')
@@ -73,14 +81,16 @@ def list_folder(root: str | os.PathLike) -> VideoList:
         classes = _by_class(folders, {})
         split_of = split_classes(list(classes))
         class_folders = {
-            split: {name: there for name, there in classes.items() if split_of[name] == split} for split in SPLITS
+            split: {name: there for name, there in classes.items() if split_of[name] == split}
+            for split in SPLITS
         }
     _check_different(class_folders, root)
 
     class_names = sorted(name for classes in class_folders.values() for name in classes)
     if not class_names:
         raise ValueError(
-            f'no class folders in {printable(root, 1000)}: clips belong in <split>/<class>/ or <class>/'
+            f'no class folders in {printable(root, 1000)}: clips belong in <split>/<class>/ or '
+            '<class>/'
         )
     label = {name: i for i, name in enumerate(class_names)}
     splits = {
@@ -96,10 +106,11 @@ def list_folder(root: str | os.PathLike) -> VideoList:
 
 
 def split_classes(class_names: list[str]) -> dict[str, str]:
-    """Class name -> split: in the order of the SHA-256 of the names, the first 24% test, the next 12% val.
+    """Class name -> split: in the order of the SHA-256 of the names, the first 24% test, the next
+    12% val.
 
-    Depends on nothing but the set of names. val and test get two classes at least, one where there are fewer than
-    six. ValueError for fewer than three classes.
+    Depends on nothing but the set of names. val and test get two classes at least, one where there
+    are fewer than six. ValueError for fewer than three classes.
     """
     count = len(class_names)
     if count < 3:
@@ -109,14 +120,18 @@ def split_classes(class_names: list[str]) -> dict[str, str]:
         )
     least = 2 if count >= 6 else 1
     test, val = (max(least, round(fraction * count)) for fraction in (TEST_FRACTION, VAL_FRACTION))
-    ordered = sorted(class_names, key=lambda name: (hashlib.sha256(name.encode()).hexdigest(), name))
+    ordered = sorted(
+        class_names, key=lambda name: (hashlib.sha256(name.encode()).hexdigest(), name)
+    )
     return {
-        name: 'test' if i < test else 'val' if i < test + val else 'train' for i, name in enumerate(ordered)
+        name: 'test' if i < test else 'val' if i < test + val else 'train'
+        for i, name in enumerate(ordered)
     }
 
 
 def folder_hash(root: str | os.PathLike) -> str:
-    """16 hex digits over the relative path and size of every file below `root`, but for a system's own."""
+    """16 hex digits over the relative path and size of every file below `root`, but for a system's
+    own."""
     root = pathlib.Path(root)
     _check_root(root)
     digest = hashlib.sha256()
@@ -133,7 +148,8 @@ def folder_hash(root: str | os.PathLike) -> str:
 def _files(folder, links):
     """Paths of the files below a folder, in order.
 
-    links: in how many levels of folders links are followed, where `list_folder` does; others may lead anywhere.
+    links: in how many levels of folders links are followed, where `list_folder` does; others may
+    lead anywhere.
     """
     folders = []
     for entry in _readable(folder, [], ''):
@@ -164,7 +180,8 @@ def _by_class(folders, classes):
         name = text(folder.name)
         if not is_utf8(name) or len(name.splitlines()) > 1:
             raise ValueError(
-                f'class folder {folder.name!a} in {printable(os.path.dirname(folder.path), 1000)} is not a line of UTF-8: '
+                f'class folder {folder.name!a} in {printable(os.path.dirname(folder.path), 1000)} '
+                'is not a line of UTF-8: '
                 'rename it'
             )
         classes.setdefault(name, []).append(folder)
@@ -180,12 +197,14 @@ def _check_different(class_folders, root):
             if other_split != split:
                 also = '' if other == name else f" (there '{printable(other)}')"
                 raise ValueError(
-                    f"class '{printable(name)}' is in more than one split of {printable(root, 1000)}, {other_split}{also} and "
+                    f"class '{printable(name)}' is in more than one split of "
+                    f"{printable(root, 1000)}, {other_split}{also} and "
                     f'{split}: few-shot splits share no class, so move its clips into one of them'
                 )
             if other != name:
                 raise ValueError(
-                    f"class folders '{printable(other)}' and '{printable(name)}' of {printable(root, 1000)} differ in "
+                    f"class folders '{printable(other)}' and '{printable(name)}' of "
+                    f"{printable(root, 1000)} differ in "
                     'nothing but case: put their clips into one, or give one of them another name'
                 )
 
@@ -201,7 +220,8 @@ def _readable(folder, skipped, split, class_name=''):
 
 
 def _folders(found, split, skipped, reason):
-    """The visible folders among entries; files are skipped for `reason`, hidden things as hidden."""
+    """The visible folders among entries; files are skipped for `reason`, hidden things as
+    hidden."""
     folders = []
     for entry in found:
         if entry.name.startswith('.'):
@@ -214,7 +234,8 @@ def _folders(found, split, skipped, reason):
 
 
 def _skip_tree(entry, split, class_name, skipped, reason):
-    """Every file below `entry` is skipped; `entry` itself where there is none, or where it is a link, which may lead anywhere."""
+    """Every file below `entry` is skipped; `entry` itself where there is none, or where it is a
+    link, which may lead anywhere."""
     above = os.path.dirname(entry.path)
     files = sorted(
         os.path.relpath(os.path.join(folder, name), above)
@@ -245,6 +266,8 @@ def _class_videos(folders, split, class_name, label, skipped):
     stem = lambda name: os.path.splitext(name)[0]
     stems = collections.Counter(stem(name) for name, _ in files)
     return [
-        VideoSource(f'{class_name}/{stem(name) if stems[stem(name)] == 1 else name}', label, path, name)
+        VideoSource(
+            f'{class_name}/{stem(name) if stems[stem(name)] == 1 else name}', label, path, name
+        )
         for name, path in files
     ]
