@@ -112,5 +112,5 @@ data = config.value.data
 folder = pathlib.Path(data.dir).expanduser() / data.dataset
 if data.dataset.startswith("synthetic_actions/") and not list(folder.glob("[0-9]*/dataset_info.json")):
     print(data.dataset, data.dir, sep="\n")' "$@" 2>/dev/null) || dataset=
-if [ -n "$dataset" ]; then "$venv/bin/python" -m fsar_jax.data.build --dataset="$dataset" --dir="$dir"; fi
+if [ -n "$dataset" ]; then "$venv/bin/python" -m fsar_jax.build --dataset="$dataset" --dir="$dir"; fi
 exec "$venv/bin/python" main.py "$@"

@@ -16,10 +16,10 @@ import time
 import numpy as np
 from absl import app, flags
 
-from fsar_jax.data.frame_files import FrameFolder, record_from_frames
 from fsar_jax.data.frames import encode_jpeg, resize_short_side
-from fsar_jax.data.records import RecordSettings, record_from_file
-from fsar_jax.data.video_files import read_video, write_video
+from fsar_jax.ingest.frame_files import FrameFolder, record_from_frames
+from fsar_jax.ingest.records import RecordSettings, record_from_file
+from fsar_jax.ingest.video_files import read_video, write_video
 
 SECONDS = flags.DEFINE_float('seconds', 10, 'Time per row.')
 

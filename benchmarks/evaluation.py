@@ -19,8 +19,8 @@ from absl import app, flags, logging
 from fsar_jax import create_learner
 from fsar_jax.data import episodes, loader
 from fsar_jax.data.dataset import open_dataset
-from fsar_jax.training.evaluation import evaluate_episodes
-from fsar_jax.training.mesh import episode_mesh
+from fsar_jax.evaluation.evaluate import evaluate_episodes
+from fsar_jax.mesh import episode_mesh
 from fsar_jax.training.state import create_train_state
 
 METHODS = flags.DEFINE_list('methods', ['protonet', 'strm'], 'Files in configs/.')

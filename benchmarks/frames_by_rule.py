@@ -12,12 +12,12 @@ import copy
 import numpy as np
 from absl import app, flags, logging
 
+from fsar_jax.analysis.selection import share_inside
 from fsar_jax.data.frame_sampling import frame_indices
+from fsar_jax.evaluation.evaluate import episodes_of, evaluate_episodes
+from fsar_jax.evaluation.results import accuracy_with_interval
 from fsar_jax.learner import create_learner
-from fsar_jax.training.evaluation import episodes_of, evaluate_episodes
-from fsar_jax.training.mesh import episode_mesh
-from fsar_jax.training.results import accuracy_with_interval
-from fsar_jax.training.selection import share_inside
+from fsar_jax.mesh import episode_mesh
 from fsar_jax.training.train import open_split
 from fsar_jax.training.workdir import best_of_run, run_config
 

@@ -33,7 +33,9 @@ _SUBMODULES = (
     'matchers',
     'samplers',
     'training',
-    'visualize',
+    'ingest',
+    'evaluation',
+    'analysis',
     'weights',
 )
 __all__ = [*_HOMES, *_SUBMODULES]

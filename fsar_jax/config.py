@@ -19,7 +19,7 @@ from fsar_jax.files import local_path
 from fsar_jax.messages import printable
 
 VARIANTS = ('code', 'paper')
-DATASETS = {  # of a preset -> as fsar_jax.data.build names it
+DATASETS = {  # of a preset -> as fsar_jax.build names it
     'ssv2_full': 'ssv2_full_otam',
     'ssv2_small': 'ssv2_small_cmn',
     'kinetics': 'kinetics100_cmn',
@@ -397,7 +397,7 @@ SETTINGS = {
         affects='model',
         help='None: half of the feature dimension',
     ),
-    'data.dataset': setting('synthetic_actions/misaligned', help='as fsar_jax.data.build names it'),
+    'data.dataset': setting('synthetic_actions/misaligned', help='as fsar_jax.build names it'),
     'data.dir': setting(
         'data', 'path', affects='cost', help='of the built datasets; what they hold is hashed'
     ),

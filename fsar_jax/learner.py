@@ -34,7 +34,7 @@ class FewShotLearner(nn.Module):
 
     `embed` is per video and its output can be kept; `match` is for one episode, and vmapped for
     many. Training calls both through `__call__`; evaluation embeds each video once and matches
-    thousands of episodes (fsar_jax.training.evaluation). A sampler that looks at the whole episode
+    thousands of episodes (fsar_jax.evaluation.evaluate). A sampler that looks at the whole episode
     (`per_episode`) moves the border: `embed` then only scans a video, and `match` starts with the
     choice of its frames. No other stage knows.
 

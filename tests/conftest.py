@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_run import write_tiny_clips
 
-from fsar_jax.data import build
+from fsar_jax import build
 from fsar_jax.machine import file_lock
 
 # What a shell starts in the background (nohup, some CI) ignores Ctrl-C, and so would all that the

@@ -22,10 +22,10 @@ from fsar_jax.backbones.scan import SCAN_NETWORKS
 from fsar_jax.data.frame_sampling import RULES
 from fsar_jax.enrichment import TOKEN_ENRICHMENTS
 from fsar_jax.learner import create_learner
+from fsar_jax.mesh import episode_mesh, replicate, shard
 from fsar_jax.samplers import task_adaptive
 from fsar_jax.training import train, workdir
 from fsar_jax.training.losses import episode_loss
-from fsar_jax.training.mesh import episode_mesh, replicate, shard
 from fsar_jax.training.state import (
     TrainState,
     create_optimizer,

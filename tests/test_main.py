@@ -13,8 +13,8 @@ from tiny_run import REPOSITORY, error_of, run_main, tiny_config, tiny_flags
 from fsar_jax.data import episodes as episode_lists
 from fsar_jax.data import loader
 from fsar_jax.data.dataset import open_dataset
+from fsar_jax.evaluation.results import read_results
 from fsar_jax.messages import one_line
-from fsar_jax.training.results import read_results
 from fsar_jax.training.train import TRAINED_ON, evaluate_only, train_and_evaluate
 from fsar_jax.training.workdir import content_of_evaluation, make_workdir
 
@@ -308,7 +308,7 @@ BAD = {
     'absent dataset': (
         ['--config.data.dataset=video_folder/absent'],
         "dataset 'video_folder/absent' is not in {data}: build it with python -m "
-        "fsar_jax.data.build "
+        "fsar_jax.build "
         '--dataset=video_folder/absent --dir={data} --videos=FOLDER',
     ),
     'absent directory': (

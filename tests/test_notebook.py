@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 # What makes a command of the notebook short; the settings of the model stay, because the cells
 # below use them.
 SHORTER = {
-    'fsar_jax.data.build': ['--clips_per_class=4', '--num_frames=8', '--processes=1'],
+    'fsar_jax.build': ['--clips_per_class=4', '--num_frames=8', '--processes=1'],
     'main.py': [
         '--config.train.num_steps=1',
         '--config.train.episodes_per_step=1',

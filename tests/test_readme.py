@@ -9,7 +9,7 @@ import sys
 import pytest
 from tiny_run import CPU, REPOSITORY, TINY, error_of
 
-from fsar_jax.data import build
+from fsar_jax import build
 
 pytestmark = pytest.mark.slow
 
@@ -94,9 +94,9 @@ def test_the_other_commands_are_understood():
                 assert 'is not in /nowhere: build it with' in error_of(
                     *flags, '--config.data.dir=/nowhere'
                 )
-            elif words[2] == 'fsar_jax.data.build':
+            elif words[2] == 'fsar_jax.build':
                 build.make_config(build.parse([*words[3:], '--dir=/nowhere']))
             else:
-                assert words[2] in ('fsar_jax.data.verify', 'fsar_jax.visualize.contact_sheet')
+                assert words[2] in ('fsar_jax.verify', 'fsar_jax.analysis.contact_sheet')
             understood += 1
     assert understood == 7

@@ -84,7 +84,7 @@ def error_of(checkout, *arguments, **environment):
 
 
 def build(dataset, directory='data'):
-    return f'-m fsar_jax.data.build --dataset=synthetic_actions/{dataset} --dir={directory}'
+    return f'-m fsar_jax.build --dataset=synthetic_actions/{dataset} --dir={directory}'
 
 
 def test_the_dataset_of_the_config_is_built_where_it_is_an_embedded_one(checkout):

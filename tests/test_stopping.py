@@ -8,8 +8,8 @@ import time
 import pytest
 from tiny_run import REPOSITORY, start_main, tiny_flags
 
+from fsar_jax.progress import METRICS_FILE
 from fsar_jax.training.checkpoints import Checkpoints
-from fsar_jax.training.progress import METRICS_FILE
 
 SCRIPT = """
 import signal, sys, threading, time

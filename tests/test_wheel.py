@@ -16,7 +16,7 @@ for package in (fsar_jax, tfds_builders):
     assert pathlib.Path(package.__file__).is_relative_to(sys.argv[1]), package.__file__
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):
         __import__(module.name)
-from fsar_jax.data.build import BENCHMARKS
+from fsar_jax.build import BENCHMARKS
 print(sum(len(split['classes']) for builder in BENCHMARKS.values() for split in builder.published().values()),
       sum(len(mirror) for builder in BENCHMARKS.values() for mirror in builder.list_files()))
 '''
@@ -67,7 +67,7 @@ def test_everything_in_it_imports_and_finds_its_files(installed):
 def test_its_commands_run(installed):
     installed(
         '-m',
-        'fsar_jax.data.build',
+        'fsar_jax.build',
         '--dataset=synthetic_actions/misaligned',
         '--dir=data',
         '--clips_per_class=2',
@@ -76,6 +76,6 @@ def test_its_commands_run(installed):
         '--processes=0',
     )
     assert 'synthetic_actions/misaligned' in installed(
-        '-m', 'fsar_jax.data.verify', '--dataset=synthetic_actions/misaligned', '--dir=data'
+        '-m', 'fsar_jax.verify', '--dataset=synthetic_actions/misaligned', '--dir=data'
     )
-    assert 'usage' in installed('-m', 'fsar_jax.visualize.contact_sheet', '--help')
+    assert 'usage' in installed('-m', 'fsar_jax.analysis.contact_sheet', '--help')

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from fsar_jax.config import frames_read
-from fsar_jax.data.video_files import write_video
+from fsar_jax.ingest.video_files import write_video
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 # Such runs spend their time in the compiler: without most of its optimisations they take half of

@@ -1,2 +1,1 @@
-"""One folder per dataset, as `tfds new` lays it out, and the shared base of all of them in
-video_builder.py."""
+"""One folder per dataset, as `tfds new` lays it out. Their common base is fsar_jax/ingest."""

@@ -16,7 +16,7 @@ import threading
 import numpy as np
 import tensorflow_datasets as tfds
 
-from fsar_jax.data.checksums import SUMS, read_sums, sha256_of
+from fsar_jax.checksums import SUMS, read_sums, sha256_of
 from fsar_jax.files import read_json
 from fsar_jax.machine import start_reader_threads
 from fsar_jax.messages import listed, one_line, printable
@@ -113,7 +113,7 @@ class VideoDataset:
         return f'VideoDataset({self.name}, {self.split}, {len(self)} videos)'
 
     def read(self, position: int) -> dict:
-        """The record at `position` (0 to N - 1): the fields of data/records.py, `frames` a list of
+        """The record at `position` (0 to N - 1): the fields of ingest/records.py, `frames` a list of
         JPEG bytes.
 
         Raises:
@@ -418,7 +418,7 @@ def command(module, name, data_dir, *flags):
         f'--dir={shlex.quote(printable(data_dir, 1000))}',
         *flags,
     ]
-    return f'python -m fsar_jax.data.{module} {" ".join(given)}'
+    return f'python -m fsar_jax.{module} {" ".join(given)}'
 
 
 def _is_utf8(texts):

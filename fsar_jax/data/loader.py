@@ -448,7 +448,7 @@ def shared_memory(config, clips_each: int, batch_size: int, count: int = ENDLESS
 
 
 def _of_validation(config, process_count):
-    """Shared memory of the evaluation on val (fsar_jax/training/evaluation.py), which runs while
+    """Shared memory of the evaluation on val (fsar_jax/evaluation/evaluate.py), which runs while
     training is kept ready."""
     if not config.data.num_workers or not config.get('eval') or not config.eval.val_episodes:
         return 0

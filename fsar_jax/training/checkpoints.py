@@ -29,7 +29,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from fsar_jax.data.checksums import sha256_of
+from fsar_jax.checksums import sha256_of
 from fsar_jax.files import read_json, write_whole
 from fsar_jax.messages import listed, one_line, printable
 

@@ -3,11 +3,7 @@
 import jax.numpy as jnp
 import optax
 
-from fsar_jax.training.mutual_information import (
-    inter_video_loss,
-    intra_video_loss,
-    prototype_logits,
-)
+from fsar_jax.mutual_information import inter_video_loss, intra_video_loss, prototype_logits
 
 
 def episode_loss(prediction, query_labels, config, classes=None):

@@ -10,8 +10,8 @@ import optax
 
 from fsar_jax.backbones.batch_norm import MOMENTUM
 from fsar_jax.config import frames_read
+from fsar_jax.mesh import replicated
 from fsar_jax.training.losses import episode_loss
-from fsar_jax.training.mesh import replicated
 
 
 @flax.struct.dataclass

@@ -10,20 +10,20 @@ import ml_collections
 import numpy as np
 
 from fsar_jax import weights
+from fsar_jax.analysis.episode_report import measure
 from fsar_jax.config import frames_read, resolve_paths, resolved_plan, validate
 from fsar_jax.data import episodes, loader
 from fsar_jax.data.dataset import open_dataset, videos_present
+from fsar_jax.evaluation import results
+from fsar_jax.evaluation.evaluate import episodes_of, evaluate
 from fsar_jax.files import local_path, write_whole
 from fsar_jax.learner import create_learner
+from fsar_jax.mesh import episode_mesh, replicate, shard
 from fsar_jax.messages import listed, printable
+from fsar_jax.progress import MetricWriter, Progress
 from fsar_jax.stopping import finish_first
-from fsar_jax.training import results
 from fsar_jax.training.checkpoints import Checkpoints, check_directory
-from fsar_jax.training.episode_report import measure
-from fsar_jax.training.evaluation import episodes_of, evaluate
 from fsar_jax.training.finite import check_logits
-from fsar_jax.training.mesh import episode_mesh, replicate, shard
-from fsar_jax.training.progress import MetricWriter, Progress
 from fsar_jax.training.start import with_pretrained_weights
 from fsar_jax.training.state import create_train_state, make_train_step
 from fsar_jax.training.workdir import (

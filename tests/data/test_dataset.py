@@ -7,11 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
-from fsar_jax.data import build
-from fsar_jax.data.checksums import SUMS
+from fsar_jax import build
+from fsar_jax.checksums import SUMS
 from fsar_jax.data.dataset import content_hash, open_dataset
 from fsar_jax.data.frames import decode_jpeg
-from fsar_jax.data.video_files import read_video, write_video
+from fsar_jax.ingest.video_files import read_video, write_video
 
 NAME = 'video_folder/clips'
 
@@ -111,7 +111,7 @@ def test_the_same_content_elsewhere_has_one_hash_and_other_pixels_another(data, 
     assert len(set(others)) == 5
     sums.write_text('cut')
     with pytest.raises(
-        ValueError, match=f'{SUMS} is damaged: line 1 is not a checksum.*fsar_jax.data.verify'
+        ValueError, match=f'{SUMS} is damaged: line 1 is not a checksum.*fsar_jax.verify'
     ):
         content_hash(open_dataset(NAME, tmp_path / 'copy', 'test'))
 
@@ -170,7 +170,7 @@ def test_absent_datasets_and_splits_say_what_to_do(data, tmp_path):
         open_dataset('synthetic_actions/misaligned', tmp_path, 'train')
     assert str(caught.value) == (
         f"dataset 'synthetic_actions/misaligned' is not in {tmp_path}: build it with "
-        f'python -m fsar_jax.data.build --dataset=synthetic_actions/misaligned --dir={tmp_path}'
+        f'python -m fsar_jax.build --dataset=synthetic_actions/misaligned --dir={tmp_path}'
     )
     with pytest.raises(FileNotFoundError, match='--videos=FOLDER'):
         open_dataset('video_folder/none', tmp_path, 'train')

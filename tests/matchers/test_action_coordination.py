@@ -10,8 +10,8 @@ import fsar_jax
 from fsar_jax.layers import unit
 from fsar_jax.matchers import ActionCoordination, Prototypes
 from fsar_jax.matchers.offset_masks import OffsetPredictor, integer_offset_weights, offset_mask
+from fsar_jax.mutual_information import inter_video_loss
 from fsar_jax.training.losses import episode_loss
-from fsar_jax.training.mutual_information import inter_video_loss
 from fsar_jax.weights import from_torch
 
 

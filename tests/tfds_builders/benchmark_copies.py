@@ -7,8 +7,8 @@ import pathlib
 
 import numpy as np
 
-from fsar_jax.data import build
-from fsar_jax.data.video_files import write_video
+from fsar_jax import build
+from fsar_jax.ingest.video_files import write_video
 
 SPLITS = ('train', 'val', 'test')
 CODECS = {

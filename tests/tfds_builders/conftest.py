@@ -6,8 +6,8 @@ import hashlib
 import benchmark_copies as copies
 import pytest
 
-from fsar_jax.data import build
-from tfds_builders.benchmark_builder import SPLITS
+from fsar_jax import build
+from fsar_jax.ingest.benchmark_builder import SPLITS
 
 
 @pytest.fixture(scope='module')

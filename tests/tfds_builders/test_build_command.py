@@ -13,13 +13,12 @@ import time
 import numpy as np
 import pytest
 
-from fsar_jax import machine, stopping
-from fsar_jax.data import build
+from fsar_jax import build, machine, stopping
 from fsar_jax.data.dataset import open_dataset
-from fsar_jax.data.video_files import write_video
-from tfds_builders import benchmark_files, video_builder, workers
+from fsar_jax.ingest import benchmark_files, video_builder, workers
+from fsar_jax.ingest.video_files import write_video
 
-REPOSITORY = pathlib.Path(build.__file__).parents[2]
+REPOSITORY = pathlib.Path(build.__file__).parents[1]
 NAME = 'video_folder/mine'
 ODD = ('with [x] and {y}', 'a*b?c', 'two\nlines', "quote's \"and\" $HOME", 'é中%20#', '-rf', '~')
 
@@ -256,7 +255,7 @@ def test_a_signal_ends_a_build_with_one_line(moment, processes, number, tmp_path
     command = [
         sys.executable,
         '-m',
-        'fsar_jax.data.build',
+        'fsar_jax.build',
         *flags,
         '--clips_per_class=100',
         '--videos_per_shard=2',
@@ -311,7 +310,7 @@ def test_a_limit_on_memory_is_one_line_and_no_wait(megabytes, tmp_path):
         '--clips_per_class=1',
     ]
     limit = f'ulimit -v {megabytes * 1000}; exec "$@"'
-    command = ['sh', '-c', limit, 'sh', sys.executable, '-m', 'fsar_jax.data.build', *flags]
+    command = ['sh', '-c', limit, 'sh', sys.executable, '-m', 'fsar_jax.build', *flags]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     (said,) = done.stderr.splitlines()
     assert done.returncode == 1 and said.startswith('error: ') and 'ulimit -v' in said

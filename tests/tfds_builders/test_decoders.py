@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from fsar_jax.data import build, video_files
+from fsar_jax import build
 from fsar_jax.data.dataset import open_dataset
-from fsar_jax.data.frame_files import FrameFolder
-from tfds_builders import video_builder
-from tfds_builders.shards import Shard
-from tfds_builders.video_builder import VideoSource
+from fsar_jax.ingest import video_builder, video_files
+from fsar_jax.ingest.frame_files import FrameFolder
+from fsar_jax.ingest.shards import Shard
+from fsar_jax.ingest.video_builder import VideoSource
 
 NAME = 'synthetic_actions/aligned'
 SMALL = (

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from benchmark_copies import skipped_in
 
-from fsar_jax.data import build, verify
+from fsar_jax import build, verify
 from fsar_jax.data.dataset import open_dataset
 from fsar_jax.data.frames import encode_jpeg
-from fsar_jax.data.video_files import read_video
-from tfds_builders import benchmark_builder, benchmark_files
+from fsar_jax.ingest import benchmark_builder, benchmark_files
+from fsar_jax.ingest.video_files import read_video
 
 
 def test_what_lies_about_in_a_download(small, tmp_path):

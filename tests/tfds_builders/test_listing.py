@@ -13,15 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from fsar_jax.data import frame_files
 from fsar_jax.data.dataset import open_dataset
-from fsar_jax.data.frame_files import FrameFolder, record_from_frames, zipped_videos
 from fsar_jax.data.frames import decode_jpeg, encode_jpeg
-from fsar_jax.data.records import RecordSettings, record_from_file
-from fsar_jax.data.video_files import SUFFIXES, VideoError, write_video
-from tfds_builders import listing, workers
-from tfds_builders.skipped import Skipped, skipped_table, write_skipped
-from tfds_builders.video_builder import VideoSource
+from fsar_jax.ingest import frame_files, listing, workers
+from fsar_jax.ingest.frame_files import FrameFolder, record_from_frames, zipped_videos
+from fsar_jax.ingest.records import RecordSettings, record_from_file
+from fsar_jax.ingest.skipped import Skipped, skipped_table, write_skipped
+from fsar_jax.ingest.video_builder import VideoSource
+from fsar_jax.ingest.video_files import SUFFIXES, VideoError, write_video
 from tfds_builders.video_folder.video_folder_dataset_builder import folder_hash, list_folder
 
 NFC, NFD = 'café', unicodedata.normalize('NFD', 'café')

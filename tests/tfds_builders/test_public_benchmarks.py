@@ -18,12 +18,12 @@ import pytest
 import tensorflow_datasets as tfds
 from benchmark_copies import skipped_in
 
-from fsar_jax.data import build, verify
+from fsar_jax import build, verify
 from fsar_jax.data.dataset import open_dataset, videos_present
 from fsar_jax.data.frames import decode_jpeg, encode_jpeg
-from fsar_jax.data.video_files import read_video
-from tfds_builders import benchmark_builder, benchmark_files
-from tfds_builders.benchmark_builder import SPLITS, ListFile
+from fsar_jax.ingest import benchmark_builder, benchmark_files
+from fsar_jax.ingest.benchmark_builder import SPLITS, ListFile
+from fsar_jax.ingest.video_files import read_video
 
 # The table: classes and videos of train, val and test.
 COUNTS = {

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from fsar_jax.data import build
+from fsar_jax import build
 from fsar_jax.data.dataset import open_dataset
 from fsar_jax.data.frames import decode_jpeg
 from tfds_builders.synthetic_actions import motions, renderer
@@ -18,7 +18,7 @@ from tfds_builders.synthetic_actions.synthetic_actions_dataset_builder import (
     SyntheticActionsConfig,
 )
 
-REPOSITORY = pathlib.Path(build.__file__).parents[2]
+REPOSITORY = pathlib.Path(build.__file__).parents[1]
 SMALL = ('--size=32', '--num_frames=10')
 
 
@@ -133,7 +133,7 @@ def test_what_is_built_is_not_built_again(small, capsys):
 def test_no_tensorflow_in_a_build_and_a_read(tmp_path):
     program = f"""
 import sys
-from fsar_jax.data import build
+from fsar_jax import build
 from fsar_jax.data.dataset import open_dataset
 build.main()
 open_dataset('synthetic_actions/shifted', {str(tmp_path)!r}, 'train').read(0)
@@ -177,14 +177,7 @@ def is_running(pid):
 def test_a_killed_build_leaves_no_process_and_is_done_again(tmp_path):
     flags = ['--dataset=synthetic_actions/misaligned', f'--dir={tmp_path}', *SMALL]
     process = subprocess.Popen(
-        [
-            sys.executable,
-            '-m',
-            'fsar_jax.data.build',
-            *flags,
-            '--clips_per_class=200',
-            '--processes=1',
-        ],
+        [sys.executable, '-m', 'fsar_jax.build', *flags, '--clips_per_class=200', '--processes=1'],
         cwd=REPOSITORY,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

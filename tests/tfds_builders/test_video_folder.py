@@ -13,16 +13,17 @@ import av
 import numpy as np
 import pytest
 
-from fsar_jax.data import build
+from fsar_jax import build
 from fsar_jax.data.dataset import open_dataset
 from fsar_jax.data.frames import decode_jpeg
-from fsar_jax.data.records import RecordSettings
-from fsar_jax.data.video_files import REASONS, write_video
+from fsar_jax.ingest import workers
+from fsar_jax.ingest.records import RecordSettings
+from fsar_jax.ingest.video_builder import Skipped, VideoSource, skipped_table, videos_per_shard
+from fsar_jax.ingest.video_files import REASONS, write_video
+from fsar_jax.ingest.workers import ordered_pool
 from fsar_jax.machine import file_lock
-from tfds_builders import video_folder, workers
-from tfds_builders.video_builder import Skipped, VideoSource, skipped_table, videos_per_shard
+from tfds_builders import video_folder
 from tfds_builders.video_folder.video_folder_dataset_builder import list_folder, split_classes
-from tfds_builders.workers import ordered_pool
 
 COLOURS = list(itertools.product((40, 128, 215), repeat=3))
 
@@ -215,7 +216,7 @@ def test_a_killed_build_is_done_again(whole, tmp_path):
     )
     left.mkdir(parents=True)
     (left / 'video_folder-train.array_record-00000-of-00001').write_bytes(b'half a record')
-    with pytest.raises(FileNotFoundError, match='build it with python -m fsar_jax.data.build'):
+    with pytest.raises(FileNotFoundError, match='build it with python -m fsar_jax.build'):
         open_dataset('video_folder/mine', tmp_path, 'train')
     run(whole, tmp_path)
     assert not left.exists() and len(open_dataset('video_folder/mine', tmp_path, 'train')) == 8

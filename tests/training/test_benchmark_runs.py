@@ -13,9 +13,9 @@ import sys
 
 import pytest
 
-from fsar_jax.data import build
+from fsar_jax import build
 
-REPOSITORY = pathlib.Path(build.__file__).parents[2]
+REPOSITORY = pathlib.Path(build.__file__).parents[1]
 sys.path.append(str(REPOSITORY / 'tests' / 'tfds_builders'))
 import benchmark_copies as copies  # noqa: E402
 

@@ -192,7 +192,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_earlier_checkpoints(tmp_path)
 
 SAVE_ON_EIGHT = '''
     import sys, jax, jax.numpy as jnp
-    from fsar_jax.training import mesh as meshes
+    from fsar_jax import mesh as meshes
     from fsar_jax.training.checkpoints import Checkpoints, saved_settings
     mesh = meshes.episode_mesh()
     state = {'params': meshes.replicate(mesh, jnp.arange(6.0)),

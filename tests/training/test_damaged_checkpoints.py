@@ -518,7 +518,8 @@ TWO = '''
     import jax, jax.numpy as jnp, numpy as np
     directory, port, index = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     jax.distributed.initialize(f'127.0.0.1:{port}', 2, index)
-    from fsar_jax.training import checkpoints as module, mesh as meshes
+    from fsar_jax.training import checkpoints as module
+    from fsar_jax import mesh as meshes
     mesh = meshes.episode_mesh()
 
     def state(step):

@@ -25,12 +25,12 @@ from tiny_run import (
 )
 
 from fsar_jax.data.episodes import draw_episodes
+from fsar_jax.evaluation.evaluate import evaluate_episodes
+from fsar_jax.evaluation.results import read_results
 from fsar_jax.learner import create_learner
+from fsar_jax.mesh import episode_mesh, replicate, shard
+from fsar_jax.progress import read_metrics
 from fsar_jax.training.checkpoints import Checkpoints
-from fsar_jax.training.evaluation import evaluate_episodes
-from fsar_jax.training.mesh import episode_mesh, replicate, shard
-from fsar_jax.training.progress import read_metrics
-from fsar_jax.training.results import read_results
 from fsar_jax.training.state import create_train_state, make_train_step
 from fsar_jax.training.train import fit_accumulation
 

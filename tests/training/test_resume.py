@@ -25,15 +25,16 @@ from tiny_run import (
     write_tiny_clips,
 )
 
-from fsar_jax.data import build, loader
+from fsar_jax import build
+from fsar_jax.data import loader
 from fsar_jax.data.dataset import open_dataset
 from fsar_jax.data.episodes import draw_episodes, write_episodes
+from fsar_jax.evaluation.results import read_results
 from fsar_jax.learner import create_learner
+from fsar_jax.mesh import episode_mesh
+from fsar_jax.progress import METRICS_FILE, read_metrics
 from fsar_jax.training import train
 from fsar_jax.training.checkpoints import CONFIG_FILE, Checkpoints
-from fsar_jax.training.mesh import episode_mesh
-from fsar_jax.training.progress import METRICS_FILE, read_metrics
-from fsar_jax.training.results import read_results
 from fsar_jax.training.start import with_pretrained_weights
 from fsar_jax.training.state import create_train_state
 from fsar_jax.training.workdir import (

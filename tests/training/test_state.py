@@ -10,7 +10,7 @@ import pytest
 from tiny_run import largest_difference, random_batch, tiny_config
 
 from fsar_jax.learner import create_learner
-from fsar_jax.training.mesh import episode_mesh, replicate, shard
+from fsar_jax.mesh import episode_mesh, replicate, shard
 from fsar_jax.training.state import (
     create_optimizer,
     create_train_state,

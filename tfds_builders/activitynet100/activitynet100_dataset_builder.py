@@ -1,6 +1,6 @@
 """activitynet100: ActivityNet, 64/12/24 classes of 70 untrimmed videos."""
 
-from tfds_builders.benchmark_builder import BenchmarkBuilder
+from fsar_jax.ingest.benchmark_builder import BenchmarkBuilder
 
 
 class Builder(BenchmarkBuilder):

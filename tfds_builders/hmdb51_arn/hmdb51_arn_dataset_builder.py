@@ -1,6 +1,6 @@
 """hmdb51_arn: HMDB51 with the class split of ARN (31/10/10 classes)."""
 
-from tfds_builders.benchmark_builder import BenchmarkBuilder
+from fsar_jax.ingest.benchmark_builder import BenchmarkBuilder
 
 
 class Builder(BenchmarkBuilder):

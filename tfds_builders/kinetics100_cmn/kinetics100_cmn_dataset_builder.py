@@ -1,6 +1,6 @@
 """kinetics100_cmn: Kinetics-100, the split of CMN (64/12/24 classes of 100 videos)."""
 
-from tfds_builders.benchmark_builder import BenchmarkBuilder
+from fsar_jax.ingest.benchmark_builder import BenchmarkBuilder
 
 
 class Builder(BenchmarkBuilder):

@@ -1,7 +1,7 @@
 """ssv2_full_otam: Something-Something V2, the full split of OTAM (64/12/24 classes)."""
 
-from tfds_builders.benchmark_builder import BenchmarkBuilder
-from tfds_builders.ssv2_annotations import disagreements
+from fsar_jax.ingest.benchmark_builder import BenchmarkBuilder
+from fsar_jax.ingest.ssv2_annotations import disagreements
 
 
 class Builder(BenchmarkBuilder):

@@ -1,8 +1,8 @@
 """ssv2_small_cmn: Something-Something V2, the small split of CMN (64/12/24 classes of 100
 videos)."""
 
-from tfds_builders.benchmark_builder import BenchmarkBuilder
-from tfds_builders.ssv2_annotations import disagreements
+from fsar_jax.ingest.benchmark_builder import BenchmarkBuilder
+from fsar_jax.ingest.ssv2_annotations import disagreements
 
 
 class Builder(BenchmarkBuilder):

@@ -11,10 +11,10 @@ import tempfile
 import numpy as np
 import tensorflow_datasets as tfds
 
-from fsar_jax.data.records import RecordSettings, record_from_file
-from fsar_jax.data.video_files import write_video
+from fsar_jax.ingest.records import RecordSettings, record_from_file
+from fsar_jax.ingest.video_builder import VideoBuilder, VideoConfig, VideoList, VideoSource
+from fsar_jax.ingest.video_files import write_video
 from tfds_builders.synthetic_actions import motions, renderer
-from tfds_builders.video_builder import VideoBuilder, VideoConfig, VideoList, VideoSource
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)

@@ -1,6 +1,6 @@
 """ucf101_arn: UCF101 with the class split of ARN (70/10/21 classes)."""
 
-from tfds_builders.benchmark_builder import BenchmarkBuilder
+from fsar_jax.ingest.benchmark_builder import BenchmarkBuilder
 
 
 class Builder(BenchmarkBuilder):

@@ -11,11 +11,11 @@ import pathlib
 
 import tensorflow_datasets as tfds
 
-from fsar_jax.data.records import RecordSettings, record_from_file
+from fsar_jax.ingest.listing import entries, is_folder, is_system, text, why_no_video
+from fsar_jax.ingest.records import RecordSettings, record_from_file
+from fsar_jax.ingest.skipped import is_utf8
+from fsar_jax.ingest.video_builder import Skipped, VideoBuilder, VideoConfig, VideoList, VideoSource
 from fsar_jax.messages import printable
-from tfds_builders.listing import entries, is_folder, is_system, text, why_no_video
-from tfds_builders.skipped import is_utf8
-from tfds_builders.video_builder import Skipped, VideoBuilder, VideoConfig, VideoList, VideoSource
 
 SPLITS = ('train', 'val', 'test')
 VAL_FRACTION, TEST_FRACTION = (

@@ -1,0 +1,314 @@
+"""The sections 'misalignment' and 'selection' of results.json: what alignment and sampler do over
+the episodes of an evaluation.
+
+config.eval.measured_episodes says over how many. Where the records of a dataset say when and where
+the action happens (synthetic_actions), windows, offsets and chosen frames are compared with that
+too.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fsar_jax.analysis.misalignment import (
+    action_start,
+    aem_score,
+    alignment_cost,
+    class_evolution,
+    offset_correlation,
+    stored_places,
+    temporal_overlap,
+)
+from fsar_jax.analysis.selection import box_share, share_inside
+from fsar_jax.config import frames_read
+from fsar_jax.data import loader
+from fsar_jax.data.frame_sampling import frame_indices
+from fsar_jax.data.frames import centre_crop_offset, resized_size
+from fsar_jax.matchers.offset_masks import OFFSET_SCALE
+from fsar_jax.samplers import amplifier
+
+
+def describe(learner, support, query):
+    """One episode as the learner sees it, to be called through `apply`: arguments as of
+    `FewShotLearner.__call__`.
+
+    Returns:
+      {'evolution': [(of the support [way, shot, L, way], of the query [Q, L, way]), …], of the
+      sampled frames before the temporal
+      transform and where there is one after it, 'auxiliary': the prediction's}.
+    """
+
+    def evolution(maps):
+        frames = maps.mean((-3, -2))
+        s, q = frames[:videos].reshape(*support.shape[:2], *frames.shape[1:]), frames[videos:]
+        return class_evolution(s, s), class_evolution(q, s)
+
+    videos = support.shape[0] * support.shape[1]
+    sampled, of_query = (x['frames'] for x in learner.sample(support, query))
+    maps = learner.feature_maps(
+        jnp.concatenate([sampled.reshape(videos, *sampled.shape[2:]), of_query])
+    )
+    evolutions = [evolution(maps)]
+    if learner.temporal_transform is not None:
+        evolutions.append(evolution(learner.temporal_transform(maps)[0]))
+    return {'evolution': evolutions, 'auxiliary': learner(support, query).auxiliary}
+
+
+def measure(learner, variables, dataset, episodes, config) -> dict:
+    """{'misalignment': …} and, of a sampler that chooses, {'selection': …}, over the first
+    config.eval.measured_episodes of `episodes`.
+
+    Args:
+      learner, variables: as for `fsar_jax.evaluation.evaluate.evaluate_episodes`.
+      dataset: with positions that `episodes` index.
+
+    Raises:
+      ValueError: a position outside the dataset, a clip that is too short or cannot be decoded; one
+        line that names it.
+    """
+    count = min(config.eval.measured_episodes, len(episodes))
+    episodes = dataclasses.replace(
+        episodes,
+        **{
+            name: getattr(episodes, name)[:count]
+            for name in ('support', 'query', 'labels', 'classes')
+        },
+    )
+    run = jax.jit(lambda variables, *clips: learner.apply(variables, *clips, method=describe))
+    seen = [
+        jax.tree.map(np.asarray, run(variables, batch['support'][0], batch['query'][0]))
+        for batch in loader.episode_batches(dataset, config, episodes, 1)
+    ]
+    seen = jax.tree.map(lambda *x: np.stack(x), *seen)
+    truth = Truth.of(dataset, episodes)
+    found = {'misalignment': alignment_measures(seen, truth, episodes, config)}
+    if config.model.sampler.name != 'uniform':
+        found['selection'] = selection_measures(seen['auxiliary'], truth, config)
+    return found
+
+
+def alignment_measures(seen, truth, episodes, config) -> dict:
+    """Over queries and, where a measure takes two, each query with the support of its class.
+
+    'action_start': how many queries begin at frame 0 … L−1, or not at all; 'aem': Eq. 10; both
+    'before' any alignment and 'after' the temporal transform, and 'aem' also 'rearranged', the
+    query's evolution by M (lowered, too, by an M that just averages all frames). 'alignment_cost':
+    means of Eq. 35. What the method does not do is left out. 'truth', where the records hold it:
+    `truth_measures`.
+
+    Args:
+      seen: what `describe` gives of each episode, stacked.
+      truth: `Truth` or None.
+    """
+    labels = episodes.labels
+    # [E, Q, way, …] → [E, Q, …]; [E, way, …, way] → [E, way, …]; [E, way, …] → [E, Q, …]
+    of_true_class = lambda x: np.take_along_axis(
+        x, labels.reshape(*labels.shape, *[1] * (x.ndim - 2)), 2
+    )[:, :, 0]
+    own = lambda x: np.moveaxis(np.diagonal(x, axis1=1, axis2=-1), -1, 1)
+    by_query = lambda x: x[np.arange(len(labels))[:, None], labels]
+    auxiliary = seen['auxiliary']
+    window, offsets = auxiliary.get('query_window'), auxiliary.get('offsets')
+    moves = of_true_class(auxiliary['evolution']) if 'evolution' in auxiliary else None
+    offsets = of_true_class(offsets) if offsets is not None else None
+
+    found = {'episodes': len(labels), 'action_start': {}, 'aem': {}}
+    for name, (support, query) in zip(('before', 'after'), seen['evolution']):
+        support, query = (
+            by_query(own(support)),
+            of_true_class(np.moveaxis(query, -1, 2)),
+        )  # [E, Q, shot, L], [E, Q, L]
+        found['action_start'][name] = np.bincount(
+            action_start(query).ravel(), minlength=query.shape[-1] + 1
+        ).tolist()
+        found['aem'][name] = aem_score(query[:, :, None], support)
+    if moves is not None:
+        found['aem']['rearranged'] = aem_score(
+            np.einsum('eqxy,eqy->eqx', moves, query)[:, :, None], support
+        )
+    cost = alignment_cost(window, moves, None if offsets is None else offsets / OFFSET_SCALE)
+    if cost:
+        found['alignment_cost'] = {name: float(value.mean()) for name, value in cost.items()}
+    if truth is None:
+        return found
+    windows = of_clips(auxiliary, 'window')
+    # Amplified frames show the object elsewhere than the records say.
+    offsets = None if 'query_saliency' in auxiliary else offsets
+    return found | {
+        'truth': truth_measures(
+            truth, episodes, config, windows, offsets, of_clips(auxiliary, 'indices')
+        )
+    }
+
+
+def selection_measures(auxiliary, truth, config) -> dict:
+    """What a sampler chooses, over all clips of the episodes; against the truth where the records
+    hold it.
+
+    'places': how often each of the M frames is chosen, a share. 'inside_action': share of frames
+    inside the true action: of the 'chosen' ones; of 'evenly_spaced' ones, as without a sampler; and
+    of those that the sampler chose 'of_another_clip', of the episode before, which is what its
+    habit is worth without looking at the clip (null for one episode). 'inside_box', of a sampler
+    that amplifies: share of the 'saliency' that lies in the object's box, of the pixels that show
+    it in the 'amplified' and in the plain 'frame'; chosen frames where it is visible.
+    """
+    chosen = of_clips(auxiliary, 'indices')  # [E, clips, T]
+    dense = frames_read(config)
+    found = {
+        'places': (np.bincount(chosen.ravel(), minlength=dense) / chosen[..., 0].size).tolist()
+    }
+    if truth is None:
+        return found
+    inside = lambda indices: share_inside(truth.stored(config, indices), truth.start, truth.end)
+    even = truth.evenly_spaced(config, config.episode.frames)
+    found['inside_action'] = {
+        'chosen': inside(chosen),
+        'evenly_spaced': share_inside(even, truth.start, truth.end),
+        'of_another_clip': inside(np.roll(chosen, 1, axis=0)) if len(chosen) > 1 else None,
+    }
+    saliency = of_clips(auxiliary, 'saliency')
+    if saliency is not None:
+        size, sampler = config.episode.image_size, config.model.sampler
+        boxes = truth.boxes(config, truth.stored(config, chosen))  # [E, clips, T, 4]
+        shares = []
+        for maps, of_maps in zip(saliency, boxes):  # an episode at a time, for memory
+            positions = amplifier.positions(
+                jnp.asarray(maps), size, size, sampler.spatial, sampler.variant
+            )
+            shares.append(
+                box_share(
+                    np.asarray(amplifier.enlarge(maps, size, size)),
+                    *map(np.asarray, positions),
+                    of_maps,
+                )
+            )
+        found['inside_box'] = {
+            name: _or_none(np.nanmean([share[name] for share in shares])) for name in shares[0]
+        }
+    return found
+
+
+def of_clips(auxiliary, name):
+    """What the prediction says of the clips of E episodes, support first: [E, clips, …]; None where
+    it does not."""
+    if f'query_{name}' not in auxiliary:
+        return None
+    support, query = auxiliary[f'support_{name}'], auxiliary[f'query_{name}']
+    return np.concatenate([support.reshape(len(query), -1, *query.shape[2:]), query], 1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Truth:
+    """When and where the action is in the clips of E episodes, support first.
+
+    records: of the clips that occur, with num_frames [N]; row: [E, clips], which of them; start,
+    end: [E, clips], the action's first and last stored frame.
+    """
+
+    records: list
+    num_frames: np.ndarray
+    row: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+
+    @classmethod
+    def of(cls, dataset, episodes):
+        """None where the records do not say."""
+        positions = np.concatenate([episodes.support.reshape(len(episodes), -1), episodes.query], 1)
+        used, row = np.unique(positions, return_inverse=True)
+        records = [dataset.read(int(position)) for position in used]
+        if not all(key in records[0] for key in ('action_start', 'action_end', 'boxes')):
+            return None
+        row = row.reshape(positions.shape)
+        start, end = (
+            np.array([int(record[key]) for record in records])[row]
+            for key in ('action_start', 'action_end')
+        )
+        return cls(records, dataset.num_frames[used], row, start, end)
+
+    def evenly_spaced(self, config, count):
+        """The stored frames [E, clips, count] that the loader reads of each clip at test."""
+        return np.array(
+            [frame_indices(int(n), count, config.data.sampling) for n in self.num_frames]
+        )[self.row]
+
+    def stored(self, config, chosen=None):
+        """The stored frames [E, clips, L] that the learner was given; `chosen` [E, clips, T] among
+        them."""
+        read = self.evenly_spaced(config, frames_read(config))
+        return read if chosen is None else np.take_along_axis(read, chosen, -1)
+
+    def boxes(self, config, places):
+        """x0, y0, x1, y1 of the object at stored places [E, clips, L] in the pixels of the test
+        view; NaN where it is not visible."""
+        return np.array(
+            [
+                [_boxes(self.records[r], p, config) for r, p in zip(*both)]
+                for both in zip(self.row, places)
+            ]
+        )
+
+
+def truth_measures(truth, episodes, config, windows, offsets, chosen=None) -> dict:
+    """Comparison with when and where the action is.
+
+    Args:
+      truth: of these episodes.
+      windows: [E, clips, 2] or None; offsets: [E, Q, L, 2] of each query and the support of its
+        class, or None.
+      chosen: which of the frames read a sampler took, [E, clips, L]; None for all.
+
+    Returns:
+      'temporal_overlap', mean of `temporal_overlap` over all clips: 'whole_clip' is that of (1, 0),
+        'window'; 'offset_correlation':
+      (x, y), null where it is undefined; 'displacement': mean length of the true offset ('before')
+      and of what the predicted one leaves of it ('after'), half a frame being 1. Of several shots,
+      the mean place counts.
+    """
+    indices = truth.stored(config, chosen)
+    whole = np.broadcast_to(np.array([1.0, 0.0]), (*truth.row.shape, 2))
+    window = whole if windows is None else windows
+    overlap = lambda window: float(temporal_overlap(window, indices, truth.start, truth.end).mean())
+    found = {
+        'temporal_overlap': {
+            'whole_clip': overlap(whole),
+            **({'window': overlap(window)} if windows is not None else {}),
+        }
+    }
+    if offsets is None:
+        return found
+
+    times = window[..., :1] * np.linspace(-1, 1, config.episode.frames) + window[..., 1:]
+    boxes = truth.boxes(config, stored_places(times, indices))  # [E, clips, L, 4]
+    centres = (boxes[..., :2] + boxes[..., 2:]) / config.episode.image_size  # half a frame is 1
+    split = episodes.support[0].size
+    support = (
+        centres[:, :split].reshape(*episodes.support.shape, *centres.shape[2:]).mean(2)
+    )  # [E, way, L, 2]
+    true = centres[:, split:] - support[np.arange(len(centres))[:, None], episodes.labels]
+    true = true if config.model.variant == 'code' else -true
+    length = lambda x: (
+        _or_none(np.nanmean(np.linalg.norm(x, axis=-1))) if np.isfinite(x).any() else None
+    )
+    return found | {
+        'offset_correlation': [_or_none(x) for x in offset_correlation(offsets, true)],
+        'displacement': {'before': length(true), 'after': length(true - offsets)},
+    }
+
+
+def _boxes(record, places, config):
+    """`Truth.boxes` of one clip: places [L], NaN beyond the clip, to the nearest frame → float64
+    [L, 4]."""
+    width, height = int(record['width']), int(record['height'])
+    resized = resized_size(width, height, config.data.resize)
+    scale = min(resized) / min(width, height)
+    corner = np.array(centre_crop_offset(*resized, config.episode.image_size))
+    boxes = np.asarray(record['boxes'], np.float64)[np.nan_to_num(np.rint(places)).astype(int)]
+    visible = np.isfinite(places) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    return np.where(visible[:, None], scale * boxes - np.tile(corner, 2), np.nan)
+
+
+def _or_none(x):
+    return float(x) if np.isfinite(x) else None

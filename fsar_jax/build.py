@@ -1,0 +1,430 @@
+"""Builds a dataset: python -m fsar_jax.build --dataset=synthetic_actions/misaligned --dir=data
+
+    python -m fsar_jax.build --dataset=video_folder/mine --videos=/my/clips --dir=data
+    python -m fsar_jax.build --dataset=ucf101_arn --videos=/my/UCF-101 --dir=data
+
+The second part of a dataset's name is its config: for video_folder a name of your choice, for the
+public benchmarks none, or a name of your choice for a build with other settings. A dataset that is
+built already is left alone; a build that was killed goes on with the shards that are not finished.
+
+On a cluster, any number of machines that share --dir build a slice each, in any order, and one call
+ends the build:
+
+    python -m fsar_jax.build --dataset=ucf101_arn --videos=DIR --dir=data --shards=$SLURM_ARRAY_TASK_ID/16     (0/16 ... 15/16)
+    python -m fsar_jax.build --dataset=ucf101_arn --videos=DIR --dir=data --finish
+"""
+
+from __future__ import annotations
+
+from fsar_jax.stopping import on_signals
+
+if __name__ == '__main__':  # what follows takes seconds to import
+    on_signals('the same command goes on with the shards that are not finished')
+
+    import os
+    import resource
+    import sys
+
+    # OpenBLAS, which nothing here needs, starts a thread per core in each process, and crashes in
+    # the import where it cannot.
+    os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
+    if 0 <= resource.getrlimit(resource.RLIMIT_AS)[0] < 650e6:
+        sys.exit(
+            'error: the limit on memory (ulimit -v) is below the 650 MB that the libraries take: '
+            'raise it'
+        )
+
+import argparse
+import contextlib
+import dataclasses
+import pathlib
+import shutil
+import sys
+import time
+
+try:
+    import tensorflow_datasets as tfds
+
+    from fsar_jax.data.dataset import described, version_directory
+    from fsar_jax.files import local_path
+    from fsar_jax.ingest import benchmark_builder, video_builder
+    from fsar_jax.ingest.shards import DISK_FULL, read_note, remove_notes
+    from fsar_jax.ingest.skipped import is_utf8, skipped_table, write_skipped
+    from fsar_jax.ingest.video_files import decoder_generation
+    from fsar_jax.machine import file_lock
+    from fsar_jax.messages import one_line, printable
+    from tfds_builders.activitynet100 import activitynet100_dataset_builder as activitynet100
+    from tfds_builders.hmdb51_arn import hmdb51_arn_dataset_builder as hmdb51_arn
+    from tfds_builders.kinetics100_cmn import kinetics100_cmn_dataset_builder as kinetics100_cmn
+    from tfds_builders.ssv2_full_otam import ssv2_full_otam_dataset_builder as ssv2_full_otam
+    from tfds_builders.ssv2_small_cmn import ssv2_small_cmn_dataset_builder as ssv2_small_cmn
+    from tfds_builders.synthetic_actions import (
+        synthetic_actions_dataset_builder as synthetic_actions,
+    )
+    from tfds_builders.ucf101_arn import ucf101_arn_dataset_builder as ucf101_arn
+    from tfds_builders.video_folder import video_folder_dataset_builder as video_folder
+except (
+    ImportError,
+    MemoryError,
+    OSError,
+) as error:  # a library that finds no room in memory is not importable either
+    if __name__ != '__main__':
+        raise
+    words = ' '.join(f'{error}'.split()) or type(error).__name__
+    sys.exit(
+        f'error: a library cannot be imported ({words}): install it (./run.sh), or raise the limit '
+        'on memory (ulimit -v)'
+    )
+
+BENCHMARKS = {
+    'ucf101_arn': ucf101_arn.Builder,
+    'hmdb51_arn': hmdb51_arn.Builder,
+    'kinetics100_cmn': kinetics100_cmn.Builder,
+    'ssv2_small_cmn': ssv2_small_cmn.Builder,
+    'ssv2_full_otam': ssv2_full_otam.Builder,
+    'activitynet100': activitynet100.Builder,
+}
+BUILDERS = {
+    'synthetic_actions': synthetic_actions.Builder,
+    'video_folder': video_folder.Builder,
+} | BENCHMARKS
+
+# values of a builder's config that are flags: name -> what it means
+CONFIG_FLAGS = {
+    'short_side': 'short side of the stored frames in pixels; 0: as in the file',
+    'max_frames': 'stored frames of a clip, evenly spaced; 0: all',
+    'min_frames': 'a clip with fewer frames is skipped as too short',
+    'jpeg_quality': 'quality of the stored frames, 1 to 100',
+    'square_pixels': '1 (default): frames as they are seen, stretched where the pixels are not '
+    'square; 0: as coded',
+    'videos_per_shard': 'videos in one file; 0: about 250 MB',
+    'size': 'synthetic_actions: height and width of the clips in pixels',
+    'num_frames': 'synthetic_actions: frames of a clip',
+    'clips_per_class': 'synthetic_actions: clips of each class',
+    'seed': 'synthetic_actions: of everything that is drawn',
+}
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog='python -m fsar_jax.build',
+        description='Builds a dataset from video files.',
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        '--dataset',
+        required=True,
+        help='synthetic_actions/{aligned,misaligned,shifted,untrimmed}, '
+        f'video_folder/NAME with a name of your choice, or one of {", ".join(BENCHMARKS)}',
+    )
+    parser.add_argument(
+        '--dir',
+        default='data',
+        help='where datasets are kept, as config.data.dir; default %(default)s',
+    )
+    parser.add_argument(
+        '--videos',
+        help='video_folder: the folder with <split>/<class>/<clip> or <class>/<clip>; '
+        'benchmarks: the folder or archive that the README of its builder describes',
+    )
+    parser.add_argument(
+        '--manual_dir',
+        help='benchmarks: folder with list files for a machine without network; '
+        'without --videos also with the videos. Default <dir>/downloads/manual',
+    )
+    parser.add_argument(
+        '--own_lists',
+        action='store_true',
+        help='benchmarks: accept list files that are not the published ones',
+    )
+    parser.add_argument(
+        '--shards',
+        metavar='I/N',
+        help='build slice I (from 0) of N and stop; any machine, any order',
+    )
+    parser.add_argument(
+        '--finish',
+        action='store_true',
+        help='check that all shards are there, write the metadata, build nothing',
+    )
+    parser.add_argument(
+        '--strict', action='store_true', help='stop at the first file that cannot be used'
+    )
+    parser.add_argument(
+        '--processes', type=int, help='that decode; default one per core, 0: none but this one'
+    )
+    parser.add_argument(
+        '--overwrite', action='store_true', help='build again what is there already'
+    )
+    for name, meaning in CONFIG_FLAGS.items():
+        parser.add_argument(f'--{name}', type=int, help=meaning)
+    return parser.parse_args(arguments)
+
+
+def make_config(
+    args: argparse.Namespace,
+) -> tuple[type[video_builder.VideoBuilder], video_builder.VideoConfig]:
+    """(builder class, its config) that the flags ask for; ValueError in one line."""
+    name, _, config_name = args.dataset.partition('/')
+    if name not in BUILDERS:
+        raise ValueError(
+            f"unknown dataset '{printable(args.dataset)}': choose one of {', '.join(BUILDERS)}, "
+            "followed by /<config>"
+        )
+    builder = BUILDERS[name]
+    if name == 'video_folder':
+        if not args.videos:
+            raise ValueError(
+                'video_folder needs --videos=FOLDER with your clips in <split>/<class>/ or <class>/'
+            )
+        config = video_folder.VideoFolderConfig(name=config_name, root=args.videos)
+        if not config_name or not config_name.replace('_', '').replace('-', '').isalnum():
+            raise ValueError(
+                f"'{printable(args.dataset)}' needs a name of letters, digits, - and _: "
+                "--dataset=video_folder/my_clips"
+            )
+    elif name in BENCHMARKS:
+        if config_name and not config_name.replace('_', '').replace('-', '').isalnum():
+            raise ValueError(
+                f"'{printable(args.dataset)}': after {name}/ comes nothing or a name of letters, "
+                "digits, - and _"
+            )
+        config = benchmark_builder.BenchmarkConfig(
+            name=config_name or 'default',
+            videos=args.videos or '',
+            manual_dir=args.manual_dir or str(pathlib.Path(args.dir) / 'downloads' / 'manual'),
+            own_lists=args.own_lists,
+        )
+    else:
+        if args.videos:
+            raise ValueError(
+                f"--videos is for video_folder and the benchmarks, '{printable(args.dataset)}' "
+                "does not read a folder"
+            )
+        if config_name not in builder.builder_configs:
+            raise ValueError(
+                f"'{printable(args.dataset)}' is not a config of {name}: choose {name}/ followed "
+                "by one of "
+                f'{", ".join(builder.builder_configs)}'
+            )
+        config = builder.builder_configs[config_name]
+    given = {flag: getattr(args, flag) for flag in CONFIG_FLAGS if getattr(args, flag) is not None}
+    for flag in given.keys() - {field.name for field in dataclasses.fields(config)}:
+        raise ValueError(f'--{flag} is not a setting of {name}')
+    return builder, dataclasses.replace(config, **given)
+
+
+def build(args: argparse.Namespace) -> pathlib.Path:
+    """Builds what the flags ask for, unless it is there.
+
+    Returns:
+      The dataset's directory; with --shards, the directory of the unfinished build.
+
+    Raises:
+      ValueError, OSError: in one line; finished shards are kept.
+    """
+    paths = {
+        flag: getattr(args, flag) for flag in ('dir', 'videos', 'manual_dir') if getattr(args, flag)
+    }
+    args = argparse.Namespace(
+        **vars(args) | {flag: str(local_path(path, f'--{flag}')) for flag, path in paths.items()}
+    )
+    if not is_utf8(str(pathlib.Path(args.dir).absolute())):
+        raise ValueError(
+            f'--dir={printable(args.dir, 1000)}: the path is not UTF-8, and files of records '
+            'cannot be read from there: choose another'
+        )
+    builder_class, config = make_config(args)
+    if args.processes is not None and args.processes < 0:
+        raise ValueError(f'--processes={args.processes} must be at least 0')
+    place = _slice(args.shards)
+    if place and args.finish:
+        raise ValueError('--shards builds a slice and --finish ends the build: give one of them')
+    settings = config.settings()
+    folder = pathlib.Path(args.dir) / args.dataset
+    folder.mkdir(parents=True, exist_ok=True)
+    # Two builds of one dataset would remove each other's files; slices only add to them.
+    busy = f'another process is building {printable(folder, 1000)}: wait for it to end'
+    with file_lock(folder / '.lock', busy, shared=place is not None):
+        built = version_directory(args.dataset, args.dir)
+        directory = folder / str(builder_class.VERSION)
+        if not built and directory.exists():
+            built = directory
+            if not args.overwrite:
+                raise ValueError(
+                    f'{printable(directory, 1000)} is there and is no dataset, dataset_info.json '
+                    'is missing: copy it again, or '
+                    'give --overwrite to build it again'
+                )
+        if built and not args.overwrite:
+            remove_notes(built)  # of a build that was killed in its last moment
+            metadata = described(built, args.dataset)[1]
+            _check_same(args.dataset, metadata['settings'], settings)
+            failed = metadata.get('failed') or {}
+            again = sum(reason in video_builder.AGAIN for reason in failed.values())
+            print(
+                f'{args.dataset} is built already: {printable(built, 1000)}'
+                + (f', {len(failed)} files skipped, see skipped.tsv there' if failed else '')
+                + (
+                    f'; {again} of them may be readable now: build again with --overwrite'
+                    if again
+                    else ''
+                )
+                + _other_decoder(metadata.get('made_with'))
+            )
+            return built
+        start = time.monotonic()
+        unfinished = folder / 'incomplete'
+        builder = builder_class(
+            config=config, data_dir=unfinished, processes=args.processes, strict=args.strict
+        )
+        tfds.display_progress_bar(False)  # ours counts videos
+        downloads = pathlib.Path(args.dir) / 'downloads'
+        shards = []
+        try:
+            shards = builder.plan(builder.download_manager(downloads))
+            if place:
+                mine = shards[place[0] :: place[1]]
+                count = builder.write_shards(mine, unfinished, args.overwrite)
+                print(
+                    f'slice {args.shards} of {args.dataset}: {count} shards built, '
+                    f'{len(mine) - count} were there, '
+                    f'{len(shards)} in all slices; when all are built, give the command with '
+                    '--finish'
+                )
+                return unfinished
+            if not place and not args.finish:
+                done = sum(read_note(unfinished, shard) is not None for shard in shards)
+                if done:
+                    print(
+                        f'{done} of {len(shards)} shards are there from an earlier call', flush=True
+                    )
+                builder.write_shards(shards, unfinished, args.overwrite)
+            builder.finish(shards, unfinished)
+            _remove_folders(unfinished)
+            if built:
+                shutil.rmtree(folder / 'replaced', ignore_errors=True)
+                built.rename(folder / 'replaced')
+            if (
+                directory.exists()
+            ):  # a copy that has lost its dataset_info.json, else it were `built`
+                shutil.rmtree(directory)
+            unfinished.rename(directory)
+            remove_notes(directory)
+        except video_builder.NoVideoError:
+            print(skipped_table(builder.skipped))
+            raise
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            raise _disk_full(builder, shards, unfinished, error) from None
+        finally:
+            if (
+                not place
+                and unfinished.is_dir()
+                and not list(unfinished.glob('*.array_record-*.json'))
+            ):
+                shutil.rmtree(unfinished, ignore_errors=True)  # not one finished shard in it
+        shutil.rmtree(folder / 'replaced', ignore_errors=True)
+        print(
+            f'built {args.dataset} in {time.monotonic() - start:.0f} s: '
+            f'{printable(directory, 1000)}\n{_summary(builder)}'
+        )
+        return directory
+
+
+def _slice(text):
+    """(i, n) of --shards=i/n, None without it."""
+    if text is None:
+        return None
+    try:
+        i, n = map(int, text.split('/'))
+    except ValueError:
+        i, n = -1, 0
+    if not 0 <= i < n:
+        raise ValueError(
+            f'--shards={printable(text)} should be I/N with I from 0 to N - 1: --shards=0/16 to '
+            '--shards=15/16'
+        )
+    return i, n
+
+
+def _other_decoder(made_with):
+    """What to add about a finished dataset whose pixels this machine would not make."""
+    if made_with is None:
+        return '; by an older version, which did not note its decoder'
+    there, here = made_with['decoder'], decoder_generation()
+    return (
+        ''
+        if there in (None, here)
+        else f'; made with {printable(there)}, and {here} is installed here, which makes other '
+        'pixels'
+    )
+
+
+def _disk_full(builder, shards, unfinished, error):
+    """Prints what is known so far; the error in one line."""
+    done = sum(read_note(unfinished, shard) is not None for shard in shards)
+    builder.collect_skipped(shards, unfinished)
+    print(skipped_table(builder.skipped))
+    with contextlib.suppress(OSError):  # there may be room for a small file
+        write_skipped(unfinished / 'skipped.tsv', builder.skipped)
+    return OSError(
+        f'the disk is full: {error.strerror}; {done} of {len(shards)} shards are finished and '
+        'kept, '
+        'make room and give the same command again'
+    )
+
+
+def _remove_folders(directory):
+    """A dataset has none; tfds makes some."""
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _check_same(name, there, settings):
+    """What is built must be what is asked for; settings that are newer than the dataset are not
+    compared."""
+    different = [
+        f'{key} is {there[key]}, asked for {value}'
+        for key, value in settings.items()
+        if key in there and there[key] != value
+    ]
+    if different:
+        raise ValueError(
+            f'{name} is built already with other settings ({"; ".join(different)}): '
+            f'use --overwrite to build it again, or another --dir'
+        )
+
+
+def _summary(builder):
+    """Per split what there is, then the table of what is not."""
+    lines = []
+    for split, videos in builder.info.metadata['videos'].items():
+        frames = videos['num_frames']
+        stored = f'{min(frames)} to {max(frames)} frames' if frames else 'EMPTY'
+        lines.append(
+            f'  {split:<6} {len(set(videos["label"])):>4} classes {len(frames):>7} videos, {stored}'
+        )
+    return '\n'.join(lines + builder.notes + [skipped_table(builder.skipped)])
+
+
+def main():
+    try:
+        build(parse())
+    except (ValueError, OSError) as error:
+        sys.exit(f'error: {one_line(error)}')
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and 'start new thread' not in str(
+            error
+        ):  # another is a bug, to be seen as one
+            raise
+        sys.exit(
+            f'error: the memory is used up ({one_line(error)}): raise the limit (ulimit -v, the '
+            'job), or give fewer --processes'
+        )
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,1 @@
+"""The accuracy of a trained model: cached evaluation, results files and their comparison."""

@@ -1,0 +1,103 @@
+"""The record of one video: JPEG frames that are ready to use, and where they came from.
+
+A record is stored as one entry of an ArrayRecord file. Its frames stay encoded when it is read, so
+that looking at 8 of them decodes 8.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from fsar_jax.data.frames import encode_jpeg, resize_short_side
+from fsar_jax.ingest.video_files import read_video
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordSettings:
+    """How a file becomes a record; kept in the dataset's metadata.
+
+    short_side: pixels, 0 keeps the size of the file.  max_frames: evenly spaced over the clip, 0
+    keeps all. min_frames: a clip with fewer is 'too short'.  jpeg_quality: 1..100.
+    square_pixels: 1 stores frames as they are seen, stretched where the file's pixels are not
+    square; 0 as coded.
+    """
+
+    short_side: int = 256
+    max_frames: int = 64
+    min_frames: int = 8
+    jpeg_quality: int = 95
+    square_pixels: int = 1
+
+    def __post_init__(self):
+        if self.short_side < 0 or self.max_frames < 0 or self.min_frames < 1:
+            raise ValueError(
+                f'short_side={self.short_side} and max_frames={self.max_frames} must be at least '
+                '0, '
+                f'min_frames={self.min_frames} at least 1'
+            )
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ValueError(f'jpeg_quality={self.jpeg_quality} must be from 1 to 100')
+        if self.square_pixels not in (0, 1):
+            raise ValueError(f'square_pixels={self.square_pixels} must be 0 or 1')
+
+
+def record_features(
+    class_names: list[str] | None = None, **truth: tfds.features.FeatureConnector
+) -> tfds.features.FeaturesDict:
+    """Features of a record; `truth`: further ones of a dataset that knows more about its clips.
+
+    frames are JPEG byte strings (tfds' own Image and Video features need TensorFlow to write).
+    """
+    return tfds.features.FeaturesDict(
+        {
+            'frames': tfds.features.Sequence(tfds.features.Text()),
+            'label': tfds.features.ClassLabel(names=class_names),
+            'video_id': tfds.features.Text(),
+            'num_frames': np.int32,  # stored
+            'source_frames': np.int32,  # in the file
+            'frame_index': tfds.features.Sequence(
+                np.int32
+            ),  # place of each stored frame in the file
+            'source_stream': np.int32,  # index in the file of the stream that they are from
+            'fps': np.float32,  # of the file, 0 when it does not say
+            'width': np.int32,
+            'height': np.int32,  # of the stored frames
+            'decode_errors': np.int32,
+            **truth,
+        }
+    )
+
+
+def record_from_file(
+    path: str | os.PathLike, video_id: str, label: int, settings: RecordSettings
+) -> dict:
+    """Decodes, resizes and encodes one file; VideoError when it gives no usable clip."""
+    size = None
+
+    def store(frame):
+        nonlocal size
+        if settings.short_side:
+            frame = resize_short_side(frame, settings.short_side)
+        size = frame.shape
+        return encode_jpeg(frame, settings.jpeg_quality)
+
+    video = read_video(
+        path, settings.max_frames, settings.min_frames, store, bool(settings.square_pixels)
+    )
+    return {
+        'frames': video.frames,
+        'label': label,
+        'video_id': video_id,
+        'num_frames': len(video.frames),
+        'source_frames': video.source_frames,
+        'frame_index': video.frame_index,
+        'source_stream': video.source_stream,
+        'fps': video.fps,
+        'width': size[1],
+        'height': size[0],
+        'decode_errors': video.decode_errors,
+    }

@@ -1,0 +1,493 @@
+"""From a list of videos to ArrayRecord shards: the base of all builders.
+
+A builder says which videos there are (`list_videos`) and how one of them becomes a record
+(`record_maker`); everything else is here. Videos go through one pool of processes (workers.py), in
+order, and each record to its shard as it comes, so that memory holds a few records and the index.
+Which video lands in which shard depends on the list and the settings only, never on timing: shards
+may be built in any order, on any machine, and again after a kill (shards.py). A video that gives no
+record is not an error: it is listed in skipped.tsv, in the metadata, and in the table at the end.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import example_serializer
+from tqdm import tqdm
+
+from fsar_jax.checksums import write_sums
+from fsar_jax.data.frames import codec_versions
+from fsar_jax.ingest.frame_files import bytes_of, is_decoded
+from fsar_jax.ingest.records import RecordSettings, record_features
+from fsar_jax.ingest.shards import (
+    Shard,
+    cut_into_shards,
+    read_note,
+    remove_all_but,
+    remove_notes,
+    stop_writing,
+    write_shard,
+)
+from fsar_jax.ingest.skipped import Skipped, is_utf8, skipped_table, write_skipped  # noqa: F401: the table is taken from here too
+from fsar_jax.ingest.video_files import decoder_generation, decoder_versions
+from fsar_jax.ingest.workers import ordered_pool
+from fsar_jax.machine import start_reader_threads, usable_cores
+from fsar_jax.messages import printable
+from fsar_jax.stopping import finish_first
+
+FILE_FORMAT = 'array_record'  # tfds' default needs TensorFlow
+SHARD_BYTES = 250e6
+AGAIN = ('unreadable', 'ended the process')  # reasons that the next call looks at again
+
+
+class NoVideoError(ValueError):
+    """Every video of every split was skipped."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoSource:
+    """A video to be ingested. `origin`: what the record maker needs to make it (a path, a seed);
+    must pickle.
+
+    name: of the file, for the table of those that failed.  An origin of None: listed, but there is
+    no such file.
+    """
+
+    video_id: str
+    label: int
+    origin: Any
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoList:
+    """class_names: a label is a place in it.  splits: {split: videos}.  skipped: what is no video
+    at all.
+
+    expected: {split: {'videos': count, 'hash': of all video ids or None, 'classes': {class:
+    count}}}, where it is known what a complete copy holds.  notes: lines for the end of the build.
+    """
+
+    class_names: list[str]
+    splits: dict[str, list[VideoSource]]
+    skipped: list[Skipped] = dataclasses.field(default_factory=list)
+    expected: dict[str, dict] | None = None
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class VideoConfig(tfds.core.BuilderConfig):
+    """How files become records; see fsar_jax.ingest.records.RecordSettings."""
+
+    short_side: int = 256
+    max_frames: int = 64
+    min_frames: int = 8
+    jpeg_quality: int = 95
+    square_pixels: int = 1
+    videos_per_shard: int = 0  # 0: about SHARD_BYTES; decides files, not records
+
+    def record_settings(self) -> RecordSettings:
+        return RecordSettings(
+            **{
+                field.name: getattr(self, field.name)
+                for field in dataclasses.fields(RecordSettings)
+            }
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """The values that decide what the records hold, kept in the metadata; JSON."""
+        return dataclasses.asdict(self.record_settings())
+
+
+class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
+    """Base of the builders; a subclass gives VERSION, `list_videos` and `record_maker`.
+
+    USUAL_FRAMES: of a whole video, for the size of the shards where all frames are kept.
+
+    Args:
+      config: a VideoConfig, or the name of one of BUILDER_CONFIGS.
+      processes: that decode; 0 decodes in this process; None: one per usable core.
+      strict: the first file that cannot be used is a ValueError instead of a line in the table.
+
+    `plan`, `write_shards` and `finish` are the steps of a build that may be killed and spread over
+    machines; `download_and_prepare` is all three. Then `skipped` is the list of what was left out.
+    """
+
+    USUAL_FRAMES = 300
+
+    def __init__(
+        self, *, processes: int | None = None, strict: bool = False, file_format=None, **kwargs
+    ):
+        # tfds forgets the format when it copies a builder.
+        super().__init__(file_format=file_format or FILE_FORMAT, **kwargs)
+        self.processes = usable_cores() if processes is None else processes
+        self.strict = strict
+        self.skipped: list[Skipped] = []
+        self.notes: list[str] = []
+        self.downloads = None
+
+    def list_videos(self) -> VideoList:
+        """All videos, in the order of the records; the same on every machine. `downloads`: tfds'
+        download manager."""
+        raise NotImplementedError
+
+    def record_maker(self) -> Callable[[VideoSource], dict]:
+        """A function that pickles and makes the record of a video, or raises VideoError."""
+        raise NotImplementedError
+
+    def truth_features(self) -> dict[str, tfds.features.FeatureConnector]:
+        """Features that the records have besides the common ones."""
+        return {}
+
+    def plan(self, downloads=None) -> list[Shard]:
+        """Lists the videos and cuts the list into shards; two videos with one id are noticed here.
+
+        Raises:
+          ValueError: with `strict`, the first that cannot be used.
+        """
+        self.downloads = downloads
+        videos, config = self.list_videos(), self.builder_config
+        self.info.features['label'].names = videos.class_names
+        self.notes, listed = list(videos.notes), list(videos.skipped)
+        splits, first = {split: [] for split in videos.splits}, {}
+        for split, sources in videos.splits.items():
+            for source in sources:
+                if not is_utf8(source.video_id):
+                    listed.append(
+                        Skipped(
+                            split,
+                            videos.class_names[source.label],
+                            source.name,
+                            'name is not UTF-8',
+                        )
+                    )
+                elif source.video_id in first:
+                    where = f'as {first[source.video_id]}'
+                    listed.append(
+                        Skipped(
+                            split,
+                            videos.class_names[source.label],
+                            source.name,
+                            'duplicate id',
+                            where,
+                        )
+                    )
+                else:
+                    first[source.video_id] = source.name
+                    splits[split].append(source)
+        if self.strict:
+            missing = (
+                Skipped(split, videos.class_names[source.label], source.name, 'missing')
+                for split, sources in splits.items()
+                for source in sources
+                if source.origin is None
+            )
+            for skip in itertools.chain(listed, missing):
+                raise _strict_error(skip)
+        self.skipped = listed
+        self.info.metadata.update(
+            videos={split: {'video_id': [], 'label': [], 'num_frames': []} for split in splits},
+            settings=config.settings(),
+            failed={skip.path: skip.reason for skip in listed},
+            expected=videos.expected,
+        )
+        decides = {
+            'settings': config.settings(),
+            'classes': videos.class_names,
+            'version': str(self.version),
+            'config': config.name,
+        }
+        length = config.videos_per_shard or videos_per_shard(
+            config.record_settings(), self.USUAL_FRAMES
+        )
+        return cut_into_shards(self.name, splits, length, decides)
+
+    def download_manager(
+        self, folder: str | os.PathLike, manual_dir: str | os.PathLike | None = None
+    ):
+        """tfds' download manager, which keeps files in `folder` and checks them by the package's
+        checksums.tsv.
+
+        manual_dir: where it takes files from before it downloads them; None: `folder`/manual.
+        """
+        folder = pathlib.Path(folder)
+        return tfds.download.DownloadManager(
+            download_dir=folder,
+            extract_dir=folder / 'extracted',
+            manual_dir=manual_dir or folder / 'manual',
+            manual_dir_instructions=self.MANUAL_DOWNLOAD_INSTRUCTIONS,
+            url_infos=self.url_infos,
+            dataset_name=self.name,
+        )
+
+    def write_shards(
+        self, shards: list[Shard], folder: str | os.PathLike, overwrite: bool = False
+    ) -> int:
+        """Writes those of `shards` that are not finished yet to `folder`; how many these were.
+
+        overwrite: also those that another decoder has finished.
+
+        Raises:
+          DiskFullError: those that are finished are kept, the others are not there.
+          OSError: too little memory, or too few threads.
+          ValueError: another decoder has finished some; with `strict`, the first video that cannot
+            be used.
+        """
+        start_reader_threads()  # each finished shard is opened; better now than after the first
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        to_do = [shard for shard in shards if _is_to_do(shard, read_note(folder, shard), overwrite)]
+        serialise = example_serializer.ExampleSerializer(self.info.features.get_serialized_info())
+        count, left = (sum(len(shard.sources) for shard in part) for part in (shards, to_do))
+        with (
+            finish_first(_end_line),
+            finish_first(lambda: stop_writing(folder)),
+            ordered_pool(min(self.processes, left), self.record_maker()) as run,
+            tqdm(
+                total=count,
+                initial=count - left,
+                desc=self.info.full_name,
+                unit=' videos',
+                mininterval=0.5 if sys.stderr.isatty() else 15,
+            ) as progress,
+        ):
+            # One stream over all shards, so that no process waits where one shard ends.
+            stream = run(source for shard in to_do for source in shard.sources)
+            for shard in to_do:
+                videos = {'video_id': [], 'label': [], 'num_frames': []}
+                note = {
+                    'videos': videos,
+                    'skipped': [],
+                    'source_bytes': _source_bytes(shard),
+                    'made_with': _made_with(shard),
+                }
+                records = self._records(shard, stream, progress, note)
+                # Protobuf orders a map by a hash that differs from process to process unless told
+                # not to.
+                examples = map(serialise.get_tf_example, records)
+                encoded = (example.SerializeToString(deterministic=True) for example in examples)
+                write_shard(folder, shard, encoded, note)
+        return len(to_do)
+
+    def _records(self, shard, stream, progress, note):
+        """Yields the records of the videos that give one, in order, and takes down both kinds in
+        `note`."""
+        names, index = self.info.features['label'].names, note['videos']
+        for source, (record, error) in zip(
+            shard.sources, stream
+        ):  # the stream last: it must not lose one
+            progress.update()
+            if error is not None:
+                skip = Skipped(
+                    shard.split, names[source.label], source.name, error.reason, error.detail
+                )
+                if self.strict:
+                    raise _strict_error(skip)
+                note['skipped'].append([source.video_id, *dataclasses.astuple(skip)])
+                continue
+            index['video_id'].append(source.video_id)
+            index['label'].append(source.label)
+            index['num_frames'].append(record['num_frames'])
+            yield self.info.features.encode_example(record)
+
+    def finish(self, shards: list[Shard], folder: str | os.PathLike) -> None:
+        """Writes the metadata, skipped.tsv and SHA256SUMS to `folder`, once all shards are there;
+        other shards are removed.
+
+        What it leaves behind is a dataset, and the shards' notes (shards.remove_notes).
+
+        Raises:
+          ValueError: shards that are not there, of other files, or of two decoders; with `strict`,
+            a video that was skipped; not one usable video.
+        """
+        folder, metadata = pathlib.Path(folder), self.info.metadata
+        lengths, sizes = {split: [] for split in metadata['videos']}, collections.Counter()
+        absent, made_with, digests = [], [], {}
+        for shard in shards:
+            note = read_note(folder, shard)
+            if note is None:
+                absent.append(shard)
+                continue
+            if note.get('source_bytes') != _source_bytes(shard):
+                raise ValueError(
+                    f'{shard.file_name} was made of other files than those that are there now: '
+                    'give the command without '
+                    '--finish to build such shards again'
+                )
+            if 'made_with' not in note:
+                raise ValueError(
+                    f'{shard.file_name} does not say which decoder made its pixels (an older '
+                    'version wrote it): give the '
+                    'command without --finish to build such shards again'
+                )
+            made_with.append(note['made_with'])
+            if self.strict and note['skipped']:
+                raise _strict_error(Skipped(*note['skipped'][0][1:]))
+            lengths[shard.split].append(len(note['videos']['label']))
+            sizes[shard.split] += note['record_bytes']
+            digests[shard.file_name] = note.get('sha256')  # notes of older versions lack it
+            for key, values in note['videos'].items():
+                metadata['videos'][shard.split][key] += values
+            for video_id, *skip in note['skipped']:
+                self.skipped.append(Skipped(*skip))
+                metadata['failed'][video_id] = self.skipped[-1].reason
+        if absent:
+            raise ValueError(
+                f'{len(absent)} of {len(shards)} shards are not in {printable(folder, 1000)}, the '
+                'first is '
+                f'{absent[0].file_name}: give the command without --shards to build what is missing'
+            )
+        metadata['made_with'] = _one_decoder(made_with)
+        if not any(map(sum, lengths.values())):
+            raise NoVideoError(
+                f'no video could be used: all {len(self.skipped)} were skipped, the table says why'
+            )
+        self.skipped.sort(key=lambda skip: (skip.reason, skip.split, skip.class_name, skip.name))
+        splits = [
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=lengths[split],
+                num_bytes=sizes[split],
+                filename_template=tfds.core.ShardedFileTemplate(
+                    data_dir=self.data_path,
+                    dataset_name=self.name,
+                    split=split,
+                    filetype_suffix=FILE_FORMAT,
+                ),
+            )
+            for split in lengths
+            if lengths[split]
+        ]
+        self.info.set_splits(tfds.core.splits.SplitDict(splits))
+        remove_all_but(folder, shards)
+        write_skipped(folder / 'skipped.tsv', self.skipped)
+        self.info.write_to_directory(folder)
+        write_sums(folder, digests)
+
+    def collect_skipped(self, shards: list[Shard], folder: str | os.PathLike) -> None:
+        """Adds to `skipped` what the finished ones of `shards` left out: for the table of an
+        unfinished build."""
+        for shard in shards:
+            note = read_note(pathlib.Path(folder), shard)
+            self.skipped += [Skipped(*skip) for _, *skip in note['skipped']] if note else []
+
+    def _info(self):
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.builder_config.description or type(self).__doc__,
+            features=record_features(**self.truth_features()),
+            metadata=tfds.core.MetadataDict(),
+        )
+
+    def _create_builder_config(self, builder_config, version):
+        # tfds refuses other values under the name of a listed config; here the metadata tell them
+        # apart.
+        if isinstance(builder_config, tfds.core.BuilderConfig):
+            return builder_config
+        return super()._create_builder_config(builder_config, version)
+
+    def _post_download_and_prepare_hook(self):
+        write_sums(self.data_path)  # tfds has just written dataset_info.json again
+
+    def _download_and_prepare(self, dl_manager, download_config=None):
+        shards = self.plan(dl_manager)
+        self.write_shards(shards, self.data_path)
+        self.finish(shards, self.data_path)
+        remove_notes(self.data_path)
+
+    def _shard_iterators_per_split(self, dl_manager):
+        raise NotImplementedError('shards are written by write_shards')
+
+
+def _end_line():
+    """What is said when a signal ends the process comes after the bar, whose line is open. On a
+    terminal that is known already."""
+    if not sys.stderr.isatty():
+        os.write(2, b'\n')
+
+
+def _strict_error(skip):
+    return ValueError(
+        f'{skip.path} cannot be used: {skip.reason}{skip.detail and f" ({skip.detail})"}; '
+        'without --strict the build goes on without it'
+    )
+
+
+def _is_to_do(shard, note, overwrite):
+    """Not finished, or without a video that may be readable now, or made of files that have changed
+    since.
+
+    Somebody may have put a whole file where a broken one was, or named another copy of the dataset:
+    one built from two copies would be like neither. So would one of two decoders, but which of them
+    is wanted only the user knows.
+
+    Raises:
+      ValueError: another decoder has finished it, and `overwrite` is not given.
+    """
+    here, there = decoder_generation(), note and note.get('made_with', {}).get('decoder')
+    if there not in (None, here) and not overwrite:
+        raise ValueError(
+            f'this build was begun with {printable(there)}, and {here} is installed here, which '
+            'makes other pixels: go on with '
+            'those versions, or give --overwrite to build again what they made'
+        )
+    return (
+        note is None
+        or 'made_with' not in note  # an older version wrote it
+        or there not in (None, here)
+        or any(reason in AGAIN for _, _, _, _, reason, _ in note['skipped'])
+        or note.get('source_bytes') != _source_bytes(shard)
+    )
+
+
+def _made_with(shard):
+    """Of a shard: {'decoder': of its videos, None where JPEG files need none, package: version of
+    all that makes pixels}."""
+    if not any(is_decoded(source.origin) for source in shard.sources):
+        return {'decoder': None} | codec_versions()
+    return {'decoder': decoder_generation()} | decoder_versions() | codec_versions()
+
+
+def _one_decoder(made_with):
+    """What all shards were made with; where versions differ within a generation, 'version,
+    version'."""
+    decoders = collections.Counter(made['decoder'] for made in made_with if made['decoder'])
+    if len(decoders) > 1:
+        raise ValueError(
+            ', '.join(
+                f'{count} shards were made with {printable(name)}'
+                for name, count in decoders.most_common()
+            )
+            + ', and their pixels differ: give the command with --overwrite and without --finish '
+            'where the versions that you '
+            'want are installed'
+        )
+    versions = collections.defaultdict(set)
+    for name, version in itertools.chain.from_iterable(made.items() for made in made_with):
+        versions[name].add(version)
+    return {
+        name: ', '.join(sorted(filter(None, there))) or None for name, there in versions.items()
+    }
+
+
+def _source_bytes(shard):
+    return sum(bytes_of(source.origin) for source in shard.sources)
+
+
+def videos_per_shard(
+    settings: RecordSettings, usual_frames: int = VideoBuilder.USUAL_FRAMES
+) -> int:
+    """How many videos make a shard of about SHARD_BYTES, a function of the settings alone."""
+    short_side, frames = settings.short_side or 720, settings.max_frames or usual_frames
+    bytes_per_frame = (
+        0.33 * short_side * short_side * 4 / 3
+    )  # JPEG at quality 95: a third of a byte per pixel
+    return max(1, int(SHARD_BYTES / (bytes_per_frame * frames)))

@@ -1,1 +1,0 @@
-"""Pictures: contact sheets of clips."""

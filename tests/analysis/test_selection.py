@@ -1,0 +1,147 @@
+"""Where chosen frames and saliency lie, by hand, and the report over episodes whose truth is
+known."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_misalignment import KnownDataset
+from tiny_evaluation import make_config
+from tiny_run import SAMPLER
+
+from fsar_jax.analysis import episode_report, selection
+from fsar_jax.data import episodes as episode_lists
+from fsar_jax.learner import create_learner
+
+pytestmark = pytest.mark.slow
+
+
+def test_share_of_frames_inside_the_action():
+    places = np.array([[[0, 2, 5, 6], [3, 4, 5, 9]]])
+    assert selection.share_inside(places, np.array([[2, 3]]), np.array([[5, 3]])) == 3 / 8
+
+
+def test_share_of_a_box():
+    """A box of two columns and four rows of a frame of eight; saliency twice as high in it as
+    elsewhere."""
+    box = np.array([[2.0, 0.0, 4.0, 4.0], [np.nan] * 4])
+    maps = np.ones((2, 8, 8))
+    maps[0, :4, 2:4] = 2
+    rows = np.tile(np.arange(8.0), (2, 1))
+    columns = np.tile([0, 1, 2, 2.4, 2.8, 3.2, 5, 7], (2, 1))  # four of eight read the box
+    found = selection.box_share(maps, rows, columns, box)
+    assert {name: share[0] for name, share in found.items()} == {
+        'saliency': 16 / 72,
+        'amplified': 0.5 * 0.5,
+        'frame': 8 / 64,
+    }
+    assert all(np.isnan(share[1]) for share in found.values())
+    assert np.isnan(selection.box_share(0 * maps, rows, columns, box)['saliency']).all()
+
+
+class EarlyAndLate(KnownDataset):
+    """The action of even clips takes the stored frames 2 … 5, of odd ones 6 … 9."""
+
+    def read(self, position):
+        late = 4 * (position % 2)
+        return super().read(position) | {
+            'action_start': np.int32(2 + late),
+            'action_end': np.int32(5 + late),
+        }
+
+
+def sampling_config(**sampler):
+    config = make_config(measured_episodes=3)
+    with config.unlocked():
+        config.update_from_flattened_dict(SAMPLER)
+        config.model.sampler.update(dense_frames=8, **{'name': 'task_adaptive', **sampler})
+        config.episode.image_size = 12
+    return config
+
+
+def test_selection_by_hand():
+    """Clips take the frames of their own action, and in the second episode the others; the centre
+    crop takes two columns off the left of the frame, and of the boxes."""
+    config, dataset = sampling_config(), EarlyAndLate()
+    episodes = episode_lists.draw_episodes(dataset, 3, 2, 1, 0, 3)
+    truth = episode_report.Truth.of(dataset, episodes)
+    clips = np.concatenate([episodes.support.reshape(3, 6), episodes.query], 1)  # positions
+    read = truth.stored(config)[0, 0]  # of 0 … 9, the same of all clips
+    early, late = np.flatnonzero((read >= 2) & (read <= 5)), np.flatnonzero(read >= 6)
+    is_late = clips % 2 == 1
+    takes_late = np.stack([is_late[0], ~is_late[1], is_late[2]])
+    chosen = np.where(
+        takes_late[..., None], [0, *late[:3]], [0, *early[:3]]
+    )  # three frames inside, or none
+    maps = np.zeros((3, 9, 4, 12, 12), np.float32)
+    maps[..., :4, :] = 1.0  # the object's rows, all columns
+    auxiliary = {
+        'support_indices': chosen[:, :6].reshape(3, 3, 2, 4),
+        'query_indices': chosen[:, 6:],
+        'support_saliency': maps[:, :6].reshape(3, 3, 2, 4, 12, 12),
+        'query_saliency': maps[:, 6:],
+    }
+    found = episode_report.selection_measures(auxiliary, truth, config)
+    assert found['places'] == pytest.approx(np.bincount(chosen.ravel(), minlength=8) / 27)
+    of_another = 0.75 * np.mean(takes_late[[2, 0, 1]] == is_late)  # those of the episode before
+    assert found['inside_action'] == pytest.approx(
+        {  # evenly spaced: frames 1, 3, 5, 8
+            'chosen': 0.75 * 2 / 3,
+            'of_another_clip': of_another,
+            'evenly_spaced': np.where(is_late, 1 / 4, 2 / 4).mean(),
+        }
+    )
+    assert abs(of_another - 0.75 * 2 / 3) > 0.05
+    first = {name: x[:1] for name, x in auxiliary.items()}
+    alone = episode_report.selection_measures(
+        first,
+        episode_report.Truth.of(dataset, episode_lists.draw_episodes(dataset, 3, 2, 1, 0, 1)),
+        config,
+    )
+    assert (
+        alone['inside_action']['chosen'] == 0.75
+        and alone['inside_action']['of_another_clip'] is None
+    )
+    visible = read[chosen] != 4
+    columns = 4 - np.maximum(0, 2 - clips % 5)
+    columns = np.broadcast_to(columns[..., None], visible.shape)[visible].mean()
+    assert found['inside_box']['saliency'] == pytest.approx(columns / 12)
+    assert found['inside_box']['frame'] == pytest.approx(4 * columns / 144)
+    assert found['inside_box']['amplified'] > 1.5 * found['inside_box']['frame']
+    assert 'inside_box' not in episode_report.selection_measures(
+        {name: x for name, x in auxiliary.items() if 'indices' in name}, truth, config
+    )
+
+
+@pytest.mark.parametrize(
+    'changes', [{}, {'adaptive': False, 'temporal': False}, {'name': 'motion_guided'}]
+)
+def test_report_of_a_learner_that_chooses(changes):
+    """From the prediction to the section, with the sampler per episode, per video, and without
+    saliency."""
+    config, dataset = sampling_config(**changes), EarlyAndLate()
+    episodes = episode_lists.draw_episodes(dataset, 3, 2, 1, 0, 3)
+    learner = create_learner(config.model)
+    clips = jnp.zeros((3, 2, 8, 12, 12, 3), jnp.uint8)
+    found = episode_report.measure(
+        learner,
+        jax.jit(learner.init)(jax.random.key(0), clips, clips[:, 0]),
+        dataset,
+        episodes,
+        config,
+    )
+    json.dumps(found, allow_nan=False)
+    assert (
+        sum(found['selection']['places']) == pytest.approx(4)
+        and len(found['selection']['places']) == 8
+    )
+    inside = found['selection']['inside_action']
+    if changes.get('temporal') is False:
+        assert (
+            inside['chosen'] == inside['evenly_spaced'] == inside['of_another_clip']
+            and max(found['selection']['places']) == 1
+        )
+    assert ('inside_box' in found['selection']) == (changes.get('name') != 'motion_guided')
+    assert 0 < found['misalignment']['truth']['temporal_overlap']['whole_clip'] <= 1

@@ -1,0 +1,233 @@
+"""Cached evaluation against the published way and a slow loop; padding, several devices, what is
+recorded."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_evaluation import TRACES, TinyDataset, TinyLearner, make_config, make_variables
+from tiny_run import SAMPLER, tiny_config
+
+from fsar_jax import mesh as meshes
+from fsar_jax.data import episodes as episode_lists
+from fsar_jax.data import loader
+from fsar_jax.evaluation import evaluate as evaluation
+from fsar_jax.learner import create_learner
+
+
+@pytest.fixture(scope='module')
+def setting():
+    config, learner, dataset = make_config(), TinyLearner(), TinyDataset()
+    return learner, make_variables(learner, config), dataset, config, meshes.episode_mesh()
+
+
+def draw(dataset, config, count):
+    e = config.episode
+    return episode_lists.draw_episodes(
+        dataset, e.way, e.shot, config.eval.query, config.eval.seed, count
+    )
+
+
+def close(a, b):
+    """To 1e-5 of the largest logit."""
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+
+
+def test_cached_equals_published_way_equals_one_episode_at_a_time(setting):
+    learner, variables, dataset, config, mesh = setting
+    episodes = draw(dataset, config, 11)  # not divisible by the chunk of 8
+    cached = evaluation.evaluate_episodes(learner, variables, dataset, episodes, config, mesh)
+    published = evaluation.evaluate_episodes(
+        learner, variables, dataset, episodes, config, mesh, cache=False
+    )
+    assert cached.logits.shape == published.logits.shape == (11, 3, 3)
+    close(cached.logits, published.logits)
+    for i in range(11):
+        support, query = (
+            np.concatenate(list(loader.video_batches(dataset, config, positions.ravel(), 1)))
+            for positions in (episodes.support[i], episodes.query[i])
+        )
+        slow = learner.apply(variables, support.reshape(3, 2, *support.shape[1:]), query).logits
+        close(cached.logits[i], np.asarray(slow))
+    np.testing.assert_array_equal(cached.correct, published.correct)
+    np.testing.assert_array_equal(cached.confusion, published.confusion)
+    assert 11 < cached.correct.sum() < 33  # neither chance (11) nor perfect
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['otam', 'ta2n', 'hyrsm', 'mastaf', 'vim'])
+def test_cached_equals_published_way_for_every_matcher(setting, method, quick_compilation):
+    _, _, dataset, _, mesh = setting
+    config = make_config()
+    config.model = tiny_config(
+        method, {'model.classifier.classes': 4, **(SAMPLER if method == 'vim' else {})}, width=4
+    ).model
+    learner, episodes = create_learner(config.model), draw(dataset, config, 3)
+    variables = jax.jit(lambda: make_variables(learner, config))()
+    move = lambda x: (
+        x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)
+    )  # windows and offsets start without effect
+    variables = {**variables, 'params': jax.tree.map(move, variables['params'])}
+    cached, published = (
+        evaluation.evaluate_episodes(learner, variables, dataset, episodes, config, mesh, cache)
+        for cache in (True, False)
+    )
+    close(cached.logits, published.logits)
+    assert np.ptp(cached.logits, axis=-1).min() > 1e-4
+
+
+def test_each_video_is_loaded_once_and_only_if_it_occurs(setting):
+    learner, variables, dataset, config, mesh = setting
+    episodes = draw(dataset, config, 2)
+    used = np.union1d(episodes.support, episodes.query)
+    assert len(used) < len(dataset)
+    dataset.reads.clear()
+    evaluation.evaluate_episodes(learner, variables, dataset, episodes, config, mesh)
+    assert set(dataset.reads) == set(used.tolist())
+    assert (
+        len(dataset.reads) <= len(used) + config.eval.videos_per_batch - 1
+    )  # repeats fill the last batch
+
+
+def test_embeddings_have_a_row_per_video_in_order(setting):
+    learner, variables, dataset, config, mesh = setting
+    embeddings = evaluation.embed_videos(learner, variables, dataset, config, mesh)
+    assert jax.tree.map(jnp.shape, embeddings) == {'frames': (20, 4, 6), 'video': (20, 6)}
+    some = evaluation.embed_videos(learner, variables, dataset, config, mesh, positions=[13, 2])
+    jax.tree.map(lambda a, b: close(b, np.asarray(a)[[13, 2]]), embeddings, some)
+
+
+def test_counts_and_confusion_by_a_slow_loop(setting):
+    learner, variables, dataset, config, mesh = setting
+    episodes = draw(dataset, config, 11)
+    outcome = evaluation.evaluate_episodes(learner, variables, dataset, episodes, config, mesh)
+    assert outcome.classes == ['action 0', 'action 2', 'action 3', 'action 5', 'action 7']
+    confusion, correct = np.zeros((5, 5), int), np.zeros(11, int)
+    for i in range(11):
+        for label, scores, position in zip(
+            episodes.labels[i], outcome.logits[i], episodes.query[i]
+        ):
+            name = dataset.class_names[dataset.labels[position]]
+            answer = dataset.class_names[episodes.classes[i][int(np.argmax(scores))]]
+            confusion[outcome.classes.index(name), outcome.classes.index(answer)] += 1
+            correct[i] += int(np.argmax(scores)) == label
+    np.testing.assert_array_equal(outcome.confusion, confusion)
+    np.testing.assert_array_equal(outcome.correct, correct)
+
+
+def test_nothing_is_traced_again_for_the_next_chunk_or_the_next_checkpoint(setting):
+    _, variables, dataset, config, mesh = setting
+    learner = TinyLearner(features=6, name='counted')  # compiled by no other test
+
+    def traces(episodes, variables):
+        before = dict(TRACES)
+        evaluation.evaluate_episodes(learner, variables, dataset, episodes, config, mesh)
+        return {name: TRACES[name] - before[name] for name in TRACES}
+
+    episodes = draw(dataset, config, 50)  # 7 chunks, 4 batches of videos
+    first = traces(episodes, variables)
+    assert first == {'embed': 2, 'match': 1}  # once for the shape, once to compile
+    assert traces(episodes, jax.tree.map(lambda x: 2 * x, variables)) == {'embed': 1, 'match': 0}
+
+
+def test_results_of_a_split(setting, tmp_path):
+    learner, variables, dataset, config, mesh = setting
+
+    def run(**arguments):
+        return evaluation.evaluate(
+            learner,
+            variables,
+            config,
+            'test',
+            11,
+            method='tiny',
+            dataset=dataset,
+            mesh=mesh,
+            selected_on='val accuracy at step 3',
+            **arguments,
+        )
+
+    found = run()
+    episodes = draw(dataset, config, 11)
+    outcome = evaluation.evaluate_episodes(learner, variables, dataset, episodes, config, mesh)
+    assert found['correct'] == outcome.correct.tolist()
+    assert found['queries'] == 3 and found['chance'] == pytest.approx(1 / 3)
+    assert found['accuracy'] == pytest.approx(outcome.correct.mean() / 3)
+    assert found['episodes_hash'] == episode_lists.episodes_hash(dataset, episodes)
+    assert found['selected_on'] == 'val accuracy at step 3' and found['method'] == 'tiny'
+    assert set(found['seconds']) == {'embed', 'match', 'total'}
+    for other in (run(), run(cache=False)):
+        assert {**other, 'seconds': None} == {**found, 'seconds': None}
+
+
+def test_an_episode_list_from_a_file(setting, tmp_path):
+    learner, variables, dataset, config, mesh = setting
+    episodes = draw(dataset, config, 5)
+    episode_lists.write_episodes(tmp_path / 'list.jsonl', dataset, episodes)
+    with_file = make_config(episodes_file=str(tmp_path / 'list.jsonl'))
+    found = evaluation.evaluate(
+        learner, variables, with_file, 'test', 11, dataset=dataset, mesh=mesh
+    )
+    assert found['num_episodes'] == 5
+    assert found['episodes_hash'] == episode_lists.episodes_hash(dataset, episodes)
+    val = evaluation.evaluate(learner, variables, with_file, 'val', 3, dataset=dataset, mesh=mesh)
+    assert val['num_episodes'] == 3  # the list is for eval.split only
+    with_file.episode.way = 4
+    message = 'holds 3-way 2-shot episodes of 3 queries, the config asks for 4-way 2-shot with 4'
+    with pytest.raises(ValueError, match=message):
+        evaluation.evaluate(learner, variables, with_file, 'test', 11, dataset=dataset, mesh=mesh)
+
+
+def test_diverged_parameters_are_an_error_not_chance(setting):
+    learner, variables, dataset, config, mesh = setting
+    broken = jax.tree.map(lambda x: x * jnp.nan, variables)
+    episodes = draw(dataset, config, 11)
+    with pytest.raises(
+        ValueError, match='logits of 11 of 11 episodes are not finite, first in episode 0'
+    ):
+        evaluation.evaluate_episodes(learner, broken, dataset, episodes, config, mesh)
+
+
+ON_THESE_DEVICES = '''
+    import json, sys
+    import jax
+    from tiny_evaluation import TinyDataset, TinyLearner, make_config, make_variables
+    from fsar_jax.evaluation import evaluate as evaluation
+    config, learner, dataset = make_config(), TinyLearner(), TinyDataset()
+    variables = make_variables(learner, config)
+    found = [evaluation.evaluate(learner, variables, config, 'test', 11, dataset=dataset, cache=cache)
+             for cache in (True, False)]
+    print(json.dumps([jax.device_count(), *found]))
+'''
+
+
+def test_eight_devices_give_the_counts_of_one(setting):
+    learner, variables, dataset, config, mesh = setting
+    tests = pathlib.Path(__file__).parents[1]
+    env = {
+        **os.environ,
+        'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+        'JAX_PLATFORMS': 'cpu',
+        'PYTHONPATH': f'{tests.parent}{os.pathsep}{tests}',
+    }
+    done = subprocess.run(
+        [sys.executable, '-c', textwrap.dedent(ON_THESE_DEVICES)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    devices, cached, published = json.loads(done.stdout.splitlines()[-1])
+    one = evaluation.evaluate(learner, variables, config, 'test', 11, dataset=dataset, mesh=mesh)
+    assert devices == 8
+    for eight in (cached, published):
+        assert eight['correct'] == one['correct'] and eight['confusion'] == one['confusion']
+        assert eight['params_hash'] == one['params_hash']

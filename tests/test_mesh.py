@@ -1,0 +1,97 @@
+"""Sharding over one device here, eight simulated devices and two processes in subprocesses."""
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+
+import jax
+import numpy as np
+
+from fsar_jax import mesh as meshes
+
+CPU = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
+EIGHT_DEVICES = {**CPU, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+
+
+def run_python(code, env=None):
+    done = subprocess.run(
+        [sys.executable, '-c', textwrap.dedent(code)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_one_device_keeps_values_and_names_its_axis():
+    mesh = meshes.episode_mesh()
+    batch = {'support': np.arange(24).reshape(2, 3, 4), 'labels': np.ones((2, 3))}
+    on_device = meshes.shard(mesh, batch, 1)
+    assert mesh.axis_names == ('episodes',)
+    assert on_device['support'].sharding.spec == jax.sharding.PartitionSpec(None, 'episodes')
+    np.testing.assert_array_equal(on_device['support'], batch['support'])
+    np.testing.assert_array_equal(meshes.local_rows(mesh, 5), np.arange(5))
+
+
+def test_eight_devices_split_episodes_and_copy_parameters():
+    run_python(
+        '''
+        import jax, numpy as np, pytest
+        from fsar_jax import mesh as meshes
+        mesh = meshes.episode_mesh()
+        x = np.arange(2 * 16 * 3).reshape(2, 16, 3)
+        y = meshes.shard(mesh, {'x': x}, 1)['x']
+        np.testing.assert_array_equal(y, x)
+        for piece in y.addressable_shards:
+            assert piece.data.shape == (2, 2, 3)
+            np.testing.assert_array_equal(piece.data, x[piece.index])
+        w = meshes.replicate(mesh, {'w': np.ones(3), 'key': jax.random.key(0)})
+        assert w['w'].sharding.is_fully_replicated and len(w['w'].addressable_shards) == 8
+        assert meshes.round_up(9, mesh) == 16
+        assert [meshes.episode_mesh(episodes).size for episodes in (1, 4, 6, 11, 12, 16)] == [1, 4, 6, 1, 6, 8]
+        with pytest.raises(ValueError, match='6 episodes do not divide over 8 devices: make config.train.ep'):
+            meshes.shard(mesh, np.zeros((1, 6)), 1)
+    ''',
+        env=EIGHT_DEVICES,
+    )
+
+
+def test_two_processes_put_their_parts_together():
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    code = (
+        '''
+        import sys, jax, numpy as np
+        jax.distributed.initialize('127.0.0.1:%d', 2, int(sys.argv[1]))
+        from fsar_jax import mesh as meshes
+        mesh = meshes.episode_mesh()
+        rows = meshes.local_rows(mesh, 8)
+        full = np.arange(8.0) ** 2
+        weights = meshes.replicate(mesh, {'w': jax.numpy.arange(8.0), 'key': jax.random.key(1)})
+        weights = meshes.replicate(mesh, weights)            # again: the same
+        total = jax.jit(lambda x, w: (x * w).sum())(meshes.shard(mesh, full[rows], 0), weights['w'])
+        jax.random.normal(weights['key'], ())
+        assert float(total) == float((full * np.arange(8.0)).sum()), total
+        print(rows.tolist())
+    '''
+        % port
+    )
+    command = [sys.executable, '-c', textwrap.dedent(code)]
+    both = [
+        subprocess.Popen(
+            command + [str(i)], env=CPU, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for i in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=120) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [0, 0], said
+    assert [out.split('\n')[-2] for out, _ in said] == ['[0, 1, 2, 3]', '[4, 5, 6, 7]']
