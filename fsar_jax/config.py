@@ -798,6 +798,16 @@ def setting_of(config, key: str, absent=None):
     return config
 
 
+def flatten(tree: dict, prefix: str = '') -> dict:
+    """{'a': {'b': 1}} → {'a.b': 1}."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= (
+            flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat
+
+
 def keys_that_affect(*kinds: str) -> tuple[str, ...]:
     """The keys of the settings whose `affects` is one of `kinds`."""
     return tuple(key for key, known in SETTINGS.items() if known.affects in kinds)

@@ -16,9 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from fsar_jax.config import flatten
 from fsar_jax.files import local_path, read_json, write_whole
 from fsar_jax.messages import listed, printable
-from fsar_jax.training.checkpoints import flatten
 
 FILE = 'results.json'
 

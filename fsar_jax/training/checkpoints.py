@@ -30,6 +30,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from fsar_jax.checksums import sha256_of
+from fsar_jax.config import flatten
 from fsar_jax.files import read_json, write_whole
 from fsar_jax.messages import listed, one_line, printable
 
@@ -777,16 +778,6 @@ def saved_settings(directory) -> dict:
     if not isinstance(settings, dict):
         raise ValueError(f'{printable(path, 1000)} is damaged (no settings by name): {what}')
     return flatten(settings)
-
-
-def flatten(tree: dict, prefix: str = '') -> dict:
-    """{'a': {'b': 1}} → {'a.b': 1}."""
-    flat = {}
-    for key, value in tree.items():
-        flat |= (
-            flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
-        )
-    return flat
 
 
 def _show(shape_and_dtype) -> str:

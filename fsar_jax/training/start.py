@@ -5,10 +5,10 @@ import functools
 import jax
 
 from fsar_jax import weights
+from fsar_jax.config import flatten
 from fsar_jax.files import local_path
 from fsar_jax.mesh import replicate
 from fsar_jax.messages import one_line, printable
-from fsar_jax.training.checkpoints import flatten
 from fsar_jax.training.workdir import best_of_run
 
 

@@ -12,7 +12,7 @@ import jax
 import ml_collections
 
 from fsar_jax.checksums import sha256_of
-from fsar_jax.config import SETTINGS, default_config, keys_that_affect
+from fsar_jax.config import SETTINGS, default_config, flatten, keys_that_affect
 from fsar_jax.data.dataset import content_hash, videos_present
 from fsar_jax.data.episodes import episodes_hash
 from fsar_jax.evaluation.evaluate import episodes_of
@@ -21,7 +21,7 @@ from fsar_jax.learner import create_learner
 from fsar_jax.machine import file_lock
 from fsar_jax.mesh import replicated
 from fsar_jax.messages import listed, one_line, printable
-from fsar_jax.training.checkpoints import CONFIG_FILE, Checkpoints, flatten, saved_settings
+from fsar_jax.training.checkpoints import CONFIG_FILE, Checkpoints, saved_settings
 from fsar_jax.training.state import create_train_state
 
 TRAINED_ON, TESTED_ON, METHOD = 'trained_on.json', 'tested_on.json', 'method.txt'
