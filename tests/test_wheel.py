@@ -78,4 +78,4 @@ def test_its_commands_run(installed):
     assert 'synthetic_actions/misaligned' in installed(
         '-m', 'fsar_jax.verify', '--dataset=synthetic_actions/misaligned', '--dir=data'
     )
-    assert 'usage' in installed('-m', 'fsar_jax.analysis.contact_sheet', '--help')
+    assert 'usage' in installed('-m', 'fsar_jax.contact_sheet', '--help')

@@ -1,25 +1,18 @@
-"""A contact sheet of a dataset: python -m fsar_jax.analysis.contact_sheet --dataset=synthetic_actions/misaligned --out=sheet.png
+"""A contact sheet of a dataset; `fsar_jax/contact_sheet.py` is the command.
 
-One row per class: its name and the frames that a model sees of one clip, with the object's box
-where the record has it. Look at your clips before you train on them.
+One row per class: its name, and the frames of one clip that a model sees, with the object's box
+where the record has it.
 """
 
-import argparse
 import io
-import sys
-
-from fsar_jax.stopping import on_signals
-
-if __name__ == '__main__':  # what follows takes seconds to import
-    on_signals('no picture was written')
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fsar_jax.data.dataset import VideoDataset, open_dataset
+from fsar_jax.data.dataset import VideoDataset
 from fsar_jax.data.frame_sampling import frame_indices
 from fsar_jax.data.frames import decode_jpeg
-from fsar_jax.files import local_path, write_whole
+from fsar_jax.files import write_whole
 from fsar_jax.messages import one_line, printable
 
 LABEL_WIDTH = 330  # pixels for the class name
@@ -104,31 +97,3 @@ def write_sheet(sheet: Image.Image, path) -> None:
             'try .png'
         ) from None
     write_whole(path, content.getvalue())
-
-
-def main():
-    parser = argparse.ArgumentParser(
-        prog='python -m fsar_jax.analysis.contact_sheet',
-        description='Draws one clip of each class.',
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        '--dataset', required=True, help='as config.data.dataset, e.g. synthetic_actions/misaligned'
-    )
-    parser.add_argument('--dir', default='data', help='as config.data.dir')
-    parser.add_argument('--split', default='test')
-    parser.add_argument('--clip', type=int, default=0, help='which clip of each class')
-    parser.add_argument('--frames', type=int, default=8)
-    parser.add_argument('--out', required=True, help='the picture to write, .png or .jpg')
-    args = parser.parse_args()
-    data_dir, out = local_path(args.dir, '--dir'), local_path(args.out, '--out')
-    write_sheet(
-        contact_sheet(open_dataset(args.dataset, data_dir, args.split), args.frames, args.clip), out
-    )
-
-
-if __name__ == '__main__':
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f'error: {one_line(error)}')

@@ -1,19 +1,14 @@
-"""Paired comparison of evaluations: python -m fsar_jax.evaluation.compare a/results.json b/results.json
+"""The paired difference of two evaluations on the same episodes; `fsar_jax/compare.py` prints it.
 
-With more than two files, each is compared with the first. Methods that face the same episodes share
-most of the luck of the draw; the difference per episode removes it, so its interval is narrower
-than the two separate ones suggest.
+Methods that face the same episodes share most of the luck of the draw. The difference per episode
+removes that luck, so its interval is narrower than the two separate intervals suggest.
 """
 
-import sys
 from typing import NamedTuple
 
 import numpy as np
 
-from fsar_jax.evaluation import results
-from fsar_jax.messages import one_line, printable
-
-_USAGE = 'usage: python -m fsar_jax.evaluation.compare a/results.json b/results.json [more ...]'
+from fsar_jax.messages import printable
 
 
 class PairedDifference(NamedTuple):
@@ -52,44 +47,3 @@ def paired_difference(first: dict, second: dict) -> PairedDifference:
     difference = b - a
     half_width = 1.96 * difference.std() / np.sqrt(len(difference))
     return PairedDifference(float(difference.mean()), float(half_width), len(difference))
-
-
-def main(paths: list[str]) -> int:
-    """Prints a line per file and one per difference. Returns 0; for bad input 2, with one line on
-    stderr."""
-    if len(paths) < 2 or any(path.startswith('-') for path in paths):
-        print(_USAGE, file=sys.stderr)
-        return 2
-    try:
-        runs = [results.read_results(path) for path in paths]
-        differences = []
-        for path, run in zip(paths[1:], runs[1:]):
-            try:
-                differences.append(paired_difference(runs[0], run))
-            except ValueError as error:
-                raise ValueError(
-                    f'{printable(paths[0], 1000)} and {printable(path, 1000)}: {error}'
-                ) from None
-    except (ValueError, OSError) as error:
-        print(one_line(error), file=sys.stderr)
-        return 2
-    for number, (path, run) in enumerate(zip(paths, runs), 1):
-        print(
-            f'[{number}]  {_percent(run["accuracy"])} ± {_percent(run["ci95"])}  '
-            f'{printable(run["method"])}  {printable(path, 1000)}'
-        )
-    for number, paired in enumerate(differences, 2):
-        verdict = 'excludes' if abs(paired.difference) > paired.ci95 else 'includes'
-        print(
-            f'[{number}] − [1]  {100 * paired.difference:+.2f} ± {100 * paired.ci95:.2f} points, '
-            f'paired over {paired.num_episodes} episodes: the interval {verdict} 0'
-        )
-    return 0
-
-
-def _percent(fraction: float) -> str:
-    return f'{100 * fraction:.2f}%'
-
-
-if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))

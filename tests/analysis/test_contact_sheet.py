@@ -1,6 +1,5 @@
 """The contact sheet shows the frames that evaluation sees, in place."""
 
-import runpy
 import signal
 import subprocess
 import sys
@@ -9,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fsar_jax import contact_sheet as command
 from fsar_jax.analysis.contact_sheet import LABEL_WIDTH, contact_sheet
 from fsar_jax.data.frames import encode_jpeg
+from fsar_jax.messages import one_line
 
 
 class ThreeClips:
@@ -36,23 +37,18 @@ def test_rows_are_classes_and_columns_the_test_frames():
     assert (sheet[:16, :LABEL_WIDTH] > 200).any()  # its name is written
 
 
-def run(monkeypatch, *flags):
-    """The command, in this process: what it exits with, None when all went well."""
-    monkeypatch.setattr(sys, 'argv', ['contact_sheet', *flags])
-    monkeypatch.setattr('fsar_jax.stopping.on_signals', lambda message: None)
-    monkeypatch.delitem(sys.modules, 'fsar_jax.analysis.contact_sheet')
+def run(*flags):
+    """The command, in this process: the error that it ends with, None when all went well."""
     try:
-        runpy.run_module('fsar_jax.analysis.contact_sheet', run_name='__main__')
-    except SystemExit as ended:
-        return ended.code
+        command.main([*flags])
+    except (ValueError, OSError) as error:
+        return f'error: {one_line(error)}'
 
 
 def test_the_command_expands_its_paths_and_writes_the_picture(tiny_data, tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     (tmp_path / 'data').symlink_to(tiny_data)
-    assert (
-        run(monkeypatch, '--dataset=video_folder/tiny', '--dir=~/data', '--out=~/sheet.PNG') is None
-    )
+    assert run('--dataset=video_folder/tiny', '--dir=~/data', '--out=~/sheet.PNG') is None
     assert Image.open(tmp_path / 'sheet.PNG').size == (2 * (LABEL_WIDTH + 8 * 80), 2 * 64)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['data', 'sheet.PNG']
 
@@ -82,11 +78,11 @@ def test_the_command_expands_its_paths_and_writes_the_picture(tiny_data, tmp_pat
 )
 def test_what_is_wrong_is_one_line(tiny_data, tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
-    said = run(monkeypatch, '--dataset=video_folder/tiny', f'--dir={tiny_data}', *flags)
+    said = run('--dataset=video_folder/tiny', f'--dir={tiny_data}', *flags)
     assert said.startswith(message) and '\n' not in said and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('module', ['fsar_jax.verify', 'fsar_jax.analysis.contact_sheet'])
+@pytest.mark.parametrize('module', ['fsar_jax.verify', 'fsar_jax.contact_sheet'])
 def test_ctrl_c_is_one_line_from_before_the_slow_imports_on(module):
     script = f"""
 import runpy, sys, time

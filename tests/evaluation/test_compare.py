@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from fsar_jax.evaluation import compare
+from fsar_jax import compare
 from fsar_jax.evaluation.results import accuracy_with_interval
 
 
@@ -158,6 +158,6 @@ def test_paths_that_cannot_be_read_are_one_line(tmp_path, capsys):
 
 def test_one_file_or_an_absent_one(tmp_path, capsys):
     assert compare.main(['a.json']) == 2
-    assert capsys.readouterr().err.startswith('usage: python -m fsar_jax.evaluation.compare')
+    assert capsys.readouterr().err.startswith('usage: python -m fsar_jax.compare')
     assert compare.main([str(tmp_path / 'a.json')] * 2) == 2
     assert 'a.json: no such file, evaluate that run first\n' in capsys.readouterr().err

@@ -1,0 +1,51 @@
+"""Draws a contact sheet of a dataset: python -m fsar_jax.contact_sheet --dataset=synthetic_actions/misaligned --out=sheet.png
+
+One row per class: its name, and the frames of one clip that a model sees, with the object's box
+where the record has it. Look at your clips before you train on them.
+"""  # noqa: E501
+
+import argparse
+import sys
+
+from fsar_jax.stopping import on_signals
+
+if __name__ == '__main__':  # what follows takes seconds to import
+    on_signals('no picture was written')
+
+from fsar_jax.analysis.contact_sheet import contact_sheet, write_sheet
+from fsar_jax.data.dataset import open_dataset
+from fsar_jax.files import local_path
+from fsar_jax.messages import one_line
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Draws and writes the picture that `arguments` (None: the command line) ask for.
+
+    Raises:
+      ValueError, OSError: one line about a flag, the dataset or the picture.
+    """
+    parser = argparse.ArgumentParser(
+        prog='python -m fsar_jax.contact_sheet',
+        description='Draws one clip of each class.',
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        '--dataset', required=True, help='as config.data.dataset, e.g. synthetic_actions/misaligned'
+    )
+    parser.add_argument('--dir', default='data', help='as config.data.dir')
+    parser.add_argument('--split', default='test')
+    parser.add_argument('--clip', type=int, default=0, help='which clip of each class')
+    parser.add_argument('--frames', type=int, default=8)
+    parser.add_argument('--out', required=True, help='the picture to write, .png or .jpg')
+    args = parser.parse_args(arguments)
+    data_dir, out = local_path(args.dir, '--dir'), local_path(args.out, '--out')
+    write_sheet(
+        contact_sheet(open_dataset(args.dataset, data_dir, args.split), args.frames, args.clip), out
+    )
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f'error: {one_line(error)}')
