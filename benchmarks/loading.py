@@ -13,6 +13,7 @@ from absl import app, flags
 
 from fsar_jax import default_config
 from fsar_jax.data import frames, loader
+from fsar_jax.data.dataset import Videos
 
 SECONDS = flags.DEFINE_float('seconds', 3.0, 'measure each row for about this long')
 QUALITY = 95
@@ -22,7 +23,7 @@ SETTINGS = {  # stored width, height, crop, way, shot, queries per class, stored
 }
 
 
-class SyntheticVideos:
+class SyntheticVideos(Videos):
     """Videos of blurred noise, which a JPEG of quality 95 stores in about as many bytes as a
     natural frame."""
 
@@ -45,9 +46,6 @@ class SyntheticVideos:
             for d, s in zip(detail, shapes)
         ]
         self.stored = [stored[k % len(stored)] for k in range(num_frames)]
-
-    def __len__(self):
-        return len(self.labels)
 
     def read(self, position):
         return {'frames': self.stored}

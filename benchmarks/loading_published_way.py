@@ -23,6 +23,7 @@ from PIL import Image
 
 from fsar_jax.config import default_config
 from fsar_jax.data import loader
+from fsar_jax.data.dataset import Videos
 from fsar_jax.data.frame_sampling import frame_indices
 from fsar_jax.data.frames import encode_jpeg, resize_short_side
 
@@ -42,10 +43,10 @@ def clip_frames(number: int, height: int) -> list[bytes]:
     ]
 
 
-class MemoryVideos:
-    """The clips with the attributes of a VideoDataset."""
+class MemoryVideos(Videos):
+    """The clips as a dataset in memory."""
 
-    name, split, settings, expected = 'benchmark', 'train', {}, None
+    name, split = 'benchmark', 'train'
 
     def __init__(self, clips):
         self.clips = clips
@@ -53,9 +54,6 @@ class MemoryVideos:
         self.class_names = [f'class {i}' for i in range(CLASSES)]
         self.video_ids = [f'{label}/{i}' for i, label in enumerate(self.labels)]
         self.num_frames = np.full(len(self.labels), STORED, np.int32)
-
-    def __len__(self):
-        return len(self.labels)
 
     def read(self, position):
         return {

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fsar_jax.config import default_config
+from fsar_jax.data.dataset import Videos
 from fsar_jax.data.frames import encode_jpeg
 
 TRACES = {'embed': 0, 'match': 0}
@@ -51,7 +52,7 @@ def unit(x):
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-class TinyDataset:
+class TinyDataset(Videos):
     """5 of 8 classes, 4 clips of 10 frames each: noise around a colour of the class."""
 
     def __init__(self, frames=10, clips=4):
@@ -59,7 +60,7 @@ class TinyDataset:
         self.name, self.split = 'tiny', 'test'
         self.class_names = [f'action {i}' for i in range(8)]
         self.labels = np.repeat(np.array([0, 2, 3, 5, 7], np.int32), clips)
-        self.settings = {'short_side': 8}
+        self.settings, self.made_with = {'short_side': 8}, {'av': '19.0.0'}
         self.video_ids = [f'clip{i}' for i in range(len(self.labels))]
         self.num_frames = np.full(len(self.labels), frames, np.int32)
         colours = rng.integers(60, 200, (8, 3))
@@ -67,9 +68,6 @@ class TinyDataset:
         videos = np.clip(colours[self.labels][:, None, None, None] + noise, 0, 255).astype(np.uint8)
         self.jpegs = [[encode_jpeg(frame, 95) for frame in video] for video in videos]
         self.reads = []
-
-    def __len__(self):
-        return len(self.labels)
 
     def read(self, position):
         self.reads.append(int(position))

@@ -32,19 +32,109 @@ class NoSplitError(ValueError):
     """The dataset has no split of that name."""
 
 
-class VideoDataset:
-    """The videos of one split, by position. Its attributes come from the metadata: no record is
-    read for them.
+class Videos:
+    """The videos of one split, by position: what episode draws and the loader work on.
+
+    VideoDataset reads them from record files. A dataset of your own, in memory say, is a subclass
+    that sets the attributes below and has a `read`.
 
     name: 'synthetic_actions/misaligned'.  split: 'train', 'val' or 'test'.
-    class_names: names of all classes of the dataset; a label is a place in it.
+    class_names: names of all classes of the dataset; a label is an index into it.
     labels: int32 [N].  video_ids: list of N str.  num_frames: int32 [N], stored frames.
     settings: dict, how the records were made.  made_with: what made them, {'decoder': 'av 19, …' or
-        None where they were JPEG files, 'av': '19.0.0', …}; {} in older builds.
-    num_bytes: of all records together, their JPEG bytes above all.  files: names of the record
-    files, in order. expected: {'videos': count, 'hash': of all ids or None, 'classes': {class:
-    videos}} of a complete copy of the split,
-        None where that is not known.
+        None where they were JPEG files, 'av': '19.0.0', …}; {} where that is not known.
+    expected: what a complete copy of the split holds, {'videos': count, 'hash': of all ids or None,
+        'classes': {class: videos}}; None where that is not known.
+    dropped: int32, labels of the videos that `loader.usable` left out as too short.
+    num_bytes: size of all records together, mostly JPEG bytes; 0 where that is not known.
+    """
+
+    name: str
+    split: str
+    class_names: list[str]
+    labels: np.ndarray
+    video_ids: list[str]
+    num_frames: np.ndarray
+    settings: dict = {}
+    made_with: dict = {}
+    expected: dict | None = None
+    dropped: np.ndarray = np.empty(0, np.int32)
+    num_bytes: int = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, position: int) -> dict:
+        """The record of the video at `position` (0 to N - 1), `frames` a list of JPEG bytes."""
+        raise NotImplementedError
+
+    @property
+    def advice(self) -> str:
+        """What to do about a damaged record, for the end of an error message."""
+        return 'build the dataset again'
+
+    @property
+    def whole(self) -> Videos:
+        """The split as it was opened: the dataset itself, unless it is a `subset`."""
+        return self
+
+    def file_checksums(self) -> list[str | None] | None:
+        """SHA-256 of each record file, in order; None where there is no list of them."""
+        return None
+
+    def subset(self, positions) -> Videos:
+        """The same split with only the videos at `positions`, int [n], in that order.
+
+        Raises:
+          IndexError: a position is not one of 0 to N - 1.
+        """
+        return _Subset(self, positions)
+
+
+class _Subset(Videos):
+    """Positions count the videos of the subset; `read` is that of the whole split."""
+
+    def __init__(self, videos: Videos, positions):
+        positions = np.asarray(positions, None if len(positions) else np.int64)
+        if positions.ndim != 1 or positions.dtype.kind not in 'iu':
+            raise IndexError(
+                f'a subset of {videos.name} {videos.split} takes a list of positions, '
+                f'not {positions.dtype} {list(positions.shape)}'
+            )
+        if len(positions) and not 0 <= positions.min() <= positions.max() < len(videos):
+            raise IndexError(
+                f'positions {positions.min()}..{positions.max()} are outside split '
+                f'{videos.split!r} of {videos.name}, which has {len(videos)} videos'
+            )
+        self.name, self.split, self.class_names = videos.name, videos.split, videos.class_names
+        self.settings, self.made_with = videos.settings, videos.made_with
+        self.expected, self.num_bytes = videos.expected, videos.num_bytes
+        self.labels = np.asarray(videos.labels, np.int32)[positions]
+        self.num_frames = np.asarray(videos.num_frames, np.int32)[positions]
+        self.video_ids = [videos.video_ids[position] for position in positions]
+        self._videos, self._positions = videos, positions
+
+    @property
+    def advice(self):
+        return self._videos.advice
+
+    @property
+    def whole(self):
+        return self._videos.whole
+
+    def read(self, position):
+        if not 0 <= position < len(self):
+            raise IndexError(
+                f'position {position} is outside a subset of {len(self)} videos of split '
+                f'{self.split!r} of {self.name}'
+            )
+        return self._videos.read(int(self._positions[position]))
+
+
+class VideoDataset(Videos):
+    """A split of a built dataset. Its index comes from the metadata: no record is read for it.
+
+    directory: of the build.  files: names of the record files, in order.
 
     Cheap to pickle (the files are opened again at the first read) and safe to read from many
     threads.
@@ -105,9 +195,6 @@ class VideoDataset:
                 'build it again: '
                 f'{command("build", self.name, data_dir_of(self.directory, self.name), "--overwrite")}'
             )
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def __repr__(self) -> str:
         return f'VideoDataset({self.name}, {self.split}, {len(self)} videos)'
@@ -182,6 +269,16 @@ class VideoDataset:
     def advice(self) -> str:
         """What to do where a record is damaged, for the end of an error."""
         return f'see what is damaged with {command("verify", self.name, data_dir_of(self.directory, self.name))}'
+
+    def file_checksums(self) -> list[str | None] | None:
+        """From SHA256SUMS, which older builds do not have; ValueError where it is damaged."""
+        try:
+            sums = read_sums(self.directory)
+        except ValueError as error:
+            raise ValueError(
+                f'{printable(self.directory / SUMS, 1000)} is damaged: {error}; {self.advice}'
+            ) from None
+        return None if sums is None else [sums.get(name) for name in self.files]
 
     def lost_files(self) -> dict[str, str]:
         """{name: reason} of the split's record files that are not there or do not hold as many
@@ -316,15 +413,14 @@ def not_built(name: str, data_dir: str | os.PathLike) -> str:
     return f"dataset '{printable(name)}' is not in {printable(data_dir, 1000)}: build it with {command('build', name, data_dir)}"
 
 
-def videos_present(dataset) -> dict:
+def videos_present(dataset: Videos) -> dict:
     """{'present': videos, 'classes': that have one, 'expected', 'expected_classes': of a complete
     copy or None, 'hash': SHA-256 of the list of videos} of an open split.
 
     The hash is over the lines `<video id>\\n` in the order of the records. For a complete copy of a
     public benchmark, that is the SHA-256 of its published list file.
     """
-    dataset = _all_videos(dataset)
-    expected = getattr(dataset, 'expected', None)
+    dataset, expected = dataset.whole, dataset.expected
     digest = hashlib.sha256()
     for video_id in dataset.video_ids:
         digest.update(f'{video_id}\n'.encode())
@@ -337,7 +433,7 @@ def videos_present(dataset) -> dict:
     }
 
 
-def content_hash(dataset) -> str:
+def content_hash(dataset: Videos) -> str:
     """SHA-256, hexadecimal, of what an open split holds, wherever it lies: ids, classes and frame
     counts of its videos, how and with which decoder their records were made, and the checksums of
     the record files (of older builds, which have none, their size).
@@ -347,34 +443,20 @@ def content_hash(dataset) -> str:
     Raises:
       ValueError: the list of checksums is damaged.
     """
-    dataset, held = _all_videos(dataset), {}
-    for key in (
-        'video_ids',
-        'labels',
-        'class_names',
-        'num_frames',
-        'settings',
-        'made_with',
-        'num_bytes',
-    ):
-        value = getattr(dataset, key, None)  # of a dataset in memory, what it has
-        held[key] = value.tolist() if isinstance(value, np.ndarray) else value
-    try:
-        sums = read_sums(dataset.directory) if hasattr(dataset, 'directory') else None
-    except ValueError as error:
-        raise ValueError(
-            f'{printable(dataset.directory / SUMS, 1000)} is damaged: {error}; {dataset.advice}'
-        ) from None
+    whole = dataset.whole
+    held = {
+        'video_ids': whole.video_ids,
+        'labels': whole.labels.tolist(),
+        'class_names': whole.class_names,
+        'num_frames': whole.num_frames.tolist(),
+        'settings': whole.settings,
+        'made_with': whole.made_with,
+        'num_bytes': whole.num_bytes,
+    }
+    sums = whole.file_checksums()
     if sums is not None:
-        held['files'] = [sums.get(name) for name in dataset.files]
+        held['files'] = sums
     return hashlib.sha256(json.dumps(held, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _all_videos(dataset):
-    """The opened split behind a view of those videos that are long enough."""
-    while hasattr(dataset, 'dataset'):
-        dataset = dataset.dataset
-    return dataset
 
 
 def version_directory(name: str, data_dir: str | os.PathLike) -> pathlib.Path | None:

@@ -76,8 +76,8 @@ def check_dataset(dataset, way: int, shot: int, query: int) -> None:
     """Raises ValueError when `dataset` cannot hold episodes of `way` classes with `shot` + `query`
     clips each.
 
-    A class is counted without its dropped short clips (`dataset.dropped`, labels of those, where
-    the dataset has it).
+    `dataset.dropped` holds the labels of clips that were left out as too short: a class with none
+    left is still one that episodes should have.
     """
     where = f'{dataset.name} {dataset.split}'
     if way < 2 or shot < 1 or query < 1:
@@ -86,10 +86,9 @@ def check_dataset(dataset, way: int, shot: int, query: int) -> None:
             f'way={way}, '
             f'shot={shot}, query={query}'
         )
-    dropped = np.asarray(getattr(dataset, 'dropped', []), np.int64)
     have, lost = (
         np.bincount(labels, minlength=len(dataset.class_names))
-        for labels in (dataset.labels, dropped)
+        for labels in (dataset.labels, dataset.dropped)
     )
     present = np.flatnonzero(have + lost)
     if len(present) < way:

@@ -33,6 +33,7 @@ from absl import flags
 from fsar_jax.config import frames_read
 from fsar_jax.data import episodes as episode_lists
 from fsar_jax.data import frames as frame_tools
+from fsar_jax.data.dataset import Videos
 from fsar_jax.data.frame_sampling import frame_indices
 from fsar_jax.machine import usable_cores
 from fsar_jax.messages import printable
@@ -44,36 +45,11 @@ SHARED_MEMORY = (
 )
 
 
-class UsableVideos:
-    """The videos of a dataset that episodes may use, with the attributes of the dataset; positions
-    count only these.
-
-    `dropped`: dataset labels of the videos left out as too short, int32 [videos], empty when there
-    are none.
-    """
-
-    def __init__(self, dataset, keep: np.ndarray):
-        self.dataset, self.kept = dataset, np.flatnonzero(keep)
-        self.name, self.split, self.class_names = dataset.name, dataset.split, dataset.class_names
-        labels = np.asarray(dataset.labels, np.int32)
-        self.labels, self.dropped = labels[keep], labels[~keep]
-        self.num_frames = np.asarray(dataset.num_frames, np.int32)[keep]
-        self.settings, self.advice = dataset.settings, getattr(dataset, 'advice', None)
-        self.video_ids = [dataset.video_ids[position] for position in self.kept]
-
-    def __len__(self) -> int:
-        return len(self.kept)
-
-    def read(self, position: int) -> dict:
-        """The record of video `position`, frames as JPEG bytes."""
-        return self.dataset.read(int(self.kept[position]))
-
-
-def usable(dataset, config) -> UsableVideos:
+def usable(dataset: Videos, config) -> Videos:
     """The videos that config.data.short_videos allows: with 'drop', those of at least
-    config.episode.frames frames.
+    config.episode.frames frames. `dataset` itself where that is all of them.
 
-    Applying it again changes nothing. ValueError when no video is left.
+    ValueError when no video is left.
     """
     rule, length = config.data.short_videos, config.episode.frames
     if rule not in ('drop', 'repeat'):
@@ -82,12 +58,14 @@ def usable(dataset, config) -> UsableVideos:
     if not keep.any():
         raise ValueError(
             f'none of the {len(keep)} videos of {dataset.name} {dataset.split} has '
-            'config.episode.frames='
-            f"{length} frames: lower it, or set config.data.short_videos='repeat'"
+            f"config.episode.frames={length} frames: lower it, or set "
+            f"config.data.short_videos='repeat'"
         )
-    return (
-        dataset if isinstance(dataset, UsableVideos) and keep.all() else UsableVideos(dataset, keep)
-    )
+    if keep.all():
+        return dataset
+    kept = dataset.subset(np.flatnonzero(keep))
+    kept.dropped = np.concatenate([dataset.dropped, np.asarray(dataset.labels, np.int32)[~keep]])
+    return kept
 
 
 def training_batches(
@@ -166,15 +144,8 @@ class Clips:
         if data.crop not in ('random', 'centre'):
             raise ValueError(f"config.data.crop={data.crop!r} is not one of 'random', 'centre'")
         frame_indices(1, 1, data.sampling)  # a wrong rule is an error now, not in a loader thread
-        self.dataset, self.advice = (
-            dataset,
-            getattr(dataset, 'advice', None) or 'build the dataset again',
-        )
-        self.length, self.size, self.short_side = (
-            frames_read(config),
-            episode.image_size,
-            data.resize,
-        )
+        self.dataset, self.length = dataset, frames_read(config)
+        self.size, self.short_side = episode.image_size, data.resize
         self.rule, self.random_crop, self.flip = data.sampling, data.crop == 'random', data.flip
 
     def empty(self, *leading: int) -> np.ndarray:
@@ -198,7 +169,7 @@ class Clips:
         if len(stored) != num_frames:
             raise ValueError(
                 f'its record holds {len(stored)} frames, the metadata says {num_frames}: '
-                f'{self.advice}'
+                f'{self.dataset.advice}'
             )
         indices = frame_indices(num_frames, self.length, self.rule, rng)
         for t, index in enumerate(indices):
@@ -213,7 +184,7 @@ class Clips:
                 raise ValueError(
                     f'frame {index} is {frame.shape[1]}x{frame.shape[0]}, the others are '
                     f'{shape[1]}x{shape[0]}: '
-                    f'{self.advice}'
+                    f'{self.dataset.advice}'
                 )
             out[t] = frame[y : y + self.size, x : x + self.size]
         return flip
@@ -222,7 +193,7 @@ class Clips:
         try:
             return frame_tools.decode_jpeg(data)
         except ValueError as error:
-            raise ValueError(f'{error}: {self.advice}') from error
+            raise ValueError(f'{error}: {self.dataset.advice}') from error
 
     def _draw(self, width, height, rng):
         """Crop offset and flip of one clip. The published order is flip, then crop: the host takes

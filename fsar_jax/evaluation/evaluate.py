@@ -178,7 +178,7 @@ def evaluate(
         confusion=outcome.confusion,
         episodes_hash=episode_lists.episodes_hash(dataset, episodes),
         content=data.content_hash(dataset),
-        made_with=getattr(dataset, 'made_with', {}),
+        made_with=dataset.made_with,
         videos_present=data.videos_present(dataset),
         params=variables['params'],
         seconds={name: round(value, 3) for name, value in seconds.items()},

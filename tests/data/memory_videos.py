@@ -1,13 +1,13 @@
-"""A dataset in memory with the attributes of fsar_jax.data.dataset.VideoDataset, and a small config
-to load it with."""
+"""A dataset in memory, and a small config to load it with."""
 
 import ml_collections
 import numpy as np
 
 from fsar_jax.data import frames
+from fsar_jax.data.dataset import Videos
 
 
-class MemoryVideos:
+class MemoryVideos(Videos):
     """Videos of random pixels; video `c/k` is the k-th of class c. `order` permutes the records,
     not the videos."""
 
@@ -29,15 +29,11 @@ class MemoryVideos:
         self.name, self.split = 'memory', split
         self.class_names = sorted(names)
         self.labels = np.array([self.class_names.index(names[c]) for c, _ in videos], np.int32)
-        self.settings = {}
         self.video_ids = [f'{names[c]}/{k}' for c, k in videos]
         self.num_frames = np.array(
             [num_frames(c, k) if callable(num_frames) else num_frames for c, k in videos], np.int32
         )
         self.size, self.constant, self.records = (height, width), constant, {}
-
-    def __len__(self):
-        return len(self.labels)
 
     def __getstate__(self):
         return self.__dict__ | {'records': {}}

@@ -9,7 +9,7 @@ import pytest
 
 from fsar_jax import build
 from fsar_jax.checksums import SUMS
-from fsar_jax.data.dataset import content_hash, open_dataset
+from fsar_jax.data.dataset import content_hash, open_dataset, videos_present
 from fsar_jax.data.frames import decode_jpeg
 from fsar_jax.ingest.video_files import read_video, write_video
 
@@ -114,6 +114,27 @@ def test_the_same_content_elsewhere_has_one_hash_and_other_pixels_another(data, 
         ValueError, match=f'{SUMS} is damaged: line 1 is not a checksum.*fsar_jax.verify'
     ):
         content_hash(open_dataset(NAME, tmp_path / 'copy', 'test'))
+
+
+def test_a_subset_is_the_split_with_those_videos_alone(data):
+    whole = open_dataset(NAME, data[0], 'test')
+    part = whole.subset([3, 0, 2]).subset(np.array([2, 1]))  # of positions 3, 0, 2: 2 and 0
+    assert len(part) == 2 and part.whole is whole and whole.whole is whole
+    assert part.video_ids == ['class2/10', 'class2/08']
+    for held in (part.labels, part.num_frames):
+        assert held.dtype == np.int32 and len(held) == 2
+    assert [part.read(i)['video_id'] for i in (0, 1)] == part.video_ids
+    assert pickle.loads(pickle.dumps(part)).read(1)['video_id'] == 'class2/08'
+    for name in ('name', 'split', 'class_names', 'settings', 'made_with', 'expected', 'advice'):
+        assert getattr(part, name) == getattr(whole, name), name
+    assert content_hash(part) == content_hash(whole)
+    assert videos_present(part) == videos_present(whole) and videos_present(part)['present'] == 4
+    assert len(whole.subset([])) == 0 and not len(part.dropped)
+    for positions in ([0, 4], [-1], [[0, 1]], [0.0], np.array([True, False, True, True])):
+        with pytest.raises(IndexError, match=f'of {NAME}|{NAME} test'):
+            whole.subset(positions)
+    with pytest.raises(IndexError, match='position 2 is outside a subset of 2 videos'):
+        part.read(2)
 
 
 def test_a_record_holds_its_frames_undecoded(data):

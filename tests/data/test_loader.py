@@ -17,6 +17,7 @@ from memory_videos import MemoryVideos, small_config
 import fsar_jax.data
 from fsar_jax.data import episodes as lists
 from fsar_jax.data import frames, loader
+from fsar_jax.data.dataset import Videos
 from fsar_jax.data.frame_sampling import frame_indices
 
 FIXTURES = pathlib.Path(__file__).parents[1] / 'fixtures'
@@ -65,10 +66,10 @@ def slow_view(dataset, position, config, rng):
     return clip[:, y : y + size, x : x + size]
 
 
-class Stored:
+class Stored(Videos):
     """One video whose stored frames are given pixels: stands in for a lossless record."""
 
-    name, split, class_names, video_ids, settings = 'stored', 'train', ['a'], ['a/0'], {}
+    name, split, class_names, video_ids = 'stored', 'train', ['a'], ['a/0']
 
     def __init__(self, clip):
         self.labels, self.num_frames = np.zeros(1, np.int32), np.array([len(clip)], np.int32)

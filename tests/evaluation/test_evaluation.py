@@ -162,6 +162,8 @@ def test_results_of_a_split(setting, tmp_path):
     assert found['accuracy'] == pytest.approx(outcome.correct.mean() / 3)
     assert found['episodes_hash'] == episode_lists.episodes_hash(dataset, episodes)
     assert found['selected_on'] == 'val accuracy at step 3' and found['method'] == 'tiny'
+    assert found['versions']['made_with'] == {'av': '19.0.0'}
+    assert found['records'] == {'short_side': 8}
     assert set(found['seconds']) == {'embed', 'match', 'total'}
     for other in (run(), run(cache=False)):
         assert {**other, 'seconds': None} == {**found, 'seconds': None}
