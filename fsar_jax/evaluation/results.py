@@ -19,6 +19,7 @@ import numpy as np
 from fsar_jax.config import flatten
 from fsar_jax.files import local_path, read_json, write_whole
 from fsar_jax.messages import listed, printable
+from fsar_jax.named_arrays import params_hash
 
 FILE = 'results.json'
 
@@ -43,20 +44,6 @@ def confusion_matrix(truth, predicted, num_classes: int) -> np.ndarray:
     shape, any."""
     pairs = np.asarray(truth).ravel().astype(np.int64) * num_classes + np.asarray(predicted).ravel()
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
-
-
-def params_hash(params) -> str:
-    """SHA-256, hexadecimal, over path, dtype, shape and bytes of each parameter, in the order of
-    the paths.
-    """
-    digest = hashlib.sha256()
-    paths, _ = jax.tree_util.tree_flatten_with_path(params)
-    named = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in paths}
-    for name in sorted(named):
-        value = np.ascontiguousarray(named[name])
-        digest.update(f'{name} {value.dtype.name} {value.shape}\n'.encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -22,8 +22,9 @@ from fsar_jax.mesh import episode_mesh, replicate, shard
 from fsar_jax.messages import listed, printable
 from fsar_jax.progress import MetricWriter, Progress
 from fsar_jax.stopping import finish_first
-from fsar_jax.training.checkpoints import Checkpoints, check_directory
+from fsar_jax.training.checkpoints import Checkpoints
 from fsar_jax.training.finite import check_logits
+from fsar_jax.training.orbax_files import check_directory
 from fsar_jax.training.start import with_pretrained_weights
 from fsar_jax.training.state import create_train_state, make_train_step
 from fsar_jax.training.workdir import (

@@ -21,7 +21,8 @@ from fsar_jax.learner import create_learner
 from fsar_jax.machine import file_lock
 from fsar_jax.mesh import replicated
 from fsar_jax.messages import listed, one_line, printable
-from fsar_jax.training.checkpoints import CONFIG_FILE, Checkpoints, saved_settings
+from fsar_jax.training.checkpoint_files import CONFIG_FILE, saved_settings
+from fsar_jax.training.checkpoints import Checkpoints
 from fsar_jax.training.state import create_train_state
 
 TRAINED_ON, TESTED_ON, METHOD = 'trained_on.json', 'tested_on.json', 'method.txt'

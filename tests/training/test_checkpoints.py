@@ -16,7 +16,8 @@ import numpy as np
 import optax
 import pytest
 
-from fsar_jax.training.checkpoints import Checkpoints, saved_settings
+from fsar_jax.training.checkpoint_files import saved_settings
+from fsar_jax.training.checkpoints import Checkpoints
 
 
 @flax.struct.dataclass
@@ -157,7 +158,7 @@ def test_metrics_that_are_not_json_are_refused_before_anything_is_written(tmp_pa
 KILLED = '''
     import os, signal, sys, threading, time
     import jax.numpy as jnp
-    from fsar_jax.training.checkpoints import Checkpoints, saved_settings
+    from fsar_jax.training.checkpoints import Checkpoints
     checkpoints = Checkpoints(sys.argv[1], keep=1)
     for step in range(1, 1000):
         checkpoints.save(step, {'step': jnp.int32(step), 'x': jnp.full(5_000_000, step, jnp.float32)},
@@ -193,7 +194,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_earlier_checkpoints(tmp_path)
 SAVE_ON_EIGHT = '''
     import sys, jax, jax.numpy as jnp
     from fsar_jax import mesh as meshes
-    from fsar_jax.training.checkpoints import Checkpoints, saved_settings
+    from fsar_jax.training.checkpoints import Checkpoints
     mesh = meshes.episode_mesh()
     state = {'params': meshes.replicate(mesh, jnp.arange(6.0)),
              'rows': jax.device_put(jnp.arange(16.0), meshes.along(mesh, 0))}

@@ -23,15 +23,17 @@ import pytest
 from test_checkpoints import assert_same, make_state
 from tiny_run import CPU, REPOSITORY, finish
 
-from fsar_jax.training import checkpoints as module
-from fsar_jax.training.checkpoints import (
+from fsar_jax.named_arrays import by_name, state_hash
+from fsar_jax.training import checkpoint_files
+from fsar_jax.training.checkpoint_arrays import without_key
+from fsar_jax.training.checkpoint_files import (
     CONFIG_FILE,
     RECORD_FILE,
-    Checkpoints,
     DamagedCheckpoint,
-    check_directory,
     saved_settings,
 )
+from fsar_jax.training.checkpoints import Checkpoints
+from fsar_jax.training.orbax_files import check_directory, ocp
 
 LIKE = jax.eval_shape(lambda: make_state(0))
 ACCURACY = {1: 0.7, 2: 0.5, 3: 0.9}  # the newest is the best, too
@@ -237,7 +239,7 @@ def test_keep_counts_good_ones_and_the_damaged_one_stays_until_its_step_is_whole
         assert checkpoints.resume(LIKE)[1] == 1
         with monkeypatch.context() as patch:
             patch.setattr(
-                module,
+                checkpoint_files,
                 'write_whole',
                 lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
             )
@@ -257,7 +259,7 @@ def test_a_state_that_is_not_the_one_saved_is_damage(copy):
     after."""
     record = json.loads((copy / '3' / RECORD_FILE).read_text())['record']
     record['state'] = json.loads((copy / '2' / RECORD_FILE).read_text())['record']['state']
-    (copy / '3' / RECORD_FILE).write_bytes(module._sealed(record))
+    (copy / '3' / RECORD_FILE).write_bytes(checkpoint_files.sealed(record))
     with (
         Checkpoints(copy) as checkpoints,
         pytest.raises(DamagedCheckpoint, match='the checksum of the state is another one'),
@@ -268,18 +270,18 @@ def test_a_state_that_is_not_the_one_saved_is_damage(copy):
 def test_the_checksum_covers_every_array_and_name():
     state = {
         name: np.asarray(leaf)
-        for name, leaf in module._by_name(jax.tree.map(module._without_key, make_state(1))).items()
+        for name, leaf in by_name(jax.tree.map(without_key, make_state(1))).items()
     }
-    sums = {module._state_hash(state)}
+    sums = {state_hash(state)}
     for name, leaf in state.items():
         other = leaf.copy().reshape(-1)
         other.view(np.uint8)[-1] ^= 1
         sums |= {
-            module._state_hash(state | {name: other.reshape(leaf.shape)}),
-            module._state_hash(state | {name: leaf[None]}),
+            state_hash(state | {name: other.reshape(leaf.shape)}),
+            state_hash(state | {name: leaf[None]}),
         }
         sums.add(
-            module._state_hash(
+            state_hash(
                 {key: value for key, value in state.items() if key != name} | {name + '2': leaf}
             )
         )
@@ -288,7 +290,7 @@ def test_the_checksum_covers_every_array_and_name():
 
 def test_checkpoints_from_before_checksums_are_taken_with_a_note(tmp_path, capfd):
     state = {'params': {'kernel': jnp.arange(6.0).reshape(2, 3)}, 'step': jnp.int32(4)}
-    with module.ocp.training.Checkpointer(tmp_path) as before:
+    with ocp.training.Checkpointer(tmp_path) as before:
         before.save_checkpointables(4, {'state': state}, metrics={'val_accuracy': 0.5})
         before.save_checkpointables(6, {'state': state})
     with Checkpoints(tmp_path) as checkpoints:
@@ -501,7 +503,7 @@ def test_settings_are_the_old_or_the_new_never_half(copy, monkeypatch):
         'fsync',
         lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
     )
-    monkeypatch.setattr(module, '_check_writable', lambda _: None)
+    monkeypatch.setattr(checkpoint_files, 'check_writable', lambda _: None)
     with Checkpoints(copy, config=ml_collections.ConfigDict({'seed': 1})) as checkpoints:
         with pytest.raises(OSError, match='No space left on device'):
             checkpoints.save(4, make_state(4))
@@ -518,8 +520,10 @@ TWO = '''
     import jax, jax.numpy as jnp, numpy as np
     directory, port, index = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     jax.distributed.initialize(f'127.0.0.1:{port}', 2, index)
-    from fsar_jax.training import checkpoints as module
     from fsar_jax import mesh as meshes
+    from fsar_jax.processes import wait_for_all
+    from fsar_jax.training import checkpoint_files as files
+    from fsar_jax.training.checkpoints import Checkpoints
     mesh = meshes.episode_mesh()
 
     def state(step):
@@ -527,7 +531,7 @@ TWO = '''
         return {'params': meshes.replicate(mesh, np.full(3, step, np.float32)), 'rows': rows}
 
     def resumed():
-        with module.Checkpoints(directory) as checkpoints:
+        with Checkpoints(directory) as checkpoints:
             restored, step = checkpoints.resume(state(0))
             for name, leaf in state(step).items():
                 assert leaf.sharding == restored[name].sharding
@@ -536,33 +540,33 @@ TWO = '''
             checkpoints.wait()
             return step, checkpoints.steps
 
-    with module.Checkpoints(directory) as checkpoints:
+    with Checkpoints(directory) as checkpoints:
         checkpoints.save(1, state(1), {'val_accuracy': 0.5})
         checkpoints.save(2, state(2), {'val_accuracy': 0.4})
     if index == 0:
         path = directory / '2' / 'state' / '_METADATA'
         path.write_bytes(path.read_bytes()[:-1])
-    module._meet('one is damaged')
+    wait_for_all('one is damaged')
     assert resumed() == (1, [1, 2])
     assert resumed() == (2, [1, 2, 3])
-    check = module._check_files
+    check = files.check_files
     def of_this_process(path, record):
         if index == 1 and path.name == '3':
-            raise module.DamagedCheckpoint('checkpoint 3 cannot be read here')
+            raise files.DamagedCheckpoint('checkpoint 3 cannot be read here')
         check(path, record)
-    module._check_files = of_this_process                 # as one of them sees it
+    files.check_files = of_this_process                 # as one of them sees it
     assert resumed() == (2, [1, 2, 3])
-    module._check_files = check
+    files.check_files = check
     def full(path, content):
         raise OSError(28, 'No space left on device')
-    module.write_whole, write = full, module.write_whole
-    module._check_writable = lambda _: None               # only process 0 writes the record
+    files.write_whole, write = full, files.write_whole
+    files.check_writable = lambda _: None               # only process 0 writes the record
     try:
         resumed()
         raise AssertionError('the save should have failed')
     except OSError as error:
         print(error)
-    module.write_whole = write
+    files.write_whole = write
     assert resumed() == (3, [1, 2, 3, 4])
 '''
 

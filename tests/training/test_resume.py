@@ -34,7 +34,8 @@ from fsar_jax.learner import create_learner
 from fsar_jax.mesh import episode_mesh
 from fsar_jax.progress import METRICS_FILE, read_metrics
 from fsar_jax.training import train
-from fsar_jax.training.checkpoints import CONFIG_FILE, Checkpoints
+from fsar_jax.training.checkpoint_files import CONFIG_FILE
+from fsar_jax.training.checkpoints import Checkpoints
 from fsar_jax.training.start import with_pretrained_weights
 from fsar_jax.training.state import create_train_state
 from fsar_jax.training.workdir import (
