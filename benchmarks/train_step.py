@@ -18,7 +18,7 @@ from absl import app, flags, logging
 from unrolled import loops_unrolled
 
 from fsar_jax import create_learner
-from fsar_jax.config import frames_read
+from fsar_jax.data.frame_sampling import frames_read
 from fsar_jax.mesh import episode_mesh, replicate, shard
 from fsar_jax.training.state import create_train_state, make_train_step
 from fsar_jax.training.train import fit_accumulation

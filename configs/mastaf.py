@@ -10,7 +10,8 @@ The presets take clips of 16 frames. Ablations of the appendix: --config.model.c
 --config.model.matcher.alpha=0.
 """
 
-from fsar_jax.config import default_config, published_recipe
+from fsar_jax.config import default_config
+from fsar_jax.recipe import published_recipe
 
 
 def get_config(preset: str = ''):

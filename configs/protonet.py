@@ -7,7 +7,8 @@ VIM, Table 1 (ResNet-50, 5-way, 1-shot / 5-shot): HMDB51 54.2 / 68.4, UCF101 78.
     python main.py --config=configs/protonet.py:ssv2 --config.data.dir=DIR
 """
 
-from fsar_jax.config import default_config, published_recipe
+from fsar_jax.config import default_config
+from fsar_jax.recipe import published_recipe
 
 
 def get_config(preset: str = ''):

@@ -7,7 +7,8 @@ Paper, Table 1 (ResNet-50, 5-way 5-shot): Kinetics 86.7, SSv2 of OTAM 68.1, HMDB
     python main.py --config=configs/strm.py:ssv2 --config.data.dir=DIR
 """
 
-from fsar_jax.config import default_config, published_recipe
+from fsar_jax.config import default_config
+from fsar_jax.recipe import published_recipe
 
 
 def get_config(preset: str = ''):

@@ -9,7 +9,8 @@ Its ablations (Tables 3 and 4): --config.model.enrichment.temporal_transform=Fal
 --config.model.matcher.temporal=False, --config.model.matcher.spatial=none (or grid, enumerate).
 """
 
-from fsar_jax.config import default_config, published_recipe
+from fsar_jax.config import default_config
+from fsar_jax.recipe import published_recipe
 
 
 def get_config(preset: str = ''):

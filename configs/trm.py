@@ -5,7 +5,8 @@ STRM, Fig. 6 (ResNet-50, 5-way 5-shot): SSv2 of OTAM 62.1.
     python main.py --config=configs/trm.py:ssv2 --config.data.dir=DIR
 """
 
-from fsar_jax.config import default_config, published_recipe
+from fsar_jax.config import default_config
+from fsar_jax.recipe import published_recipe
 
 
 def get_config(preset: str = ''):

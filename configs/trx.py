@@ -6,7 +6,8 @@ UCF101 96.1. By VIM, Table 1: SSv2 of CMN 59.1.
     python main.py --config=configs/trx.py:ssv2 --config.data.dir=DIR
 """
 
-from fsar_jax.config import default_config, published_recipe
+from fsar_jax.config import default_config
+from fsar_jax.recipe import published_recipe
 
 
 def get_config(preset: str = ''):

@@ -16,8 +16,8 @@ says.
 import pathlib
 import runpy
 
-from fsar_jax.config import PRESETS
 from fsar_jax.messages import printable
+from fsar_jax.recipe import PRESETS
 
 METHODS = ('otam', 'trx', 'hyrsm', 'strm')
 

@@ -21,7 +21,7 @@ _HOMES = {
     'FewShotLearner': 'learner',
     'Prediction': 'learner',
     'default_config': 'config',
-    'published_recipe': 'config',
+    'published_recipe': 'recipe',
     'validate': 'config',
 }
 _SUBMODULES = (

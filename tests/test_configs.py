@@ -16,13 +16,14 @@ import pytest
 from tiny_run import REPOSITORY, get_config, largest_difference, random_batch, tiny_config
 
 from fsar_jax import config as configuration
-from fsar_jax import matchers, samplers
+from fsar_jax import fields, matchers, samplers
 from fsar_jax.backbones import BACKBONES
 from fsar_jax.backbones.scan import SCAN_NETWORKS
 from fsar_jax.data.frame_sampling import RULES
 from fsar_jax.enrichment import TOKEN_ENRICHMENTS
 from fsar_jax.learner import create_learner
 from fsar_jax.mesh import episode_mesh, replicate, shard
+from fsar_jax.plan import resolved_plan
 from fsar_jax.samplers import task_adaptive
 from fsar_jax.training import train, workdir
 from fsar_jax.training.losses import episode_loss
@@ -545,10 +546,10 @@ def ends(known):
     """The smallest and the largest value that a setting takes, of a list for each element."""
     least, most = known.at_least, known.at_most
     if known.above is not None:
-        least = known.above + configuration.SMALLEST
+        least = known.above + fields.SMALLEST
     if known.below is not None:
         most = math.nextafter(known.below, -math.inf)
-    return least, configuration.LARGEST[known.kind] if most is None else most
+    return least, fields.LARGEST[known.kind] if most is None else most
 
 
 def placed(key, value):
@@ -559,7 +560,7 @@ def placed(key, value):
 
 def refused(key, value):
     """What is said of a value that is wrong by itself."""
-    wrong = configuration.complaint(configuration.SETTINGS[key], value)
+    wrong = fields.complaint(configuration.SETTINGS[key], value)
     assert wrong and '\n' not in wrong, (key, value)
     return wrong
 
@@ -580,7 +581,7 @@ def test_every_number_has_a_range_and_takes_both_ends_of_it(key):
         )
     refused(key, placed(key, LARGER[known.kind](known.kind(most))))
     for value in (least, most):
-        assert not configuration.complaint(known, placed(key, known.kind(value))), value
+        assert not fields.complaint(known, placed(key, known.kind(value))), value
     for value in (math.nan, math.inf, -math.inf):
         refused(key, placed(key, value))
 
@@ -603,15 +604,15 @@ def test_every_setting_has_one_type(key):
         refused(key, a_value[known.kind])
     else:
         refused(key, (known.default,))
-    assert known.optional == (not configuration.complaint(known, None))
-    assert not configuration.complaint(known, known.default)
-    assert known.affects in configuration.AFFECTS and known.help
+    assert known.optional == (not fields.complaint(known, None))
+    assert not fields.complaint(known, known.default)
+    assert known.affects in fields.AFFECTS and known.help
     if known.length:
         refused(key, known.default[:-1])
         refused(key, (*known.default, known.default[0]))
     if known.choices:
         assert known.kind is str and not any(
-            configuration.complaint(known, choice) for choice in known.choices
+            fields.complaint(known, choice) for choice in known.choices
         )
         refused(key, 'another')
     elif known.kind in (str, 'path') and not known.optional:
@@ -804,7 +805,7 @@ def test_a_home_is_expanded_in_every_path_and_an_address_refused(monkeypatch):
 
 def row(config, name):
     """Of the plan."""
-    lines = configuration.resolved_plan(config, 'train', {}).splitlines()
+    lines = resolved_plan(config, 'train', {}).splitlines()
     return next(line.split(maxsplit=1)[1] for line in lines if line.split()[0] == name)
 
 
@@ -824,7 +825,7 @@ def test_the_plan_tells_the_losses_that_act():
     )
     assert row(get_config('hyrsm'), 'losses') == 'matching 1, classes 0.6'
     assert row(get_config('mastaf'), 'losses') == 'matching 0.5, classes 1'
-    assert 'losses' not in configuration.resolved_plan(config, 'evaluate', {})
+    assert 'losses' not in resolved_plan(config, 'evaluate', {})
 
 
 def test_the_plan_tells_the_parts_of_the_sampler():

@@ -10,7 +10,7 @@ import sys
 import jax
 import numpy as np
 
-from fsar_jax.config import frames_read
+from fsar_jax.data.frame_sampling import frames_read
 from fsar_jax.ingest.video_files import write_video
 
 REPOSITORY = pathlib.Path(__file__).parents[1]

@@ -22,9 +22,8 @@ from fsar_jax.analysis.misalignment import (
     temporal_overlap,
 )
 from fsar_jax.analysis.selection import box_share, share_inside
-from fsar_jax.config import frames_read
 from fsar_jax.data import loader
-from fsar_jax.data.frame_sampling import frame_indices
+from fsar_jax.data.frame_sampling import frame_indices, frames_read
 from fsar_jax.data.frames import centre_crop_offset, resized_size
 from fsar_jax.matchers.offset_masks import OFFSET_SCALE
 from fsar_jax.samplers import amplifier

@@ -22,6 +22,13 @@ RULES = ('trx', 'uniform', 'segment')
 MAX_JITTER = 5  # frames at either end, as published
 
 
+def frames_read(config) -> int:
+    """How many frames of a clip the loader hands over: L, or the M among which a sampler chooses L.
+    Without config.model: L."""
+    chooses = 'model' in config and config.model.sampler.name != 'uniform'
+    return config.model.sampler.dense_frames if chooses else config.episode.frames
+
+
 def frame_indices(
     num_frames: int, length: int, rule: str = 'trx', rng: np.random.Generator | None = None
 ) -> np.ndarray:

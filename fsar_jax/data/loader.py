@@ -30,11 +30,10 @@ import grain
 import numpy as np
 from absl import flags
 
-from fsar_jax.config import frames_read
 from fsar_jax.data import episodes as episode_lists
 from fsar_jax.data import frames as frame_tools
 from fsar_jax.data.dataset import Videos
-from fsar_jax.data.frame_sampling import frame_indices
+from fsar_jax.data.frame_sampling import frame_indices, frames_read
 from fsar_jax.machine import usable_cores
 from fsar_jax.messages import printable
 

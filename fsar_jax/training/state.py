@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from fsar_jax.backbones.batch_norm import MOMENTUM
-from fsar_jax.config import frames_read
+from fsar_jax.data.frame_sampling import frames_read
 from fsar_jax.mesh import replicated
 from fsar_jax.training.losses import episode_loss
 

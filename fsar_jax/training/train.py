@@ -11,15 +11,17 @@ import numpy as np
 
 from fsar_jax import weights
 from fsar_jax.analysis.episode_report import measure
-from fsar_jax.config import frames_read, resolve_paths, resolved_plan, validate
+from fsar_jax.config import resolve_paths, validate
 from fsar_jax.data import episodes, loader
 from fsar_jax.data.dataset import open_dataset, videos_present
+from fsar_jax.data.frame_sampling import frames_read
 from fsar_jax.evaluation import results
 from fsar_jax.evaluation.evaluate import episodes_of, evaluate
 from fsar_jax.files import local_path, write_whole
 from fsar_jax.learner import create_learner
 from fsar_jax.mesh import episode_mesh, replicate, shard
 from fsar_jax.messages import listed, printable
+from fsar_jax.plan import resolved_plan
 from fsar_jax.progress import MetricWriter, Progress
 from fsar_jax.stopping import finish_first
 from fsar_jax.training.checkpoints import Checkpoints

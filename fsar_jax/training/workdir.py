@@ -28,9 +28,10 @@ from fsar_jax.training.state import create_train_state
 TRAINED_ON, TESTED_ON, METHOD = 'trained_on.json', 'tested_on.json', 'method.txt'
 # A run goes on with another value of these, because the parameters and the selection do not depend
 # on them.
-MAY_CHANGE_ON_RESUME = keys_that_affect('cost', 'start', 'evaluation')
+MAY_CHANGE_ON_RESUME = keys_that_affect('cost', 'start', 'evaluation', 'list')
 # A checkpoint has the same results with another value of these, because its training is over.
 SAME_RESULTS = keys_that_affect('cost', 'start', 'training')
+(EPISODE_LIST,) = keys_that_affect('list')  # it counts by what it holds
 
 
 @contextlib.contextmanager
@@ -278,17 +279,16 @@ def departures(workdir, config, dataset) -> dict[str, tuple]:
     )
     listed = hash_of_list(dataset, config)
     if tested and listed == then.get('episodes'):
-        changed.pop('eval.episodes_file', None)
+        changed.pop(EPISODE_LIST, None)
     elif tested:  # also where the file of one path has changed
         changed.setdefault(
-            'eval.episodes_file',
-            ((then.get('episodes') or '')[:8] or None, config.eval.episodes_file),
+            EPISODE_LIST, ((then.get('episodes') or '')[:8] or None, config.eval.episodes_file)
         )
     if listed:  # it decides how many, and nothing is drawn
         changed = {
             key: value
             for key, value in changed.items()
-            if key not in ('eval.num_episodes', 'eval.seed')
+            if key not in SETTINGS or SETTINGS[key].unless != EPISODE_LIST
         }
     if not tested:  # a run from before this was noted
         then = (
@@ -330,7 +330,7 @@ def content_of_evaluation(config, dataset, published) -> str:
     settings = {
         key: value
         for key, value in settings.items()
-        if not key.startswith((*SAME_RESULTS, 'eval.episodes_file'))
+        if not key.startswith((*SAME_RESULTS, EPISODE_LIST))
     }
     everything = [
         sha256_of(published),
