@@ -104,13 +104,11 @@ case " $* " in *" --config="*|*" --config "*) ;; *) set -- --config=configs/strm
 # main.py is also the one to say what is wrong with the arguments.
 { read -r dataset && read -r dir; } < <("$venv/bin/python" -c '
 import pathlib, sys
-from absl import flags
-from ml_collections import config_flags
-config = config_flags.DEFINE_config_file("config")
-flags.FLAGS(sys.argv, known_only=True)
-data = config.value.data
+from fsar_jax.train import parse
+given = parse(sys.argv)
+data = given.config.data
 folder = pathlib.Path(data.dir).expanduser() / data.dataset
-if data.dataset.startswith("synthetic_actions/") and not list(folder.glob("[0-9]*/dataset_info.json")):
+if not given.help and data.dataset.startswith("synthetic_actions/") and not list(folder.glob("[0-9]*/dataset_info.json")):
     print(data.dataset, data.dir, sep="\n")' "$@" 2>/dev/null) || dataset=
 if [ -n "$dataset" ]; then "$venv/bin/python" -m fsar_jax.build --dataset="$dataset" --dir="$dir"; fi
 exec "$venv/bin/python" main.py "$@"

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What a run in a workdir prints, see `on_signals`.
+RUN_STOPPED = 'what was finished is kept, the same command goes on from there'
 PATIENCE = 15.0  # seconds for what is to be finished first; schedulers kill after 30
 _finish_first: list[Callable[[], None]] = []
 _listening: list[

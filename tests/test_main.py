@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 from tiny_run import REPOSITORY, error_of, run_main, tiny_config, tiny_flags
 
+from fsar_jax import train
 from fsar_jax.data import episodes as episode_lists
 from fsar_jax.data import loader
 from fsar_jax.data.dataset import open_dataset
@@ -400,44 +401,45 @@ def test_bad_input_is_one_line(case, tiny_data, tmp_path):
         ),
     ],
 )
-def test_a_config_that_cannot_be_had_is_told_in_plain_words(flag, message, tmp_path, monkeypatch):
-    """In this process, and without names of exceptions where the message says it all."""
-    monkeypatch.syspath_prepend(str(REPOSITORY))
-    from absl import flags
-    from ml_collections import config_flags
-
-    import main
-
+def test_a_config_that_cannot_be_loaded_is_one_plain_line(flag, message, tmp_path):
+    """In this process, and without names of exceptions where the message needs none."""
     (tmp_path / 'absent_module.py').write_text('import absent\n')
     (tmp_path / 'plain_dict.py').write_text('def get_config(preset=""):\n    return {"model": 1}\n')
     argv = ['main.py', '--config=configs/trx.py', flag.format(tmp_path)]
     argv = argv if flag.startswith('--config.') else [argv[0], argv[2]]
-    monkeypatch.setattr('sys.argv', argv)  # the flags of the config's keys are defined from it
-    values = flags.FlagValues()
-    monkeypatch.setattr(
-        main,
-        'CONFIG',
-        config_flags.DEFINE_config_file('config', flag_values=values, lock_config=True),
-    )
-    monkeypatch.setattr(main.flags, 'FLAGS', values)
     with pytest.raises(SystemExit, match=f'^{re.escape(message)}[^\n]*$'):
-        main.parse(argv)
+        train.parse(argv)
+
+
+def test_a_method_is_found_by_its_name_from_anywhere(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'strm').mkdir()  # a folder of the same name is not a config
+    for name in ('strm', 'strm:ssv2'):
+        given = train.parse(['main.py', f'--config={name}', '--config.episode.shot=3'])
+        stem, _, preset = name.partition(':')
+        path = f'{REPOSITORY}/configs/{stem}.py' + (f':{preset}' if preset else '')
+        by_path = train.parse(['main.py', '--config', path, '--config.episode.shot=3'])
+        assert given.config == by_path.config and given.config.episode.shot == 3
+    flag_file = tmp_path / 'flags'
+    flag_file.write_text('--config=strm\n--config.episode.shot=2\n')
+    assert train.parse(['main.py', f'--flagfile={flag_file}']).config.episode.shot == 2
+    train.run(['main.py', '--config=strm:ssv2', '--help'])
+    out = capsys.readouterr().out
+    assert '--config.episode.image_size=224\n' in out and '  --workdir ' in out
+    assert 'Methods: hyrsm, mastaf, ' in out
 
 
 def test_paths_in_flags(tmp_path, monkeypatch, capsys):
     """In this process: '~' is expanded, an address is one line that names the flag, a file that is
     no config another."""
-    monkeypatch.syspath_prepend(str(REPOSITORY))
-    import main
-
     monkeypatch.setenv('HOME', str(tmp_path))
     (tmp_path / 'mine.py').write_text('')
-    assert main.with_config_path(['main.py', '--config=~/mine.py:ssv2', '--workdir=~/x']) == [
+    assert train.with_config_path(['main.py', '--config=~/mine.py:ssv2', '--workdir=~/x']) == [
         'main.py',
         f'--config={tmp_path}/mine.py:ssv2',
         '--workdir=~/x',
     ]
-    assert main.with_config_path(['main.py', '--config', '~/mine.py']) == [
+    assert train.with_config_path(['main.py', '--config', '~/mine.py']) == [
         'main.py',
         '--config',
         f'{tmp_path}/mine.py',
@@ -447,11 +449,12 @@ def test_paths_in_flags(tmp_path, monkeypatch, capsys):
             '--config=s3://bucket/strm.py',
             '--config=s3://bucket/strm.py: s3:// addresses are not read or written here',
         ),
-        ('--config=~/absent.py', '--config=~/absent.py: no such file'),
+        ('--config=~/absent.py', '--config=~/absent.py: no such file or method; the methods are '),
+        ('--config=strn', '--config=strn: no such file or method; the methods are hyrsm, mastaf, '),
         ('--config=configs', '--config=configs: no such file'),
     ):
         with pytest.raises(SystemExit, match=f'^error: {message}[^\n]*$'):
-            main.parse(['main.py', flag])
+            train.parse(['main.py', flag])
     config = tiny_config('protonet')
     for workdir in ('gs://bucket/run', 'file:///tmp/run'):
         with pytest.raises(

@@ -24,8 +24,8 @@ print(sum(len(split['classes']) for builder in BENCHMARKS.values() for split in 
 
 @pytest.fixture(scope='module')
 def installed(tmp_path_factory):
-    """run(*arguments of python) in a folder that has nothing but the wheel's packages on its
-    path."""
+    """run(*arguments of python, status=0) in a folder that has nothing but the wheel's packages on
+    its path: stdout, or stderr where an error is expected."""
     folder = tmp_path_factory.mktemp('wheel')
     source = folder / 'source'
     source.mkdir()
@@ -42,7 +42,7 @@ def installed(tmp_path_factory):
         archive.extractall(folder / 'site')
     (folder / 'elsewhere').mkdir()
 
-    def run(*arguments):
+    def run(*arguments, status=0):
         done = subprocess.run(
             [sys.executable, *map(str, arguments)],
             cwd=folder / 'elsewhere',
@@ -51,8 +51,8 @@ def installed(tmp_path_factory):
             env={**CPU, 'PYTHONPATH': os.fspath(folder / 'site'), 'PYTHONDONTWRITEBYTECODE': '1'},
             timeout=300,
         )
-        assert done.returncode == 0, done.stderr[-2000:]
-        return done.stdout
+        assert done.returncode == status, done.stderr[-2000:]
+        return done.stderr if status else done.stdout
 
     run.site = folder / 'site'
     return run
@@ -64,18 +64,28 @@ def test_everything_in_it_imports_and_finds_its_files(installed):
     assert classes == 101 + 51 + 100 + 100 + 100 + 100 and lists >= 5 * 3
 
 
+COMMAND = """
+import importlib.metadata
+[script] = importlib.metadata.entry_points(group='console_scripts', name='fsar-jax')
+script.load()()
+"""
+
+
+@pytest.mark.slow
 def test_its_commands_run(installed):
-    installed(
-        '-m',
-        'fsar_jax.build',
-        '--dataset=synthetic_actions/misaligned',
-        '--dir=data',
-        '--clips_per_class=2',
-        '--num_frames=8',
-        '--size=32',
-        '--processes=0',
+    """Through the entry point of the script `fsar-jax`, and with methods found by their names."""
+    shipped = {path.name for path in (installed.site / 'fsar_jax' / 'configs').iterdir()}
+    assert shipped == {path.name for path in (REPOSITORY / 'configs').glob('*.py')}
+    assert '  train  ' in installed('-c', COMMAND)
+    dataset = '--dataset=synthetic_actions/misaligned', '--dir=data'
+    train = 'train', '--config=vim:trx', '--config.data.dataset=synthetic_actions/misaligned'
+    assert installed('-c', COMMAND, *train, status=1).strip() == (
+        "error: dataset 'synthetic_actions/misaligned' is not in data: build it with "
+        f'python -m fsar_jax.build {" ".join(dataset)}'
     )
-    assert 'synthetic_actions/misaligned' in installed(
-        '-m', 'fsar_jax.verify', '--dataset=synthetic_actions/misaligned', '--dir=data'
+    small = '--clips_per_class=2', '--num_frames=8', '--size=32', '--processes=1'
+    installed('-c', COMMAND, 'build', *dataset, *small)
+    assert installed('-m', 'fsar_jax.verify', *dataset).endswith('nothing is damaged\n')
+    assert installed('-c', COMMAND, *train, '--config.episode.shot=2', status=1).startswith(
+        "error: class '"
     )
-    assert 'usage' in installed('-m', 'fsar_jax.contact_sheet', '--help')

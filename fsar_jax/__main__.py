@@ -1,0 +1,41 @@
+"""`fsar-jax COMMAND ...`, what an installed fsar_jax offers on the command line.
+
+`fsar-jax build ...` is `python -m fsar_jax.build ...`, and so on.
+"""
+
+import runpy
+import sys
+
+from fsar_jax import __version__
+from fsar_jax.messages import printable
+
+# command: (module, flags that it adds, what it does)
+COMMANDS = {
+    'build': ('build', [], 'build a dataset from video files'),
+    'verify': ('verify', [], 'check that a built dataset is whole and complete'),
+    'contact_sheet': ('contact_sheet', [], 'draw one clip of each class of a dataset'),
+    'train': ('train', [], 'train a method, then evaluate it on test once'),
+    'evaluate': ('train', ['--mode=evaluate'], 'evaluate a trained run, or published weights'),
+    'compare': ('compare', [], 'compare results on the same episodes in pairs'),
+}
+
+
+def main() -> None:
+    """Runs the command that sys.argv names, as `python -m` would; without one, lists them."""
+    name, *arguments = sys.argv[1:] or ['--help']
+    if name in ('-h', '--help', 'help'):
+        print('usage: fsar-jax COMMAND ...        fsar-jax COMMAND --help\n')
+        print('\n'.join(f'  {name:<14} {about}' for name, (*_, about) in COMMANDS.items()))
+    elif name == '--version':
+        print(f'fsar_jax {__version__}')
+    elif name.replace('-', '_') in COMMANDS:
+        module, added, _ = COMMANDS[name.replace('-', '_')]
+        sys.argv[1:] = [*added, *arguments]
+        # As the main module, so that the processes it starts import that one again, not this.
+        runpy.run_module(f'fsar_jax.{module}', run_name='__main__', alter_sys=True)
+    else:
+        sys.exit(f"error: unknown command '{printable(name)}': choose one of {', '.join(COMMANDS)}")
+
+
+if __name__ == '__main__':
+    main()
