@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import time
-import types
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,7 @@ from tiny_run import (
 
 from fsar_jax import build
 from fsar_jax.data import loader
-from fsar_jax.data.dataset import open_dataset
+from fsar_jax.data.dataset import Videos, open_dataset
 from fsar_jax.data.episodes import draw_episodes, write_episodes
 from fsar_jax.evaluation.results import read_results
 from fsar_jax.learner import create_learner
@@ -436,9 +435,12 @@ def test_a_scan_network_starts_from_that_of_another_run(tmp_path):
 
 
 def test_a_run_goes_on_with_the_videos_it_began_with(tmp_path):
-    videos = lambda split, *ids: types.SimpleNamespace(
-        split=split, video_ids=ids, labels=[0] * len(ids)
-    )
+    def videos(split, *ids):
+        dataset = Videos()
+        dataset.split, dataset.video_ids, dataset.class_names = split, list(ids), ['jump']
+        dataset.labels = dataset.num_frames = np.zeros(len(ids), np.int32)
+        return dataset
+
     note_videos(tmp_path, 0, [videos('train', 'a', 'b'), videos('val', 'c')])
     note_videos(tmp_path, 4, [videos('train', 'a', 'b')])
     with pytest.raises(
