@@ -10,6 +10,8 @@ from fsar_jax import backbones, enrichment, matchers, samplers
 from fsar_jax.config import check_values
 from fsar_jax.enrichment import VideoFeatures, adaptive_max_pool
 from fsar_jax.layers import computed, frames_as_floats
+from fsar_jax.matchers.matcher import Matcher
+from fsar_jax.stage import KINDS, Loss, Stage
 
 
 @flax.struct.dataclass
@@ -42,17 +44,15 @@ class FewShotLearner(nn.Module):
       joint_batch: embed support and query in one pass, so that batch norm sees them together; else
         apart, as published.
       patches: P, a map is pooled to P × P patches before patch enrichment.
-      query_similarity_weight: λ of STRM Eq. 10, in the decision as in the loss.
     """
 
-    sampler: nn.Module
-    backbone: nn.Module
-    matcher: nn.Module
-    temporal_transform: nn.Module | None = None
-    patch_enrichment: nn.Module | None = None
-    frame_enrichment: nn.Module | None = None
-    query_similarity: nn.Module | None = None
-    query_similarity_weight: float = 0.0
+    sampler: Stage
+    backbone: Stage
+    matcher: Matcher
+    temporal_transform: Stage | None = None
+    patch_enrichment: Stage | None = None
+    frame_enrichment: Stage | None = None
+    query_similarity: Stage | None = None
     joint_batch: bool = False
     patches: int = 4
 
@@ -115,7 +115,7 @@ class FewShotLearner(nn.Module):
                 support['query_similarity'], query['query_similarity'], train
             )
             auxiliary['query_similarity'] = similarity
-            logits = logits + self.query_similarity_weight * similarity
+            logits = logits + self.query_similarity.weight * similarity
         if self.temporal_transform is not None:
             auxiliary['support_window'], auxiliary['query_window'] = (
                 support['window'],
@@ -127,6 +127,44 @@ class FewShotLearner(nn.Module):
                 query['sampling'][name],
             )
         return Prediction(logits=logits, auxiliary=auxiliary)
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """The stages of this learner by name, in the order in which an episode passes them."""
+        names = (
+            'sampler',
+            'backbone',
+            'temporal_transform',
+            'patch_enrichment',
+            'frame_enrichment',
+            'matcher',
+            'query_similarity',
+        )
+        return {name: stage for name in names if (stage := getattr(self, name)) is not None}
+
+    def losses(self, outputs, labels, classes=None) -> dict[str, Loss]:
+        """What training minimises for one episode: the losses of all stages as 'stage/loss', in
+        the order in which they are added.
+
+        Args:
+          outputs: `Prediction.auxiliary`.
+          labels, classes: as of `Stage.losses`.
+        """
+        losses = {
+            f'{name}/{loss}': value
+            for name, stage in self.stages.items()
+            for loss, value in stage.losses(outputs, labels, classes).items()
+        }
+        return dict(sorted(losses.items(), key=lambda item: KINDS.index(item[1].kind)))
+
+    def schedules(self, num_steps: int) -> dict[str, dict]:
+        """The variable collection 'schedule' of a training of `num_steps` steps, as functions of
+        the step: {'sampler': {'sigma': …}}."""
+        return {
+            name: schedules
+            for name, stage in self.stages.items()
+            if (schedules := stage.schedules(num_steps))
+        }
 
     @property
     def encodes_in_match(self) -> bool:
@@ -209,7 +247,6 @@ def create_learner(model) -> FewShotLearner:
         frame_enrichment=enrichment.create(model, 'frame'),
         matcher=matchers.create(model),
         query_similarity=matchers.create_query_similarity(model),
-        query_similarity_weight=model.query_similarity.weight,
         joint_batch=model.backbone.batch_norm == 'joint',
         patches=model.enrichment.patches,
     )

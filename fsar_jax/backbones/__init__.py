@@ -12,9 +12,10 @@ from fsar_jax.backbones.batch_norm import BatchNorm
 from fsar_jax.backbones.resnet import BasicBlock, BottleneckBlock, ResNet
 from fsar_jax.backbones.resnet3d import ResNet3D
 from fsar_jax.backbones.resnet_small import ResNetSmall
+from fsar_jax.stage import Stage
 
 
-class Features(nn.Module):
+class Features(Stage):
     """The identity on maps [B, h, w, C]: for heads on features extracted before, and to check heads
     alone."""
 

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from fsar_jax.backbones.batch_norm import BatchNorm
+from fsar_jax.stage import Stage
 
 # He et al. 2015, as torchvision starts convolutions: normal, variance 2 / (kernel area · output
 # channels).
@@ -129,7 +130,7 @@ def residual_stage(
     return x
 
 
-class ResNet(nn.Module):
+class ResNet(Stage):
     """7×7 stride-2 stem, 3×3 stride-2 max pool, four stages of residual blocks; no final pooling or
     classifier.
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from fsar_jax.backbones.batch_norm import BatchNorm
 from fsar_jax.backbones.resnet import KAIMING_FAN_OUT, normalize_frames, residual_stage
+from fsar_jax.stage import Stage
 
 
 def conv3d(features: int, size: int, stride, dtype, name: str) -> nn.Conv:
@@ -48,7 +49,7 @@ class Bottleneck3D(nn.Module):
         return nn.relu(y + x)
 
 
-class ResNet3D(nn.Module):
+class ResNet3D(Stage):
     """7×7×7 stem with stride (1, 2, 2), 3×3×3 stride-2 max pool, four stages of bottlenecks
     (shortcut type B); no classifier.
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 
 from fsar_jax.backbones.batch_norm import BatchNorm
 from fsar_jax.backbones.resnet import BasicBlock, conv, normalize_frames, residual_stage
+from fsar_jax.stage import Stage
 
 
-class ResNetSmall(nn.Module):
+class ResNetSmall(Stage):
     """5×5 stride-4 stem, then one basic block each of 32, 64 and 128 channels: 64×64 frames become
     4×4 maps.
 

@@ -7,9 +7,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from fsar_jax.layers import POSITION_AMPLITUDE, Linear, sinusoidal_positions
+from fsar_jax.stage import Stage
 
 
-class MixerEnrichment(nn.Module):
+class MixerEnrichment(Stage):
     """H* = σ(Hᵀ W_t1) W_t2 + Hᵀ across tokens, then E = σ(H*ᵀ W_r1) W_r2 + H*ᵀ across channels
     (STRM, Eq. 5 and 6).
 

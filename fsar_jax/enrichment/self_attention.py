@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from fsar_jax.layers import POSITION_AMPLITUDE, Linear, einsum_float32, sinusoidal_positions
+from fsar_jax.stage import Stage
 
 
-class SelfAttentionEnrichment(nn.Module):
+class SelfAttentionEnrichment(Stage):
     """α = softmax(q kᵀ) v + x,  f = ψ(α) + α  with ψ three linear maps D → D/2 → D/2 → D (STRM, Eq.
     2 to 4).
 

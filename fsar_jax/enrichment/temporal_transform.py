@@ -9,11 +9,12 @@ import jax.numpy as jnp
 
 from fsar_jax.backbones.batch_norm import BatchNorm
 from fsar_jax.layers import Linear, linear_interpolation, torch_start
+from fsar_jax.stage import Stage
 
 WINDOW_START = (2.0, 0.0)  # before tanh: at first nearly the whole clip, (a, b) = (0.964, 0)
 
 
-class TemporalTransform(nn.Module):
+class TemporalTransform(Stage):
     """f̂ = T_φ(f), φ = (a, b) = L(f): the clip resampled along time at a·t + b, t ∈ [−1, 1] (TA2N,
     Eq. 1).
 

@@ -18,14 +18,15 @@ from fsar_jax.matchers.query_similarity import QueryClassSimilarity
 from fsar_jax.matchers.set_matching import SetMatching
 
 MATCHERS = {
-    'prototypes': lambda model: Prototypes(model.matcher.distance),
+    'prototypes': lambda model: Prototypes(model.matcher.distance, **_loss_settings(model)),
     'cross_transformer': lambda model: CrossTransformer(
-        dim=model.matcher.dim, **_tuple_settings(model)
+        dim=model.matcher.dim, **_tuple_settings(model), **_loss_settings(model)
     ),
     'otam': lambda model: OrderedAlignment(
         alignment=_one_of(model, 'alignment', ALIGNMENTS),
         smoothness=model.matcher.smoothness,
         keep=model.matcher.keep,
+        **_loss_settings(model),
     ),
     'action_coordination': lambda model: ActionCoordination(
         temporal=model.matcher.temporal,
@@ -36,21 +37,28 @@ MATCHERS = {
         distance_norm=model.matcher.distance_norm,
         order=model.matcher.order,
         at_test=model.align_at_test,
+        inter_weight=model.matcher.inter_weight,
+        inter_variant=model.sampler.variant,
         **_head_settings(model),
+        **_loss_settings(model),
     ),
     'set_matching': lambda model: SetMatching(
         heads=model.matcher.heads,
         position=tuple(model.matcher.position),
         classes=model.classifier.classes,
+        classifier_weight=model.classifier.weight,
         variant=model.variant,
         dtype=jnp.dtype(model.dtype),
+        **_loss_settings(model),
     ),
     'attention_fusion': lambda model: AttentionFusion(
         alpha=model.matcher.alpha,
         kernel=_one_of(model, 'kernel', KERNELS),
         residual=model.matcher.residual,
         classes=model.classifier.classes,
+        classifier_weight=model.classifier.weight,
         **_head_settings(model),
+        **_loss_settings(model),
     ),
 }
 
@@ -68,7 +76,11 @@ def create_query_similarity(model):
     """STRM's second classifier, or None where `model.query_similarity.weight` is 0."""
     if not model.query_similarity.weight:
         return None
-    return QueryClassSimilarity(dim=model.query_similarity.dim, **_tuple_settings(model))
+    return QueryClassSimilarity(
+        dim=model.query_similarity.dim,
+        weight=model.query_similarity.weight,
+        **_tuple_settings(model),
+    )
 
 
 def _one_of(model, key, known):
@@ -77,6 +89,10 @@ def _one_of(model, key, known):
             f"config.model.matcher.{key}='{model.matcher[key]}' is not one of {', '.join(known)}"
         )
     return model.matcher[key]
+
+
+def _loss_settings(model):
+    return dict(loss_weight=model.matcher.loss_weight)
 
 
 def _head_settings(model):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fsar_jax.enrichment import VideoFeatures
 from fsar_jax.layers import Linear, einsum_float32, unit
+from fsar_jax.matchers.matcher import Matcher
 from fsar_jax.matchers.offset_masks import (
     DIRECTIONS,
     OffsetPredictor,
@@ -18,11 +19,13 @@ from fsar_jax.matchers.offset_masks import (
     mask_weights,
 )
 from fsar_jax.matchers.prototypes import frame_cosine_logits
+from fsar_jax.mutual_information import inter_video_loss
+from fsar_jax.stage import Loss
 
 SPATIAL = ('mask', 'grid', 'enumerate', 'none')
 
 
-class ActionCoordination(nn.Module):
+class ActionCoordination(Matcher):
     """logit = −Σ_t (1 − cos(p̄_t, q̄_t)) after coordinating query and prototype in time and in
     space (TA2N, Eq. 2 to 8).
 
@@ -55,6 +58,8 @@ class ActionCoordination(nn.Module):
       distance_norm: LayerNorm over the classes of a query's logits (row A14); its parameters fit
         one number of classes.
       frozen, dtype: as in `OffsetPredictor`.
+      inter_weight: μ₂, of L_inter (VIM, Eq. 33).
+      inter_variant: of L_inter (row V18).
     """
 
     temporal: bool = True
@@ -68,6 +73,8 @@ class ActionCoordination(nn.Module):
     distance_norm: bool = False
     frozen: bool = False
     dtype: Any = jnp.float32
+    inter_weight: float = 0.0
+    inter_variant: str = 'paper'
 
     def setup(self):
         if self.order == 'spatial_first' and self.spatial == 'enumerate':
@@ -108,6 +115,21 @@ class ActionCoordination(nn.Module):
             ), {}
         logits, auxiliary = self.compare_in_chunks(*self.prototypes(support, query), train)
         return self.norm(logits) if self.distance_norm else logits, auxiliary
+
+    def losses(self, outputs, labels, classes=None):
+        """Beside the matching, L_inter: on the query's frames before and after alignment, where it
+        leaves frames to compare."""
+        found = super().losses(outputs, labels, classes)
+        if not self.inter_weight or 'aligned_frames' not in outputs:
+            return found
+        inter = inter_video_loss(
+            outputs['temporal_matching'],
+            labels,
+            outputs['query_frames'],
+            outputs['aligned_frames'],
+            self.inter_variant,
+        )
+        return found | {'L_inter': Loss(self.inter_weight, inter, 'regulariser')}
 
     def compare_in_chunks(self, prototypes, query, train: bool = False):
         """`compare`, of at most `pairs_per_chunk` pairs at once."""

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from fsar_jax.backbones.batch_norm import BatchNorm
 from fsar_jax.enrichment import VideoFeatures
 from fsar_jax.layers import Linear, einsum_float32, torch_start, unit
+from fsar_jax.matchers.matcher import Matcher
+from fsar_jax.stage import Loss, cross_entropy
 
 TEMPERATURE = 0.025  # row M4 of docs/paper_vs_code.md
 SCORE_SCALE = 7.0
@@ -39,7 +41,7 @@ class MetaLearner(nn.Module):
         return Linear(positions, dtype=self.dtype, name='expand')(nn.relu(flat.reshape(x.shape)))
 
 
-class AttentionFusion(nn.Module):
+class AttentionFusion(Matcher):
     """logit = s·(cos(q̄_cross, c̄_cross) + α·cos(q̄_self, c̄_self)), bars for means over positions
     (MASTAF, Liu et al.).
 
@@ -57,6 +59,7 @@ class AttentionFusion(nn.Module):
       kernel: 'meta_learner', or 'mean' for r itself (appendix C).
       residual: the 1 in a (appendix D).
       classes: training classes of the global classifier; None for none (appendix B).
+      classifier_weight: of that classifier's loss.
       variant, frozen, dtype: as in other matchers. Relations, softmax and scores are float32.
     """
 
@@ -67,6 +70,7 @@ class AttentionFusion(nn.Module):
     variant: str = 'code'
     frozen: bool = False
     dtype: Any = jnp.float32
+    classifier_weight: float = 0.0
 
     def setup(self):
         if self.kernel == 'meta_learner':
@@ -115,6 +119,17 @@ class AttentionFusion(nn.Module):
         if self.classes:
             auxiliary['global_classes'] = self.classifier(query, attention['query_cross'])
         return logits, auxiliary
+
+    def losses(self, outputs, labels, classes=None):
+        """The mean cross entropy over the positions of a query, in place of that of its logits
+        (row M5); and over the positions as the true class attends to them, the classifier's."""
+        at_positions = cross_entropy(outputs['position_matching'], labels[:, None]).mean(-1)
+        found = {'matching': Loss(self.loss_weight, at_positions)}
+        if classes is None or 'global_classes' not in outputs:
+            return found
+        by_true_class = outputs['global_classes'][jnp.arange(len(labels)), labels]
+        mean = cross_entropy(by_true_class, classes[labels][:, None]).mean()
+        return found | {'classifier': Loss(self.classifier_weight, mean, 'training classes')}
 
     def attention(self, prototypes, query, train: bool = False):
         """prototypes [way, P, C], query [Q, P, C] → a, float32: 'class_self' [way, P], 'query_self'

@@ -16,6 +16,7 @@ from fsar_jax.layers import (
     norm,
     sinusoidal_positions,
 )
+from fsar_jax.matchers.matcher import Matcher
 
 
 class TupleProjection(nn.Module):
@@ -35,7 +36,7 @@ class TupleProjection(nn.Module):
         return {'keys': self.key_norm(self.key(frames)), 'values': self.value(frames)}
 
 
-class CrossTransformer(nn.Module):
+class CrossTransformer(Matcher):
     """Distance of a query to a query-specific prototype of each class, over tuples of frames (TRX;
     STRM Eq. 1).
 

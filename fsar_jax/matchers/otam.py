@@ -1,17 +1,17 @@
 """OTAM: temporal alignment of a query with every support video by soft-min dynamic programming."""
 
 import chex
-import flax.linen as nn
 import jax.numpy as jnp
 
 from fsar_jax.enrichment import VideoFeatures
 from fsar_jax.layers import frame_cosine
 from fsar_jax.matchers.alignments import ALIGNMENTS
+from fsar_jax.matchers.matcher import Matcher
 
 COSINE_MARGIN = 0.01  # added to ‖a‖‖b‖ in the published code (row O3 of docs/paper_vs_code.md)
 
 
-class OrderedAlignment(nn.Module):
+class OrderedAlignment(Matcher):
     """logit = −mean over shots of D(d) + D(dᵀ), d[x, y] = 1 − cos(q_x, s_y) (OTAM, Cao et al. 2020,
     Eq. 5).
 

@@ -1,16 +1,16 @@
 """ProtoNet for videos: distance to the class mean, frame by frame or of the mean frame."""
 
 import chex
-import flax.linen as nn
 import jax.numpy as jnp
 
 from fsar_jax.enrichment import VideoFeatures
 from fsar_jax.layers import einsum_float32, norm, unit
+from fsar_jax.matchers.matcher import Matcher
 
 COSINE_MARGIN = 0.01  # in the denominator of 'mean_cosine', as published
 
 
-class Prototypes(nn.Module):
+class Prototypes(Matcher):
     """Prototypical networks (Snell et al. 2017) on frame features. No parameters; paper and code
     agree.
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fsar_jax.enrichment import VideoFeatures
 from fsar_jax.layers import TupleLinear, combine_cardinalities, einsum_float32, norm
+from fsar_jax.stage import Loss, Stage, cross_entropy
 
 
 class TupleFeatures(nn.Module):
@@ -28,7 +29,7 @@ class TupleFeatures(nn.Module):
         return nn.relu(self.projection(frames))
 
 
-class QueryClassSimilarity(nn.Module):
+class QueryClassSimilarity(Stage):
     """M(q, c) = Σ_ω (1/T) Σ_t max_j φ(z_t, z_j) over the class's K·T support tuples (STRM, Eq. 8),
     φ = −‖·‖.
 
@@ -40,6 +41,7 @@ class QueryClassSimilarity(nn.Module):
       cardinalities: Ω, shared with the matcher.
       dim: D″; None for half of the feature dimension, as published.
       variant, reduction, dropout, dtype: as in `CrossTransformer`.
+      weight: λ of STRM, Eq. 10: of these logits in the decision, and of their loss.
     """
 
     cardinalities: tuple[int, ...] = (2,)
@@ -48,6 +50,7 @@ class QueryClassSimilarity(nn.Module):
     reduction: str | None = None
     dropout: float = 0.1
     dtype: Any = jnp.float32
+    weight: float = 0.1
 
     @nn.compact
     def project(self, features: VideoFeatures, train: bool = False):
@@ -80,3 +83,11 @@ class QueryClassSimilarity(nn.Module):
             logits.append(-norm(q[:, :, None] - chosen).mean(1))
         chex.assert_rank(logits, 2)
         return combine_cardinalities(logits, self.reduction, self.variant)
+
+    def losses(self, outputs, labels, classes=None):
+        """L_QC of L = L_TM + λ L_QC (STRM, Eq. 7, 9 and 10): the cross entropy of these logits."""
+        return {
+            'query similarity': Loss(
+                self.weight, cross_entropy(outputs['query_similarity'], labels)
+            )
+        }

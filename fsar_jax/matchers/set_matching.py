@@ -17,6 +17,8 @@ from fsar_jax.layers import (
     sinusoidal_positions,
     torch_start,
 )
+from fsar_jax.matchers.matcher import Matcher
+from fsar_jax.stage import Loss, cross_entropy
 
 POSITION_SCALE = (10.0, 1.0)  # A and B: features times √(D/A), position code times B
 
@@ -85,7 +87,7 @@ class Fusion(nn.Module):
         return project(frames, kernel[:dim]) + project(token, kernel[dim:])[..., None, :] + bias
 
 
-class SetMatching(nn.Module):
+class SetMatching(Matcher):
     """logit = −(Σ_x min_y d(q_x, s_y) + Σ_y min_x d(q_x, s_y)), d = 1 − cos, after hybrid relation
     (HyRSM, Wang et al. 2022, Sec. 3).
 
@@ -103,6 +105,7 @@ class SetMatching(nn.Module):
       heads: of both attentions; the feature dimension must be a multiple.
       position: (A, B), 'code' only: features are multiplied by √(D/A), the position code by B.
       classes: training classes of the classifier on related frames; None for none.
+      classifier_weight: of that classifier's loss.
       variant: 'code' or 'paper'.
       dtype: compute dtype of the attentions. Frames and tokens stay float32, as scores, softmax and
         distances do: the relations make the frames of an episode alike, and a distance between two
@@ -114,6 +117,7 @@ class SetMatching(nn.Module):
     classes: int | None = None
     variant: str = 'code'
     dtype: Any = jnp.float32
+    classifier_weight: float = 0.0
 
     def setup(self):
         self.within, self.across = (
@@ -164,6 +168,17 @@ class SetMatching(nn.Module):
         logits = -both.mean(-1)
         chex.assert_shape(logits, (query.shape[0], support.shape[0]))
         return logits, auxiliary
+
+    def losses(self, outputs, labels, classes=None):
+        """Beside the matching, the classifier's mean cross entropy over every frame of support and
+        query."""
+        found = super().losses(outputs, labels, classes)
+        if classes is None or 'query_classes' not in outputs:
+            return found
+        support = cross_entropy(outputs['support_classes'], classes[:, None, None])
+        query = cross_entropy(outputs['query_classes'], classes[labels][:, None])
+        mean = jnp.concatenate([support.ravel(), query.ravel()]).mean()
+        return found | {'classifier': Loss(self.classifier_weight, mean, 'training classes')}
 
     def relate(self, support, query):
         """Relation across videos, for each query apart: support [Q, way, 1 or shot, L, D] and query

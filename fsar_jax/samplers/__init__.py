@@ -43,6 +43,11 @@ SAMPLERS = {
                 'num_samples',
                 'samples_per_chunk',
                 'at_test',
+                'sigma_schedule',
+                'sigma_end',
+                'sigma_factor',
+                'sigma_steps',
+                'intra_weight',
             )
         },
     ),

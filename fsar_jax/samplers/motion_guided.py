@@ -2,14 +2,14 @@
 its time (MGSampler)."""
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from fsar_jax.samplers.top_k import evenly_spaced_indicator
+from fsar_jax.stage import Stage
 
 
-class MotionGuidedSampler(nn.Module):
+class MotionGuidedSampler(Stage):
     """`frames` of the M frames of each video by their motion (Zhi et al. 2021, Sec. 3), as VIM
     compares with (Table 11).
 

@@ -7,15 +7,18 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from fsar_jax.layers import Linear, einsum_float32, frames_as_floats, sinusoidal_positions, unit
+from fsar_jax.mutual_information import intra_video_loss, prototype_logits
 from fsar_jax.samplers import amplifier
 from fsar_jax.samplers.top_k import evenly_spaced_indicator, hard_top_k, perturbed_top_k
+from fsar_jax.stage import Loss, Stage
 
 SPATIAL = ('amplify', 'crop', 'none')
 
 
-class TaskAdaptiveSampler(nn.Module):
+class TaskAdaptiveSampler(Stage):
     """T of M frames, each resampled where it is salient (VIM, Sec. 3.3; rows V1 to V16 of
     docs/paper_vs_code.md).
 
@@ -48,12 +51,17 @@ class TaskAdaptiveSampler(nn.Module):
         every task.
       hidden: d, output width of W₁.
       task_dim: width of the task feature.
-      sigma: σ of the smoothed choice where the variable collection 'schedule' has no 'sigma'.
+      sigma: σ of the smoothed choice: its first value while training, and what counts where the
+        variable collection 'schedule' has no 'sigma'.
       num_samples: n; `samples_per_chunk` of them at once, 0 for all.
       at_test: False takes evenly spaced whole frames at test ('Remove sampler during testing',
         Table 17).
       variant: 'code' or 'paper'.
       dtype: of the sampled frames. Scores, maps and positions are float32.
+      sigma_schedule: 'constant'; 'linear', to sigma_end at the last step (VIM, Sec. 3.3.2);
+        'steps', times sigma_factor every sigma_steps, never below sigma_end (its released code
+        and Sec. 4.2).
+      intra_weight: μ₁, of L_intra (VIM, Eq. 28).
     """
 
     scan_network: nn.Module
@@ -70,6 +78,11 @@ class TaskAdaptiveSampler(nn.Module):
     at_test: bool = True
     variant: str = 'code'
     dtype: Any = jnp.float32
+    sigma_schedule: str = 'linear'
+    sigma_end: float = 0.0
+    sigma_factor: float = 0.8
+    sigma_steps: int = 100
+    intra_weight: float = 0.0
 
     def setup(self):
         if self.spatial not in SPATIAL:
@@ -166,6 +179,32 @@ class TaskAdaptiveSampler(nn.Module):
         leaves [B, …]."""
         scanned = self.scan(videos, train)
         return self.sample(scanned, scanned['features'].mean(1), {}, train)
+
+    def losses(self, outputs, labels, classes=None):
+        """L_intra, on class means of the scan features over all and over the chosen frames."""
+        if not self.intra_weight:
+            return {}
+        dense, selected = (
+            prototype_logits(outputs[f'support_{of}_features'], outputs[f'query_{of}_features'])
+            for of in ('dense', 'selected')
+        )
+        intra = intra_video_loss(dense, selected, labels, self.variant)
+        return {'L_intra': Loss(self.intra_weight, intra, 'regulariser')}
+
+    def schedules(self, num_steps):
+        """σ over optimiser steps, as `sigma_schedule` says."""
+        start, end, factor, steps = (
+            self.sigma,
+            self.sigma_end,
+            self.sigma_factor,
+            self.sigma_steps,
+        )
+        schedules = {
+            'constant': optax.constant_schedule(start),
+            'linear': optax.linear_schedule(start, end, num_steps),
+            'steps': lambda step: jnp.maximum(start * factor ** (step // steps), end),
+        }
+        return {'sigma': schedules[self.sigma_schedule]}
 
     def task_weights(self, guide, noise=None):
         """Unit weights by name from guides [videos, c] of the support and noise ε [task_dim] (None

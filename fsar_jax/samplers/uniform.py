@@ -1,9 +1,9 @@
 """The sampler that takes the frames as the data loader hands them over."""
 
-import flax.linen as nn
+from fsar_jax.stage import Stage
 
 
-class UniformSampler(nn.Module):
+class UniformSampler(Stage):
     """Evenly spaced frames: the loader has picked them (fsar_jax.data.frame_sampling), so nothing
     is left to do on the device."""
 

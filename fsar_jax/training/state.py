@@ -47,22 +47,6 @@ def learning_rate_schedule(train) -> optax.Schedule:
     )
 
 
-def sigma_schedule(config) -> optax.Schedule:
-    """The amplitude of the sampler's noise over optimiser steps, as config.model.sampler describes
-    it.
-
-    'linear': to sigma_end at train.num_steps (VIM, Sec. 3.3.2); 'steps': times sigma_factor every
-    sigma_steps, never below sigma_end (its released code and Sec. 4.2).
-    """
-    s = config.model.sampler
-    start, end, factor, steps = s.sigma, s.sigma_end, s.sigma_factor, s.sigma_steps
-    return {
-        'constant': optax.constant_schedule(start),
-        'linear': optax.linear_schedule(start, end, config.train.num_steps),
-        'steps': lambda step: jnp.maximum(start * factor ** (step // steps), end),
-    }[s.sigma_schedule]
-
-
 def create_optimizer(train) -> optax.GradientTransformation:
     """SGD or Adam over `learning_rate_schedule`, with optional clipping by global norm and
     decoupled weight decay."""
@@ -118,7 +102,7 @@ def make_train_step(learner, config, mesh):
     """
     optimizer = create_optimizer(config.train)
     frozen = config.model.backbone.batch_norm == 'frozen'
-    sigma = sigma_schedule(config)
+    schedules = learner.schedules(config.train.num_steps)
 
     def run_episode(params, batch_stats, schedule, episode):
         support = flip_clips(episode['support'], episode['support_flip'])
@@ -146,7 +130,7 @@ def make_train_step(learner, config, mesh):
     @partial(jax.jit, donate_argnums=0, out_shardings=(replicated(mesh), replicated(mesh)))
     def train_step(state, batch):
         # A function of the step, so that a resumed run goes on with it.
-        schedule = {'sampler': {'sigma': sigma(state.step)}}
+        schedule = jax.tree.map(lambda at: at(state.step), schedules)
 
         def accumulate(carry, episodes):
             gradients, batch_stats = carry

@@ -12,7 +12,6 @@ import fsar_jax
 from fsar_jax import samplers
 from fsar_jax.backbones.scan_maps import ScanMaps
 from fsar_jax.training.losses import episode_loss
-from fsar_jax.training.state import sigma_schedule
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 TINY = {
@@ -182,23 +181,27 @@ def test_the_information_losses_are_weighted_and_counted_per_query():
     )
 
 
+def sigma(config):
+    return fsar_jax.create_learner(config.model).schedules(config.train.num_steps)['sampler'][
+        'sigma'
+    ]
+
+
 def test_sigma_follows_its_schedule():
     config = tiny_vim(**{'model.sampler.sigma': 0.2, 'train.num_steps': 10})
     np.testing.assert_allclose(
-        [sigma_schedule(config)(step) for step in (0, 5, 10, 20)], [0.2, 0.1, 0.0, 0.0], atol=1e-7
+        [sigma(config)(step) for step in (0, 5, 10, 20)], [0.2, 0.1, 0.0, 0.0], atol=1e-7
     )
     with config.unlocked():
         config.model.sampler.update(
             sigma_schedule='steps', sigma_steps=4, sigma_factor=0.5, sigma_end=0.04
         )
     np.testing.assert_allclose(
-        [sigma_schedule(config)(step) for step in (0, 3, 4, 8, 12)],
-        [0.2, 0.2, 0.1, 0.05, 0.04],
-        atol=1e-7,
+        [sigma(config)(step) for step in (0, 3, 4, 8, 12)], [0.2, 0.2, 0.1, 0.05, 0.04], atol=1e-7
     )
     with config.unlocked():
         config.model.sampler.sigma_factor = 1.0
-    np.testing.assert_allclose([sigma_schedule(config)(step) for step in (0, 100)], [0.2, 0.2])
+    np.testing.assert_allclose([sigma(config)(step) for step in (0, 100)], [0.2, 0.2])
 
 
 @pytest.mark.parametrize(

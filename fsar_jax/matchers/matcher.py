@@ -1,0 +1,30 @@
+"""What all matchers have in common."""
+
+import dataclasses
+
+from fsar_jax.stage import Loss, Stage, cross_entropy
+
+
+class Matcher(Stage):
+    """Compares the videos of one episode. A matcher adds two methods:
+
+    - `project(features, train)`, per video: `VideoFeatures` of B videos → a pytree with leading
+      axis B. Evaluation calls it once per test video and keeps the output.
+    - `__call__(support, query, train)`, per episode: support leaves [way, shot, …], query leaves
+      [Q, …] → logits float32 [Q, way], or (logits, auxiliary) with a dict of further outputs.
+
+    One with batch norm also has `batch_norm_passes(queries)`, how often an episode updates the
+    running statistics.
+
+    Args:
+      loss_weight: of the cross entropy over the classes of the episode.
+    """
+
+    # by keyword, so that a matcher's own fields keep their positions
+    loss_weight: float = dataclasses.field(default=1.0, kw_only=True)
+
+    def losses(self, outputs, labels, classes=None):
+        """The cross entropy of the logits, one value per query."""
+        return {
+            'matching': Loss(self.loss_weight, cross_entropy(outputs['temporal_matching'], labels))
+        }

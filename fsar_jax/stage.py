@@ -1,0 +1,58 @@
+"""What the learner may ask of any stage beside its computation."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+# The losses of an episode are added in this order, and within a kind in the order of the stages.
+# Float addition depends on the order, and a resumed run repeats every bit.
+KINDS = ('episode', 'training classes', 'regulariser')
+
+
+class Loss(NamedTuple):
+    """One loss of a stage.
+
+    Attributes:
+      weight: its factor in what training minimises, a field of the stage.
+      value: float32 [Q], one per query; or a scalar, a mean that counts once per query.
+      kind: one of KINDS: over the classes of the episode, over the training classes, or neither.
+    """
+
+    weight: float
+    value: jax.Array
+    kind: Literal['episode', 'training classes', 'regulariser'] = 'episode'
+
+
+class Stage(nn.Module):
+    """A sampler, backbone, enrichment, matcher or query similarity.
+
+    A stage overrides what it needs of the methods below; by default it trains nothing by itself.
+    They are called on the unbound module, so they read its fields and no parameters.
+    """
+
+    def losses(self, outputs, labels, classes=None) -> dict[str, Loss]:
+        """The losses of this stage for one episode, by name; none of weight 0.
+
+        Args:
+          outputs: `Prediction.auxiliary`, {name: array}.
+          labels: int [Q], 0 … way−1.
+          classes: int [way], which training class each class of the episode is; None where they
+            are not training classes.
+        """
+        return {}
+
+    def schedules(self, num_steps: int) -> dict[str, optax.Schedule]:
+        """Values that change during a training of `num_steps` steps, by name: functions of the
+        step. The stage reads them as variables of the collection 'schedule'."""
+        return {}
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """logits [..., classes], integer labels that broadcast to [...] → float32 [...]."""
+    labels = jnp.broadcast_to(labels, logits.shape[:-1])
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)

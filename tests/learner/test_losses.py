@@ -1,0 +1,174 @@
+"""Stages own their losses and schedules; the learner collects them and `episode_loss` adds them."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny_run import get_config
+
+import fsar_jax
+from fsar_jax import backbones, enrichment, matchers, samplers
+from fsar_jax.stage import Loss, Stage
+from fsar_jax.training.losses import episode_loss
+
+WAY, SHOT, LENGTH, CHANNELS, CLASSES = 3, 2, 4, 6, 7
+LABELS = jnp.array([0, 1, 2, 1])
+OUTPUTS = {
+    'temporal_matching': (4, WAY),
+    'query_similarity': (4, WAY),
+    'position_matching': (4, 5, WAY),
+    'support_classes': (WAY, SHOT, LENGTH, CLASSES),
+    'query_classes': (4, LENGTH, CLASSES),
+    'global_classes': (4, WAY, 5, CLASSES),
+    'support_dense_features': (WAY, SHOT, CHANNELS),
+    'query_dense_features': (4, CHANNELS),
+    'support_selected_features': (WAY, SHOT, CHANNELS),
+    'query_selected_features': (4, CHANNELS),
+    'query_frames': (4, LENGTH, CHANNELS),
+    'aligned_frames': (4, WAY, LENGTH, CHANNELS),
+}
+
+
+@pytest.fixture(scope='module')
+def outputs():
+    """Every output that any loss is of."""
+    rng = np.random.default_rng(0)
+    return {
+        name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in OUTPUTS.items()
+    }
+
+
+@pytest.mark.parametrize(
+    'method, preset, expected',
+    [
+        ('protonet', '', {'matcher/matching': 1.0}),
+        ('trx', '', {'matcher/matching': 1.0}),
+        ('otam', '', {'matcher/matching': 1.0}),
+        ('ta2n', '', {'matcher/matching': 1.0}),
+        ('strm', '', {'matcher/matching': 1.0, 'query_similarity/query similarity': 0.1}),
+        ('hyrsm', '', {'matcher/matching': 1.0, 'matcher/classifier': 0.6}),
+        ('mastaf', '', {'matcher/matching': 0.5, 'matcher/classifier': 1.0}),
+        ('vim', '', {'matcher/matching': 1.0, 'sampler/L_intra': 0.5, 'matcher/L_inter': 1.0}),
+        ('vim', 'trx', {'matcher/matching': 1.0, 'sampler/L_intra': 0.5}),
+        (
+            'vim',
+            'hyrsm',
+            {'matcher/matching': 1.0, 'matcher/classifier': 0.6, 'sampler/L_intra': 0.5},
+        ),
+        (
+            'vim',
+            'strm',
+            {
+                'matcher/matching': 1.0,
+                'query_similarity/query similarity': 0.1,
+                'sampler/L_intra': 0.5,
+            },
+        ),
+    ],
+)
+def test_losses_of_every_method_in_the_order_of_addition(outputs, method, preset, expected):
+    """Float addition depends on the order, and a resumed run repeats every bit."""
+    config = get_config(method, preset)
+    losses = fsar_jax.create_learner(config.model).losses(outputs, LABELS, jnp.array([6, 0, 3]))
+    assert list(losses) == list(expected)
+    assert {name: loss.weight for name, loss in losses.items()} == expected
+    prediction = fsar_jax.Prediction(outputs['temporal_matching'], outputs)
+    by_hand = np.float32(0)
+    for loss in losses.values():
+        values = np.broadcast_to(np.asarray(loss.value), (4,))
+        by_hand += loss.weight * (
+            values.sum() if config.train.loss_reduction == 'sum' else values.mean()
+        )
+    np.testing.assert_allclose(
+        episode_loss(prediction, LABELS, config, jnp.array([6, 0, 3])), by_hand, rtol=1e-6
+    )
+
+
+def test_classifiers_are_trained_on_training_classes_only(outputs):
+    """HyRSM on every frame of support and query, MASTAF on the query's positions by its true
+    class."""
+    classes = jnp.array([6, 0, 3])
+    cross = optax.softmax_cross_entropy_with_integer_labels
+    of_frames = [
+        cross(outputs['support_classes'][c, s, t], classes[c])
+        for c in range(WAY)
+        for s in range(SHOT)
+        for t in range(LENGTH)
+    ]
+    of_frames += [
+        cross(outputs['query_classes'][q, t], classes[LABELS[q]])
+        for q in range(4)
+        for t in range(LENGTH)
+    ]
+    of_positions = [
+        cross(outputs['global_classes'][q, LABELS[q], p], classes[LABELS[q]])
+        for q in range(4)
+        for p in range(5)
+    ]
+    for method, each in (('hyrsm', of_frames), ('mastaf', of_positions)):
+        learner = fsar_jax.create_learner(get_config(method).model)
+        found = learner.losses(outputs, LABELS, classes)['matcher/classifier'].value
+        np.testing.assert_allclose(found, np.mean(each), rtol=1e-5)
+        assert 'matcher/classifier' not in learner.losses(outputs, LABELS)
+
+
+def test_which_variant_of_a_loss_counts_is_the_stages_own(outputs):
+    learner = fsar_jax.create_learner(get_config('vim').model)
+    value = lambda learner, name: learner.losses(outputs, LABELS)[name].value
+    of_code = learner.clone(matcher=learner.matcher.clone(inter_variant='code'))
+    assert value(of_code, 'matcher/L_inter') != value(learner, 'matcher/L_inter')
+    assert value(of_code, 'sampler/L_intra') == value(learner, 'sampler/L_intra')
+    of_code = learner.clone(sampler=learner.sampler.clone(variant='code'))
+    assert value(of_code, 'matcher/L_inter') == value(learner, 'matcher/L_inter')
+    assert value(of_code, 'sampler/L_intra') != value(learner, 'sampler/L_intra')
+
+
+class Consistent(Stage):
+    """A frame enrichment with a loss and a schedule of its own."""
+
+    def __call__(self, frames, train=False):
+        strength = self.get_variable('schedule', 'strength', 1.0)
+        return frames * strength
+
+    def losses(self, outputs, labels, classes=None):
+        return {'margin': Loss(2.0, jnp.square(outputs['temporal_matching']).mean(), 'regulariser')}
+
+    def schedules(self, num_steps):
+        return {'strength': optax.linear_schedule(1.0, 0.0, num_steps)}
+
+
+def test_a_new_stage_brings_its_loss_and_its_schedule(outputs):
+    learner = fsar_jax.create_learner(get_config('protonet').model)
+    learner = learner.clone(frame_enrichment=Consistent(), backbone=backbones.Features())
+    losses = learner.losses(outputs, LABELS)
+    assert list(losses) == ['matcher/matching', 'frame_enrichment/margin']
+    schedules = learner.schedules(10)
+    assert list(schedules) == ['frame_enrichment']
+    now = jax.tree.map(lambda schedule: schedule(5), schedules)
+    assert now['frame_enrichment']['strength'] == 0.5
+    maps = jax.random.normal(jax.random.key(0), (2, 3, 1, 1, 8))
+    whole, half = (
+        learner.apply({'schedule': schedule}, maps, method='enrich').frames
+        for schedule in ({}, now)
+    )
+    np.testing.assert_allclose(half, 0.5 * whole)
+
+
+@pytest.mark.parametrize(
+    'module',
+    [
+        *backbones.BACKBONES.values(),
+        enrichment.MixerEnrichment,
+        enrichment.SelfAttentionEnrichment,
+        enrichment.TemporalTransform,
+        matchers.QueryClassSimilarity,
+        samplers.UniformSampler,
+        samplers.MotionGuidedSampler,
+        samplers.TaskAdaptiveSampler,
+    ],
+)
+def test_every_stage_can_be_asked(module):
+    assert issubclass(getattr(module, 'func', module), Stage)
+    assert issubclass(Stage, nn.Module)
