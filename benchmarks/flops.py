@@ -101,7 +101,8 @@ def main(_):
     )
     for name, (parameters, backbone, head, published) in rows.items():
         print(
-            f'{name:<12} {parameters:>9.2f} {backbone:>9.1f} {head:>8.2f} {backbone + head:>9.1f}   '
+            f'{name:<12} {parameters:>9.2f} {backbone:>9.1f} {head:>8.2f} '
+            f'{backbone + head:>9.1f}   '
             f'{published:>18.2f} {backbone + published:>9.1f}'
         )
     print(f"\n{'STRM {2} costs more than':<26} {'here':>8} {'concatenated':>13}")

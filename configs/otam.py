@@ -3,8 +3,9 @@ directions.
 
 VIM, Table 1 (ResNet-50, 5-way, 1-shot / 5-shot): HMDB51 54.5 / 66.1, UCF101 79.9 / 88.9, Kinetics
 73.0 / 85.8, SSv2 of CMN 36.4 / 48.0.
-    python main.py --config=configs/otam.py --workdir=runs/otam [--config.model.matcher.alignment=soft_dtw]
+    python main.py --config=configs/otam.py --workdir=runs/otam
     python main.py --config=configs/otam.py:ssv2 --config.data.dir=DIR
+Other alignments: --config.model.matcher.alignment=soft_dtw (or drop_dtw).
 """
 
 from fsar_jax.config import default_config

@@ -4,8 +4,9 @@ alignment; and X + VIM for any X.
 Paper, Table 1 (ResNet-50, 5-way, 1-shot / 5-shot): HMDB51 61.1 / 76.5, UCF101 86.2 / 96.1, Kinetics
 73.8 / 87.1, SSv2 of CMN 40.8 / 54.9.
     python main.py --config=configs/vim.py --workdir=runs/vim
-    python main.py --config=configs/vim.py:trx --workdir=runs/trx_vim             TRX behind VIM's sampler, without its alignment (row V21)
-    python main.py --config=configs/vim.py:trx-ssv2 --config.data.dir=DIR         the same in the paper's setting
+TRX behind VIM's sampler, without VIM's alignment (row V21), and the same in the paper's setting:
+    python main.py --config=configs/vim.py:trx --workdir=runs/trx_vim
+    python main.py --config=configs/vim.py:trx-ssv2 --config.data.dir=DIR
 Ablations (Tables 4, 5, 10, 11, 14 and 17): --config.model.sampler.name=motion_guided (or uniform),
 .temporal=False, .spatial=none (or crop), .adaptive=False, .at_test=False, .intra_weight=0;
 --config.model.matcher.order=spatial_first, .inter_weight=0; --config.model.align_at_test=False.

@@ -1,33 +1,37 @@
 """What benchmarks/ copies from elsewhere stays what it is there."""
 
+import functools
 import runpy
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 from tiny_run import REPOSITORY, random_batch, tiny_config
 
+from fsar_jax import create_learner
 from fsar_jax.data import loader
 from fsar_jax.data.dataset import open_dataset
 from fsar_jax.data.frame_sampling import frame_indices
 
 
-@pytest.fixture(scope='module')
-def train_step_benchmark():
-    """What is defined in benchmarks/train_step.py; run once, because absl takes a flag once in a
-    process."""
+@functools.cache
+def definitions(name):
+    """What benchmarks/<name>.py defines. Its flags are removed again: absl takes each name once."""
+    before = set(flags.FLAGS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(REPOSITORY / 'benchmarks')  # as for `python benchmarks/train_step.py`
-        return runpy.run_path(str(REPOSITORY / 'benchmarks/train_step.py'), run_name='benchmark')
+        patch.syspath_prepend(REPOSITORY / 'benchmarks')  # as for `python benchmarks/<name>.py`
+        found = runpy.run_path(str(REPOSITORY / f'benchmarks/{name}.py'), run_name=name)
+    for flag in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, flag)
+    return found
 
 
 @pytest.mark.parametrize(
     'changes', [{}, {'model.sampler.name': 'motion_guided', 'model.sampler.dense_frames': 6}]
 )
-def test_the_train_step_benchmark_feeds_what_the_loader_does(
-    tiny_data, train_step_benchmark, changes
-):
+def test_the_train_step_benchmark_feeds_what_the_loader_does(tiny_data, changes):
     config = tiny_config('protonet', {'data.dir': str(tiny_data), **changes})
     batches = loader.training_batches(
         open_dataset('video_folder/tiny', tiny_data, 'train'), config, 0
@@ -36,7 +40,7 @@ def test_the_train_step_benchmark_feeds_what_the_loader_does(
     loaded = described(next(batches))
     batches.close()
     assert (
-        described(train_step_benchmark['batch_shapes'](config))
+        described(definitions('train_step')['batch_shapes'](config))
         == loaded
         == described(random_batch(config))
     )
@@ -68,9 +72,7 @@ def test_the_body_of_a_loop_is_counted_every_time(monkeypatch, loop):
 def test_the_rules_of_frames_by_rule(tiny_data):
     """Which frames they take of a clip whose action is known, and that the clips they make hold
     those."""
-    benchmark = runpy.run_path(
-        str(REPOSITORY / 'benchmarks/frames_by_rule.py'), run_name='benchmark'
-    )
+    benchmark = definitions('frames_by_rule')
     rules, (n, start, end) = benchmark['rules'](8), (32, 11, 20)
     chosen = {name: np.asarray(rule(n, start, end)) for name, rule in rules.items()}
     for name, places in chosen.items():
@@ -104,3 +106,57 @@ def test_the_rules_of_frames_by_rule(tiny_data):
     assert share == 0.5 and len(clips) == len(dataset) and set(clips.num_frames) == {4}
     stored = dataset.read(3)['frames']
     assert clips.read(3)['frames'] == [stored[i] for i in (0, 2, 5, 7)]
+
+
+@pytest.mark.parametrize('name', ['offsets zero', 'M identity'])
+def test_a_replaced_part_of_ta2n_acts_as_its_row_says(name):
+    """Against the same episode computed with the offsets or M set by hand."""
+    benchmark = definitions('replaced_parts')
+    config = tiny_config('ta2n')
+    config.model.backbone.name = 'features'
+    rng = np.random.default_rng(0)
+    support = jnp.asarray(rng.random((2, 1, 4, 4, 4, 8)), jnp.float32)
+    query = jnp.asarray(rng.random((2, 4, 4, 4, 8)), jnp.float32)
+    learner = create_learner(config.model)
+    variables = jax.tree.map(  # offsets start at zero
+        lambda x: x + 0.1 * rng.random(x.shape, np.float32),
+        learner.init(jax.random.key(0), support, query),
+    )
+    rows = benchmark['rows'](config.model)
+    assert list(rows) == list(benchmark['METHODS'])
+    settings, method = rows[name]
+    assert settings == {}
+    trained = learner.apply(variables, support, query).auxiliary
+    with benchmark['replacing'](*method):
+        replaced = learner.apply(variables, support, query).auxiliary
+    if name == 'offsets zero':
+        assert np.abs(trained['offsets']).max() > 0 and np.abs(replaced['offsets']).max() == 0
+        np.testing.assert_array_equal(replaced['evolution'], trained['evolution'])
+    else:
+        np.testing.assert_array_equal(
+            replaced['evolution'], np.broadcast_to(np.eye(4), (2, 2, 4, 4))
+        )
+        assert np.abs(trained['evolution'] - replaced['evolution']).max() > 0.1
+    np.testing.assert_array_equal(replaced['query_window'], trained['query_window'])
+
+
+@pytest.mark.parametrize(
+    'method, changes, expected',
+    [
+        ('otam', {}, {'metric prototypes': {'matcher.name': 'prototypes'}}),
+        ('protonet', {}, {'metric otam': {'matcher.name': 'otam'}}),
+        ('strm', {}, {}),
+        (
+            'protonet',
+            {'model.sampler.name': 'task_adaptive', 'model.sampler.temporal': False},
+            {
+                'metric otam': {'matcher.name': 'otam'},
+                'no amplification': {'sampler.spatial': 'none'},
+            },
+        ),
+    ],
+)
+def test_only_parts_that_a_run_has_are_replaced(method, changes, expected):
+    benchmark = definitions('replaced_parts')
+    rows = benchmark['rows'](tiny_config(method, changes).model)
+    assert {row: settings for row, (settings, _) in rows.items()} == expected
