@@ -71,6 +71,7 @@ def main(argv: list[str]) -> None:
 
     if given.distributed:
         start_distributed(given.distributed)
+    from fsar_jax.training.export import exported_config, read_about
     from fsar_jax.training.train import evaluate_only, train_and_evaluate
     from fsar_jax.training.workdir import evaluation_config
 
@@ -79,7 +80,13 @@ def main(argv: list[str]) -> None:
         return
     overrides = config_flags.get_override_values(given['config'])
     if published:
-        evaluate_only(given.config, workdir, method, published, overrides)
+        exported = read_about(published)
+        config = (
+            exported_config(published, exported, overrides, method, preset)
+            if exported
+            else given.config
+        )
+        evaluate_only(config, workdir, method, published, overrides)
     else:
         config = evaluation_config(given.config, overrides, workdir, method, preset)
         evaluate_only(config, workdir, method)
@@ -137,7 +144,8 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_string(
         'weights',
         None,
-        'With --mode=evaluate: a published PyTorch checkpoint, .pth or .safetensors.',
+        'With --mode=evaluate: a published PyTorch checkpoint, .pth or .safetensors, or a file '
+        'that fsar_jax.export wrote.',
         flag_values=values,
     )
     flags.DEFINE_string(

@@ -25,6 +25,7 @@ from fsar_jax.plan import resolved_plan
 from fsar_jax.progress import MetricWriter, Progress
 from fsar_jax.stopping import finish_first
 from fsar_jax.training.checkpoints import Checkpoints
+from fsar_jax.training.export import exported_variables, read_about
 from fsar_jax.training.finite import check_logits
 from fsar_jax.training.orbax_files import check_directory
 from fsar_jax.training.start import with_pretrained_weights
@@ -231,7 +232,8 @@ def evaluate_only(
       config: for a checkpoint of `workdir` as from `evaluation_config`, else as from configs/*.py.
       workdir: of a run; with `published` any directory.
       method: name for the results.
-      published: path of a .pth or .safetensors file; None for the workdir's own checkpoint.
+      published: path of a .pth or .safetensors file, the latter also of `fsar_jax.export`; None for
+        the workdir's own checkpoint.
       given: {'episode.shot': 2}, what the name of the results of published weights is to say.
 
     Returns:
@@ -262,9 +264,13 @@ def evaluate_only(
     )
     learner = create_learner(config.model)
     if published:
-        variables = weights.load(published, config.model)
+        exported = read_about(published)
+        if exported:
+            variables, selected_on = exported_variables(published, config), exported['selected_on']
+        else:
+            variables = weights.load(published, config.model)
+            selected_on = f'published weights, {pathlib.Path(published).name}'
         check_logits(learner, variables, config)
-        selected_on = f'published weights, {pathlib.Path(published).name}'
         told = {
             key: (None, value)
             for key, value in (given or {}).items()

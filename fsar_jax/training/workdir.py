@@ -194,13 +194,14 @@ def named(method: str, preset: str) -> str:
 
 
 class Selected(NamedTuple):
-    """The checkpoint that counts: its state, its step, how it was chosen, and the damaged steps
-    that may be better."""
+    """The checkpoint that counts: its state, its step, how it was chosen, the damaged steps that
+    may be better, and its metrics ('val_accuracy')."""
 
     state: object
     step: int
     how: str
     damaged: list[int]
+    metrics: dict[str, float]
 
 
 def best_of_run(workdir, mesh) -> Selected:
@@ -218,13 +219,12 @@ def best_of_run(workdir, mesh) -> Selected:
 def select(checkpoints, like) -> Selected:
     """The best on val, or the last where val was not looked at; the next best where that is
     damaged, and `how` says so."""
-    state, _ = checkpoints.restore_best(like)
+    state, metrics = checkpoints.restore_best(like)
     best, damaged = checkpoints.best_step, checkpoints.damaged_and_better
     step = checkpoints.latest_step if best is None else best
     how = f'last step ({step})' if best is None else f'val accuracy at step {step}'
-    return Selected(
-        state, step, how + (f' (damaged: step {listed(damaged)})' if damaged else ''), damaged
-    )
+    how += f' (damaged: step {listed(damaged)})' if damaged else ''
+    return Selected(state, step, how, damaged, metrics)
 
 
 def with_classes_of_run(config, run):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from typing import Any, BinaryIO
 
@@ -90,6 +91,23 @@ def read_safetensors(file: BinaryIO, size: int) -> dict[str, Any]:
             'copy it again'
         )
     return content
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """The texts that the writer of a .safetensors file put in its header.
+
+    {} of any other file, also of one that is absent or damaged: reading its arrays gives the error.
+    """
+    if not os.path.isfile(path):  # opening a pipe would wait
+        return {}
+    try:
+        with open(path, 'rb') as file:
+            length = int.from_bytes(file.read(8), 'little')
+            header = json.loads(file.read(length)) if length <= MAX_HEADER else None
+    except (OSError, ValueError, RecursionError):
+        return {}
+    metadata = header.get('__metadata__') if isinstance(header, dict) else None
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def _without_duplicates(pairs):

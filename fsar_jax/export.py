@@ -1,0 +1,60 @@
+"""Writes a trained model to a file: python -m fsar_jax.export --workdir=runs/strm
+
+Writes runs/strm/strm.safetensors, the parameters and batch statistics of the best checkpoint, and
+runs/strm/strm.json, what another framework must know to use them. `python main.py
+--config=configs/strm.py --mode=evaluate --weights=runs/strm/strm.safetensors` evaluates the file
+with the settings of the run, wherever it lies.
+"""
+
+import argparse
+import sys
+
+from fsar_jax.stopping import on_signals
+
+if __name__ == '__main__':  # what follows takes seconds to import
+    on_signals('no file was left half written')
+
+from fsar_jax.files import local_path
+from fsar_jax.mesh import episode_mesh
+from fsar_jax.messages import one_line, printable
+from fsar_jax.training.export import SUFFIX, export_run
+from fsar_jax.training.workdir import METHOD, method_of
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Exports the run that `arguments` (None: the command line) name.
+
+    Raises:
+      ValueError, OSError: one line about the run or the file.
+    """
+    parser = argparse.ArgumentParser(
+        prog='python -m fsar_jax.export',
+        description='Writes the best parameters of a run as .safetensors, and beside them a .json '
+        'with the config, the preprocessing and where they come from.',
+        allow_abbrev=False,
+    )
+    parser.add_argument('--workdir', required=True, help='of the run')
+    parser.add_argument(
+        '--out', help='the file to write, .safetensors; default WORKDIR/<method>.safetensors'
+    )
+    parser.add_argument('--overwrite', action='store_true', help='replace files that exist')
+    args = parser.parse_args(arguments)
+    workdir = local_path(args.workdir, '--workdir')
+    if args.out:
+        out = local_path(args.out, '--out')
+    else:
+        method = method_of(workdir) if (workdir / METHOD).exists() else 'model'
+        out = workdir / f'{method.replace(".py", "").replace(":", "-")}{SUFFIX}'
+    about = export_run(workdir, out, args.overwrite, episode_mesh())
+    print(
+        f'exported {len(about["arrays"])} arrays of step {about["step"]}, selected on '
+        f'{printable(about["selected_on"])}'
+    )
+    print(f'{printable(out, 1000)}\n{printable(out.with_suffix(".json"), 1000)}')
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f'error: {one_line(error)}')
