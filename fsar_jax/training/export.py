@@ -223,7 +223,7 @@ def exported_config(
     now = flatten(json.loads(config.to_json()))
     changed = '; '.join(
         f'{key}={printable(repr(before[key]))} there, {printable(repr(now[key]))} here'
-        for key in now
+        for key in sorted(now)
         if must_agree(key) and before[key] != now[key]
     )
     if changed:
