@@ -25,6 +25,7 @@ from fsar_jax.analysis.selection import box_share, share_inside
 from fsar_jax.data import loader
 from fsar_jax.data.frame_sampling import frame_indices, frames_read
 from fsar_jax.data.frames import centre_crop_offset, resized_size
+from fsar_jax.learner import create_learner
 from fsar_jax.matchers.offset_masks import OFFSET_SCALE
 from fsar_jax.samplers import amplifier
 
@@ -83,7 +84,7 @@ def measure(learner, variables, dataset, episodes, config) -> dict:
     seen = jax.tree.map(lambda *x: np.stack(x), *seen)
     truth = Truth.of(dataset, episodes)
     found = {'misalignment': alignment_measures(seen, truth, episodes, config)}
-    if config.model.sampler.name != 'uniform':
+    if 'query_indices' in seen['auxiliary']:
         found['selection'] = selection_measures(seen['auxiliary'], truth, config)
     return found
 
@@ -169,13 +170,11 @@ def selection_measures(auxiliary, truth, config) -> dict:
     }
     saliency = of_clips(auxiliary, 'saliency')
     if saliency is not None:
-        size, sampler = config.episode.image_size, config.model.sampler
+        size, sampler = config.episode.image_size, create_learner(config.model).sampler
         boxes = truth.boxes(config, truth.stored(config, chosen))  # [E, clips, T, 4]
         shares = []
         for maps, of_maps in zip(saliency, boxes):  # an episode at a time, for memory
-            positions = amplifier.positions(
-                jnp.asarray(maps), size, size, sampler.spatial, sampler.variant
-            )
+            positions = sampler.positions(jnp.asarray(maps), size, size)
             shares.append(
                 box_share(
                     np.asarray(amplifier.enlarge(maps, size, size)),
@@ -287,7 +286,7 @@ def truth_measures(truth, episodes, config, windows, offsets, chosen=None) -> di
         centres[:, :split].reshape(*episodes.support.shape, *centres.shape[2:]).mean(2)
     )  # [E, way, L, 2]
     true = centres[:, split:] - support[np.arange(len(centres))[:, None], episodes.labels]
-    true = true if config.model.variant == 'code' else -true
+    true = create_learner(config.model).matcher.offset_sign * true
     length = lambda x: (
         _or_none(np.nanmean(np.linalg.norm(x, axis=-1))) if np.isfinite(x).any() else None
     )

@@ -93,6 +93,12 @@ class ActionCoordination(Matcher):
         if self.distance_norm:
             self.norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False)
 
+    @property
+    def offset_sign(self) -> int:
+        """1 where an offset is the object's place in the query minus that in the support, −1 where
+        it is the opposite (row A6)."""
+        return 1 if self.variant == 'code' else -1
+
     def batch_norm_passes(self, queries: int) -> int:
         """How often an episode updates the running statistics of batch norm."""
         return 1

@@ -276,6 +276,11 @@ class TaskAdaptiveSampler(Stage):
             self.saliency(attended.astype(jnp.float32))[..., 0] / attended.shape[-1], (-2, -1)
         )
 
+    def positions(self, maps, height: int, width: int):
+        """Where a frame is read that these maps [..., h, w] resample: (rows [..., height], columns
+        [..., width])."""
+        return amplifier.positions(maps, height, width, self.spatial, self.variant)
+
     def render(self, frames, indices, mixed=None, maps=None):
         """Frames [B, M, H, W, 3] → the chosen ones [B, T, H, W, 3]: mixed by [B, T, M] if given,
         resampled by maps [B, T, h, w] if given.
@@ -297,9 +302,7 @@ class TaskAdaptiveSampler(Stage):
                 ).astype(self.dtype)
             if maps is None:
                 return chosen
-            return amplifier.resample(
-                chosen, *amplifier.positions(maps, *chosen.shape[1:3], self.spatial, self.variant)
-            )
+            return amplifier.resample(chosen, *self.positions(maps, *chosen.shape[1:3]))
 
         return jax.lax.map(
             lambda video: jax.checkpoint(one)(*video), (frames, indices, mixed, maps)
