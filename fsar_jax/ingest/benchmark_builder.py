@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 import tensorflow_datasets as tfds
 
-from fsar_jax.ingest.benchmark_files import SourceFiles, extracted, normal
+from fsar_jax.ingest.archives import extracted
+from fsar_jax.ingest.benchmark_files import SourceFiles, normal
 from fsar_jax.ingest.frame_files import FrameFolder, ZippedFrames, record_from_frames
 from fsar_jax.ingest.records import RecordSettings, record_from_file
 from fsar_jax.ingest.skipped import Skipped

@@ -6,88 +6,16 @@ from __future__ import annotations
 import os
 import unicodedata
 
-from fsar_jax.ingest.video_files import SUFFIXES
+from fsar_jax.ingest.video_formats import OTHER_SUFFIXES, SUFFIXES, starts_as_video
 
-# Left by systems and programs beside what people put there; never mentioned.
+# What systems and programs leave beside people's files; never mentioned.
 SYSTEM_NAMES = frozenset(
-    (
-        '.ds_store',
-        '.localized',
-        '.directory',
-        '.nomedia',
-        '.picasa.ini',
-        'thumbs.db',
-        'ehthumbs.db',
-        'desktop.ini',
-        'icon\r',
-    )
-    + (
-        '__macosx',
-        '@eadir',
-        '#recycle',
-        'lost+found',
-        '$recycle.bin',
-        'system volume information',
-        '.trashes',
-        '.fseventsd',
-    )
-    + ('.spotlight-v100', '.ipynb_checkpoints', '.git', '.gitkeep', '.gitignore')
-)
-
-# Suffixes of what often lies beside videos and is none: not even opened.
-OTHER_SUFFIXES = frozenset(
-    (
-        '.txt',
-        '.md',
-        '.pdf',
-        '.json',
-        '.jsonl',
-        '.csv',
-        '.tsv',
-        '.xml',
-        '.html',
-        '.yaml',
-        '.yml',
-        '.log',
-        '.py',
-        '.sh',
-        '.mat',
-    )
-    + (
-        '.jpg',
-        '.jpeg',
-        '.png',
-        '.bmp',
-        '.webp',
-        '.tif',
-        '.tiff',
-        '.heic',
-        '.npy',
-        '.npz',
-        '.pkl',
-        '.pt',
-        '.pth',
-        '.h5',
-        '.hdf5',
-    )
-    + (
-        '.zip',
-        '.rar',
-        '.7z',
-        '.tar',
-        '.gz',
-        '.tgz',
-        '.bz2',
-        '.xz',
-        '.srt',
-        '.vtt',
-        '.ass',
-        '.mp3',
-        '.wav',
-        '.flac',
-        '.m4a',
-    )
-)
+    """
+    .ds_store .localized .directory .nomedia .picasa.ini thumbs.db ehthumbs.db desktop.ini
+    __macosx @eadir #recycle lost+found $recycle.bin .trashes .fseventsd .spotlight-v100
+    .ipynb_checkpoints .git .gitkeep .gitignore
+    """.split()
+) | {'icon\r', 'system volume information'}
 
 
 def is_system(name: str) -> bool:
@@ -141,41 +69,3 @@ def why_no_video(entry: os.DirEntry) -> str | None:
     except OSError:
         return None if suffix in SUFFIXES else 'cannot be read'
     return None
-
-
-def starts_as_video(path: str | os.PathLike) -> bool:
-    """Whether the first bytes of a file are those of a container that holds video, whatever its
-    name."""
-    with open(path, 'rb') as file:
-        start = file.read(4096)
-    head, brand = start[:4], start[8:12]
-    if start[4:8] == b'ftyp':  # MP4 and QuickTime; pictures and sound come in it as well
-        return brand[:3] not in (b'hei', b'hev', b'mif', b'msf', b'avi', b'M4A', b'M4B')
-    return (
-        start[4:8] in (b'moov', b'mdat', b'wide', b'pnot')  # old QuickTime
-        or head == b'\x1aE\xdf\xa3'  # Matroska, WebM
-        or (head == b'RIFF' and brand == b'AVI ')
-        or head
-        in (
-            b'\0\0\1\xba',
-            b'\0\0\1\xb3',
-            b'\0\0\1\xb0',
-        )  # MPEG program stream, MPEG-1 and -2, MPEG-4
-        or start[:5]
-        in (b'\0\0\0\1g', b"\0\0\0\1'", b'\0\0\0\1@')  # H.264 and HEVC without a container
-        or any(
-            len(start) > 376 + at and start[at] == start[at + step] == start[at + 2 * step] == 0x47
-            for at, step in ((0, 188), (4, 192))
-        )  # MPEG transport stream
-        or head
-        in (
-            b'FLV\1',
-            b'GIF8',
-            b'.RMF',
-            b'DKIF',
-            b'YUV4',
-            b'\x30\x26\xb2\x75',
-            b'\x06\x0e\x2b\x34',
-        )  # ASF, MXF
-        or (head == b'OggS' and any(codec in start for codec in (b'theora', b'video', b'BBCD')))
-    )

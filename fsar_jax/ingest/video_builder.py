@@ -36,7 +36,7 @@ from fsar_jax.ingest.shards import (
     stop_writing,
     write_shard,
 )
-from fsar_jax.ingest.skipped import Skipped, is_utf8, skipped_table, write_skipped  # noqa: F401: the table is taken from here too
+from fsar_jax.ingest.skipped import Skipped, is_utf8, write_skipped
 from fsar_jax.ingest.video_files import decoder_generation, decoder_versions
 from fsar_jax.ingest.workers import ordered_pool
 from fsar_jax.machine import start_reader_threads, usable_cores

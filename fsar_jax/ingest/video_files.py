@@ -22,6 +22,7 @@ from av.stream import Disposition
 from PIL import Image
 
 from fsar_jax.ingest.containers import End, end_of
+from fsar_jax.ingest.video_formats import CODECS, CONTAINERS
 from fsar_jax.messages import one_line
 
 MAX_PIXELS = 8192 * 8192  # of one picture
@@ -68,27 +69,6 @@ OF_THE_SYSTEM = (
     errno.ENFILE,
 )
 
-# What a builder takes for a video by its name; whether it is one, reading it tells.
-SUFFIXES = (
-    *('.mp4', '.m4v', '.mov', '.qt', '.3gp', '.3g2', '.f4v', '.webm', '.mkv', '.avi', '.divx'),
-    *(
-        '.mpg',
-        '.mpeg',
-        '.mpe',
-        '.m1v',
-        '.m2v',
-        '.vob',
-        '.ts',
-        '.mts',
-        '.m2ts',
-        '.m2t',
-        '.flv',
-        '.wmv',
-        '.asf',
-    ),
-    *('.ogv', '.ogm', '.rm', '.rmvb', '.dv', '.mxf', '.gif'),
-)
-
 PYAV = int(av.__version__.split('.')[0])
 OLDEST_PYAV = (
     17  # below it, BT.709 is converted with the matrix of BT.601: colours up to 25 of 255 off
@@ -98,75 +78,12 @@ OLDEST_PYAV = (
 # on.
 OPENING = {'metadata_errors': 'replace'} if PYAV < 19 else {}
 
-# FFmpeg's demuxers that may open a file. Others follow what a file says to other files and to the
-# network (hls, concat, dash, sdp), take pictures, texts and games for video, or read what is no
-# file.
-CONTAINERS = (
-    *(
-        'mov,mp4,m4a,3gp,3g2,mj2',
-        'matroska,webm',
-        'avi',
-        'mpeg',
-        'mpegts',
-        'flv',
-        'live_flv',
-        'kux',
-        'asf',
-        'asf_o',
-    ),
-    *(
-        'ogg',
-        'rm',
-        'gif',
-        'dv',
-        'mxf',
-        'gxf',
-        'nut',
-        'nsv',
-        'wtv',
-        'ivf',
-        'yuv4mpegpipe',
-        'mjpeg',
-        'mpjpeg',
-        'mv',
-    ),
-    *(
-        'mpegvideo',
-        'm4v',
-        'h261',
-        'h263',
-        'h264',
-        'hevc',
-        'vvc',
-        'vc1',
-        'av1',
-        'obu',
-        'dirac',
-        'cavsvideo',
-        'apng',
-    ),
-    *('dhav', 'nuv', 'swf', 'pva', 'ty', 'flic'),
-    *('mp3', 'aac', 'wav', 'flac'),  # to say that there is only sound
-)
 DECODER_OPTIONS = {
     'max_pixels': str(MAX_PIXELS)
 }  # also while a file is opened, which decodes a picture of some
 OPTIONS = {'format_whitelist': ','.join(CONTAINERS)} | DECODER_OPTIONS
 
 DECODING_LIBRARIES = ('libavformat', 'libavcodec', 'libswscale')  # of FFmpeg
-
-# suffix -> (encoder, its options); quality near lossless, speed before size
-H264 = {
-    'crf': '18',
-    'preset': 'veryfast',
-    'x264-params': 'cpu-independent=1',
-}  # else its bytes vary from run to run
-CODECS = {
-    '.mp4': ('libx264', H264),
-    '.mkv': ('libx264', H264),
-    '.avi': ('mpeg4', {'b': '4000000'}),
-    '.webm': ('libvpx-vp9', {'crf': '20', 'b': '0', 'deadline': 'realtime', 'cpu-used': '8'}),
-}
 
 
 class VideoError(ValueError):

@@ -448,7 +448,7 @@ def test_too_little_shared_memory_is_an_error_before_a_worker_starts(dataset, mo
     'code, why',
     [
         (-7, r'exit code -7 \(SIGBUS\): /dev/shm is full; set config.data.num_workers=0'),
-        (-9, r'exit code -9 \(SIGKILL\), as when the memory is used up'),
+        (-9, r'exit code -9 \(SIGKILL\), as when memory runs out'),
         (-11, r'exit code -11 \(SIGSEGV\): see what it printed above'),
         (3, 'exit code 3: see'),
     ],

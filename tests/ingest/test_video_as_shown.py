@@ -12,7 +12,8 @@ import pytest
 
 from fsar_jax.ingest import video_files
 from fsar_jax.ingest.records import RecordSettings, record_from_file
-from fsar_jax.ingest.video_files import REASONS, SUFFIXES, VideoError, read_video, write_video
+from fsar_jax.ingest.video_files import REASONS, VideoError, read_video, write_video
+from fsar_jax.ingest.video_formats import SUFFIXES
 
 FRAMES = 12
 QUARTERS = (

@@ -15,7 +15,7 @@ import pytest
 
 from fsar_jax import build, machine, stopping
 from fsar_jax.data.dataset import open_dataset
-from fsar_jax.ingest import benchmark_files, video_builder, workers
+from fsar_jax.ingest import archives, video_builder, workers
 from fsar_jax.ingest.video_files import write_video
 
 REPOSITORY = pathlib.Path(build.__file__).parents[1]
@@ -329,4 +329,4 @@ def test_extraction_ends_with_the_build(tmp_path, monkeypatch):
         lambda self: [end() for end in stopping._finish_first] and ('', ''),
     )
     with pytest.raises(ValueError, match='unrar could not extract .*: status -9'):
-        benchmark_files._extract('unrar', tmp_path / 'all.rar', tmp_path / 'out')
+        archives._extract('unrar', tmp_path / 'all.rar', tmp_path / 'out')

@@ -20,7 +20,8 @@ from fsar_jax.ingest.frame_files import FrameFolder, record_from_frames, zipped_
 from fsar_jax.ingest.records import RecordSettings, record_from_file
 from fsar_jax.ingest.skipped import Skipped, skipped_table, write_skipped
 from fsar_jax.ingest.video_builder import VideoSource
-from fsar_jax.ingest.video_files import SUFFIXES, VideoError, write_video
+from fsar_jax.ingest.video_files import VideoError, write_video
+from fsar_jax.ingest.video_formats import SUFFIXES
 from tfds_builders.video_folder.video_folder_dataset_builder import folder_hash, list_folder
 
 NFC, NFD = 'café', unicodedata.normalize('NFD', 'café')

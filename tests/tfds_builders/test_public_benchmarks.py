@@ -21,7 +21,7 @@ from benchmark_copies import skipped_in
 from fsar_jax import build, verify
 from fsar_jax.data.dataset import open_dataset, videos_present
 from fsar_jax.data.frames import decode_jpeg, encode_jpeg
-from fsar_jax.ingest import benchmark_builder, benchmark_files
+from fsar_jax.ingest import archives, benchmark_builder, benchmark_files
 from fsar_jax.ingest.benchmark_builder import SPLITS, ListFile
 from fsar_jax.ingest.video_files import read_video
 
@@ -413,9 +413,7 @@ def test_an_archive_of_archives(small, tmp_path, monkeypatch):
     # Two slices of a build that come at once: one extracts, the other waits.
     (tmp_path / 'calls').unlink()
     (tmp_path / 'slow').touch()
-    extract = lambda _: benchmark_files.extracted(
-        archive, ('hmdb51_org.rar',), [], tmp_path / 'twice'
-    )
+    extract = lambda _: archives.extracted(archive, ('hmdb51_org.rar',), [], tmp_path / 'twice')
     with concurrent.futures.ThreadPoolExecutor() as pool:
         one, two = pool.map(extract, range(2))
     (tmp_path / 'slow').unlink()
@@ -427,14 +425,14 @@ def test_an_archive_of_archives(small, tmp_path, monkeypatch):
     # A class that comes later is extracted with the others.
     late = shutil.copytree(inner, tmp_path / 'late')
     last = sorted(late.iterdir())[-1].rename(tmp_path / 'last.rar')
-    archives = lambda: benchmark_files.extracted(
+    extract = lambda: archives.extracted(
         late, (), [path.name for path in videos.iterdir()], tmp_path / 'places'
     )
-    assert len(list(archives().iterdir())) == 8
+    assert len(list(extract().iterdir())) == 8
     shutil.copy(last, late / sorted(inner.iterdir())[-1].name)
-    assert len(list(archives().iterdir())) == 9
+    assert len(list(extract().iterdir())) == 9
     # The first program that is here fails, the next one does it.
-    monkeypatch.setitem(benchmark_files.EXTRACTORS, 'bsdtar', benchmark_files.EXTRACTORS['unrar'])
+    monkeypatch.setitem(archives.EXTRACTORS, 'bsdtar', archives.EXTRACTORS['unrar'])
     shutil.copy(program, program.with_name('bsdtar'))
     program.write_text('#!/bin/sh\necho wrong password >&2; exit 3\n')
     copies.build_copy('hmdb51_arn', tmp_path / 'next', archive, lists)

@@ -18,7 +18,8 @@ from fsar_jax.data.dataset import open_dataset
 from fsar_jax.data.frames import decode_jpeg
 from fsar_jax.ingest import workers
 from fsar_jax.ingest.records import RecordSettings
-from fsar_jax.ingest.video_builder import Skipped, VideoSource, skipped_table, videos_per_shard
+from fsar_jax.ingest.skipped import Skipped, skipped_table
+from fsar_jax.ingest.video_builder import VideoSource, videos_per_shard
 from fsar_jax.ingest.video_files import REASONS, write_video
 from fsar_jax.ingest.workers import ordered_pool
 from fsar_jax.machine import file_lock

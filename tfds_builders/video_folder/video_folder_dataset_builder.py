@@ -13,8 +13,8 @@ import tensorflow_datasets as tfds
 
 from fsar_jax.ingest.listing import entries, is_folder, is_system, text, why_no_video
 from fsar_jax.ingest.records import RecordSettings, record_from_file
-from fsar_jax.ingest.skipped import is_utf8
-from fsar_jax.ingest.video_builder import Skipped, VideoBuilder, VideoConfig, VideoList, VideoSource
+from fsar_jax.ingest.skipped import Skipped, is_utf8
+from fsar_jax.ingest.video_builder import VideoBuilder, VideoConfig, VideoList, VideoSource
 from fsar_jax.messages import printable
 
 SPLITS = ('train', 'val', 'test')

@@ -1,0 +1,108 @@
+"""Single clips: the frames of a video that an episode shows, cropped, uint8."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fsar_jax.data import frames as frame_tools
+from fsar_jax.data.dataset import Videos
+from fsar_jax.data.frame_sampling import frame_indices, frames_read
+from fsar_jax.messages import printable
+
+
+class Clips:
+    """Reads clips of a dataset as config.data and config.episode ask; decodes only the sampled
+    frames.
+
+    L is `frames_read(config)`, S is config.episode.image_size.
+
+    Raises:
+      ValueError: settings that no clip can meet.
+    """
+
+    def __init__(self, dataset: Videos, config):
+        data, episode = config.data, config.episode
+        if episode.image_size > data.resize:
+            raise ValueError(
+                f'config.episode.image_size={episode.image_size} is larger than the short side of '
+                f'the frames, config.data.resize={data.resize}: lower the one or raise the other'
+            )
+        if data.crop not in ('random', 'centre'):
+            raise ValueError(f"config.data.crop={data.crop!r} is not one of 'random', 'centre'")
+        frame_indices(1, 1, data.sampling)  # a wrong rule is an error now, not in a loader thread
+        self.dataset, self.length = dataset, frames_read(config)
+        self.size, self.short_side = episode.image_size, data.resize
+        self.rule, self.random_crop, self.flip = data.sampling, data.crop == 'random', data.flip
+
+    def empty(self, *leading: int) -> np.ndarray:
+        """Room for clips: uint8 [*leading, L, S, S, 3]."""
+        return np.empty((*leading, self.length, self.size, self.size, 3), np.uint8)
+
+    def read_all(
+        self, positions: np.ndarray, rng: np.random.Generator | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(clips uint8 [..., L, S, S, 3], whether each still has to be flipped, bool [...]) of the
+        videos at `positions`, int [...]."""
+        clips, flips = self.empty(*positions.shape), np.zeros(positions.shape, bool)
+        for index in np.ndindex(positions.shape):
+            flips[index] = self.read(positions[index], clips[index], rng)
+        return clips, flips
+
+    def read(self, position: int, out: np.ndarray, rng: np.random.Generator | None = None) -> bool:
+        """Writes the clip into `out`, uint8 [L, S, S, 3]; returns whether it still has to be
+        flipped. Without `rng`, it is the test view.
+
+        Raises:
+          OSError, ValueError: the record cannot be read, or a frame cannot be decoded.
+        """
+        dataset = self.dataset
+        record = dataset.read(int(position))
+        try:
+            return self._view(record['frames'], int(dataset.num_frames[position]), out, rng)
+        except ValueError as error:
+            name = printable(dataset.video_ids[position])
+            raise ValueError(
+                f"video '{name}' of {dataset.name} {dataset.split}: {error}"
+            ) from error
+
+    def _view(self, stored, num_frames, out, rng):
+        if len(stored) != num_frames:
+            raise ValueError(
+                f'its record holds {len(stored)} frames, the metadata says {num_frames}: '
+                f'{self.dataset.advice}'
+            )
+        indices = frame_indices(num_frames, self.length, self.rule, rng)
+        for t, index in enumerate(indices):
+            if t and index == indices[t - 1]:
+                out[t] = out[t - 1]
+                continue
+            frame = frame_tools.resize_short_side(self._decode(stored[index]), self.short_side)
+            if t == 0:
+                shape = frame.shape
+                x, y, flip = self._draw(shape[1], shape[0], rng)
+            elif frame.shape != shape:
+                raise ValueError(
+                    f'frame {index} is {frame.shape[1]}x{frame.shape[0]}, the others are '
+                    f'{shape[1]}x{shape[0]}: {self.dataset.advice}'
+                )
+            out[t] = frame[y : y + self.size, x : x + self.size]
+        return flip
+
+    def _decode(self, data):
+        try:
+            return frame_tools.decode_jpeg(data)
+        except ValueError as error:
+            raise ValueError(f'{error}: {self.dataset.advice}') from error
+
+    def _draw(self, width, height, rng):
+        """Crop offset and flip of one clip. The published order is flip, then crop: the host takes
+        the mirrored crop."""
+        if rng is None or not self.random_crop:
+            x, y = frame_tools.centre_crop_offset(width, height, self.size)
+        else:
+            x, y = (
+                int(rng.integers(0, limit, endpoint=True))
+                for limit in frame_tools.random_crop_limits(width, height, self.size)
+            )
+        flip = rng is not None and self.flip and bool(rng.random() < 0.5)
+        return frame_tools.mirrored_crop_x(x, width, self.size) if flip else x, y, flip
