@@ -29,7 +29,7 @@ def installed(tmp_path_factory):
     folder = tmp_path_factory.mktemp('wheel')
     source = folder / 'source'
     source.mkdir()
-    for name in ('setup.cfg', 'pyproject.toml', 'README.md'):
+    for name in ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE'):
         shutil.copy(REPOSITORY / name, source)
     for name in ('fsar_jax', 'tfds_builders'):
         shutil.copytree(
