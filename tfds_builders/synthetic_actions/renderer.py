@@ -11,7 +11,7 @@ import dataclasses
 import cv2
 import numpy as np
 
-from . import motions
+from tfds_builders.synthetic_actions import motions
 
 MISALIGNMENTS = ('aligned', 'misaligned', 'shifted', 'untrimmed')
 
