@@ -1,12 +1,25 @@
 """Published PyTorch weights → Flax variables, without torch and without running a pickle's code.
 
-`load`, `load_backbone` and `load_scan_network` start from a file, `from_torch`,
-`backbone_from_torch` and `scan_network_from_torch` from a state dict in memory, `read_torch` only
-reads. checkpoint_file.py holds the file formats, pickle_file.py the pickles in them, state_dicts.py
-what wraps a state dict, published.py the tables of names.
+    variables = fsar_jax.weights.load('strm.pth', config.model)
+
+`load`, `load_backbone` and `load_scan_network` start from a file; `from_torch`,
+`backbone_from_torch`, `scan_network_from_torch` and `sampler_from_torch` from a state dict in
+memory; `read_torch` only reads a file, and `pick_state_dict` finds the state dict in what it
+returns.
+
+checkpoint_file.py reads the file formats and pickle_file.py the pickles in them; state_dicts.py
+finds a state dict whatever wraps it; convert.py checks it and turns it into ours. The published
+names are tables, one file per method: trx.py, strm.py, otam.py, ta2n.py, hyrsm.py, mastaf.py,
+vim.py.
 """
 
-from typing import Any
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ml_collections import ConfigDict
 
 from fsar_jax.messages import printable
 from fsar_jax.weights.checkpoint_file import read_torch
@@ -19,54 +32,72 @@ from fsar_jax.weights.published import (
     scan_network_from,
     scan_network_from_torch,
 )
-from fsar_jax.weights.state_dicts import pick_state_dict, state_dicts
+from fsar_jax.weights.state_dicts import StateDicts, pick_state_dict, state_dicts
+
+__all__ = [
+    'backbone_from_torch',
+    'from_torch',
+    'load',
+    'load_backbone',
+    'load_scan_network',
+    'pick_state_dict',
+    'read_torch',
+    'sampler_from_torch',
+    'scan_network_from_torch',
+]
+
+Path = str | os.PathLike[str]
+_Config = TypeVar('_Config', ConfigDict, str)
 
 
-def load(path, model) -> dict[str, Any]:
-    """Variables of the learner of `model` (config.model) from a checkpoint of the published STRM,
-    TRX, TRM, OTAM, TA2N, HyRSM or MASTAF.
+def load(path: Path, model: ConfigDict) -> dict[str, Any]:
+    """Variables of the learner of `model` from a checkpoint of the published STRM, TRX, TRM, OTAM,
+    TA2N, HyRSM or MASTAF.
 
     Args:
       path: .pth (zip or legacy) or .safetensors. The state dict may lie under any key, beside
-        anything, and all its names may begin with anything ('module.', 'model.'): what fits counts
-        (state_dicts.py), and the log says what was done.
+        anything else, and all its names may have a prefix ('module.', 'model.'): the dict whose
+        names fit is taken (state_dicts.py), and the log says which.
       model: config.model.
 
     Returns:
       {'params': …, 'batch_stats': …}, as `from_torch`.
 
     Raises:
-      OSError, ValueError: one line that names the file; or that no published file has the sampler
-        of the model (VIM).
+      OSError, ValueError: one line that names the file; or the sampler of the model is a learned
+        one (VIM), which no published file has.
     """
     if model.sampler.name == 'task_adaptive':
         raise ValueError(
             f"{printable(path, 1000)}: no published checkpoint has the learned sampler of "
             "config.model.sampler.name='task_adaptive' beside its method's own weights: set "
-            "--config.model.sampler.name=uniform, or motion_guided, which has none"
+            '--config.model.sampler.name=uniform, or motion_guided, which has none'
         )
-    return _naming(path, learner_from, model)
+    return _converted(path, learner_from, model)
 
 
-def load_backbone(path, config) -> dict[str, Any]:
-    """Variables of the backbone of `config` (config.model.backbone), from a file with torchvision's
-    names.
+def load_backbone(path: Path, config: ConfigDict) -> dict[str, Any]:
+    """Variables of the backbone that `config` (config.model.backbone) describes, from a file with
+    torchvision's names.
 
-    Files and errors as in `load`; what is returned as in `backbone_from_torch`.
+    Files and errors are as in `load`; returns what `backbone_from_torch` returns.
     """
-    return _naming(path, backbone_from, config)
+    return _converted(path, backbone_from, config)
 
 
-def load_scan_network(path, name: str) -> dict[str, Any]:
+def load_scan_network(path: Path, name: str) -> dict[str, Any]:
     """Variables of the scan network `name` (config.model.sampler.scan_network), from a file with
     torchvision's names.
 
-    Files and errors as in `load`; what is returned as in `scan_network_from_torch`.
+    Files and errors are as in `load`; returns what `scan_network_from_torch` returns.
     """
-    return _naming(path, scan_network_from, name)
+    return _converted(path, scan_network_from, name)
 
 
-def _naming(path, convert, config):
+def _converted(
+    path: Path, convert: Callable[[StateDicts, _Config], dict[str, Any]], config: _Config
+) -> dict[str, Any]:
+    """What `convert` makes of the state dicts of a file; its errors name the file."""
     candidates = state_dicts(read_torch(path), path)
     try:
         return convert(candidates, config)

@@ -1,101 +1,121 @@
-"""Rows of the tables of published names: where an array goes and how it is turned."""
+"""Turns tables of published names into entries: for each published array, where it goes, how it is
+turned, and its shape."""
 
-from typing import Any, NamedTuple
+from __future__ import annotations
 
-import jax
+import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from fsar_jax.torch_names import Table
+
+Shape = tuple[int | None, ...]  # None: a size that nothing tells
+
+
+class Transform(NamedTuple):
+    """How a published array becomes ours.
+
+    Attributes:
+      array: the published array → ours.
+      shape: our shape → the published one.
+    """
+
+    array: Callable[[np.ndarray], np.ndarray]
+    shape: Callable[[Shape], Shape]
+
 
 TRANSFORMS = {
-    'copy': lambda x: x,
-    'linear': lambda x: x.T,  # [out, in] → [in, out]
-    'conv': lambda x: x.transpose(2, 3, 1, 0),  # [out, in, h, w] → [h, w, in, out]
-    'conv1d': lambda x: x[..., 0].T,  # [out, in, 1] → [in, out], a linear map
-    'conv2d': lambda x: x[..., 0, 0].T,  # [out, in, 1, 1] → [in, out]
-    'conv3d': lambda x: x.transpose(2, 3, 4, 1, 0),  # [out, in, d, h, w] → [d, h, w, in, out]
-    'points': lambda x: x[..., 0, 0, 0].T,  # [out, in, 1, 1, 1] → [in, out]
+    # A plain copy: biases, scales, statistics.
+    'copy': Transform(lambda x: x, lambda shape: shape),
+    # [out, in] → [in, out]
+    'linear': Transform(lambda x: x.T, lambda shape: shape[::-1]),
+    # Convolutions that see one cell, so linear maps of ours: [out, in, 1, …] → [in, out]
+    'conv1d': Transform(lambda x: x[..., 0].T, lambda shape: (*shape[::-1], 1)),
+    'conv2d': Transform(lambda x: x[..., 0, 0].T, lambda shape: (*shape[::-1], 1, 1)),
+    'points': Transform(lambda x: x[..., 0, 0, 0].T, lambda shape: (*shape[::-1], 1, 1, 1)),
+    # [out, in, h, w] → [h, w, in, out]
+    'conv': Transform(
+        lambda x: x.transpose(2, 3, 1, 0), lambda shape: (shape[3], shape[2], *shape[:2])
+    ),
+    # [out, in, d, h, w] → [d, h, w, in, out]
+    'conv3d': Transform(
+        lambda x: x.transpose(2, 3, 4, 1, 0), lambda shape: (shape[4], shape[3], *shape[:3])
+    ),
 }
 
 
 class Entry(NamedTuple):
-    """One row: where a published array goes.
+    """Where a published array goes.
 
     Attributes:
       path: ours, from the collection on: 'params/backbone/conv1/kernel'.
       transform: key of TRANSFORMS.
-      shape: of the published array; None for a size that cannot be known.
+      shape: of the published array; None for a size that nothing tells.
     """
 
     path: str
     transform: str
-    shape: tuple[int | None, ...]
+    shape: Shape
 
 
-# Our leaf → (published leaf, transform), for convolutions and batch norms.
-BACKBONE_LEAVES = {
-    ('params', 'kernel'): ('weight', 'conv'),
-    ('params', 'scale'): ('weight', 'copy'),
-    ('params', 'bias'): ('bias', 'copy'),
-    ('batch_stats', 'mean'): ('running_mean', 'copy'),
-    ('batch_stats', 'var'): ('running_var', 'copy'),
+# Our leaves → the published ones, in the order in which torch lists them.
+LEAVES = {
+    'kernel': 'weight',
+    'scale': 'weight',
+    'bias': 'bias',
+    'mean': 'running_mean',
+    'var': 'running_var',
 }
-BACKBONE_MODULES = {'downsample_conv': 'downsample.0', 'downsample_bn': 'downsample.1'}
+TORCHVISION = {'downsample_conv': 'downsample.0', 'downsample_bn': 'downsample.1'}
 
 
-def torchvision_rows(
-    variables: dict[str, Any], published: str = '', ours: str = ''
-) -> dict[str, Entry]:
-    """Rows of a network of convolutions and batch norms with torchvision's names, read off its
-    variables (arrays or shapes).
+def entries_of(table: Table, shapes: Mapping[str, Shape]) -> dict[str, Entry]:
+    """{published name: entry} of our arrays that `table` names, in its order.
 
-    Our module names are torchvision's with '_' for '.', but for BACKBONE_MODULES. `published` and
-    `ours` are put before the names and the paths: 'backbone.', 'sampler/scan_network/'.
+    Args:
+      table: see fsar_jax.torch_names.
+      shapes: {'params/matcher/across/out/kernel': shape} of our arrays, in the order in which the
+        model makes them.
     """
-    table = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        collection, *modules, last = (key.key for key in path)
-        name, transform = BACKBONE_LEAVES[collection, last]
-        theirs = [BACKBONE_MODULES.get(module, module.replace('_', '.')) for module in modules]
-        transform = 'conv3d' if transform == 'conv' and leaf.ndim == 5 else transform
-        shape = (
-            leaf.shape
-            if transform == 'copy'
-            else (leaf.shape[-1], leaf.shape[-2], *leaf.shape[:-2])
-        )
-        table[published + '.'.join([*theirs, name])] = Entry(
-            f'{collection}/{ours}' + '/'.join([*modules, last]), transform, shape
-        )
-    return table
+    entries = {}
+    for published, (ours, transform) in table.items():
+        layer = re.escape(ours).replace(r'\{\}', r'\d+')
+        matches = [
+            re.fullmatch(rf'(?:params|batch_stats)/({layer})(?:/([^/]+))?', path) for path in shapes
+        ]
+        found = [match for match in matches if match]
+        layers = list(dict.fromkeys(match[1] for match in found))
+        order = lambda match: (layers.index(match[1]), [None, *LEAVES].index(match[2]))
+        for match in sorted(found, key=order):
+            name = published.replace('{}', str(layers.index(match[1])))
+            leaf = match[2]
+            kind = transform if leaf in (None, 'kernel') else 'copy'
+            entries[f'{name}.{LEAVES[leaf]}' if leaf else name] = Entry(
+                match[0], kind, TRANSFORMS[kind].shape(shapes[match[0]])
+            )
+    return entries
 
 
-def linear(
-    published: str,
-    ours: str,
-    outputs,
-    inputs,
-    transform: str = 'linear',
-    bias: bool = True,
-    window=(),
+def torchvision_entries(
+    shapes: Mapping[str, Shape], published: str = '', ours: str = ''
 ) -> dict[str, Entry]:
-    """Rows of a linear map or convolution: weight [outputs, inputs, *window], and bias [outputs]
-    where there is one."""
-    rows = {
-        f'{published}.weight': Entry(f'params/{ours}/kernel', transform, (outputs, inputs, *window))
-    }
-    if bias:
-        rows[f'{published}.bias'] = Entry(f'params/{ours}/bias', 'copy', (outputs,))
-    return rows
+    """{torchvision's name: entry} of a network of convolutions and batch norms.
 
+    Our layers have torchvision's names with '_' for '.', but for TORCHVISION.
 
-def layer_norm(published: str, ours: str, width) -> dict[str, Entry]:
-    """Rows of a LayerNorm over `width` values."""
-    return {
-        f'{published}.weight': Entry(f'params/{ours}/scale', 'copy', (width,)),
-        f'{published}.bias': Entry(f'params/{ours}/bias', 'copy', (width,)),
-    }
-
-
-def batch_norm(published: str, ours: str, width) -> dict[str, Entry]:
-    """Rows of a batch norm over `width` channels, with its running statistics."""
-    return layer_norm(published, ours, width) | {
-        f'{published}.running_mean': Entry(f'batch_stats/{ours}/mean', 'copy', (width,)),
-        f'{published}.running_var': Entry(f'batch_stats/{ours}/var', 'copy', (width,)),
-    }
+    Args:
+      shapes: {'params/layer1_0/conv1/kernel': shape} of the network's arrays.
+      published, ours: what to put before the names and the paths: 'backbone.',
+        'sampler/scan_network/'.
+    """
+    entries = {}
+    for path, shape in sorted(shapes.items()):
+        collection, *layers, leaf = path.split('/')
+        theirs = [TORCHVISION.get(layer, layer.replace('_', '.')) for layer in layers]
+        kind = 'copy' if leaf != 'kernel' else 'conv3d' if len(shape) == 5 else 'conv'
+        entries[published + '.'.join([*theirs, LEAVES[leaf]])] = Entry(
+            f'{collection}/{ours}' + '/'.join([*layers, leaf]), kind, TRANSFORMS[kind].shape(shape)
+        )
+    return entries

@@ -1,193 +1,162 @@
-"""Names and shapes of the published state dicts, and where each entry goes in ours.
+"""From a published state dict to the variables of a learner, a backbone, a sampler, a scan network.
 
-Every expected entry has one row: published name → (our path, named transform, published shape). The
-rows of a backbone come from its own parameter tree, those of the heads from the tables below. What
-is neither expected nor known to be unused is an error, and so is anything missing or of another
-shape; one error lists all of them.
+The names are in one table per method (trx.py, strm.py, otam.py, ta2n.py, hyrsm.py, mastaf.py,
+vim.py); those of a backbone are torchvision's. What must be there, and in what shape, is read off
+our own parameters.
 """
 
-import collections
-import re
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
+import flax.linen as nn
 import numpy as np
-from absl import logging
+from ml_collections import ConfigDict
 
-from fsar_jax import backbones
+from fsar_jax import backbones, matchers
 from fsar_jax.backbones.scan import create_scan_network
+from fsar_jax.learner import create_learner
 from fsar_jax.messages import listed, printable
-from fsar_jax.weights.entries import TRANSFORMS, Entry, layer_norm, linear, torchvision_rows
-from fsar_jax.weights.pickle_file import Opaque
-from fsar_jax.weights.published_heads import (
-    COUNTER,
-    HEADS,
-    head_dimension,
-    temporal_transform_table,
-)
-from fsar_jax.weights.published_sampler import UNUSED as SAMPLER_UNUSED
-from fsar_jax.weights.published_sampler import sampler_table
-from fsar_jax.weights.state_dicts import MAX_NAME, Names, find_names
+from fsar_jax.samplers.task_adaptive import TaskAdaptiveSampler
+from fsar_jax.torch_names import TorchNames
+from fsar_jax.weights import hyrsm, mastaf, otam, strm, ta2n, trx, vim
+from fsar_jax.weights.convert import convert, name_matches
+from fsar_jax.weights.entries import Entry, entries_of, torchvision_entries
+from fsar_jax.weights.parameters import head_entries, shapes_of
+from fsar_jax.weights.state_dicts import Names, StateDicts, find_names
 
-# Where a method's published code keeps the backbone: prefix, and whether as a sequence conv1, bn1,
-# relu, max pool, layer1, ….
-BACKBONE_PLACES = {
-    'prototypes': ('resnet', True),
-    'cross_transformer': ('resnet', True),
-    'otam': ('backbone', True),
-    'set_matching': ('backbone', True),
-    'action_coordination': ('resnet', False),
-    'attention_fusion': ('base', False),
+# Matcher → the names of the code that published it. A matcher's own `published` counts as well.
+METHODS = {
+    'prototypes': trx.PROTONET,
+    'cross_transformer': trx.CROSS_TRANSFORMER,
+    'otam': otam.OTAM,
+    'action_coordination': ta2n.ACTION_COORDINATION,
+    'set_matching': hyrsm.SET_MATCHING,
+    'attention_fusion': mastaf.ATTENTION_FUSION,
 }
+# The place of a backbone's parts in a torch.nn.Sequential; relu and max pool are 2 and 3.
 SEQUENCE = {'conv1': '0', 'bn1': '1', 'layer1': '4', 'layer2': '5', 'layer3': '6', 'layer4': '7'}
-
-# Linear maps of an enrichment: published name, our name, output and input size.
-# D: features; D/2: half of them; N: tokens, which are the patches of a frame or the frames of a
-# video.
-ENRICHMENT_MAPS = {
-    'self_attention': (
-        ('key_proj', 'key', 'D', 'D'),
-        ('query_proj', 'query', 'D', 'D'),
-        ('value_conv', 'value', 'D', 'D'),
-        ('Bot_MLP.inp_fc', 'mlp_in', 'D/2', 'D'),
-        ('Bot_MLP.hid_fc', 'mlp_hidden', 'D/2', 'D/2'),
-        ('Bot_MLP.out_fc', 'mlp_out', 'D', 'D/2'),
-    ),
-    'mlp_mixer': (
-        ('Tok_MLP.inp_fc', 'token_in', 'N', 'N'),
-        ('Tok_MLP.out_fc', 'token_out', 'N', 'N'),
-        ('Bot_MLP.inp_fc', 'channel_in', 'D', 'D'),
-        ('Bot_MLP.out_fc', 'channel_out', 'D', 'D'),
-    ),
-    'none': (),
-}
-ENRICHMENTS = {
-    'patch': ('attn_pat', 'patch_enrichment'),
-    'frame': ('fr_enrich', 'frame_enrichment'),
-}
-PROJECTION = 'new_dist_loss_post_pat'
-
-# In the files, without a use here: counters; position codes, which are computed; a LayerNorm that
-# TRX never calls.
-UNUSED = (
-    COUNTER
-    + r'|(attn_pat|fr_enrich|transformers\.\d+)\.pe\.pe|transformers\.\d+\.norm_v\.(weight|bias)'
-)
+COUNTER = r'.*\.num_batches_tracked'  # in every file, and of no use here
 CLASSIFIER = r'fc\.(weight|bias)'
 SCAN_CLASSIFIER = r'(fc|classifier\.\d+)\.(weight|bias)'  # of ShuffleNetV2, MobileNetV2
 
 PROJECTION_SEED = 0
 
 
-def from_torch(state_dict: dict[str, Any], model) -> dict[str, Any]:
+def from_torch(state_dict: Mapping[str, Any], model: ConfigDict) -> dict[str, Any]:
     """Variables of the learner of `model` from a state dict of the published STRM, TRX, Baseline
     TRM, OTAM, TA2N, HyRSM or MASTAF.
 
     The names may carry the `module.` of multi-GPU training (row S22 of docs/paper_vs_code.md), or
     anything else before all of them (state_dicts.py). STRM's released dicts lack the query-class
-    projection, because its code never saves it (S11): where `model.query_similarity.weight` is not
-    0 it is drawn from a fixed seed in torch's range, and a warning says so.
+    projection, because its code never saves it (S11): where the model has one, it is drawn from a
+    fixed seed in torch's range, and a warning says so.
 
     Args:
       state_dict: {published name: array}.
-      model: config.model. With backbone 'features' there are no backbone entries. The feature
-        dimension (there) and the number of frames follow from the arrays; all other sizes from the
-        config.
+      model: config.model. With backbone 'features' there are no backbone entries, and the feature
+        dimension follows from the arrays, as the number of frames always does. All other sizes are
+        the config's.
 
     Returns:
       {'params': …, 'batch_stats': …}, float32, for `learner.apply`; no 'batch_stats' where there
-      are none.
+      are none. A sampler with weights of its own is not included (`sampler_from_torch`).
 
     Raises:
       ValueError: unknown, missing or mis-shaped entries, or values that no weight has, all in one
-        line; or variant='paper', whose enrichments have no place for the published gate and biases.
+        line; or a model that nobody has published, such as STRM with variant='paper', whose
+        enrichments have no place for the published gate and biases.
     """
     return learner_from({(): state_dict}, model)
 
 
-def learner_from(candidates: dict[tuple[str, ...], dict], model) -> dict[str, Any]:
-    """`from_torch` of the one of several state dicts, by where each lies, whose names fit."""
-    if model.matcher.name not in BACKBONE_PLACES:
+def learner_from(candidates: StateDicts, model: ConfigDict) -> dict[str, Any]:
+    """`from_torch` of the one of several state dicts whose names fit."""
+    names = _names_of(model.matcher.name)
+    backbone, channels = _backbone_entries(model, names)
+    tables = (*strm.ENRICHMENTS, names.table, ta2n.TEMPORAL_TRANSFORM, strm.QUERY_SIMILARITY)
+    head = head_entries(model, tables, channels)
+    entries = backbone | head({})
+    _check_variant(model, entries)
+    drawn = [name for name in entries if name_matches(strm.UNUSED_PROJECTION, name)]
+    unused = [COUNTER, names.unused, strm.UNUSED, '' if drawn else strm.UNUSED_PROJECTION]
+    pattern = '|'.join(filter(None, unused))
+    found = find_names(candidates, _expected(entries, pattern, drawn))
+    arrays, notes = found.arrays, found.notes
+    entries = backbone | head(arrays)
+    if not any(name in arrays for name in drawn):
+        projection = _draw_projection({name: entries[name] for name in drawn})
+        arrays = arrays | projection
+        if projection:
+            notes = [
+                *notes,
+                'the state dict has no query-class projection, which the published STRM neither '
+                f'trains nor saves: drawn from the fixed seed {PROJECTION_SEED} as torch starts a '
+                'linear map, so that evaluation is deterministic',
+            ]
+    return convert(arrays, entries, pattern, notes, found.place)
+
+
+def _names_of(matcher: str) -> TorchNames:
+    names = METHODS.get(matcher) or getattr(matchers.MATCHERS.get(matcher), 'published', None)
+    if names is None:
         raise ValueError(
             'no published state dict is known for '
-            f"config.model.matcher.name='{model.matcher.name}'"
+            f"config.model.matcher.name='{printable(matcher)}'"
         )
-    enriched = model.enrichment.patch != 'none' or model.enrichment.frame != 'none'
-    if model.variant != 'code' and (enriched or model.query_similarity.weight):
+    return names
+
+
+def _check_variant(model: ConfigDict, entries: Mapping[str, Entry]) -> None:
+    stages = {entry.path.split('/')[1] for entry in entries.values()}
+    if model.variant != 'code' and stages.intersection(strm.CODE_ONLY):
         raise ValueError(
             "published STRM weights belong to config.model.variant='code': the 'paper' equations "
             'have no place for its gate and biases'
         )
-    rows, dim = ({}, None) if model.backbone.name == 'features' else _backbone_rows(model)
-    table, optional, unused = _learner_table(model, rows, dim, {})
-    found = find_names(candidates, _names(table, optional, unused))
-    table, optional, unused = _learner_table(model, rows, dim, found.arrays)
-    arrays, notes = found.arrays, [(logging.WARNING, note) for note in found.notes]
-    if optional and not any(name in arrays for name in optional):
-        if None not in [size for name in optional for size in table[name].shape]:
-            arrays = arrays | _draw_projection({name: table[name] for name in optional})
-            notes.append(
-                (
-                    logging.WARNING,
-                    (
-                        'the state dict has no query-class projection, which the published STRM '
-                        'neither trains nor saves: drawn '
-                        f'from the fixed seed {PROJECTION_SEED} as torch starts a linear map, so '
-                        'that evaluation is deterministic'
-                    ),
-                )
-            )
-    return _convert(arrays, table, unused, notes, found.place)
 
 
-def _backbone_rows(model):
-    """Rows of the backbone under the names of the method's published code; and its output
-    channels."""
-    rows, dim = backbone_table(model.backbone)
-    prefix, sequence = BACKBONE_PLACES[model.matcher.name]
-    table = {}
-    for name, entry in rows.items():
-        stem, _, rest = name.partition('.')
+def _expected(entries: Mapping[str, Entry], unused: str, drawn: Collection[str] = ()) -> Names:
+    """The names that a state dict must have, and those that it may have."""
+    return Names(
+        required=[name for name in entries if name not in drawn],
+        known=lambda name: name in entries or name_matches(unused, name),
+    )
+
+
+def _backbone_entries(model: ConfigDict, names: TorchNames) -> tuple[dict[str, Entry], int | None]:
+    """Entries of the backbone under the names of the method's published code, and its output
+    channels; {} and None without one."""
+    if model.backbone.name == 'features':
+        return {}, None
+    torchvision, channels = backbone_table(model.backbone)
+    entries = {}
+    for name, entry in torchvision.items():
+        part, _, rest = name.partition('.')
         collection, _, path = entry.path.partition('/')
-        table[f'{prefix}.{SEQUENCE[stem] if sequence else stem}.{rest}'] = entry._replace(
-            path=f'{collection}/backbone/{path}'
+        entries[f'{names.backbone}.{SEQUENCE[part] if names.sequence else part}.{rest}'] = (
+            entry._replace(path=f'{collection}/backbone/{path}')
         )
-    return table, dim
+    return entries, channels
 
 
-def _learner_table(model, rows, dim, arrays):
-    """All rows of the learner; those among them that published files may lack; what may stay
-    unused. Unknown sizes are those of the arrays."""
-    table = dict(rows)
-    if model.matcher.name in HEADS:
-        head, unused, places = HEADS[model.matcher.name]
-        dim = dim or head_dimension(arrays, places)
-        table.update(head(model, dim))
-        if model.enrichment.temporal_transform:
-            table.update(temporal_transform_table(dim))
-        return table, {}, f'{COUNTER}|{unused}'
-    cardinalities = tuple(model.matcher.cardinalities)
-    dim = dim or _feature_dimension(arrays, cardinalities)
-    table.update(_enrichment_table(model, dim, _frames(arrays)))
-    if model.matcher.name == 'cross_transformer':
-        table.update(_matcher_table(cardinalities, dim, model.matcher.dim or _half(dim)))
-    if not model.query_similarity.weight:
-        return table, {}, UNUSED + '|' + PROJECTION + r'\.\d+\.clsW\.(weight|bias)'
-    projection = _projection_table(cardinalities, dim, model.query_similarity.dim or _half(dim))
-    return table | projection, projection, UNUSED
+def _draw_projection(entries: Mapping[str, Entry]) -> dict[str, np.ndarray]:
+    """Weights and biases uniform in ±1/√inputs, as torch.nn.Linear starts them; {} where a size is
+    unknown."""
+    generator = np.random.Generator(np.random.Philox(PROJECTION_SEED))
+    shapes = {name: [size for size in entry.shape if size] for name, entry in entries.items()}
+    if any(len(shapes[name]) < len(entry.shape) for name, entry in entries.items()):
+        return {}
+    arrays = {}
+    for name, shape in shapes.items():
+        inputs = shapes[name.rpartition('.')[0] + '.weight'][1]
+        drawn = (2 * generator.random(shape) - 1) / np.sqrt(inputs)
+        arrays[name] = drawn.astype(np.float32)
+    return arrays
 
 
-def _names(table, optional, unused):
-    known = lambda name: name in table or _matches(unused, name)
-    return Names([name for name in table if name not in optional], known)
-
-
-def _matches(unused, name):
-    return len(name) < MAX_NAME and re.fullmatch(unused, name) is not None
-
-
-def sampler_from_torch(state_dict: dict[str, Any], model) -> dict[str, Any]:
+def sampler_from_torch(state_dict: Mapping[str, Any], model: ConfigDict) -> dict[str, Any]:
     """Variables of the sampler of `model` (config.model) from a state dict of VIM's released
     sampler, its scan network included.
 
@@ -199,21 +168,28 @@ def sampler_from_torch(state_dict: dict[str, Any], model) -> dict[str, Any]:
       ValueError: as `from_torch`; or sampler.variant='paper', whose generator the released code
         does not have.
     """
-    sampler = model.sampler
-    if sampler.name != 'task_adaptive' or sampler.variant != 'code':
+    model = model.copy_and_resolve_references().unlock()
+    model.backbone.name = 'resnet_small'  # any that takes frames: it is not run
+    learner = create_learner(model)
+    sampler = learner.sampler
+    if not isinstance(sampler, TaskAdaptiveSampler) or sampler.variant != 'code':
         raise ValueError(
             "the published sampler belongs to config.model.sampler.name='task_adaptive' with "
             "variant='code'"
         )
-    network = create_scan_network(sampler.scan_network)
-    table = scan_network_table(network, 'backbone.', 'sampler/scan_network/')
-    table |= sampler_table(None, sampler.hidden, sampler.task_dim, sampler.adaptive)
-    return _found_and_converted(
-        {(): state_dict}, table, rf'{COUNTER}|{SAMPLER_UNUSED}|backbone\.({SCAN_CLASSIFIER})'
+    clip = (sampler.frames, 64, 64, 3)
+    shapes, _ = shapes_of(learner, (2, 1, *clip), (1, *clip), method='sample')
+    scan = scan_network_table(sampler.scan_network, 'backbone.', 'sampler/scan_network/')
+    choice = entries_of(vim.SAMPLER, shapes)
+    entries = scan | choice
+    unused = (
+        rf'{COUNTER}|{vim.UNUSED if choice else vim.UNUSED_CHOICE}|backbone\.({SCAN_CLASSIFIER})'
     )
+    found = find_names({(): state_dict}, _expected(entries, unused))
+    return convert(found.arrays, entries, unused, found.notes, found.place)
 
 
-def backbone_from_torch(state_dict: dict[str, Any], config) -> dict[str, Any]:
+def backbone_from_torch(state_dict: Mapping[str, Any], config: ConfigDict) -> dict[str, Any]:
     """Variables of the backbone alone, from a state dict with torchvision's names, which timm's
     ResNets share.
 
@@ -232,19 +208,17 @@ def backbone_from_torch(state_dict: dict[str, Any], config) -> dict[str, Any]:
     return backbone_from({(): state_dict}, config)
 
 
-def backbone_from(candidates: dict[tuple[str, ...], dict], config) -> dict[str, Any]:
-    """`backbone_from_torch` of the one of several state dicts, by where each lies, whose names
-    fit."""
+def backbone_from(candidates: StateDicts, config: ConfigDict) -> dict[str, Any]:
+    """`backbone_from_torch` of the one of several state dicts whose names fit."""
     if config.name == 'features':
         raise ValueError("config.model.backbone.name='features' has no weights to load")
-    return _found_and_converted(
-        candidates, backbone_table(config)[0], f'{COUNTER}|{CLASSIFIER}', CLASSIFIER, 'backbone'
-    )
+    entries, _ = backbone_table(config)
+    return _without_classifier(candidates, entries, CLASSIFIER, 'backbone')
 
 
-def scan_network_from_torch(state_dict: dict[str, Any], name: str) -> dict[str, Any]:
+def scan_network_from_torch(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Variables of the scan network alone, from torchvision's state dict of ShuffleNetV2 or
-    MobileNetV2 (or the sampler's of VIM).
+    MobileNetV2.
 
     Args:
       state_dict: {'conv1.0.weight': array, …}. The ImageNet classifier, `fc` or `classifier`, is
@@ -260,235 +234,37 @@ def scan_network_from_torch(state_dict: dict[str, Any], name: str) -> dict[str, 
     return scan_network_from({(): state_dict}, name)
 
 
-def scan_network_from(candidates: dict[tuple[str, ...], dict], name: str) -> dict[str, Any]:
-    """`scan_network_from_torch` of the one of several state dicts, by where each lies, whose names
-    fit."""
-    table = scan_network_table(create_scan_network(name))
-    return _found_and_converted(
-        candidates, table, f'{COUNTER}|{SCAN_CLASSIFIER}', SCAN_CLASSIFIER, 'scan network'
-    )
+def scan_network_from(candidates: StateDicts, name: str) -> dict[str, Any]:
+    """`scan_network_from_torch` of the one of several state dicts whose names fit."""
+    entries = scan_network_table(create_scan_network(name))
+    return _without_classifier(candidates, entries, SCAN_CLASSIFIER, 'scan network')
 
 
-def scan_network_table(network, published: str = '', ours: str = '') -> dict[str, Entry]:
-    """Rows of a scan network (module) under torchvision's names; `published` and `ours` before
-    them, as in `torchvision_rows`.
+def scan_network_table(network: nn.Module, published: str = '', ours: str = '') -> dict[str, Entry]:
+    """{torchvision's name: entry} of a scan network; `published` and `ours` before names and paths,
+    as in `torchvision_entries`."""
+    shapes, _ = shapes_of(network, (1, 64, 64, 3))
+    return torchvision_entries(shapes, published, ours)
 
-    VIM's sampler keeps it under 'backbone.'; there too, entries that match SCAN_CLASSIFIER after it
-    have no use.
+
+def backbone_table(config: ConfigDict) -> tuple[dict[str, Entry], int]:
+    """{torchvision's name: entry} of a backbone, and its output channels.
+
+    config: config.model.backbone.
     """
-    variables = jax.eval_shape(
-        lambda: network.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), False)
-    )
-    return torchvision_rows(variables, published, ours)
-
-
-def backbone_table(config) -> tuple[dict[str, Entry], int]:
-    """Rows of a backbone under torchvision's names, read off its parameter tree; and its output
-    channels."""
     module = backbones.create(config)
-    clips = getattr(module, 'takes_clips', False)
-    start = lambda: module.init_with_output(
-        jax.random.key(0), jnp.zeros((1, 16, 64, 64, 3) if clips else (1, 64, 64, 3)), False
-    )
-    maps, variables = jax.eval_shape(start)
-    return torchvision_rows(variables), maps.shape[-1]
+    frames = (1, 16, 64, 64, 3) if getattr(module, 'takes_clips', False) else (1, 64, 64, 3)
+    shapes, maps = shapes_of(module, frames)
+    return torchvision_entries(shapes), maps.shape[-1]
 
 
-def _enrichment_table(model, dim, frames):
-    table = {}
-    for level, tokens in (('patch', model.enrichment.patches**2), ('frame', frames)):
-        theirs, ours = ENRICHMENTS[level]
-        sizes = {'D': dim, 'D/2': _half(dim), 'N': tokens}
-        kind = model.enrichment[level]
-        for published, name, outputs, inputs in ENRICHMENT_MAPS[kind]:
-            table.update(
-                linear(f'{theirs}.{published}', f'{ours}/{name}', sizes[outputs], sizes[inputs])
-            )
-        if kind == 'self_attention':
-            table[f'{theirs}.gamma'] = Entry(f'params/{ours}/gamma', 'copy', (1,))
-    return table
-
-
-def _matcher_table(cardinalities, dim, outputs):
-    table = {}
-    for i, cardinality in enumerate(cardinalities):
-        theirs, ours = f'transformers.{i}', f'matcher/cardinality_{cardinality}'
-        for published, name in (('k_linear', 'key'), ('v_linear', 'value')):
-            inputs = _times(cardinality, dim)
-            table.update(linear(f'{theirs}.{published}', f'{ours}/{name}', outputs, inputs))
-        table.update(layer_norm(f'{theirs}.norm_k', f'{ours}/key_norm', outputs))
-    return table
-
-
-def _projection_table(cardinalities, dim, outputs):
-    table = {}
-    for i, cardinality in enumerate(cardinalities):
-        ours = f'query_similarity/cardinality_{cardinality}/projection'
-        table.update(linear(f'{PROJECTION}.{i}.clsW', ours, outputs, _times(cardinality, dim)))
-    return table
-
-
-def _draw_projection(table):
-    """Weights and biases uniform in ±1/√inputs, as torch.nn.Linear starts them."""
-    generator = np.random.Generator(np.random.Philox(PROJECTION_SEED))
-    arrays = {}
-    for name, entry in table.items():
-        inputs = table[name.rpartition('.')[0] + '.weight'].shape[1]
-        arrays[name] = ((2 * generator.random(entry.shape) - 1) / np.sqrt(inputs)).astype(
-            np.float32
-        )
-    return arrays
-
-
-def _feature_dimension(arrays, cardinalities):
-    """D from the arrays that depend on it; None without any."""
-    places = [
-        (f'{root}.{name}', 1)
-        for root, _ in ENRICHMENTS.values()
-        for name in ('Bot_MLP.inp_fc.weight', 'Bot_MLP.out_fc.bias')
-    ]
-    for i, cardinality in enumerate(cardinalities):
-        names = f'transformers.{i}.k_linear', f'transformers.{i}.v_linear', f'{PROJECTION}.{i}.clsW'
-        places += [(f'{name}.weight', cardinality) for name in names]
-    return _most_common(arrays, places)
-
-
-def _frames(arrays):
-    """L from the arrays of the frame mixer; None without any."""
-    leaves = 'inp_fc.weight', 'inp_fc.bias', 'out_fc.weight', 'out_fc.bias'
-    return _most_common(arrays, [(f'fr_enrich.Tok_MLP.{leaf}', 1) for leaf in leaves])
-
-
-def _most_common(arrays, places):
-    """The size that most of the places agree on (last axis / factor), so that one mis-shaped array
-    is found out."""
-    shapes = (
-        (arrays[name].shape, factor) for name, factor in places if _is_array(arrays.get(name))
-    )
-    sizes = collections.Counter(shape[-1] // factor for shape, factor in shapes if shape)
-    return sizes.most_common(1)[0][0] if sizes else None
-
-
-def _half(size):
-    return None if size is None else size // 2
-
-
-def _times(factor, size):
-    return None if size is None else factor * size
-
-
-def _found_and_converted(candidates, table, unused, classifier=None, what=None):
-    found = find_names(candidates, _names(table, {}, unused))
-    notes = [(logging.WARNING, note) for note in found.notes]
-    left_out = [name for name in found.arrays if classifier and _matches(classifier, name)]
+def _without_classifier(
+    candidates: StateDicts, entries: Mapping[str, Entry], classifier: str, what: str
+) -> dict[str, Any]:
+    """Variables of a network that needs `entries`, without the ImageNet classifier of its file."""
+    unused = f'{COUNTER}|{classifier}'
+    found = find_names(candidates, _expected(entries, unused))
+    notes, left_out = found.notes, [x for x in found.arrays if name_matches(classifier, x)]
     if left_out:
-        notes.append(
-            (logging.WARNING, f'left out the classifier of the {what}: {listed(left_out)}')
-        )
-    return _convert(found.arrays, table, unused, notes, found.place)
-
-
-def _convert(arrays, table, unused, notes, place=''):
-    _check_names(arrays, table, unused, place)
-    _check_values(arrays, table, place)
-    for level, note in notes:
-        logging.log(level, 'fsar_jax.weights: %s', note)
-    variables = {}
-    for name, entry in table.items():
-        *parents, leaf = entry.path.split('/')
-        node = variables
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = jnp.asarray(
-            TRANSFORMS[entry.transform](np.asarray(arrays[name]).astype(np.float32, copy=False))
-        )
-    variables.setdefault('params', {})
-    return variables
-
-
-def _check_names(arrays, table, unused, place):
-    unknown = [name for name in arrays if name not in table and not _matches(unused, name)]
-    missing = [name for name in table if name not in arrays]
-    wrong = [
-        name
-        for name, entry in table.items()
-        if name in arrays and not _fits(arrays[name], entry.shape)
-    ]
-    expected = lambda name: _written(table[name].shape)
-    found = lambda name: _found(arrays[name])
-    problems = {
-        'missing': [f'{name} {expected(name)}' for name in missing],
-        'unknown': [f'{name} {found(name)}' for name in unknown],
-        'mis-shaped': [f'{name} expected {expected(name)} found {found(name)}' for name in wrong],
-    }
-    lines = [
-        f'{len(entries)} {kind}: {listed(entries)}' for kind, entries in problems.items() if entries
-    ]
-    if lines:
-        raise ValueError(
-            'the state dict is not one of the model that config.model describes: '
-            + '; '.join(lines)
-            + place
-        )
-
-
-def _check_values(arrays, table, place):
-    """Refuses what no training leaves behind, before it becomes silent wrong numbers."""
-    problems = {
-        'of a type that no weight has': [],
-        'with NaN or infinite values': [],
-        'beyond the range of float32': [],
-        'with a negative running variance': [],
-    }
-    types, broken, large, negative = problems.values()
-    for name, entry in table.items():
-        array = np.asarray(arrays[name])
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            types.append(f'{name} ({array.dtype.name})')
-            continue
-        with np.errstate(over='ignore'):
-            values = array.astype(np.float32, copy=False)
-        count = values.size - np.count_nonzero(np.isfinite(values))
-        if count:
-            beyond = array.dtype.itemsize > 4 and np.isfinite(array).all()
-            (large if beyond else broken).append(f'{name} ({count:,} of {values.size:,} values)')
-        elif (
-            entry.path.startswith('batch_stats/')
-            and entry.path.endswith('/var')
-            and values.size
-            and values.min() < 0
-        ):
-            negative.append(f'{name} ({values.min():.3g})')
-    lines = [
-        f'{len(entries)} {kind}: {listed(entries)}' for kind, entries in problems.items() if entries
-    ]
-    if lines:
-        raise ValueError(
-            f'the state dict has weights that no model can use: {"; ".join(lines)}: its training '
-            'failed, or the '
-            f'file is damaged or converted wrongly: take another checkpoint{place}'
-        )
-
-
-def _is_array(value):
-    return (
-        isinstance(value, (np.ndarray, np.generic, jax.Array)) and value.dtype.kind not in 'OSUMm'
-    )
-
-
-def _fits(value, shape):
-    return (
-        _is_array(value)
-        and value.ndim == len(shape)
-        and all(size in (None, found) for size, found in zip(shape, value.shape))
-    )
-
-
-def _written(shape):
-    return '[' + ', '.join('?' if size is None else str(size) for size in shape) + ']'
-
-
-def _found(value):
-    if isinstance(value, Opaque):
-        return printable(value.name)
-    return _written(value.shape) if _is_array(value) else type(value).__name__
+        notes = [*notes, f'left out the classifier of the {what}: {listed(left_out)}']
+    return convert(found.arrays, entries, unused, notes, found.place)

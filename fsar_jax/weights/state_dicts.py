@@ -1,16 +1,15 @@
-"""Finds a state dict in what a file holds: under which key it lies, and what stands before its
-names.
+"""Finds a state dict in the content of a file: the key it is under, and the prefix of its names.
 
-Training codes save their weights under keys of their own ('model', 'ema') and wrap the network in
-others, whose names come before those of the weights ('module.', 'backbone.'). Nothing is guessed
-from such words: of all dicts in a file, and of all beginnings of their names, the one counts that
-leaves exactly the names that are expected.
+Training codes save weights under keys of their own ('model', 'ema') and wrap the network in others,
+which puts a prefix before every name ('module.', 'backbone.'). No such word is trusted: all dicts
+of a file and all prefixes are tried, and the one that leaves exactly the expected names is taken.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,11 +18,11 @@ import numpy as np
 from fsar_jax.messages import listed, printable
 from fsar_jax.weights.pickle_file import RESAVE, Opaque, UnreadTensor
 
-# Where several dicts of a file fit, the first of these; then MAIN; then any other, such as averages
-# of weights (ema, teacher).
+# Where several dicts of a file fit, the first of these keys wins; then one of MAIN; then any other,
+# such as an average of the weights (ema, teacher).
 STATE_DICT_KEYS = ('model_state_dict', 'model_state', 'state_dict')
 MAIN = ('model', 'net', 'network', 'module', 'params', 'weights')
-# Wrappers that may stand anywhere in a name, and what puts them there.
+# Wrappers that may stand anywhere in a name: what puts them there.
 WRAPPERS = {
     'module': 'multi-GPU training',
     '_orig_mod': 'torch.compile',
@@ -40,9 +39,16 @@ MAX_NAMES = 20_000  # of one dict; a ResNet-50 has 320
 MAX_NAME = 1_000  # characters
 
 
+StateDicts = Mapping[tuple[str, ...], Mapping[str, Any]]  # by the keys that lead to each
+
+
 class Names(NamedTuple):
-    """The names of a model's state dict: all of `required`, and none that is not `known`, as those
-    are."""
+    """The names of a model's state dict.
+
+    Attributes:
+      required: it must have all of these.
+      known: whether it may have a name; true of the required ones.
+    """
 
     required: list[str]
     known: Callable[[str], bool]
@@ -52,9 +58,10 @@ class Found(NamedTuple):
     """A state dict under plain names.
 
     Attributes:
-      arrays: by plain name; values that are no tensors are left out where no weight is expected.
-      notes: what was done to get there, one line each.
-      place: the same for an error: " (under 'ema')".
+      arrays: by plain name. Values that are not tensors are left out, unless a weight is expected
+        there.
+      notes: what was done to find it, one line each.
+      place: the same, to end an error with: " (under 'ema')".
     """
 
     arrays: dict[str, Any]
@@ -62,16 +69,18 @@ class Found(NamedTuple):
     place: str
 
 
-def state_dicts(content: Any, path) -> dict[tuple[str, ...], dict]:
-    """{keys that lead to it: dict} of every dict with arrays in what `read_torch` returned, the
+def state_dicts(content: Any, path: str | os.PathLike) -> dict[tuple[str, ...], dict[str, Any]]:
+    """{keys that lead to it: dict} of every dict with arrays in what `read_torch` returned,
     outermost first.
 
     Raises:
-      ValueError: there is none; one line that names the file and says what it holds.
+      ValueError: there is none. One line that names the file and says what it holds.
     """
-    found, seen, level = {}, set(), [((), content)]
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    seen: set[int] = set()
+    level: list[tuple[tuple[str, ...], Any]] = [((), content)]
     for _ in range(MAX_NESTING):
-        below = []
+        below: list[tuple[tuple[str, ...], Any]] = []
         for where, node in level:
             if not isinstance(node, dict) or id(node) in seen or len(seen) > MAX_DICTS:
                 continue
@@ -87,9 +96,14 @@ def state_dicts(content: Any, path) -> dict[tuple[str, ...], dict]:
     if found:
         return found
     if isinstance(content, Opaque):
-        holds = f"it holds an object of class '{printable(content.name)}', which only its own code can load: {RESAVE}"
+        holds = (
+            f"it holds an object of class '{printable(content.name)}', which only its own code "
+            f'can load: {RESAVE}'
+        )
+    elif isinstance(content, np.ndarray):
+        holds = 'it holds a tensor without a name'
     elif not isinstance(content, dict):
-        holds = f'it holds a {"tensor without a name" if isinstance(content, np.ndarray) else type(content).__name__}'
+        holds = f'it holds a {type(content).__name__}'
     elif not content:
         holds = 'it is empty'
     else:
@@ -101,17 +115,16 @@ def state_dicts(content: Any, path) -> dict[tuple[str, ...], dict]:
             holds += f'; objects, which only their own code can load: {listed(objects)}: {RESAVE}'
     raise ValueError(
         f'{printable(path, 1000)}: no state dict inside: {holds}; expected arrays by name, or one '
-        'of '
-        f'{", ".join((*STATE_DICT_KEYS, *MAIN))} with them'
+        f'of {", ".join((*STATE_DICT_KEYS, *MAIN))} with them'
     )
 
 
-def pick_state_dict(content: Any, path) -> dict[str, Any]:
-    """The state dict in what `read_torch` returned, whatever its names: under the first of
-    STATE_DICT_KEYS, or all of it, or the one there is.
+def pick_state_dict(content: Any, path: str | os.PathLike) -> dict[str, Any]:
+    """The state dict in what `read_torch` returned, whatever names it has: the one under the first
+    of STATE_DICT_KEYS, else the content itself, else the only one there is.
 
     Raises:
-      ValueError: none, or several of which none is the obvious one.
+      ValueError: there is none, or there are several and none is the obvious one.
     """
     found = {where: node for where, node in state_dicts(content, path).items() if len(where) < 2}
     usual = [where for where in found if where and where[0] in STATE_DICT_KEYS]
@@ -125,18 +138,18 @@ def pick_state_dict(content: Any, path) -> dict[str, Any]:
     return (found or state_dicts(content, path))[best[0]]
 
 
-def find_names(candidates: dict[tuple[str, ...], dict], names: Names) -> Found:
-    """The one of the `state_dicts` whose names, without what wraps them, are `names`; if none is,
-    the one that comes closest.
+def find_names(candidates: StateDicts, names: Names) -> Found:
+    """The one of `state_dicts` that has `names` once wrappers are removed; if none does, the
+    closest one.
 
     Raises:
-      ValueError: several fit and none is the obvious one, or one holds the same name twice.
+      ValueError: several fit and none is the obvious one, or one has the same name twice.
     """
     plain = {where: _plain(node, names) for where, node in candidates.items()}
     fits = {where: found for where, (found, fit, _) in plain.items() if fit}
     if not fits:
-        there = lambda item: sum(name in item[1][0].arrays for name in names.required)
-        where, (found, _, twice) = max(plain.items(), key=there)
+        present = lambda item: sum(name in item[1][0].arrays for name in names.required)
+        where, (found, _, twice) = max(plain.items(), key=present)
         if twice:
             raise ValueError(twice)
         return found._replace(place=_place(where, found.place))
@@ -160,14 +173,12 @@ def find_names(candidates: dict[tuple[str, ...], dict], names: Names) -> Found:
 
 
 def _best(places: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Those of the most obvious rank: the outermost dict, then the order of STATE_DICT_KEYS, then
-    MAIN, then the rest."""
-    order = {key: rank for rank, key in enumerate(STATE_DICT_KEYS)} | dict.fromkeys(
-        MAIN, len(STATE_DICT_KEYS)
-    )
-    rank = lambda where: max(
-        (order.get(key, len(STATE_DICT_KEYS) + 1) for key in where), default=-1
-    )
+    """The most obvious of these: the outermost dict, then by STATE_DICT_KEYS, then MAIN, then the
+    rest; several of equal rank."""
+    order = {key: rank for rank, key in enumerate(STATE_DICT_KEYS)}
+    order |= dict.fromkeys(MAIN, len(STATE_DICT_KEYS))
+    last = len(STATE_DICT_KEYS) + 1
+    rank = lambda where: max((order.get(key, last) for key in where), default=-1)
     places = list(places)
     first = min(map(rank, places))
     return [where for where in places if rank(where) == first]
@@ -176,9 +187,8 @@ def _best(places: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
 def _several(places) -> str:
     return (
         f'several state dicts fit: {listed(map(_dotted, places))}: save the one that you mean '
-        'alone, '
-        f'torch.save(torch.load("this file", map_location="cpu")[{printable(places[0][0])!r}], '
-        '"weights.pth")'
+        'alone, torch.save(torch.load("this file", map_location="cpu")'
+        f'[{printable(places[0][0])!r}], "weights.pth")'
     )
 
 
@@ -197,16 +207,17 @@ def _is_tensor(value):
 
 
 def _beside(value):
-    """What may lie beside the weights without being one: words, objects, and single integers
-    (n_averaged, step)."""
+    """Whether a value may lie beside the weights without being one: text, numbers, objects, and
+    arrays of one integer (n_averaged, step)."""
     if isinstance(value, (np.ndarray, jax.Array)):
         return value.size == 1 and value.dtype.kind in 'iub'
-    words = (bool, int, float, complex, str, bytes, list, tuple, dict, set, np.generic)
-    return value is None or isinstance(value, words) or type(value) is Opaque
+    plain = (bool, int, float, complex, str, bytes, list, tuple, dict, set, np.generic)
+    return value is None or isinstance(value, plain) or type(value) is Opaque
 
 
 def _plain(state_dict, names):
-    """(Found, whether its names are exactly `names`, an error if a name is there twice)."""
+    """What is found in one dict, whether its names are exactly `names`, and an error where it has a
+    name twice."""
     arrays, removed = {}, dict.fromkeys(WRAPPERS, 0)
     for name, value in state_dict.items():
         plain = name = str(name)
@@ -259,13 +270,16 @@ def _plain(state_dict, names):
     twice = None
     if len(whole) > 1 and names.required:
         after = listed(repr(prefix) for prefix in whole)
-        twice = f'the names of the model are there {len(whole)} times, after {after}: keep only those that you mean'
-    return without(min(lacking, key=lacking.get)) or without(''), False, twice
+        twice = (
+            f'the names of the model are there {len(whole)} times, after {after}: keep only those '
+            'that you mean'
+        )
+    return without(min(lacking, key=lacking.__getitem__)) or without(''), False, twice
 
 
 def _prefixes(arrays, names):
-    """What stands before the first or the last required name, wherever one is the end of a name: ''
-    first, then the shortest."""
+    """The prefixes to try: whatever stands before the first or the last required name in any name;
+    '' first, then the shortest."""
     if not names.required or len(arrays) > MAX_NAMES:
         return ['']
     ends = {names.required[0], names.required[-1]}

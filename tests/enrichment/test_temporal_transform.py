@@ -8,8 +8,11 @@ import pytest
 
 from fsar_jax.enrichment import TemporalTransform
 from fsar_jax.enrichment.temporal_transform import warp
-from fsar_jax.weights.published import _convert
-from fsar_jax.weights.published_heads import COUNTER, temporal_transform_table
+from fsar_jax.weights.convert import convert
+from fsar_jax.weights.entries import entries_of
+from fsar_jax.weights.parameters import shapes_of
+from fsar_jax.weights.published import COUNTER
+from fsar_jax.weights.ta2n import TEMPORAL_TRANSFORM
 
 
 def maps(x):
@@ -20,14 +23,17 @@ def maps(x):
 @pytest.mark.parametrize('name', ['ta2n_ttm_a', 'ta2n_ttm_b'])
 def test_module_equals_published(published, assert_close_to_published, name):
     f = published(name)
-    table = temporal_transform_table(f.meta['C'])
-    load = lambda weights: {
-        key: tree['temporal_transform']
-        for key, tree in _convert(
-            {f'align.firststage.{k}': v for k, v in weights.items()}, table, COUNTER, []
-        ).items()
-    }
-    variables, x = load(f.weights), maps(f.inputs['x'])
+    x = maps(f.inputs['x'])
+    shapes, _ = shapes_of(TemporalTransform(), x.shape)
+    shapes = {path.replace('/', '/temporal_transform/', 1): shapes[path] for path in shapes}
+    entries = entries_of(TEMPORAL_TRANSFORM, shapes)
+
+    def load(weights):
+        weights = {f'align.firststage.{name}': value for name, value in weights.items()}
+        converted = convert(weights, entries, COUNTER)
+        return {key: tree['temporal_transform'] for key, tree in converted.items()}
+
+    variables = load(f.weights)
     run = lambda variables, x, train: TemporalTransform().apply(
         variables, x, train, mutable=['batch_stats']
     )

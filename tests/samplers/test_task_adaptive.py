@@ -10,8 +10,9 @@ import pytest
 
 from fsar_jax.samplers import amplifier
 from fsar_jax.samplers.task_adaptive import TaskAdaptiveSampler, TaskGenerator, tiled_class_means
-from fsar_jax.weights.published import _convert
-from fsar_jax.weights.published_sampler import UNUSED, sampler_table
+from fsar_jax.weights.convert import convert
+from fsar_jax.weights.entries import entries_of
+from fsar_jax.weights.vim import SAMPLER, UNUSED
 
 last = lambda x: jnp.asarray(np.moveaxis(x, -3, -1))  # [..., C, h, w] → [..., h, w, C]
 
@@ -77,12 +78,20 @@ def variables(sampler):
 
 
 def published_variables(f):
-    meta = f.meta
-    adaptive = bool(meta['task_adaptive'])
-    table = sampler_table(
-        meta['dim'], meta['hidden'], meta.get('z_dim') if adaptive else None, adaptive
-    )
-    return _convert(dict(f.weights), table, UNUSED, [])['params']['sampler']
+    dim, hidden = f.meta['dim'], f.meta['hidden']
+    shapes = {'evaluator/kernel': (2 * dim, hidden), 'evaluator/bias': (hidden,)}
+    if f.meta['task_adaptive']:
+        task = f.meta['z_dim']
+        shapes |= {
+            'generator/encoder/kernel': (dim, 2 * task),
+            'generator/encoder/bias': (2 * task,),
+            'generator/frame_weights/kernel': (task, hidden),
+            'generator/frame_weights/bias': (hidden,),
+        }
+    else:
+        shapes |= {'score/kernel': (hidden, 1), 'score/bias': (1,)}
+    shapes = {f'params/sampler/{path}': shape for path, shape in shapes.items()}
+    return convert(f.weights, entries_of(SAMPLER, shapes), UNUSED)['params']['sampler']
 
 
 @pytest.mark.parametrize('name', ['vim_generator_a', 'vim_generator_b'])

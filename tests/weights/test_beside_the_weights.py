@@ -70,7 +70,7 @@ BESIDE = {
     'datetime': datetime.datetime(2020, 1, 2),
     'date': datetime.date(2020, 1, 2),
     'timedelta': datetime.timedelta(1),
-    'zone': datetime.datetime(2020, 1, 2, tzinfo=datetime.timezone.utc),
+    'zone': datetime.datetime(2020, 1, 2, tzinfo=datetime.UTC),
     'posix path': pathlib.PurePosixPath('/a'),
     'windows path': pathlib.PureWindowsPath('c:/a'),
     'uuid': uuid.UUID(int=5),

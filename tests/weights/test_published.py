@@ -12,8 +12,10 @@ from tiny_run import tiny_config
 from torch_files import Tensor, write_legacy, write_zip
 
 import fsar_jax
-from fsar_jax import backbones
-from fsar_jax.weights import backbone_from_torch, from_torch, load, load_backbone
+from fsar_jax import backbones, matchers
+from fsar_jax.matchers import CrossTransformer
+from fsar_jax.torch_names import TorchNames
+from fsar_jax.weights import backbone_from_torch, from_torch, load, load_backbone, published
 
 FIXTURES = pathlib.Path(__file__).parents[1] / 'fixtures'
 
@@ -278,6 +280,78 @@ def test_full_dicts_of_the_alignment_methods_fill_the_learner(method, backbone, 
     for key in place[1].split('/'):
         found = found[key]
     np.testing.assert_array_equal(found, plain[place[0]].transpose(place[2]))
+
+
+@pytest.mark.parametrize('method', ['otam', 'hyrsm', 'ta2n', 'mastaf'])
+def test_any_published_stages_together_fill_the_learner(method):
+    """A matcher of one code with the enrichments of others, each from its own names."""
+    model = tiny_config(method).model
+    with model.unlocked():
+        model.backbone.name = 'features'
+    model.matcher.heads, model.enrichment.temporal_transform = 4, True
+    model.enrichment.update(patch='self_attention', frame='mlp_mixer')
+    enriched = {
+        name: shape
+        for name, shape in head_shapes('strm', 16, 24).items()
+        if not name.startswith('transformers')
+    }
+    transform = {
+        name: shape
+        for name, shape in alignment_shapes('ta2n', 16).items()
+        if name.startswith('align.firststage')
+    }
+    weights = drawn(alignment_shapes(method, 16) | transform | enriched)
+    variables = from_torch(weights, model)
+    expected = learner_shapes(model)
+    if method == 'mastaf':  # 49 positions of a kernel are not those of a small map
+        expected['params']['matcher'] = variables['params']['matcher']
+    assert_same_tree(variables, expected)
+    np.testing.assert_array_equal(
+        variables['params']['patch_enrichment']['key']['kernel'],
+        weights['attn_pat.key_proj.weight'].T,
+    )
+
+
+def test_a_parameter_without_a_published_name_is_an_error():
+    model = model_config('protonet')
+    model.matcher.name = 'cross_transformer'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(published.METHODS, 'cross_transformer', published.METHODS['prototypes'])
+        with pytest.raises(ValueError) as error:
+            from_torch({}, model)
+    assert str(error.value) == (
+        'no published state dict is known for the model that config.model describes, because of '
+        'its params/matcher/cardinality_2/key/bias, params/matcher/cardinality_2/key/kernel, '
+        'params/matcher/cardinality_2/key_norm/bias, params/matcher/cardinality_2/key_norm/scale, '
+        'params/matcher/cardinality_2/value/bias, params/matcher/cardinality_2/value/kernel'
+    )
+
+
+def test_a_matcher_brings_its_own_published_names(monkeypatch):
+    names = published.METHODS['cross_transformer']
+    own = TorchNames(
+        table={theirs.replace('{}', 'x{}'): ours for theirs, ours in names.table.items()}
+    )
+    monkeypatch.delitem(published.METHODS, 'cross_transformer')
+    monkeypatch.setattr(CrossTransformer, 'published', own, raising=False)
+    monkeypatch.setitem(matchers.MATCHERS, 'cross_transformer', CrossTransformer)
+    monkeypatch.setattr(matchers, 'create', lambda model: CrossTransformer((2,), 24))
+    weights = drawn(head_shapes('trx', 16, 24))
+    weights = {
+        name.replace('transformers.', 'transformers.x'): value
+        for name, value in weights.items()
+        if name.startswith('transformers.0') and '.pe.' not in name and '.norm_v.' not in name
+    }
+    params = from_torch(
+        weights,
+        model_config(
+            'strm', enrichment=dict(patch='none', frame='none'), query_similarity=dict(weight=0.0)
+        ),
+    )['params']
+    np.testing.assert_array_equal(
+        params['matcher']['cardinality_2']['key']['kernel'],
+        weights['transformers.x0.k_linear.weight'].T,
+    )
 
 
 def test_protonet_on_features_has_nothing_to_load():

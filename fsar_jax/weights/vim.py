@@ -1,0 +1,14 @@
+"""Published names of VIM's sampler (R00Kie-Liu/Sampler), but for its scan network, which has
+torchvision's under 'backbone.'."""
+
+from fsar_jax.torch_names import Table
+
+UNUSED = r'evaluator\.0\.pe'  # the position code, which is computed here
+UNUSED_CHOICE = r'(evaluator|generator)\..*'  # where a model takes evenly spaced frames
+
+SAMPLER: Table = {
+    'evaluator.1': ('sampler/evaluator', 'linear'),
+    'evaluator.3': ('sampler/score', 'linear'),
+    'generator.encoder': ('sampler/generator/encoder', 'linear'),
+    'generator.gen': ('sampler/generator/frame_weights', 'linear'),
+}
