@@ -17,11 +17,12 @@ ROWS = (
     'analysis evaluation',
     'tfds_builders',
     'ingest',
+    'weights',
     'learner',
-    'config plan weights',
+    'config plan',
     'backbones data enrichment matchers samplers',
     # single files that rooms share
-    'fields layers mesh mutual_information named_arrays processes progress recipe stage',
+    'fields layers mesh mutual_information named_arrays processes progress recipe stage torch_names',
     'checksums files machine messages moved stopping',
 )
 # Read and write videos in processes and threads that would wait seconds for JAX.
