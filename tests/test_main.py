@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from tiny_run import REPOSITORY, error_of, run_main, tiny_config, tiny_flags
+from tiny_run import REPOSITORY, error_of, finish, run_main, start_main, tiny_config, tiny_flags
 
 from fsar_jax import train
 from fsar_jax.data import episodes as episode_lists
@@ -18,8 +18,6 @@ from fsar_jax.evaluation.results import read_results
 from fsar_jax.messages import one_line
 from fsar_jax.training.train import TRAINED_ON, evaluate_only, train_and_evaluate
 from fsar_jax.training.workdir import content_of_evaluation, make_workdir
-
-pytestmark = pytest.mark.slow
 
 TRAIN = {'train.num_steps': 2, 'episode.query': 1}
 KEYS = {
@@ -55,6 +53,7 @@ def without_seconds(results):
     return {key: value for key, value in results.items() if key != 'seconds'}
 
 
+@pytest.mark.slow
 def test_results_hold_what_a_reader_needs(trained):
     _, workdir, said = trained
     results = json.loads((workdir / 'results.json').read_text())
@@ -92,6 +91,7 @@ def test_results_hold_what_a_reader_needs(trained):
         assert any(line.startswith(f'  {factor}  ') for line in said.splitlines()), factor
 
 
+@pytest.mark.slow
 def test_evaluating_again_with_and_without_cache(trained):
     """With the settings of the run, none of which is given again."""
     _, workdir, _ = trained
@@ -107,6 +107,7 @@ def test_evaluating_again_with_and_without_cache(trained):
         assert uncached[key] == first[key], key
 
 
+@pytest.mark.slow
 def test_what_departs_from_the_run_is_said_and_kept_apart(trained):
     _, workdir, _ = trained
     before = (workdir / 'results.json').read_bytes()
@@ -142,6 +143,7 @@ def test_what_departs_from_the_run_is_said_and_kept_apart(trained):
     )  # of the run, and nowhere in this command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('config', ['trx.py', 'trm.py', 'strm.py:ssv2'])
 def test_a_run_of_another_method_is_one_line(config, trained):
     _, workdir, _ = trained
@@ -151,6 +153,7 @@ def test_a_run_of_another_method_is_one_line(config, trained):
     )
 
 
+@pytest.mark.slow
 def test_an_exchanged_episode_list(trained, tiny_data, tmp_path):
     flags, workdir, _ = trained
     config = tiny_config('strm', {**TRAIN, 'data.dir': str(tiny_data)})
@@ -231,6 +234,7 @@ def resnet18_state_dict(rng):
     return arrays
 
 
+@pytest.mark.slow
 def test_published_weights_without_torch(tiny_data, tmp_path):
     rng = np.random.default_rng(0)
     arrays = resnet18_state_dict(rng) | strm_state_dict(rng, dim=512)
@@ -380,6 +384,16 @@ def test_bad_input_is_one_line(case, tiny_data, tmp_path):
     assert not (tmp_path / 'run' / 'checkpoints' / 'config.json').exists()
 
 
+@pytest.mark.slow
+def test_bad_input_is_one_line_of_stderr_and_status_1():
+    """As a process, with Orbax, TFDS and JAX imported."""
+    process = start_main('--config=strm', '--config.data.dir=/nowhere')
+    [(out, err)] = finish(process)
+    assert (process.returncode, out) == (1, '')
+    assert err.startswith("error: dataset 'synthetic_actions/misaligned' is not in /nowhere: ")
+    assert err.count('\n') == 1
+
+
 @pytest.mark.parametrize(
     'flag, message',
     [
@@ -478,6 +492,7 @@ def test_paths_in_flags(tmp_path, monkeypatch, capsys):
     assert one_line(error.value) == f'{tmp_path}/run: {os.strerror(error.value.errno)}'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', ['train', 'evaluate'])
 def test_a_checkpoint_of_another_model_is_one_line(mode, trained):
     flags, workdir, _ = trained
