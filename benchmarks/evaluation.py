@@ -19,7 +19,7 @@ from absl import app, flags, logging
 from fsar_jax import create_learner
 from fsar_jax.data import episodes, loader
 from fsar_jax.data.dataset import open_dataset
-from fsar_jax.evaluation.evaluate import evaluate_episodes
+from fsar_jax.evaluation.evaluate import TrainedModel, evaluate_episodes
 from fsar_jax.mesh import episode_mesh
 from fsar_jax.training.state import create_train_state
 
@@ -35,15 +35,15 @@ def speeds(dataset, config, mesh):
     """(clips embedded per second, episodes matched per second, episodes per second without the
     cache, relative difference)."""
     learner = create_learner(config.model)
-    variables = create_train_state(config, learner).variables
+    model = TrainedModel(learner, create_train_state(config, learner).variables, config, mesh)
     count = max(CACHED.value, UNCACHED.value)
     drawn = episodes.draw_episodes(
         dataset, config.episode.way, SHOT.value, config.eval.query, config.eval.seed, count
     )
     several, few = first(drawn, CACHED.value), first(drawn, UNCACHED.value)
     for _ in range(2):
-        cached = evaluate_episodes(learner, variables, dataset, several, config, mesh, cache=True)
-        uncached = evaluate_episodes(learner, variables, dataset, few, config, mesh, cache=False)
+        cached = evaluate_episodes(model, dataset, several, cache=True)
+        uncached = evaluate_episodes(model, dataset, few, cache=False)
     clips = len(np.unique(np.concatenate([several.support.ravel(), several.query.ravel()])))
     apart = np.abs(
         cached.logits[: len(uncached.logits)] - uncached.logits[: len(cached.logits)]

@@ -14,11 +14,11 @@ from absl import app, flags, logging
 
 from fsar_jax.analysis.selection import share_inside
 from fsar_jax.data.frame_sampling import frame_indices
-from fsar_jax.evaluation.evaluate import episodes_of, evaluate_episodes
+from fsar_jax.evaluation.evaluate import TrainedModel, episodes_of, evaluate_episodes
 from fsar_jax.evaluation.results import accuracy_with_interval
 from fsar_jax.learner import create_learner
 from fsar_jax.mesh import episode_mesh
-from fsar_jax.training.train import open_split
+from fsar_jax.training.inputs import open_split
 from fsar_jax.training.workdir import best_of_run, run_config
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Of the run.', required=True)
@@ -79,10 +79,8 @@ def main(_):
     variables = best_of_run(WORKDIR.value, mesh).state.variables
     config.data.dir, config.model.sampler.name = DATA.value, 'uniform'
     dataset = open_split(config, 'test', config.eval.query)
-    episodes, learner = (
-        episodes_of(dataset, config, 'test', EPISODES.value),
-        create_learner(config.model),
-    )
+    episodes = episodes_of(dataset, config, EPISODES.value)
+    model = TrainedModel(create_learner(config.model), variables, config, mesh)
     records, queries = (
         [dataset.read(position) for position in range(len(dataset))],
         episodes.labels.shape[1],
@@ -93,7 +91,7 @@ def main(_):
     print(f"{'frames':<32} {'inside':>7} {'accuracy':>16} {'minus evenly spaced':>20}")
     for name, rule in rules(config.episode.frames).items():
         clips, inside = by_rule(dataset, records, rule, config.episode.frames)
-        found = evaluate_episodes(learner, variables, clips, episodes, config, mesh)
+        found = evaluate_episodes(model, clips, episodes)
         if name == 'evenly over the clip':
             evenly = found.correct
         print(

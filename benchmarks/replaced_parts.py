@@ -24,13 +24,13 @@ import optax
 from absl import app, flags, logging
 
 from fsar_jax.enrichment.temporal_transform import TemporalTransform, warp
-from fsar_jax.evaluation.evaluate import episodes_of, evaluate_episodes
+from fsar_jax.evaluation.evaluate import TrainedModel, episodes_of, evaluate_episodes
 from fsar_jax.evaluation.results import accuracy_with_interval
 from fsar_jax.learner import create_learner
 from fsar_jax.matchers.action_coordination import ActionCoordination
 from fsar_jax.matchers.offset_masks import OffsetPredictor
 from fsar_jax.mesh import episode_mesh
-from fsar_jax.training.train import open_split
+from fsar_jax.training.inputs import open_split
 from fsar_jax.training.workdir import best_of_run, run_config
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Of the run.', required=True)
@@ -115,7 +115,7 @@ def main(_):
     variables = best_of_run(WORKDIR.value, mesh).state.variables
     config.data.dir = DATA.value
     dataset = open_split(config, 'test', config.eval.query)
-    episodes = episodes_of(dataset, config, 'test', EPISODES.value)
+    episodes = episodes_of(dataset, config, EPISODES.value)
     queries = episodes.labels.shape[1]
     interval = lambda correct: '{:.2f} ± {:.2f}'.format(
         *(100 * x for x in accuracy_with_interval(correct, queries))
@@ -126,9 +126,8 @@ def main(_):
         model.update_from_flattened_dict(settings)
         jax.clear_caches()  # compiled functions know nothing of the replacement
         with replacing(*method) if method else contextlib.nullcontext():
-            found = evaluate_episodes(
-                create_learner(model), variables, dataset, episodes, config, mesh
-            )
+            trained = TrainedModel(create_learner(model), variables, config, mesh)
+            found = evaluate_episodes(trained, dataset, episodes)
         loss = optax.softmax_cross_entropy_with_integer_labels(found.logits, episodes.labels)
         return found.correct, float(np.mean(loss))
 

@@ -20,8 +20,8 @@ from unrolled import loops_unrolled
 from fsar_jax import create_learner
 from fsar_jax.data.frame_sampling import frames_read
 from fsar_jax.mesh import episode_mesh, replicate, shard
+from fsar_jax.training.inputs import fit_accumulation
 from fsar_jax.training.state import create_train_state, make_train_step
-from fsar_jax.training.train import fit_accumulation
 
 METHODS = flags.DEFINE_list('methods', ['protonet', 'trm', 'trx', 'strm'], 'Files in configs/.')
 PRESET = flags.DEFINE_string(

@@ -18,7 +18,7 @@ from fsar_jax.files import local_path
 from fsar_jax.mesh import episode_mesh
 from fsar_jax.messages import one_line, printable
 from fsar_jax.training.export import SUFFIX, export_run
-from fsar_jax.training.workdir import METHOD, method_of
+from fsar_jax.training.workdir import METHOD, read_method
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.out:
         out = local_path(args.out, '--out')
     else:
-        method = method_of(workdir) if (workdir / METHOD).exists() else 'model'
+        method = read_method(workdir) if (workdir / METHOD).exists() else 'model'
         out = workdir / f'{method.replace(".py", "").replace(":", "-")}{SUFFIX}'
     about = export_run(workdir, out, args.overwrite, episode_mesh())
     print(

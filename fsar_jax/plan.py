@@ -23,9 +23,9 @@ def loss_weights(model) -> dict[str, tuple[float, bool]]:
     }
 
 
-def resolved_plan(config: ml_collections.ConfigDict, mode: str, facts: dict[str, str]) -> str:
+def resolved_plan(config: ml_collections.ConfigDict, mode: str, runtime: dict[str, str]) -> str:
     """The text printed at start: what will run (mode 'train' or 'evaluate'), each hidden factor by
-    name, and `facts` of data and device."""
+    name, and `runtime`, the lines about data and devices (training.inputs.runtime_summary)."""
     m, e, d, t, v = config.model, config.episode, config.data, config.train, config.eval
     rows = {
         'method': f'{m.backbone.name} (weights: {m.backbone.weights or "random start"}) -> '
@@ -67,7 +67,7 @@ def resolved_plan(config: ml_collections.ConfigDict, mode: str, facts: dict[str,
     if mode == 'evaluate':
         for row in ('losses', 'optimisation', 'L  loss over queries', 'T  selection'):
             del rows[row]
-    rows.update(facts)
+    rows.update(runtime)
     width = max(map(len, rows))
     return '\n'.join(f'  {key:<{width}}  {value}' for key, value in rows.items())
 

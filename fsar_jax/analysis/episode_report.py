@@ -23,8 +23,11 @@ from fsar_jax.analysis.misalignment import (
 )
 from fsar_jax.analysis.selection import box_share, share_inside
 from fsar_jax.data import loader
+from fsar_jax.data.dataset import Videos
+from fsar_jax.data.episodes import Episodes
 from fsar_jax.data.frame_sampling import frame_indices, frames_read
 from fsar_jax.data.frames import centre_crop_offset, resized_size
+from fsar_jax.evaluation.evaluate import TrainedModel
 from fsar_jax.learner import create_learner
 from fsar_jax.matchers.offset_masks import OFFSET_SCALE
 from fsar_jax.samplers import amplifier
@@ -56,18 +59,18 @@ def describe(learner, support, query):
     return {'evolution': evolutions, 'auxiliary': learner(support, query).auxiliary}
 
 
-def measure(learner, variables, dataset, episodes, config) -> dict:
-    """{'misalignment': …} and, of a sampler that chooses, {'selection': …}, over the first
+def measure(model: TrainedModel, dataset: Videos, episodes: Episodes) -> dict:
+    """{'misalignment': …} and, for a sampler that chooses, {'selection': …}, over the first
     config.eval.measured_episodes of `episodes`.
 
     Args:
-      learner, variables: as for `fsar_jax.evaluation.evaluate.evaluate_episodes`.
-      dataset: with positions that `episodes` index.
+      episodes: their positions index `dataset`.
 
     Raises:
       ValueError: a position outside the dataset, a clip that is too short or cannot be decoded; one
         line that names it.
     """
+    learner, variables, config, _ = model
     count = min(config.eval.measured_episodes, len(episodes))
     episodes = dataclasses.replace(
         episodes,

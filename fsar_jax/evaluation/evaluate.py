@@ -8,29 +8,51 @@ running statistics.
 import contextlib
 import dataclasses
 import functools
+import json
 import time
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from fsar_jax import mesh as meshes
-from fsar_jax.data import dataset as data
 from fsar_jax.data import episodes as episode_lists
 from fsar_jax.data import loader
+from fsar_jax.data.dataset import Videos, content_hash, videos_present
+from fsar_jax.data.episodes import Episodes
 from fsar_jax.evaluation import results
+from fsar_jax.named_arrays import params_hash
 from fsar_jax.progress import Progress
 
 
+class TrainedModel(NamedTuple):
+    """A learner with its variables, and how it runs.
+
+    Attributes:
+      learner: Flax module with `embed` and `match`; its fields must be hashable.
+      variables: {'params': …, 'batch_stats': …}.
+      config: the whole config.
+      mesh: the devices, see fsar_jax.mesh.
+    """
+
+    learner: nn.Module
+    variables: dict
+    config: ml_collections.ConfigDict
+    mesh: jax.sharding.Mesh
+
+
 class Outcome(NamedTuple):
-    """What came of E episodes.
+    """Results of evaluating E episodes.
 
     Attributes:
       logits: float32 [E, Q, way].
-      correct: int32 [E], right answers of each episode's Q.
+      correct: int32 [E], how many of an episode's Q queries are answered right.
       classes: names of the C classes that the dataset's clips have.
-      confusion: int64 [C, C], row true, column answered.
+      confusion: int64 [C, C], row the true class, column the answer, in the order of `classes`.
+      episodes_hash: of the list of episodes (fsar_jax.data.episodes.episodes_hash).
       seconds: {'embed': …, 'match': …} or, without the cache, {'episodes': …}; compilation
         included.
     """
@@ -39,17 +61,31 @@ class Outcome(NamedTuple):
     correct: np.ndarray
     classes: list[str]
     confusion: np.ndarray
+    episodes_hash: str
     seconds: dict[str, float]
 
 
-def embed_videos(learner, variables, dataset, config, mesh, positions=None):
+class Description(NamedTuple):
+    """What a results file says of an evaluation beside its numbers.
+
+    Attributes:
+      method: name of the config, e.g. 'strm'.
+      selected_on: how the checkpoint was chosen, e.g. 'val accuracy at step 1200'.
+      changed: {'episode.shot': (1, 2)}, what is not as in the run whose results are results.json:
+        (in the run, here).
+    """
+
+    method: str = ''
+    selected_on: str = 'last step'
+    changed: dict[str, tuple] = {}
+
+
+def embed_videos(model: TrainedModel, dataset: Videos, positions=None):
     """Embeds videos of a split, each once: test frames, centre crop, running batch statistics.
 
+    config.eval.videos_per_batch is rounded up to a multiple of the devices.
+
     Args:
-      learner: Flax module with `embed`; its fields must be hashable.
-      variables: {'params': …, 'batch_stats': …}.
-      dataset: VideoDataset.
-      config: the whole config; eval.videos_per_batch is rounded up to a multiple of the devices.
       positions: int [N], which videos, in which order; None is all that config.data.short_videos
         allows.
 
@@ -57,6 +93,7 @@ def embed_videos(learner, variables, dataset, config, mesh, positions=None):
       What `learner.embed` returns, leading axis N, on every device of the mesh. With several
       processes, each loads its part.
     """
+    learner, variables, config, mesh = model
     if positions is None:
         dataset = loader.usable(dataset, config)
         positions = np.arange(len(dataset))
@@ -80,22 +117,21 @@ def embed_videos(learner, variables, dataset, config, mesh, positions=None):
 
 
 def evaluate_episodes(
-    learner, variables, dataset, episodes, config, mesh, cache: bool = True
+    model: TrainedModel, dataset: Videos, episodes: Episodes, cache: bool = True
 ) -> Outcome:
     """Runs a list of episodes.
 
     Args:
-      episodes: `Episodes`, E of them; positions index `dataset`.
-      cache: embed the videos that occur once each, then match in chunks of eval.episodes_per_chunk;
+      episodes: E of them, whose positions index `dataset`.
+      cache: embed each video that occurs once, then match in chunks of eval.episodes_per_chunk.
         False: load and embed all clips of every episode again, about eval.videos_per_batch clips at
         a time.
 
     Raises:
       ValueError: logits that are not finite, with the first such episode.
     """
-    variables = meshes.replicate(mesh, variables)
-    run = _run_cached if cache else _run_uncached
-    logits, seconds = run(learner, variables, dataset, episodes, config, mesh)
+    model = model._replace(variables=meshes.replicate(model.mesh, model.variables))
+    logits, seconds = (_run_cached if cache else _run_uncached)(model, dataset, episodes)
     finite = np.isfinite(logits).all((1, 2))
     if not finite.all():
         raise ValueError(
@@ -106,88 +142,107 @@ def evaluate_episodes(
     answers = logits.argmax(-1)
     labels = np.asarray(episodes.labels)
     present = np.unique(dataset.labels)
-    place = np.searchsorted(
-        present, np.asarray(episodes.classes)
-    )  # dataset label -> row of the confusion
-    truth, answered = (np.take_along_axis(place, which, 1) for which in (labels, answers))
+    confusion_row = np.searchsorted(present, np.asarray(episodes.classes))  # of each class
+    truth, answered = (np.take_along_axis(confusion_row, which, 1) for which in (labels, answers))
     return Outcome(
         logits=logits,
         correct=(answers == labels).sum(1, dtype=np.int32),
         classes=[dataset.class_names[label] for label in present],
         confusion=results.confusion_matrix(truth, answered, len(present)),
+        episodes_hash=episode_lists.episodes_hash(dataset, episodes),
         seconds=seconds,
     )
 
 
 def evaluate(
-    learner,
-    variables,
-    config,
-    split: str,
-    num_episodes: int,
-    *,
-    method: str = '',
-    selected_on: str = 'last step',
-    mesh=None,
-    dataset=None,
-    cache: bool | None = None,
+    model: TrainedModel, dataset: Videos, num_episodes: int, description: Description | None = None
 ) -> dict:
-    """Evaluates on one split and returns the content of results.json (fsar_jax.evaluation.results).
+    """Evaluates on the split that `dataset` holds and returns the content of results.json
+    (`summarise`).
 
-    The episodes are those of (config.eval.seed, split), or for config.eval.split the list in
-    config.eval.episodes_file where it is set (then its length counts, not `num_episodes`).
-
-    Args:
-      method, selected_on: recorded as they are.
-      mesh: None is all devices.
-      dataset: an open VideoDataset of this split; None opens the one that config.data names.
-      cache: None is config.eval.cache.
+    The episodes are drawn from (config.eval.seed, split). For config.eval.split they are those of
+    config.eval.episodes_file where it is set, and `num_episodes` does not matter.
 
     Raises:
-      FileNotFoundError, ValueError: dataset absent, split empty, too few classes or clips, an
-        episode list of another shape.
+      FileNotFoundError, ValueError: too few classes or clips, an episode list of another shape,
+        logits that are not finite.
     """
     started = time.perf_counter()
-    mesh = meshes.episode_mesh() if mesh is None else mesh
-    dataset = (
-        data.open_dataset(config.data.dataset, config.data.dir, split)
-        if dataset is None
-        else dataset
-    )
-    dataset = loader.usable(dataset, config)
-    episodes = episodes_of(dataset, config, split, num_episodes)
-    outcome = evaluate_episodes(
-        learner,
-        variables,
-        dataset,
-        episodes,
-        config,
-        mesh,
-        cache=config.eval.cache if cache is None else cache,
-    )
+    dataset = loader.usable(dataset, model.config)
+    episodes = episodes_of(dataset, model.config, num_episodes)
+    outcome = evaluate_episodes(model, dataset, episodes, model.config.eval.cache)
     seconds = {**outcome.seconds, 'total': time.perf_counter() - started}
-    return results.summarise(
-        method=method,
-        config=config,
-        split=split,
-        seed=config.eval.seed,
-        records=dataset.settings,
-        selected_on=selected_on,
-        classes=outcome.classes,
-        correct=outcome.correct,
-        confusion=outcome.confusion,
-        episodes_hash=episode_lists.episodes_hash(dataset, episodes),
-        content=data.content_hash(dataset),
-        made_with=dataset.made_with,
-        videos_present=data.videos_present(dataset),
-        params=variables['params'],
-        seconds={name: round(value, 3) for name, value in seconds.items()},
+    return summarise(
+        outcome._replace(seconds=seconds), dataset, model, description or Description()
     )
 
 
-def episodes_of(dataset, config, split: str, num_episodes: int):
-    """The episode list of a split: drawn from config.eval.seed, or for config.eval.split read from
-    config.eval.episodes_file.
+def summarise(
+    outcome: Outcome, dataset: Videos, model: TrainedModel, description: Description
+) -> dict:
+    """The content of results.json.
+
+    Args:
+      outcome: of the episodes drawn with config.eval.seed, or of a list of episodes.
+      dataset: the split that they are drawn from.
+      model: its config is kept whole, its parameters are hashed.
+
+    Returns:
+      dict with these keys:
+        method, selected_on: from `description`.
+        dataset, split, way, shot, queries (of an episode, all classes together), seed,
+        num_episodes, config: the setting.
+        accuracy, ci95, chance: fractions, see `results.accuracy_with_interval`.
+        per_class: {name: fraction of its queries answered right, None when never asked}.
+        classes, confusion: as in `Outcome`.
+        correct: per episode, so that runs can be compared episode by episode.
+        episodes_hash, params_hash: SHA-256 of the episode list and of the parameters.
+        videos_present, content, records: which videos the split holds
+          (fsar_jax.data.dataset.videos_present; missing videos are why published numbers drift),
+          the hash of all that it holds (content_hash), and how its records were made (short side,
+          stored frames, JPEG quality, …).
+        versions: of python, jax, …; 'made_with' are those that made the pixels of the dataset.
+        seconds: the only values that differ from run to run.
+    """
+    correct, confusion = np.asarray(outcome.correct), np.asarray(outcome.confusion)
+    queries = int(confusion.sum()) // len(correct)
+    accuracy, ci95 = results.accuracy_with_interval(correct, queries)
+    asked, right = confusion.sum(1), confusion.diagonal()
+    config = model.config
+    return {
+        'method': description.method,
+        'dataset': config.data.dataset,
+        'split': dataset.split,
+        'way': config.episode.way,
+        'shot': config.episode.shot,
+        'queries': queries,
+        'seed': config.eval.seed,
+        'num_episodes': len(correct),
+        'accuracy': accuracy,
+        'ci95': ci95,
+        'chance': 1 / config.episode.way,
+        'selected_on': description.selected_on,
+        'videos_present': videos_present(dataset),
+        'per_class': {
+            name: int(r) / int(n) if n else None
+            for name, r, n in zip(outcome.classes, right, asked, strict=True)
+        },
+        'classes': list(outcome.classes),
+        'confusion': confusion.tolist(),
+        'episodes_hash': outcome.episodes_hash,
+        'params_hash': params_hash(model.variables['params']),
+        'content': content_hash(dataset),
+        'records': dataset.settings,
+        'config': json.loads(config.to_json()),
+        'versions': results.versions() | {'made_with': dict(dataset.made_with)},
+        'correct': correct.tolist(),
+        'seconds': {name: round(value, 3) for name, value in outcome.seconds.items()},
+    }
+
+
+def episodes_of(dataset: Videos, config, num_episodes: int) -> Episodes:
+    """The evaluation episodes of the split that `dataset` holds: drawn from config.eval.seed, or
+    for config.eval.split those in config.eval.episodes_file where it is set.
 
     Raises:
       FileNotFoundError, ValueError: the file is absent, or not a list of this dataset and these
@@ -195,7 +250,7 @@ def episodes_of(dataset, config, split: str, num_episodes: int):
     """
     way, shot = config.episode.way, config.episode.shot
     path = config.eval.episodes_file
-    if not path or split != config.eval.split:
+    if not path or dataset.split != config.eval.split:
         return episode_lists.draw_episodes(
             dataset, way, shot, config.eval.query, config.eval.seed, num_episodes
         )
@@ -211,13 +266,14 @@ def episodes_of(dataset, config, split: str, num_episodes: int):
     return episodes
 
 
-def _run_cached(learner, variables, dataset, episodes, config, mesh):
+def _run_cached(model, dataset, episodes):
+    learner, variables, config, mesh = model
     positions = np.concatenate([episodes.support.ravel(), episodes.query.ravel()])
-    used, place = np.unique(positions, return_inverse=True)
-    support, query = np.split(place.astype(np.int32), [episodes.support.size])
+    used, embedding = np.unique(positions, return_inverse=True)  # row of each clip's embedding
+    support, query = np.split(embedding.astype(np.int32), [episodes.support.size])
     support, query = support.reshape(episodes.support.shape), query.reshape(episodes.query.shape)
     started = time.perf_counter()
-    embeddings = embed_videos(learner, variables, dataset, config, mesh, used)
+    embeddings = embed_videos(model, dataset, used)
     embedded = time.perf_counter()
     count = len(support)
     chunk = config.eval.episodes_per_chunk
@@ -240,7 +296,8 @@ def _run_cached(learner, variables, dataset, episodes, config, mesh):
     }
 
 
-def _run_uncached(learner, variables, dataset, episodes, config, mesh):
+def _run_uncached(model, dataset, episodes):
+    learner, variables, config, mesh = model
     started = time.perf_counter()
     count, videos = len(episodes.support), episodes.support[0].size + episodes.query[0].size
     chunk = meshes.round_up(max(1, config.eval.videos_per_batch // videos), mesh)
@@ -315,5 +372,5 @@ def _empty_store(learner, variables, frames, count, mesh):
 
 
 def _pad(x, count):
-    """Repeats the last row until there are `count`; what comes of the repeats is dropped."""
+    """Repeats the last row until there are `count`. The results of the repeats are dropped."""
     return np.pad(x, [(0, count - len(x))] + [(0, 0)] * (x.ndim - 1), mode='edge')

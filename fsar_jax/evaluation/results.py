@@ -19,7 +19,6 @@ import numpy as np
 from fsar_jax.config import flatten
 from fsar_jax.files import local_path, read_json, write_whole
 from fsar_jax.messages import listed, printable
-from fsar_jax.named_arrays import params_hash
 
 FILE = 'results.json'
 
@@ -57,101 +56,23 @@ def versions() -> dict[str, str]:
     return found
 
 
-def summarise(
-    *,
-    method: str,
-    config,
-    split: str,
-    classes: list[str],
-    correct,
-    confusion,
-    episodes_hash: str,
-    params,
-    selected_on: str,
-    seconds: dict[str, float],
-    seed: int,
-    records: dict,
-    videos_present: dict | None = None,
-    content: str | None = None,
-    made_with: dict | None = None,
-) -> dict:
-    """The content of results.json.
+def file_name(results: dict, changed: dict) -> str:
+    """results.json, or results_<split>.json for another split than test.
 
-    Args:
-      method: name of the config, e.g. 'strm'.
-      config: the resolved ConfigDict.
-      classes: C names of the split's classes, the order of rows and columns of `confusion`.
-      correct: int [E]; confusion: int [C, C], row true, column answer.
-      episodes_hash: of the episode list, fsar_jax.data.episodes.episodes_hash.
-      params: the parameter tree, hashed.
-      selected_on: how the checkpoint was chosen, e.g. 'val accuracy at step 1200' or 'last step'.
-      seconds: timings, the only values that differ from run to run.
-      seed: that the episodes were drawn with.
-      records: how the dataset's records were made (short side, stored frames, JPEG quality, …).
-      videos_present: {'present', 'classes', 'expected', 'expected_classes', 'hash'} of the split,
-        fsar_jax.data.dataset.videos_present: missing videos are why published numbers drift.
-      content: hash of what the split holds, fsar_jax.data.dataset.content_hash.
-      made_with: versions that made the pixels of the dataset, {'av': '19.0.0', …}; {} where the
-        dataset does not say.
-
-    Returns:
-      dict with keys method, dataset, split, way, shot, queries (Q of an episode, all classes
-      together), seed, num_episodes, accuracy, ci95, chance, per_class {name: fraction of its
-      queries answered right, None when never asked}, classes, confusion, episodes_hash,
-      selected_on, videos_present, params_hash, correct (per episode, for pairing), records, config,
-      versions, seconds; content and versions['made_with'] where given.
+    What is not as in the run, `changed` {'episode.shot': 2}, makes it results.shot=2.json, so that
+    it lies beside the results of the run. At most 170 characters, which any file system takes.
     """
-    correct, confusion = np.asarray(correct), np.asarray(confusion)
-    queries = int(confusion.sum()) // len(correct)
-    accuracy, ci95 = accuracy_with_interval(correct, queries)
-    asked, right = confusion.sum(1), confusion.diagonal()
-    return {
-        'method': method,
-        'dataset': config.data.dataset,
-        'split': split,
-        'way': config.episode.way,
-        'shot': config.episode.shot,
-        'queries': queries,
-        'seed': seed,
-        'num_episodes': len(correct),
-        'accuracy': accuracy,
-        'ci95': ci95,
-        'chance': 1 / config.episode.way,
-        'selected_on': selected_on,
-        'videos_present': videos_present,
-        'per_class': {
-            name: int(r) / int(n) if n else None
-            for name, r, n in zip(classes, right, asked, strict=True)
-        },
-        'classes': list(classes),
-        'confusion': confusion.tolist(),
-        'episodes_hash': episodes_hash,
-        'params_hash': params_hash(params),
-        **({} if content is None else {'content': content}),
-        'records': records,
-        'config': json.loads(config.to_json()),
-        'versions': versions() | ({} if made_with is None else {'made_with': dict(made_with)}),
-        'correct': correct.tolist(),
-        'seconds': seconds,
-    }
-
-
-def file_name(results: dict, apart: dict) -> str:
-    """results.json, or results_<split>.json for another split than test; what is not as in the run,
-    `apart` {'episode.shot': 2}, makes it results.shot=2.json, so that it lies beside the run's own:
-    safe for any file system, at most 170 characters."""
-    keys, said = flatten(results['config']), ''
-    for key, value in apart.items():
+    keys, suffix = flatten(results['config']), ''
+    for key, value in changed.items():
         if key == 'eval.episodes_file' and value:
             value = f"{pathlib.Path(value).stem}-{results['episodes_hash'][:8]}"
         if key != 'eval.split':
-            said += f'.{_short(key, keys)}={value}'
-    name = re.sub(r'[^\w.,=+-]', '-', said, flags=re.ASCII)
+            suffix += f'.{_short(key, keys)}={value}'
+    name = re.sub(r'[^\w.,=+-]', '-', suffix, flags=re.ASCII)
     if len(name) > 140:
-        name = f'{name[:130]}-{hashlib.sha256(said.encode()).hexdigest()[:8]}'
-    return (
-        f"{'results' if results['split'] == 'test' else 'results_' + results['split']}{name}.json"
-    )
+        name = f'{name[:130]}-{hashlib.sha256(suffix.encode()).hexdigest()[:8]}'
+    stem = 'results' if results['split'] == 'test' else f"results_{results['split']}"
+    return f'{stem}{name}.json'
 
 
 def _short(key: str, keys) -> str:
@@ -165,16 +86,16 @@ def _short(key: str, keys) -> str:
     )
 
 
-def write_results(workdir, results: dict, apart: dict | None = None) -> pathlib.Path:
-    """Writes workdir/results.json, or where `file_name` says, and returns its path.
+def write_results(workdir, results: dict, changed: dict | None = None) -> pathlib.Path:
+    """Writes workdir/results.json, or the file that `file_name` names, and returns its path.
 
-    Process 0 only. Lists of numbers take one line each.
+    Only process 0 writes. Lists of numbers take one line each.
 
     Raises:
       ValueError: a value that strict JSON does not have, such as NaN; it names the key.
       OSError: with the path.
     """
-    path = pathlib.Path(workdir) / file_name(results, apart or {})
+    path = pathlib.Path(workdir) / file_name(results, changed or {})
     _, wrong = with_nulls(results)
     if wrong:
         raise ValueError(
@@ -244,25 +165,22 @@ def read_results(path) -> dict:
 
 def contradiction(results: dict) -> str:
     """What in the content of a results file cannot be, in words; '' where all fits together."""
+    shown = lambda value: printable(json.dumps(value), 60)
     for key in ('method', 'dataset', 'split', 'episodes_hash'):
         if not isinstance(results[key], str):
-            return f"'{key}' is {printable(json.dumps(results[key]), 60)}, not a text"
+            return f"'{key}' is {shown(results[key])}, not a text"
     for key in ('num_episodes', 'queries'):
         if not _whole(results[key]) or not 1 <= results[key] < 2**31:
-            return f"'{key}' is {printable(json.dumps(results[key]), 60)}, not a whole number, at least 1"
+            return f"'{key}' is {shown(results[key])}, not a whole number, at least 1"
     correct, queries = results['correct'], results['queries']
     if not isinstance(correct, list) or not correct:
-        return f"'correct' is {printable(json.dumps(correct), 60)}, not a list of each episode's right answers"
-    wrong = next(
-        (
-            place
-            for place, value in enumerate(correct)
-            if not _whole(value) or not 0 <= value <= queries
-        ),
-        None,
-    )
-    if wrong is not None:
-        return f"'correct' has {printable(json.dumps(correct[wrong]), 60)} in episode {wrong}, not a whole number from 0 to its {queries} queries"
+        return f"'correct' is {shown(correct)}, not a list of each episode's right answers"
+    for episode, value in enumerate(correct):
+        if not _whole(value) or not 0 <= value <= queries:
+            return (
+                f"'correct' has {shown(value)} in episode {episode}, not a whole number from 0 to "
+                f'its {queries} queries'
+            )
     if len(correct) != results['num_episodes']:
         return f"'correct' has {len(correct)} entries, 'num_episodes' is {results['num_episodes']}"
     for key, right in zip(('accuracy', 'ci95'), accuracy_with_interval(correct, queries)):
@@ -272,7 +190,7 @@ def contradiction(results: dict) -> str:
             or not isinstance(value, (int, float))
             or not abs(value - right) <= 1e-6
         ):
-            return f"'{key}' is {printable(json.dumps(value), 60)}, 'correct' gives {right:.6f}"
+            return f"'{key}' is {shown(value)}, 'correct' gives {right:.6f}"
     return ''
 
 

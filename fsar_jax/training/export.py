@@ -35,10 +35,10 @@ from fsar_jax.training.workdir import (
     TESTED_ON,
     TRAINED_ON,
     best_of_run,
-    method_of,
+    config_name,
     must_agree,
-    named,
-    noted,
+    read_method,
+    read_note,
     run_config,
 )
 from fsar_jax.weights.checkpoint_file import read_torch
@@ -100,10 +100,10 @@ def export_run(workdir, out, overwrite: bool, mesh) -> dict[str, Any]:
         name: np.asarray(leaf, order='C')
         for name, leaf in by_name(selected.state.variables).items()
     }
-    trained_on = noted(workdir / TRAINED_ON)
+    trained_on = read_note(workdir / TRAINED_ON)
     about = {
         'format': FORMAT,
-        'method': method_of(workdir) if (workdir / METHOD).exists() else None,
+        'method': read_method(workdir) if (workdir / METHOD).exists() else None,
         'selected_on': selected.how,
         'step': selected.step,
         'val_accuracy': selected.metrics.get('val_accuracy'),
@@ -118,7 +118,7 @@ def export_run(workdir, out, overwrite: bool, mesh) -> dict[str, Any]:
         },
         'training_classes': training_classes(config, trained_on),
         'trained_on': trained_on,
-        'tested_on': noted(workdir / TESTED_ON),
+        'tested_on': read_note(workdir / TESTED_ON),
         'versions': versions(),
     }
     header = json.dumps({key: value for key, value in about.items() if key != 'arrays'})
@@ -204,7 +204,7 @@ def exported_config(
     Raises:
       ValueError: the file is of another method or preset, or an override needs another model.
     """
-    shown, wanted = printable(path, 1000), named(method, preset)
+    shown, wanted = printable(path, 1000), config_name(method, preset)
     if about.get('method') not in (None, wanted):
         raise ValueError(
             f"{shown} holds weights of {printable(about['method'])}, not of {wanted}: evaluate it "

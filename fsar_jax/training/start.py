@@ -1,81 +1,127 @@
 """Parts of a model that start from a file or from another run."""
 
 import functools
-
-import jax
+from collections.abc import Callable
+from typing import NamedTuple
 
 from fsar_jax import weights
 from fsar_jax.config import flatten
 from fsar_jax.files import local_path
 from fsar_jax.mesh import replicate
 from fsar_jax.messages import one_line, printable
+from fsar_jax.processes import print_once
 from fsar_jax.training.workdir import best_of_run
 
+# Nobody has published weights of these.
+SMALL_NETWORKS = ('resnet_small', 'shufflenet_v2_small')
 
-def with_pretrained_weights(state, config, mesh):
-    """The state with parameters and statistics of a backbone, and of a sampler's scan network,
-    where the config names a start: a file with torchvision's names (ImageNet), or the workdir of an
-    earlier run, of which the best checkpoint counts."""
+
+class Start(NamedTuple):
+    """Where one part of a model starts from.
+
+    Attributes:
+      part: its keys in the parameters, ('sampler', 'scan_network').
+      setting: the key that names the start.
+      path: the value of that setting: a file, the workdir of a run, or None.
+      network: name of the network.
+      load: reads a file: path → {'params': …, 'batch_stats': …}.
+    """
+
+    part: tuple[str, ...]
+    setting: str
+    path: str | None
+    network: str
+    load: Callable
+
+    def is_in(self, params) -> bool:
+        """Whether a model with these parameters has this part."""
+        return any(name.startswith('.'.join(self.part) + '.') for name in flatten(params))
+
+
+def starts_of(config) -> tuple[Start, ...]:
+    """The parts that can start from a file or a run: the backbone, and a sampler's scan network."""
     backbone, sampler = config.model.backbone, config.model.sampler
-    starts = (
-        (
+    return (
+        Start(
             ('backbone',),
             'model.backbone.weights',
             backbone.weights,
-            weights.load_backbone,
-            backbone,
+            backbone.name,
+            lambda path: weights.load_backbone(path, backbone),
         ),
-        (
+        Start(
             ('sampler', 'scan_network'),
             'model.sampler.scan_weights',
             sampler.scan_weights,
-            weights.load_scan_network,
             sampler.scan_network,
+            lambda path: weights.load_scan_network(path, sampler.scan_network),
         ),
     )
-    params, batch_stats = state.params, state.batch_stats
-    for stage, key, path, read, kind in starts:
-        if path and any(name.startswith('.'.join(stage) + '.') for name in flatten(params)):
-            loaded = replicate(mesh, start_of(stage, key, path, params, mesh) or read(path, kind))
-            params, batch_stats = (
-                _placed(tree, stage, loaded[name])
-                for tree, name in ((params, 'params'), (batch_stats, 'batch_stats'))
+
+
+def note_random_starts(config, params) -> None:
+    """Prints a line for each part that starts from random weights, although there are published
+    ones."""
+    for start in starts_of(config):
+        if not start.path and start.network not in SMALL_NETWORKS and start.is_in(params):
+            print_once(
+                f'note: {start.network} starts from random weights, in the published runs from '
+                f'ImageNet: set --config.{start.setting} to a torchvision .pth or .safetensors file'
             )
+
+
+def with_pretrained_weights(state, config, mesh):
+    """The state with the parameters and statistics of those parts for which the config names a
+    start: a file with torchvision's names (ImageNet), or the workdir of an earlier run, whose best
+    checkpoint counts."""
+    params, batch_stats = state.params, state.batch_stats
+    for start in starts_of(config):
+        if start.path and start.is_in(params):
+            loaded = part_of_run(start, params, mesh) or start.load(start.path)
+            loaded = replicate(mesh, loaded)
+            params = _replaced(params, start.part, loaded['params'])
+            batch_stats = _replaced(batch_stats, start.part, loaded['batch_stats'])
     return state.replace(params=params, batch_stats=batch_stats)
 
 
-def _placed(tree, stage, value):
-    """The nested dict with `value` at the keys `stage`."""
-    return tree | {stage[0]: _placed(tree.get(stage[0], {}), stage[1:], value)} if stage else value
+def part_of_run(start: Start, params, mesh) -> dict | None:
+    """{'params', 'batch_stats'} of one part of the run in the workdir `start.path`; None where that
+    is a file.
 
-
-def start_of(stage, key, path, params, mesh):
-    """{'params', 'batch_stats'} of one stage ('sampler', 'scan_network') of the run in the workdir
-    `path`; None where that is a file."""
-    path = local_path(path, f'config.{key}')
+    Raises:
+      OSError, ValueError: the run cannot be read, or its part has other shapes than in `params`.
+    """
+    path = local_path(start.path, f'config.{start.setting}')
     if not path.is_dir():
         return None
     try:
         selected = best_of_run(path, mesh)
     except (OSError, ValueError) as error:
         raise type(error)(
-            f'config.{key}={printable(path, 1000)} is the workdir of a run that cannot be read: '
-            f'{one_line(error)}'
+            f'config.{start.setting}={printable(path, 1000)} is the workdir of a run that cannot '
+            f'be read: {one_line(error)}'
         ) from error
-    if selected.damaged and jax.process_index() == 0:
-        print(f'note: config.{key} starts from {selected.how}', flush=True)
+    if selected.damaged:
+        print_once(f'note: config.{start.setting} starts from {selected.how}')
     variables = selected.state.variables
-    inside = '.'.join(stage) + '.'
-    there, here = (
-        {name: (x.shape, x.dtype) for name, x in flatten(tree).items() if name.startswith(inside)}
+    prefix = '.'.join(start.part) + '.'
+    in_run, wanted = (
+        {name: (x.shape, x.dtype) for name, x in flatten(tree).items() if name.startswith(prefix)}
         for tree in (variables['params'], params)
     )
-    if there != here:
+    if in_run != wanted:
         raise ValueError(
-            f'config.{key}={printable(path, 1000)} holds a run whose {" ".join(stage)} is another '
-            'one: name a run with the same, or a file'
+            f'config.{start.setting}={printable(path, 1000)} holds a run whose '
+            f'{" ".join(start.part)} is another one: name a run with the same, or a file'
         )
     return {
-        kind: functools.reduce(lambda tree, name: tree[name], stage, variables[kind])
+        kind: functools.reduce(lambda tree, name: tree[name], start.part, variables[kind])
         for kind in ('params', 'batch_stats')
     }
+
+
+def _replaced(tree: dict, keys: tuple[str, ...], value) -> dict:
+    """The nested dict with `value` at `keys`."""
+    if not keys:
+        return value
+    return tree | {keys[0]: _replaced(tree.get(keys[0], {}), keys[1:], value)}

@@ -1,4 +1,4 @@
-"""A whole run in the order in which it happens: data, model, resume, the loop, selection on val,
+"""A whole run, in the order in which it happens: data, model, resume, the loop, selection on val,
 one look at test."""
 
 import contextlib
@@ -12,45 +12,30 @@ import numpy as np
 from fsar_jax import weights
 from fsar_jax.analysis.episode_report import measure
 from fsar_jax.config import resolve_paths, validate
-from fsar_jax.data import episodes, loader
-from fsar_jax.data.dataset import open_dataset, videos_present
-from fsar_jax.data.frame_sampling import frames_read
+from fsar_jax.data import loader
 from fsar_jax.evaluation import results
-from fsar_jax.evaluation.evaluate import episodes_of, evaluate
-from fsar_jax.files import local_path, write_whole
+from fsar_jax.evaluation.evaluate import Description, TrainedModel, episodes_of, evaluate
+from fsar_jax.files import local_path
 from fsar_jax.learner import create_learner
 from fsar_jax.mesh import episode_mesh, replicate, shard
 from fsar_jax.messages import listed, printable
 from fsar_jax.plan import resolved_plan
+from fsar_jax.processes import print_once
 from fsar_jax.progress import MetricWriter, Progress
 from fsar_jax.stopping import finish_first
+from fsar_jax.training import workdir as workdirs
 from fsar_jax.training.checkpoints import Checkpoints
 from fsar_jax.training.export import exported_variables, read_about
 from fsar_jax.training.finite import check_logits
-from fsar_jax.training.orbax_files import check_directory
-from fsar_jax.training.start import with_pretrained_weights
-from fsar_jax.training.state import create_train_state, make_train_step
-from fsar_jax.training.workdir import (
-    MAY_CHANGE_ON_RESUME,
-    METHOD,
-    SAME_RESULTS,
-    TRAINED_ON,
-    best_of_run,
-    check_settings,
-    content_of_evaluation,
-    departures,
-    hash_of_list,
-    make_workdir,
-    must_agree,
-    named,
-    note_test,
-    note_videos,
-    noted,
-    only_run,
-    run_config,
-    select,
-    with_classes_of_run,
+from fsar_jax.training.inputs import (
+    fit_accumulation,
+    open_split,
+    runtime_summary,
+    with_training_classes,
 )
+from fsar_jax.training.orbax_files import check_directory
+from fsar_jax.training.start import note_random_starts, with_pretrained_weights
+from fsar_jax.training.state import create_train_state, make_train_step
 
 
 def train_and_evaluate(
@@ -81,136 +66,92 @@ def train_and_evaluate(
     # ── What runs, on what ────────────────────────────────────────────────────────────────────────
     validate(config)
     config = resolve_paths(config)
+    train = config.train
     workdir = local_path(workdir, '--workdir')
-    check_directory(workdir / 'checkpoints')
-    mesh = episode_mesh(config.train.episodes_per_step)
+    directory = workdir / 'checkpoints'
+    check_directory(directory)
+    mesh = episode_mesh(train.episodes_per_step)
     config = fit_accumulation(config, mesh.size)
 
     # ── Data: every split is opened now, so that a missing one fails before hours of training ─────
     train_set = open_split(config, 'train', config.episode.query)
     val_set = open_split(config, 'val', config.eval.query) if config.eval.val_episodes else None
     test_set = open_split(config, config.eval.split, config.eval.query)
-    list_hash = hash_of_list(test_set, config)  # reads and checks it, before training
-    say(
-        resolved_plan(
-            config,
-            'train',
-            facts(config, mesh, [s for s in (train_set, val_set, test_set) if s is not None]),
-        )
-    )
+    list_hash = workdirs.hash_of_list(test_set, config)  # also checks the file, if there is one
+    datasets = [dataset for dataset in (train_set, val_set, test_set) if dataset is not None]
+    print_once(resolved_plan(config, 'train', runtime_summary(config, mesh, datasets)))
 
     # ── Model and state ───────────────────────────────────────────────────────────────────────────
     config = with_training_classes(config, train_set)
     learner = create_learner(config.model)
-    if not config.model.backbone.weights and config.model.backbone.name != 'resnet_small':
-        say(
-            f'note: {config.model.backbone.name} starts from random weights, the published runs '
-            'from ImageNet: '
-            f'set --config.model.backbone.weights to a torchvision .pth or .safetensors file'
-        )
-    sampler = config.model.sampler
-    if (
-        sampler.name == 'task_adaptive'
-        and sampler.scan_network != 'shufflenet_v2_small'
-        and not sampler.scan_weights
-    ):
-        say(
-            f'note: the scan network {sampler.scan_network} starts from random weights, that of '
-            'the paper from ImageNet: '
-            f'set --config.model.sampler.scan_weights to a torchvision .pth or .safetensors file'
-        )
-    state = create_train_state(config, learner)
-    state = replicate(mesh, state)
+    state = replicate(mesh, create_train_state(config, learner))
+    note_random_starts(config, state.params)
 
-    # ── Resume: the checkpoint with the highest step, or the start ────────────────────────────────
-    train = config.train
-    check_settings(
-        workdir / 'checkpoints', config, lambda key: not key.startswith(MAY_CHANGE_ON_RESUME)
-    )
+    # ── Resume: from the checkpoint with the highest step, or start ───────────────────────────────
+    workdirs.check_resumable(directory, config)
     with (
-        only_run(workdir),
-        Checkpoints(
-            workdir / 'checkpoints', keep=train.keep_checkpoints, config=config
-        ) as checkpoints,
+        workdirs.lock_workdir(workdir),
+        Checkpoints(directory, keep=train.keep_checkpoints, config=config) as checkpoints,
     ):
         resumed, start = checkpoints.resume(state)
-        note_videos(workdir, start, [s for s in (train_set, val_set) if s is not None])
+        workdirs.note_videos(workdir, start, [d for d in (train_set, val_set) if d is not None])
         if start < train.num_steps:
-            note_test(workdir, test_set, list_hash)
-        if jax.process_index() == 0:
-            write_whole(workdir / METHOD, f'{named(method, preset)}\n')
+            workdirs.note_test(workdir, test_set, list_hash)
+        workdirs.note_method(workdir, method, preset)
         if start:
             state = resumed
-            say(f'resumed from step {start}')
+            print_once(f'resumed from step {start}')
         else:
             state = with_pretrained_weights(state, config, mesh)
             check_logits(learner, state.variables, config)
 
         # ── The loop ──────────────────────────────────────────────────────────────────────────────
         train_step = make_train_step(learner, config, mesh)
-        before, saving = None, threading.Lock()
+        batches = loader.training_batches(
+            train_set, config, start, jax.process_index(), jax.process_count()
+        )
+        episodes, first_episode = (n * train.episodes_per_step for n in (train.num_steps, start))
+        not_logged, saving = None, threading.Lock()
         with (
-            finish_first(lambda: when_saved(checkpoints, saving)),
-            contextlib.closing(
-                loader.training_batches(
-                    train_set, config, start, jax.process_index(), jax.process_count()
-                )
-            ) as batches,
+            finish_first(lambda: wait_until_saved(checkpoints, saving)),
+            contextlib.closing(batches),
             MetricWriter(workdir, train.log_steps, resume_step=start) as writer,
-            Progress(
-                train.num_steps * train.episodes_per_step,
-                'training',
-                'episode',
-                start * train.episodes_per_step,
-            ) as progress,
+            Progress(episodes, 'training', 'episode', first_episode) as progress,
         ):
             for step in range(start + 1, train.num_steps + 1):
-                batch = next(batches)
-                state, metrics = train_step(state, shard(mesh, batch, axis=1))
-                # One step behind, so that the device never waits for the host to look.
-                if before is not None:
-                    record(writer, *before, checkpoints)
-                before = step, metrics
+                state, metrics = train_step(state, shard(mesh, next(batches), axis=1))
+                # Logging is one step behind, so that the device never waits for the host.
+                if not_logged is not None:
+                    log_step(writer, *not_logged, checkpoints)
+                not_logged = step, metrics
                 progress.advance(train.episodes_per_step)
-                if step % train.checkpoint_steps == 0 or step == train.num_steps:
-                    record(writer, *before, checkpoints)
-                    before = None
-                    accuracy = {}
-                    if val_set is not None:
-                        val = evaluate(
-                            learner,
-                            state.variables,
-                            config,
-                            'val',
-                            config.eval.val_episodes,
-                            mesh=mesh,
-                            dataset=val_set,
-                        )
-                        accuracy = {'val_accuracy': val['accuracy']}
-                        writer.write(step, accuracy)
-                        say(f"step {step}: val accuracy {val['accuracy']:.2%} ± {val['ci95']:.2%}")
-                    writer.flush()
-                    with saving:
-                        checkpoints.save(step, state, accuracy)
+                if step % train.checkpoint_steps and step < train.num_steps:
+                    continue
+
+                log_step(writer, *not_logged, checkpoints)
+                not_logged, scores = None, {}
+                if val_set is not None:
+                    model = TrainedModel(learner, state.variables, config, mesh)
+                    val = evaluate(model, val_set, config.eval.val_episodes)
+                    scores = {'val_accuracy': val['accuracy']}
+                    writer.write(step, scores)
+                    print_once(
+                        f"step {step}: val accuracy {val['accuracy']:.2%} ± {val['ci95']:.2%}"
+                    )
+                writer.flush()
+                with saving:
+                    checkpoints.save(step, state, scores)
+
         # ── Selection on val, then the only look at test ──────────────────────────────────────────
-        selected = select(checkpoints, state)
-    # Where nothing was left to train, this is another evaluation of a run whose results may be
-    # there.
-    changed = (
-        departures(workdir, config, test_set) | not_the_best(selected)
-        if start == train.num_steps
-        else {}
-    )
-    return report(
-        learner,
-        selected.state.variables,
-        config,
-        workdir,
+        selected = workdirs.select(checkpoints, state)
+    changed = {}
+    if start == train.num_steps:  # nothing was trained: the run may have its results already
+        changed = workdirs.departures(workdir, config, test_set) | selected.changed
+    return evaluate_and_write(
+        TrainedModel(learner, selected.state.variables, config, mesh),
         test_set,
-        mesh,
-        method,
-        selected.how,
-        changed,
+        workdir,
+        Description(method, selected.how, changed),
     )
 
 
@@ -224,8 +165,8 @@ def evaluate_only(
     """Evaluates on config.eval.split: the best checkpoint of `workdir`, or a PyTorch checkpoint
     that the method's authors published.
 
-    results.json stays that of the run: where `config` departs from its settings in what can change
-    a number, or the weights are published ones, the results go to a file beside it whose name says
+    results.json stays that of the run. Where `config` departs from the run in what can change a
+    number, or the weights are published ones, the results go to a file beside it whose name says
     so.
 
     Args:
@@ -234,7 +175,8 @@ def evaluate_only(
       method: name for the results.
       published: path of a .pth or .safetensors file, the latter also of `fsar_jax.export`; None for
         the workdir's own checkpoint.
-      given: {'episode.shot': 2}, what the name of the results of published weights is to say.
+      given: {'episode.shot': 2}, settings that the results file of published weights is named
+        after.
 
     Returns:
       The content of the results file.
@@ -243,158 +185,80 @@ def evaluate_only(
       ValueError, FileNotFoundError: one line about what is wrong with the config, the data, the
         workdir or the file.
     """
+    # ── What runs, on what ────────────────────────────────────────────────────────────────────────
     validate(config)
     config = resolve_paths(config)
-    workdir, mesh, changed = local_path(workdir, '--workdir'), episode_mesh(), {}
+    workdir, mesh = local_path(workdir, '--workdir'), episode_mesh()
     if not published:
-        config = with_classes_of_run(config, run_config(workdir))
-        check_settings(workdir / 'checkpoints', config, must_agree)
+        config = workdirs.with_classes_of_run(config, workdirs.run_config(workdir))
+        workdirs.check_settings(workdir / 'checkpoints', config, workdirs.must_agree)
+
+    # ── Data ──────────────────────────────────────────────────────────────────────────────────────
     dataset = open_split(config, config.eval.split, config.eval.query)
-    if not published:
-        changed = departures(workdir, config, dataset)
+    changed = {} if published else workdirs.departures(workdir, config, dataset)
     if jax.process_index() == 0:
-        make_workdir(workdir)  # before the work, where its results cannot be written
-    said = ', '.join(f'{key}={now!r} ({then!r} in the run)' for key, (then, now) in changed.items())
-    say(
-        resolved_plan(
-            config,
-            'evaluate',
-            facts(config, mesh, [dataset]) | ({'not as the run': said} if said else {}),
+        workdirs.make_workdir(workdir)  # before the work, in case results cannot be written there
+    summary = runtime_summary(config, mesh, [dataset])
+    if changed:
+        summary['not as the run'] = ', '.join(
+            f'{key}={here!r} ({in_run!r} in the run)' for key, (in_run, here) in changed.items()
         )
-    )
+    print_once(resolved_plan(config, 'evaluate', summary))
+
+    # ── Model ─────────────────────────────────────────────────────────────────────────────────────
     learner = create_learner(config.model)
     if published:
         exported = read_about(published)
         if exported:
-            variables, selected_on = exported_variables(published, config), exported['selected_on']
+            variables, how = exported_variables(published, config), exported['selected_on']
         else:
             variables = weights.load(published, config.model)
-            selected_on = f'published weights, {pathlib.Path(published).name}'
+            how = f'published weights, {pathlib.Path(published).name}'
         check_logits(learner, variables, config)
-        told = {
-            key: (None, value)
-            for key, value in (given or {}).items()
-            if not key.startswith(SAME_RESULTS)
-        }
-        content = content_of_evaluation(config, dataset, published)
-        changed = (
-            {'weights': (None, pathlib.Path(published).stem)}
-            | told
-            | {'content': (None, content[:8])}
-        )
+        changed = workdirs.departures_of_published(config, given or {}, dataset, published)
     else:
-        selected = best_of_run(workdir, mesh)
-        variables, selected_on, changed = (
-            selected.state.variables,
-            selected.how,
-            changed | not_the_best(selected),
-        )
-    return report(learner, variables, config, workdir, dataset, mesh, method, selected_on, changed)
+        selected = workdirs.best_of_run(workdir, mesh)
+        variables, how = selected.state.variables, selected.how
+        changed |= selected.changed
+    model = TrainedModel(learner, variables, config, mesh)
+    return evaluate_and_write(model, dataset, workdir, Description(method, how, changed))
 
 
-def when_saved(checkpoints, saving) -> None:
-    """Returns when the save that has begun is on disk; `saving` is held while one begins."""
-    with saving:
-        checkpoints.wait_for_files()
+def evaluate_and_write(model: TrainedModel, dataset, workdir, description: Description) -> dict:
+    """Evaluates config.eval.num_episodes episodes, writes the results and prints the accuracy.
 
+    The results go to results.json, or to a file beside it that is named after what has changed.
 
-def report(
-    learner, variables, config, workdir, dataset, mesh, method, selected_on, changed
-) -> dict:
-    """Evaluates once on config.eval.split, writes results.json or, where something `changed` (key:
-    (then, now)), a file beside it whose name says so, and prints the accuracy beside chance."""
-    found = evaluate(
-        learner,
-        variables,
-        config,
-        config.eval.split,
-        config.eval.num_episodes,
-        method=method,
-        selected_on=selected_on,
-        mesh=mesh,
-        dataset=dataset,
-    )
+    Returns:
+      The content of the file.
+    """
+    config, changed = model.config, description.changed
+    found = evaluate(model, dataset, config.eval.num_episodes, description)
     if config.eval.measured_episodes:
-        measured = episodes_of(dataset, config, config.eval.split, config.eval.num_episodes)
-        measured, undefined = results.with_nulls(
-            measure(learner, variables, dataset, measured, config)
-        )
+        episodes = episodes_of(dataset, config, config.eval.num_episodes)
+        measured, undefined = results.with_nulls(measure(model, dataset, episodes))
         found |= measured
         if undefined:
-            say(f'note: not finite, so null in the results: {listed(undefined)}')
-    if (workdir / TRAINED_ON).exists() and 'weights' not in changed:
-        found['trained_on'] = noted(workdir / TRAINED_ON)
-    say(
-        f"{method}, {printable(found['dataset'])}, {found['split']}, {found['way']}-way "
-        f"{found['shot']}-shot: "
-        f"{found['accuracy']:.2%} ± {found['ci95']:.2%} (95% interval over {found['num_episodes']} "
-        "episodes; "
-        f"chance {found['chance']:.0%}; selected on {printable(selected_on)})"
-    )  # also where the disk is full
-    path = results.write_results(workdir, found, {key: now for key, (_, now) in changed.items()})
-    say(f'{path}')
+            print_once(f'note: not finite, so null in the results: {listed(undefined)}')
+    if (workdir / workdirs.TRAINED_ON).exists() and 'weights' not in changed:
+        found['trained_on'] = workdirs.read_note(workdir / workdirs.TRAINED_ON)
+    print_once(  # before the file is written, for which the disk may have no room
+        f"{found['method']}, {printable(found['dataset'])}, {found['split']}, {found['way']}-way "
+        f"{found['shot']}-shot: {found['accuracy']:.2%} ± {found['ci95']:.2%} (95% interval over "
+        f"{found['num_episodes']} episodes; chance {found['chance']:.0%}; selected on "
+        f'{printable(found["selected_on"])})'
+    )
+    path = results.write_results(workdir, found, {key: here for key, (_, here) in changed.items()})
+    print_once(f'{path}')
     return found
 
 
-def not_the_best(selected) -> dict:
-    """What `report` is told has changed where a damaged checkpoint may be the best: the results of
-    the run stay."""
-    return {'checkpoint': (max(selected.damaged), selected.step)} if selected.damaged else {}
+def log_step(writer: MetricWriter, step: int, metrics: dict, checkpoints: Checkpoints) -> None:
+    """Writes the metrics of a finished step.
 
-
-def say(text: str) -> None:
-    """Prints, once however many processes there are."""
-    if jax.process_index() == 0:
-        print(text, flush=True)
-
-
-def open_split(config, split: str, query: int):
-    """The split's clips that are long enough, checked to hold the asked way, shot and queries."""
-    dataset = loader.usable(open_dataset(config.data.dataset, config.data.dir, split), config)
-    episodes.check_dataset(dataset, config.episode.way, config.episode.shot, query)
-    return dataset
-
-
-def with_training_classes(config, train_set):
-    """The config with the number of training classes where a classifier is trained
-    (model.classifier.weight) and none is given."""
-    classifier, found = config.model.classifier, len(np.unique(train_set.labels))
-    if not classifier.weight or classifier.classes == found:
-        return config
-    if classifier.classes is not None:
-        raise ValueError(
-            f'config.model.classifier.classes={classifier.classes}, but {config.data.dataset} '
-            f'train has {found} classes: '
-            'leave it unset to take theirs'
-        )
-    config = config.copy_and_resolve_references()
-    config.model.classifier.classes = found
-    return config
-
-
-def fit_accumulation(config, devices: int):
-    """The config with as few sequential parts as asked for, or fewer, so that each part has an
-    episode for every device.
-
-    The result of a step does not depend on it; 16 parts of one episode suit one GPU, 2 parts of 8
-    suit eight.
+    Raises:
+      FloatingPointError: its loss, or the state that it leaves, is not finite.
     """
-    total, parts = config.train.episodes_per_step, config.train.accumulation_steps
-    if total % devices:
-        raise ValueError(
-            f'config.train.episodes_per_step={total} must be a multiple of the {devices} devices '
-            'of all processes: set '
-            f'--config.train.episodes_per_step={-(-total // devices) * devices}'
-        )
-    fitting = max(p for p in range(1, parts + 1) if total % (p * devices) == 0)
-    config = config.copy_and_resolve_references()
-    config.train.accumulation_steps = fitting
-    return config
-
-
-def record(writer, step: int, metrics: dict, checkpoints) -> None:
-    """Writes the metrics of a finished step, and stops the run when its loss, or the parameters it
-    leaves, are not finite."""
     losses = np.asarray(metrics['losses']).ravel()
     broken = ~np.isfinite(losses)
     if broken.any() or not metrics['finite']:
@@ -403,60 +267,13 @@ def record(writer, step: int, metrics: dict, checkpoints) -> None:
         last = checkpoints.latest_step
         raise FloatingPointError(
             f'the {what} of step {step} is not finite, in training episodes {bad.tolist()}; last '
-            'good checkpoint: '
-            f'{checkpoints.directory / str(last) if last else "none yet"}. Lower '
+            f'good checkpoint: {checkpoints.directory / str(last) if last else "none yet"}. Lower '
             'config.train.learning_rate or set config.train.clip_norm'
         )
     writer.write(step, {'loss': metrics['loss'], 'accuracy': metrics['accuracy']})
 
 
-def facts(config, mesh, datasets) -> dict[str, str]:
-    """What the plan says beyond the config: devices, and the clips that are there."""
-    kind = mesh.devices.flat[0]
-    rows = {
-        'devices': f'{mesh.size} x {kind.device_kind} ({kind.platform}), {jax.process_count()} '
-        f'process(es), compute in {config.model.dtype}'
-    }
-    total = jax.device_count()
-    if mesh.size < total:
-        all_used = -(-config.train.episodes_per_step // total) * total
-        rows['devices'] += (
-            f'; {total - mesh.size} idle, --config.train.episodes_per_step={all_used} would use '
-            f'all {total}'
-        )
-    for dataset in datasets:
-        there = videos_present(dataset)
-        few = (
-            int((np.asarray(dataset.num_frames) < frames_read(config)).sum())
-            if config.model.sampler.name != 'uniform'
-            else 0
-        )
-        absent = (there['expected_classes'] or 0) - there['classes']
-        rows[f'data {dataset.split}'] = (
-            f'{config.data.dataset}: {len(np.unique(dataset.labels))} classes, {len(dataset)} clips'
-            + (
-                f' ({len(dataset.dropped)} shorter than {config.episode.frames} frames left out)'
-                if len(dataset.dropped)
-                else ''
-            )
-            + (
-                f", videos present {there['present']:,} of {there['expected']:,}"
-                if there['expected']
-                else ''
-            )
-            + (
-                f", {absent} of its {there['expected_classes']} classes have no video"
-                if absent > 0
-                else ''
-            )
-            + (
-                f', {few} of fewer than {frames_read(config)} frames: a sampler sees some of them '
-                'twice'
-                if few
-                else ''
-            )
-        )
-    rows['S, R  as stored'] = ', '.join(
-        f'{key} {value}' for key, value in sorted(datasets[0].settings.items())
-    )
-    return rows
+def wait_until_saved(checkpoints: Checkpoints, saving: threading.Lock) -> None:
+    """Returns when the save in progress is on disk. `saving` is held while a save is begun."""
+    with saving:
+        checkpoints.wait_for_files()

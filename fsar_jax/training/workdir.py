@@ -1,4 +1,4 @@
-"""A workdir and what it says about its run: settings, method, videos, and the checkpoint that
+"""A workdir, and what it says about its run: settings, method, videos, and which checkpoint
 counts."""
 
 import contextlib
@@ -6,6 +6,7 @@ import hashlib
 import json
 import pathlib
 import tempfile
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import ml_collections
 
 from fsar_jax.checksums import sha256_of
 from fsar_jax.config import SETTINGS, default_config, flatten, keys_that_affect
-from fsar_jax.data.dataset import content_hash, videos_present
+from fsar_jax.data.dataset import Videos, content_hash, videos_present
 from fsar_jax.data.episodes import episodes_hash
 from fsar_jax.evaluation.evaluate import episodes_of
 from fsar_jax.files import read_json, write_whole
@@ -35,9 +36,12 @@ SAME_RESULTS = keys_that_affect('cost', 'start', 'training')
 
 
 @contextlib.contextmanager
-def only_run(workdir):
-    """Holds the workdir for this run; a second run in it is refused in one line, because the two
-    would overwrite each other."""
+def lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes the workdir and holds it for the block.
+
+    Raises:
+      ValueError: another run holds it. The two would overwrite each other.
+    """
     if jax.process_index():
         yield
         return
@@ -50,8 +54,8 @@ def only_run(workdir):
 
 
 def make_workdir(workdir) -> None:
-    """Makes the directory where it is not there; OSError, one line, where that or writing in it
-    fails."""
+    """Makes the directory if it does not exist. OSError, one line, where that fails or nothing can
+    be written in it."""
     workdir = pathlib.Path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -66,16 +70,22 @@ def make_workdir(workdir) -> None:
         raise type(error)(error.errno, error.strerror, str(workdir)) from None
 
 
-def note_videos(workdir, start: int, datasets) -> None:
-    """Writes which videos a run learns from and is selected on, for its results; ValueError where
-    it would go on with others."""
+def note_videos(workdir, start: int, datasets: list[Videos]) -> None:
+    """Writes which videos a run learns from and is selected on, for its results.
+
+    Args:
+      start: the step that the run goes on from.
+
+    Raises:
+      ValueError: it began with other videos.
+    """
     path = workdir / TRAINED_ON
     now = {
         dataset.split: videos_present(dataset) | {'content': content_hash(dataset)}
         for dataset in datasets
     }
     resumed = start and path.exists()
-    before = noted(path) if resumed else now
+    before = read_note(path) if resumed else now
     for split in before.keys() & now.keys():
         if before[split]['hash'] != now[split]['hash']:
             raise ValueError(
@@ -93,40 +103,53 @@ def note_videos(workdir, start: int, datasets) -> None:
         write_whole(path, json.dumps(now))
 
 
-def note_test(workdir, dataset, listed: str | None) -> None:
-    """Writes what the run is evaluated on, of which results.json is. listed: hash of the episodes
-    where a file lists them."""
+def note_test(workdir, dataset: Videos, list_hash: str | None) -> None:
+    """Writes what the run is evaluated on, so what results.json is of.
+
+    list_hash: of the episodes, where a file lists them.
+    """
     if jax.process_index() == 0:
         write_whole(
             workdir / TESTED_ON,
-            json.dumps({dataset.split: {'content': content_hash(dataset), 'episodes': listed}}),
+            json.dumps({dataset.split: {'content': content_hash(dataset), 'episodes': list_hash}}),
         )
 
 
-def noted(path) -> dict:
-    """What trained_on.json or tested_on.json says, {split: {…}}; {} where there is none;
-    ValueError, one line, for a damaged one."""
+def note_method(workdir, method: str, preset: str) -> None:
+    """Writes which config file and preset the run is of."""
+    if jax.process_index() == 0:
+        write_whole(workdir / METHOD, f'{config_name(method, preset)}\n')
+
+
+def read_note(path: pathlib.Path) -> dict:
+    """The content of trained_on.json or tested_on.json, {split: {…}}; {} where there is no such
+    file.
+
+    Raises:
+      ValueError: the file is damaged; one line.
+    """
     if not path.exists():
         return {}
-    known = read_json(
-        path,
-        remedy
-        := 'it says which videos the run began with; remove it to go on with those that are there '
-        'now',
+    advice = (
+        'it says which videos the run began with; remove it to go on with those that are there now'
     )
-    whole = isinstance(known, dict) and all(isinstance(split, dict) for split in known.values())
-    if (
-        not whole
-        or path.name == TRAINED_ON
-        and not all({'hash', 'present'} <= split.keys() for split in known.values())
+    note = read_json(path, advice)
+    needed = {'hash', 'present'} if path.name == TRAINED_ON else set()
+    if not isinstance(note, dict) or not all(
+        isinstance(split, dict) and needed <= split.keys() for split in note.values()
     ):
-        raise ValueError(f'{path} is not as it was written: {remedy}')
-    return known
+        raise ValueError(f'{path} is not as it was written: {advice}')
+    return note
 
 
 def run_config(workdir) -> ml_collections.ConfigDict:
-    """The settings of the run in `workdir`, those that are younger than it at their defaults;
-    FileNotFoundError where there is no run."""
+    """The settings of the run in `workdir`. Settings that are newer than the run have their
+    defaults.
+
+    Raises:
+      FileNotFoundError: there is no run.
+      ValueError: its settings are damaged, or not those of this release.
+    """
     directory = pathlib.Path(workdir) / 'checkpoints'
     settings = saved_settings(directory)
     if not settings:
@@ -149,53 +172,63 @@ def run_config(workdir) -> ml_collections.ConfigDict:
 def evaluation_config(
     config: ml_collections.ConfigDict, given: dict, workdir, method: str, preset: str = ''
 ) -> ml_collections.ConfigDict:
-    """The settings with which `evaluate_only` evaluates the run in `workdir`: its own, but for what
-    is given explicitly.
+    """The settings that `evaluate_only` evaluates the run in `workdir` with: those of the run. Only
+    what is given explicitly overrides them.
 
     Args:
       config: of the command line, as from configs/*.py with its flags.
-      given: {'episode.shot': 2}, the values of the flags alone.
+      given: {'episode.shot': 2}, the values of the explicit flags.
       workdir: of the run.
       method, preset: which config file and which preset of it the command line names.
 
     Raises:
-      FileNotFoundError, ValueError: no run there, or one of another method or preset.
+      FileNotFoundError, ValueError: there is no run, or one of another method or preset.
     """
     run, workdir = run_config(workdir), pathlib.Path(workdir)
     if (workdir / METHOD).exists():
-        there, here = method_of(workdir), named(method, preset)
-        if there != here:
+        trained, asked = read_method(workdir), config_name(method, preset)
+        if trained != asked:
             raise ValueError(
-                f'{workdir} holds a run of {there}, not of {here}: evaluate it with the --config '
-                'of its training, or another '
-                '--workdir'
+                f'{workdir} holds a run of {trained}, not of {asked}: evaluate it with the '
+                '--config of its training, or another --workdir'
             )
-    else:  # a run from before its method was noted
+    else:  # a run of a release that did not write its method
         check_settings(workdir / 'checkpoints', with_classes_of_run(config, run), must_agree)
     run.update_from_flattened_dict(given)
     return run.lock()
 
 
-def method_of(workdir) -> str:
-    """The content of method.txt, for a message; ValueError, one line, where it is damaged."""
+def read_method(workdir) -> str:
+    """The content of method.txt, for a message.
+
+    Raises:
+      ValueError: it is empty; one line.
+    """
     path = pathlib.Path(workdir) / METHOD
-    there = path.read_bytes().decode(errors='replace').strip()
-    if not there:
+    name = path.read_bytes().decode(errors='replace').strip()
+    if not name:
         raise ValueError(
             f"{path} is empty: it names the config file of the run; write it there, e.g. "
             "'strm.py', or remove the file"
         )
-    return printable(there)
+    return printable(name)
 
 
-def named(method: str, preset: str) -> str:
-    """'strm.py', or with a preset 'strm.py:ssv2', as the command line has it."""
+def config_name(method: str, preset: str) -> str:
+    """'strm.py', or with a preset 'strm.py:ssv2', as on the command line."""
     return f'{method}.py:{preset}' if preset else f'{method}.py'
 
 
 class Selected(NamedTuple):
-    """The checkpoint that counts: its state, its step, how it was chosen, the damaged steps that
-    may be better, and its metrics ('val_accuracy')."""
+    """The checkpoint that counts.
+
+    Attributes:
+      state: on the devices.
+      step: its step.
+      how: how it was chosen, in words.
+      damaged: steps that may be better, but are damaged.
+      metrics: as saved with it, {'val_accuracy': …}.
+    """
 
     state: object
     step: int
@@ -203,10 +236,17 @@ class Selected(NamedTuple):
     damaged: list[int]
     metrics: dict[str, float]
 
+    @property
+    def changed(self) -> dict[str, tuple]:
+        """As of `departures`: a damaged checkpoint may be the best, and another one is used."""
+        return {'checkpoint': (max(self.damaged), self.step)} if self.damaged else {}
+
 
 def best_of_run(workdir, mesh) -> Selected:
-    """The checkpoint that counts in the run in `workdir`, on the mesh; the state is built from the
-    settings that lie beside it."""
+    """The checkpoint that counts of the run in `workdir`, on the devices of the mesh.
+
+    The state is built from the settings of the run, so nothing else has to be known of it.
+    """
     directory, config = pathlib.Path(workdir) / 'checkpoints', run_config(workdir)
     with Checkpoints(directory, config=config, read_only=True) as checkpoints:
         like = jax.eval_shape(lambda: create_train_state(config, create_learner(config.model)))
@@ -216,19 +256,23 @@ def best_of_run(workdir, mesh) -> Selected:
         return select(checkpoints, like)
 
 
-def select(checkpoints, like) -> Selected:
-    """The best on val, or the last where val was not looked at; the next best where that is
-    damaged, and `how` says so."""
+def select(checkpoints: Checkpoints, like) -> Selected:
+    """The best checkpoint on val, or the last one where val was not evaluated. Where it is damaged,
+    the next best, and `how` says so.
+
+    like: the state, see `Checkpoints.restore`.
+    """
     state, metrics = checkpoints.restore_best(like)
     best, damaged = checkpoints.best_step, checkpoints.damaged_and_better
     step = checkpoints.latest_step if best is None else best
     how = f'last step ({step})' if best is None else f'val accuracy at step {step}'
-    how += f' (damaged: step {listed(damaged)})' if damaged else ''
+    if damaged:
+        how += f' (damaged: step {listed(damaged)})'
     return Selected(state, step, how, damaged, metrics)
 
 
 def with_classes_of_run(config, run):
-    """The config with the number of training classes that the run counted, where it names none."""
+    """The config with the number of training classes that the run counted, where it gives none."""
     if config.model.classifier.classes is not None:
         return config
     config = config.copy_and_resolve_references()
@@ -237,18 +281,25 @@ def with_classes_of_run(config, run):
 
 
 def must_agree(key: str) -> bool:
-    """Whether an evaluation must have the value that the run has."""
+    """Whether an evaluation must have the run's value of this setting."""
     return SETTINGS[key].affects == 'model' if key in SETTINGS else key.startswith('model.')
 
 
 def changed_settings(directory, config, matters) -> dict[str, tuple]:
-    """{key: (there, here)} of the settings that matter in which `config` departs from the run whose
-    checkpoints lie there; {} without one."""
+    """The settings in which `config` differs from a run.
+
+    Args:
+      directory: of the checkpoints of the run.
+      matters: function of a key; which settings are compared.
+
+    Returns:
+      {key: (in the run, in `config`)}; {} where there is no run.
+    """
     settings = lambda config: flatten(json.loads(config.to_json()))
     before, now = saved_settings(directory), settings(config)
     if not before:
         return {}
-    before = settings(default_config()) | before  # a setting younger than the run is at its default
+    before = settings(default_config()) | before  # for settings that are newer than the run
     return {
         key: (before.get(key), now.get(key))
         for key in sorted(before | now)
@@ -257,75 +308,85 @@ def changed_settings(directory, config, matters) -> dict[str, tuple]:
 
 
 def departures(workdir, config, dataset) -> dict[str, tuple]:
-    """{key: (in the run, here)} of all in which an evaluation of the run's checkpoint departs from
-    the one that results.json is of.
+    """In what an evaluation of a run differs from the one that its results.json is of.
 
-    Data and episode lists count by what they hold, wherever they lie: 'content' is the start of
-    `content_hash`.
+    Datasets and episode lists are compared by what they hold, wherever they lie. 'content' is the
+    start of `content_hash`.
 
     Args:
       workdir: of the run.
       config: of this evaluation.
-      dataset: the open split that it evaluates.
+      dataset: the split that it evaluates.
+
+    Returns:
+      {key: (in the run, in this evaluation)}.
     """
     workdir = pathlib.Path(workdir)
     changed = changed_settings(
         workdir / 'checkpoints', config, lambda key: not key.startswith(SAME_RESULTS)
     )
-    tested = noted(workdir / TESTED_ON)
-    then, content = (
-        (noted(workdir / TRAINED_ON) | tested).get(dataset.split, {}),
-        content_hash(dataset),
-    )
-    listed = hash_of_list(dataset, config)
-    if tested and listed == then.get('episodes'):
+    tested, content = read_note(workdir / TESTED_ON), content_hash(dataset)
+    before = (read_note(workdir / TRAINED_ON) | tested).get(dataset.split, {})
+    list_hash = hash_of_list(dataset, config)
+    if tested and list_hash == before.get('episodes'):
         changed.pop(EPISODE_LIST, None)
     elif tested:  # also where the file of one path has changed
         changed.setdefault(
-            EPISODE_LIST, ((then.get('episodes') or '')[:8] or None, config.eval.episodes_file)
+            EPISODE_LIST, ((before.get('episodes') or '')[:8] or None, config.eval.episodes_file)
         )
-    if listed:  # it decides how many, and nothing is drawn
+    if list_hash:  # the list decides how many, and nothing is drawn
         changed = {
             key: value
             for key, value in changed.items()
             if key not in SETTINGS or SETTINGS[key].unless != EPISODE_LIST
         }
-    if not tested:  # a run from before this was noted
-        then = (
-            then
-            if 'content' in then
-            else {'content': content if seems_the_same(workdir, dataset) else None}
-        )
-    if then.get('content') != content:
-        changed['content'] = (then.get('content') and then['content'][:8], content[:8])
+    if not tested and 'content' not in before:  # a run of a release that did not note this
+        before = {'content': content if seems_the_same(workdir, dataset) else None}
+    if before.get('content') != content:
+        changed['content'] = (before.get('content') and before['content'][:8], content[:8])
     return changed
 
 
 def seems_the_same(workdir, dataset) -> bool:
-    """Whether nothing in the results that are there says that they are of other videos or records
-    than `dataset`."""
+    """Whether the run's results may be of this dataset: False where they say that they are of other
+    videos or records."""
     path = workdir / (
         'results.json' if dataset.split == 'test' else f'results_{dataset.split}.json'
     )
     if not path.exists():
         return True
-    there = read_json(path, 'remove it and evaluate again')
-    present = (there.get('videos_present') or {}).get('hash') if isinstance(there, dict) else None
-    return present == videos_present(dataset)['hash'] and there.get('records') == dataset.settings
+    found = read_json(path, 'remove it and evaluate again')
+    present = (found.get('videos_present') or {}).get('hash') if isinstance(found, dict) else None
+    return present == videos_present(dataset)['hash'] and found.get('records') == dataset.settings
 
 
 def hash_of_list(dataset, config) -> str | None:
     """`episodes_hash` of the list in config.eval.episodes_file; None where there is none."""
     if not config.eval.episodes_file:
         return None
-    return episodes_hash(
-        dataset, episodes_of(dataset, config, config.eval.split, config.eval.num_episodes)
-    )
+    return episodes_hash(dataset, episodes_of(dataset, config, config.eval.num_episodes))
+
+
+def departures_of_published(config, given: dict, dataset, published) -> dict[str, tuple]:
+    """What a results file of published weights is named after, as from `departures`: the weights,
+    the settings that are given explicitly, and what decides the results.
+
+    Args:
+      given: {'episode.shot': 2}.
+      published: path of the weights.
+    """
+    given = {key: value for key, value in given.items() if not key.startswith(SAME_RESULTS)}
+    names = {
+        'weights': pathlib.Path(published).stem,
+        **given,
+        'content': content_of_evaluation(config, dataset, published)[:8],
+    }
+    return {key: (None, value) for key, value in names.items()}
 
 
 def content_of_evaluation(config, dataset, published) -> str:
-    """SHA-256 of all that decides the results of published weights: bytes of the file, settings,
-    videos, and a list of episodes."""
+    """SHA-256 of all that decides the results of published weights: the bytes of the file, the
+    settings, the videos and the list of episodes."""
     settings = flatten(json.loads(config.to_json()))
     settings = {
         key: value
@@ -342,14 +403,22 @@ def content_of_evaluation(config, dataset, published) -> str:
 
 
 def check_settings(directory, config, matters) -> None:
-    """Raises ValueError naming the settings that matter in which `config` departs from the run
-    whose checkpoints lie there."""
+    """Raises ValueError, one line, where `config` differs from a run. Arguments as of
+    `changed_settings`."""
     changed = '; '.join(
-        f'{key}={there!r} there, {here!r} here'
-        for key, (there, here) in changed_settings(directory, config, matters).items()
+        f'{key}={before!r} there, {now!r} here'
+        for key, (before, now) in changed_settings(directory, config, matters).items()
     )
     if changed:
         raise ValueError(
             f'{directory} holds a run with other settings ({changed}): use another --workdir, or '
             'those settings'
         )
+
+
+def check_resumable(directory, config) -> None:
+    """Raises ValueError, one line, where a run cannot go on with other settings than it began with.
+
+    directory: of its checkpoints.
+    """
+    check_settings(directory, config, lambda key: not key.startswith(MAY_CHANGE_ON_RESUME))

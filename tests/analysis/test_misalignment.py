@@ -11,6 +11,7 @@ from tiny_evaluation import TinyDataset, make_config
 from fsar_jax.analysis import misalignment
 from fsar_jax.analysis.episode_report import Truth, measure, truth_measures
 from fsar_jax.data import episodes as episode_lists
+from fsar_jax.evaluation.evaluate import TrainedModel
 from fsar_jax.learner import create_learner
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick_compilation')]
@@ -159,13 +160,9 @@ def test_report_of_a_learner_that_aligns_and_of_one_that_does_not(setting):
             config.model.matcher.name = 'prototypes'
         learner = create_learner(config.model)
         clips = jnp.zeros((3, 2, 4, 12, 12, 3), jnp.uint8)
-        found = measure(
-            learner,
-            jax.jit(learner.init)(jax.random.key(0), clips, clips[:, 0]),
-            dataset,
-            episodes,
-            config,
-        )
+        variables = jax.jit(learner.init)(jax.random.key(0), clips, clips[:, 0])
+        model = TrainedModel(learner, variables, config, mesh=None)
+        found = measure(model, dataset, episodes)
         json.dumps(found, allow_nan=False)
         assert list(found) == ['misalignment']
         found = found['misalignment']

@@ -13,6 +13,7 @@ from tiny_run import SAMPLER
 
 from fsar_jax.analysis import episode_report, selection
 from fsar_jax.data import episodes as episode_lists
+from fsar_jax.evaluation.evaluate import TrainedModel
 from fsar_jax.learner import create_learner
 
 pytestmark = pytest.mark.slow
@@ -125,13 +126,9 @@ def test_report_of_a_learner_that_chooses(changes):
     episodes = episode_lists.draw_episodes(dataset, 3, 2, 1, 0, 3)
     learner = create_learner(config.model)
     clips = jnp.zeros((3, 2, 8, 12, 12, 3), jnp.uint8)
-    found = episode_report.measure(
-        learner,
-        jax.jit(learner.init)(jax.random.key(0), clips, clips[:, 0]),
-        dataset,
-        episodes,
-        config,
-    )
+    variables = jax.jit(learner.init)(jax.random.key(0), clips, clips[:, 0])
+    model = TrainedModel(learner, variables, config, mesh=None)
+    found = episode_report.measure(model, dataset, episodes)
     json.dumps(found, allow_nan=False)
     assert (
         sum(found['selection']['places']) == pytest.approx(4)

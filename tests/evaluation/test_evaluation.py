@@ -1,6 +1,7 @@
 """Cached evaluation against the published way and a slow loop; padding, several devices, what is
 recorded."""
 
+import copy
 import json
 import os
 import pathlib
@@ -25,7 +26,8 @@ from fsar_jax.learner import create_learner
 @pytest.fixture(scope='module')
 def setting():
     config, learner, dataset = make_config(), TinyLearner(), TinyDataset()
-    return learner, make_variables(learner, config), dataset, config, meshes.episode_mesh()
+    variables = make_variables(learner, config)
+    return evaluation.TrainedModel(learner, variables, config, meshes.episode_mesh()), dataset
 
 
 def draw(dataset, config, count):
@@ -41,12 +43,11 @@ def close(a, b):
 
 
 def test_cached_equals_published_way_equals_one_episode_at_a_time(setting):
-    learner, variables, dataset, config, mesh = setting
+    model, dataset = setting
+    learner, variables, config, _ = model
     episodes = draw(dataset, config, 11)  # not divisible by the chunk of 8
-    cached = evaluation.evaluate_episodes(learner, variables, dataset, episodes, config, mesh)
-    published = evaluation.evaluate_episodes(
-        learner, variables, dataset, episodes, config, mesh, cache=False
-    )
+    cached = evaluation.evaluate_episodes(model, dataset, episodes)
+    published = evaluation.evaluate_episodes(model, dataset, episodes, cache=False)
     assert cached.logits.shape == published.logits.shape == (11, 3, 3)
     close(cached.logits, published.logits)
     for i in range(11):
@@ -64,7 +65,7 @@ def test_cached_equals_published_way_equals_one_episode_at_a_time(setting):
 @pytest.mark.slow
 @pytest.mark.parametrize('method', ['otam', 'ta2n', 'hyrsm', 'mastaf', 'vim'])
 def test_cached_equals_published_way_for_every_matcher(setting, method, quick_compilation):
-    _, _, dataset, _, mesh = setting
+    (_, _, _, mesh), dataset = setting
     config = make_config()
     config.model = tiny_config(
         method, {'model.classifier.classes': 4, **(SAMPLER if method == 'vim' else {})}, width=4
@@ -75,21 +76,22 @@ def test_cached_equals_published_way_for_every_matcher(setting, method, quick_co
         x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)
     )  # windows and offsets start without effect
     variables = {**variables, 'params': jax.tree.map(move, variables['params'])}
+    model = evaluation.TrainedModel(learner, variables, config, mesh)
     cached, published = (
-        evaluation.evaluate_episodes(learner, variables, dataset, episodes, config, mesh, cache)
-        for cache in (True, False)
+        evaluation.evaluate_episodes(model, dataset, episodes, cache) for cache in (True, False)
     )
     close(cached.logits, published.logits)
     assert np.ptp(cached.logits, axis=-1).min() > 1e-4
 
 
 def test_each_video_is_loaded_once_and_only_if_it_occurs(setting):
-    learner, variables, dataset, config, mesh = setting
+    model, dataset = setting
+    config = model.config
     episodes = draw(dataset, config, 2)
     used = np.union1d(episodes.support, episodes.query)
     assert len(used) < len(dataset)
     dataset.reads.clear()
-    evaluation.evaluate_episodes(learner, variables, dataset, episodes, config, mesh)
+    evaluation.evaluate_episodes(model, dataset, episodes)
     assert set(dataset.reads) == set(used.tolist())
     assert (
         len(dataset.reads) <= len(used) + config.eval.videos_per_batch - 1
@@ -97,17 +99,17 @@ def test_each_video_is_loaded_once_and_only_if_it_occurs(setting):
 
 
 def test_embeddings_have_a_row_per_video_in_order(setting):
-    learner, variables, dataset, config, mesh = setting
-    embeddings = evaluation.embed_videos(learner, variables, dataset, config, mesh)
+    model, dataset = setting
+    embeddings = evaluation.embed_videos(model, dataset)
     assert jax.tree.map(jnp.shape, embeddings) == {'frames': (20, 4, 6), 'video': (20, 6)}
-    some = evaluation.embed_videos(learner, variables, dataset, config, mesh, positions=[13, 2])
+    some = evaluation.embed_videos(model, dataset, positions=[13, 2])
     jax.tree.map(lambda a, b: close(b, np.asarray(a)[[13, 2]]), embeddings, some)
 
 
 def test_counts_and_confusion_by_a_slow_loop(setting):
-    learner, variables, dataset, config, mesh = setting
-    episodes = draw(dataset, config, 11)
-    outcome = evaluation.evaluate_episodes(learner, variables, dataset, episodes, config, mesh)
+    model, dataset = setting
+    episodes = draw(dataset, model.config, 11)
+    outcome = evaluation.evaluate_episodes(model, dataset, episodes)
     assert outcome.classes == ['action 0', 'action 2', 'action 3', 'action 5', 'action 7']
     confusion, correct = np.zeros((5, 5), int), np.zeros(11, int)
     for i in range(11):
@@ -123,40 +125,33 @@ def test_counts_and_confusion_by_a_slow_loop(setting):
 
 
 def test_nothing_is_traced_again_for_the_next_chunk_or_the_next_checkpoint(setting):
-    _, variables, dataset, config, mesh = setting
+    model, dataset = setting
     learner = TinyLearner(features=6, name='counted')  # compiled by no other test
 
     def traces(episodes, variables):
         before = dict(TRACES)
-        evaluation.evaluate_episodes(learner, variables, dataset, episodes, config, mesh)
+        counted = model._replace(learner=learner, variables=variables)
+        evaluation.evaluate_episodes(counted, dataset, episodes)
         return {name: TRACES[name] - before[name] for name in TRACES}
 
-    episodes = draw(dataset, config, 50)  # 7 chunks, 4 batches of videos
+    episodes = draw(dataset, model.config, 50)  # 7 chunks, 4 batches of videos
+    variables = model.variables
     first = traces(episodes, variables)
     assert first == {'embed': 2, 'match': 1}  # once for the shape, once to compile
     assert traces(episodes, jax.tree.map(lambda x: 2 * x, variables)) == {'embed': 1, 'match': 0}
 
 
-def test_results_of_a_split(setting, tmp_path):
-    learner, variables, dataset, config, mesh = setting
+def test_results_of_a_split(setting):
+    model, dataset = setting
+    description = evaluation.Description('tiny', 'val accuracy at step 3')
 
-    def run(**arguments):
-        return evaluation.evaluate(
-            learner,
-            variables,
-            config,
-            'test',
-            11,
-            method='tiny',
-            dataset=dataset,
-            mesh=mesh,
-            selected_on='val accuracy at step 3',
-            **arguments,
-        )
+    def run(**changes):
+        config = make_config(**changes)
+        return evaluation.evaluate(model._replace(config=config), dataset, 11, description)
 
     found = run()
-    episodes = draw(dataset, config, 11)
-    outcome = evaluation.evaluate_episodes(learner, variables, dataset, episodes, config, mesh)
+    episodes = draw(dataset, model.config, 11)
+    outcome = evaluation.evaluate_episodes(model, dataset, episodes)
     assert found['correct'] == outcome.correct.tolist()
     assert found['queries'] == 3 and found['chance'] == pytest.approx(1 / 3)
     assert found['accuracy'] == pytest.approx(outcome.correct.mean() / 3)
@@ -165,36 +160,39 @@ def test_results_of_a_split(setting, tmp_path):
     assert found['versions']['made_with'] == {'av': '19.0.0'}
     assert found['records'] == {'short_side': 8}
     assert set(found['seconds']) == {'embed', 'match', 'total'}
-    for other in (run(), run(cache=False)):
-        assert {**other, 'seconds': None} == {**found, 'seconds': None}
+    assert {**run(), 'seconds': None} == {**found, 'seconds': None}
+    without_cache = run(cache=False)
+    assert set(without_cache['seconds']) == {'episodes', 'total'}
+    others = {'seconds': None, 'config': None}
+    assert {**without_cache, **others} == {**found, **others}
 
 
 def test_an_episode_list_from_a_file(setting, tmp_path):
-    learner, variables, dataset, config, mesh = setting
-    episodes = draw(dataset, config, 5)
+    model, dataset = setting
+    episodes = draw(dataset, model.config, 5)
     episode_lists.write_episodes(tmp_path / 'list.jsonl', dataset, episodes)
-    with_file = make_config(episodes_file=str(tmp_path / 'list.jsonl'))
-    found = evaluation.evaluate(
-        learner, variables, with_file, 'test', 11, dataset=dataset, mesh=mesh
-    )
+    model = model._replace(config=make_config(episodes_file=str(tmp_path / 'list.jsonl')))
+    found = evaluation.evaluate(model, dataset, 11)
     assert found['num_episodes'] == 5
     assert found['episodes_hash'] == episode_lists.episodes_hash(dataset, episodes)
-    val = evaluation.evaluate(learner, variables, with_file, 'val', 3, dataset=dataset, mesh=mesh)
+    val_set = copy.copy(dataset)
+    val_set.split = 'val'
+    val = evaluation.evaluate(model, val_set, 3)
     assert val['num_episodes'] == 3  # the list is for eval.split only
-    with_file.episode.way = 4
+    model.config.episode.way = 4
     message = 'holds 3-way 2-shot episodes of 3 queries, the config asks for 4-way 2-shot with 4'
     with pytest.raises(ValueError, match=message):
-        evaluation.evaluate(learner, variables, with_file, 'test', 11, dataset=dataset, mesh=mesh)
+        evaluation.evaluate(model, dataset, 11)
 
 
 def test_diverged_parameters_are_an_error_not_chance(setting):
-    learner, variables, dataset, config, mesh = setting
-    broken = jax.tree.map(lambda x: x * jnp.nan, variables)
-    episodes = draw(dataset, config, 11)
+    model, dataset = setting
+    broken = model._replace(variables=jax.tree.map(lambda x: x * jnp.nan, model.variables))
+    episodes = draw(dataset, model.config, 11)
     with pytest.raises(
         ValueError, match='logits of 11 of 11 episodes are not finite, first in episode 0'
     ):
-        evaluation.evaluate_episodes(learner, broken, dataset, episodes, config, mesh)
+        evaluation.evaluate_episodes(broken, dataset, episodes)
 
 
 ON_THESE_DEVICES = '''
@@ -202,16 +200,20 @@ ON_THESE_DEVICES = '''
     import jax
     from tiny_evaluation import TinyDataset, TinyLearner, make_config, make_variables
     from fsar_jax.evaluation import evaluate as evaluation
-    config, learner, dataset = make_config(), TinyLearner(), TinyDataset()
-    variables = make_variables(learner, config)
-    found = [evaluation.evaluate(learner, variables, config, 'test', 11, dataset=dataset, cache=cache)
-             for cache in (True, False)]
+    from fsar_jax.mesh import episode_mesh
+    learner, dataset = TinyLearner(), TinyDataset()
+    variables = make_variables(learner, make_config())
+    found = []
+    for cache in (True, False):
+        config = make_config(cache=cache)
+        model = evaluation.TrainedModel(learner, variables, config, episode_mesh())
+        found.append(evaluation.evaluate(model, dataset, 11))
     print(json.dumps([jax.device_count(), *found]))
 '''
 
 
 def test_eight_devices_give_the_counts_of_one(setting):
-    learner, variables, dataset, config, mesh = setting
+    model, dataset = setting
     tests = pathlib.Path(__file__).parents[1]
     env = {
         **os.environ,
@@ -228,7 +230,7 @@ def test_eight_devices_give_the_counts_of_one(setting):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     devices, cached, published = json.loads(done.stdout.splitlines()[-1])
-    one = evaluation.evaluate(learner, variables, config, 'test', 11, dataset=dataset, mesh=mesh)
+    one = evaluation.evaluate(model, dataset, 11)
     assert devices == 8
     for eight in (cached, published):
         assert eight['correct'] == one['correct'] and eight['confusion'] == one['confusion']

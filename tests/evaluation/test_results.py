@@ -3,13 +3,14 @@
 import json
 import statistics
 
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from tiny_evaluation import TinyDataset
 
 from fsar_jax.config import default_config
-from fsar_jax.evaluation import results
+from fsar_jax.data.dataset import content_hash
+from fsar_jax.evaluation import evaluate, results
 
 
 def make_config():
@@ -18,6 +19,7 @@ def make_config():
             'seed': 3,
             'data': {'dataset': 'synthetic_actions/misaligned'},
             'episode': {'way': 2, 'shot': 1},
+            'eval': {'seed': 3},
             'model': {
                 'cardinalities': (2, 3),
                 'weights': ml_collections.config_dict.placeholder(str),
@@ -26,23 +28,23 @@ def make_config():
     )
 
 
-def make_results(seconds=1.0, **changes):
+def make_results(seconds=1.0, split='test', config=None, made_with=None):
     # Three episodes, 2-way with 1 query per class; class 'push' was never drawn.
-    arguments = dict(
-        method='trx',
-        config=make_config(),
-        split='test',
-        classes=['drop', 'lift', 'push'],
+    outcome = evaluate.Outcome(
+        logits=np.zeros((3, 2, 2), np.float32),
         correct=np.array([2, 1, 0]),
+        classes=['drop', 'lift', 'push'],
         confusion=np.array([[2, 1, 0], [2, 1, 0], [0, 0, 0]]),
         episodes_hash='abc',
-        params={'w': np.ones(2, np.float32)},
-        selected_on='val accuracy at step 1200',
         seconds={'total': seconds},
-        seed=3,
-        records={'short_side': 64},
     )
-    return results.summarise(**{**arguments, **changes})
+    dataset = TinyDataset(frames=1, clips=1)
+    dataset.split = split
+    dataset.made_with = dataset.made_with if made_with is None else made_with
+    params = {'w': np.ones(2, np.float32)}
+    model = evaluate.TrainedModel(None, {'params': params}, config or make_config(), None)
+    description = evaluate.Description('trx', 'val accuracy at step 1200')
+    return evaluate.summarise(outcome, dataset, model, description)
 
 
 def test_interval_is_the_published_convention():
@@ -61,22 +63,6 @@ def test_confusion_counts_row_true_column_answer():
     for t, a in zip(truth.ravel(), answers.ravel()):
         slow[t, a] += 1
     np.testing.assert_array_equal(results.confusion_matrix(truth, answers, 4), slow)
-
-
-def test_params_hash_sees_names_dtypes_shapes_and_bytes_and_not_the_order_of_insertion():
-    w, b = np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros(3, np.float32)
-    base = results.params_hash({'dense': {'kernel': w, 'bias': b}})
-    assert base == results.params_hash(
-        {'dense': {'bias': jnp.asarray(b), 'kernel': jnp.asarray(w)}}
-    )
-    assert len(base) == 64
-    other = [
-        {'dense2': {'kernel': w, 'bias': b}},
-        {'dense': {'kernel': w.reshape(3, 2), 'bias': b}},
-        {'dense': {'kernel': w.view(np.int32), 'bias': b}},
-        {'dense': {'kernel': w + (w == 5), 'bias': b}},
-    ]
-    assert len({base, *map(results.params_hash, other)}) == 5
 
 
 def test_results_have_every_key_and_hand_computed_values():
@@ -103,13 +89,14 @@ def test_results_have_every_key_and_hand_computed_values():
         'selected_on',
         'videos_present',
         'params_hash',
+        'content',
         'correct',
         'records',
         'config',
         'versions',
         'seconds',
     }
-    assert set(found['versions']) == {'python', 'jax', 'flax', 'numpy', 'fsar_jax'}
+    assert set(found['versions']) == {'python', 'jax', 'flax', 'numpy', 'fsar_jax', 'made_with'}
     assert found['config']['model'] == {'cardinalities': [2, 3], 'weights': None}
 
 
@@ -126,9 +113,11 @@ def test_repeated_runs_write_the_same_bytes_but_for_the_seconds(tmp_path):
 
 
 def test_the_results_say_what_made_the_pixels_and_what_was_evaluated():
-    found = make_results(content='c0ffee', made_with={'av': '19.0.0'})
-    assert found['content'] == 'c0ffee' and found['versions']['made_with'] == {'av': '19.0.0'}
-    assert make_results(made_with={})['versions']['made_with'] == {}
+    found = make_results()
+    assert found['content'] == content_hash(TinyDataset(frames=1, clips=1))
+    assert found['versions']['made_with'] == {'av': '19.0.0'}
+    other = make_results(made_with={})
+    assert other['versions']['made_with'] == {} and other['content'] != found['content']
 
 
 def test_the_name_says_what_departs_from_the_run():

@@ -25,14 +25,14 @@ from tiny_run import (
 )
 
 from fsar_jax.data.episodes import draw_episodes
-from fsar_jax.evaluation.evaluate import evaluate_episodes
+from fsar_jax.evaluation.evaluate import TrainedModel, evaluate_episodes
 from fsar_jax.evaluation.results import read_results
 from fsar_jax.learner import create_learner
 from fsar_jax.mesh import episode_mesh, replicate, shard
 from fsar_jax.progress import read_metrics
 from fsar_jax.training.checkpoints import Checkpoints
+from fsar_jax.training.inputs import fit_accumulation
 from fsar_jax.training.state import create_train_state, make_train_step
-from fsar_jax.training.train import fit_accumulation
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick_compilation')]
 OPTIMIZER = {
@@ -112,14 +112,10 @@ def only_of_vim():
         for name in ('params', 'batch_stats')
     }
     learner, dataset = create_learner(config.model), TinyDataset()
+    model = TrainedModel(learner, start.variables, config, mesh)
     assert learner.encodes_in_match
     episodes = draw_episodes(dataset, config.episode.way, config.episode.shot, 1, 0, 5)
-    return {
-        'update': update,
-        'logits': evaluate_episodes(
-            learner, start.variables, dataset, episodes, config, mesh
-        ).logits,
-    }
+    return {'update': update, 'logits': evaluate_episodes(model, dataset, episodes).logits}
 
 
 @functools.cache

@@ -447,7 +447,7 @@ def test_a_run_goes_on_with_the_videos_it_began_with(tmp_path):
         ValueError, match='began with other train videos .2 then, 1 now.: use another --workdir'
     ):
         note_videos(tmp_path, 4, [videos('train', 'a'), videos('val', 'c')])
-    assert json.loads((tmp_path / train.TRAINED_ON).read_text())['val']['present'] == 1
+    assert json.loads((tmp_path / TRAINED_ON).read_text())['val']['present'] == 1
     note_videos(tmp_path, 0, [videos('train', 'd')])
 
 
@@ -474,7 +474,7 @@ class FakeCheckpoints:
 def test_not_finite(losses, finite, message):
     metrics = {'losses': np.array(losses), 'finite': finite, 'loss': 1.0, 'accuracy': 1.0}
     with pytest.raises(FloatingPointError, match=message):
-        train.record(None, 42, metrics, FakeCheckpoints())
+        train.log_step(None, 42, metrics, FakeCheckpoints())
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_data, tmp_path, monkeypatch):
