@@ -71,7 +71,7 @@ def load(path: Path, model: ConfigDict) -> dict[str, Any]:
         raise ValueError(
             f"{printable(path, 1000)}: no published checkpoint has the learned sampler of "
             "config.model.sampler.name='task_adaptive' beside its method's own weights: set "
-            '--config.model.sampler.name=uniform, or motion_guided, which has none'
+            "--config.model.sampler.name=uniform, or motion_guided, which has none"
         )
     return _converted(path, learner_from, model)
 

@@ -1,13 +1,14 @@
-"""Tells checkpoint files apart by their content, and reads them into numpy without torch.
+"""Recognises checkpoint files by their content, and reads them into numpy arrays without torch.
 
-Files come from anywhere: every length in one is compared with the size of the file before memory is
-taken, and every failure is one line that says what the file is and what to do. torch_file.py and
-safetensors_file.py read the formats.
+Files may come from anywhere: every length in one is checked against the size of the file before any
+memory is taken, and every failure is one line that says what the file is and what to do.
+torch_file.py and safetensors_file.py read the formats.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import pathlib
 import stat
 from typing import Any
@@ -21,7 +22,7 @@ from fsar_jax.weights.torch_file import LEGACY_MAGIC, read_legacy, read_zip
 NEITHER = 'neither a PyTorch checkpoint nor safetensors'
 READ_HERE = 'what is read here: .pth and .pt of torch.save(model.state_dict()), and .safetensors'
 
-# First bytes → what the file is and what to do.
+# First bytes → what the file is, and what to do.
 FOREIGN = (
     (
         b'version https://git-lfs',
@@ -45,23 +46,22 @@ FOREIGN = (
 PAGES = (b'<!doctype', b'<html', b'<?xml', b'<head')
 
 
-def read_torch(path) -> dict[str, Any]:
-    """The content of a checkpoint file, tensors as numpy arrays (views that may share memory;
-    bfloat16 and float8 of ml_dtypes).
+def read_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a checkpoint file, with tensors as numpy arrays.
 
     Args:
-      path: .pth, .pt in torch's zip or legacy format, or .safetensors; told apart by content.
+      path: a .pth or .pt file in torch's zip or legacy format, or .safetensors. The content
+        decides, not the suffix.
 
     Returns:
-      What was saved: dicts, lists, tuples, numbers and strings around arrays. Whatever else lies
-        beside them is an `Opaque`,
-      which has the name of the object and nothing of it; a tensor that cannot be read is an
-      `UnreadTensor`.
+      What was saved: dicts, lists, tuples, numbers and strings around arrays, which may be views of
+      shared memory (bfloat16 and float8 are types of ml_dtypes). Any other object is an `Opaque`,
+      which keeps its name and nothing else; a tensor that cannot be read is an `UnreadTensor`.
 
     Raises:
       FileNotFoundError, IsADirectoryError, OSError: with the path.
-      ValueError: one line: a damaged or foreign file, or a pickle that names what acts; nothing of
-        it is run.
+      ValueError: one line. The file is damaged or of another kind, or its pickle names something
+        that acts; nothing in it is run.
     """
     path = pathlib.Path(path)
     shown = printable(path, 1000)
@@ -84,10 +84,8 @@ def read_torch(path) -> dict[str, Any]:
     except Refused as error:
         reason = str(error)
     except OSError as error:
-        if error.errno not in (
-            None,
-            errno.EINVAL,
-        ):  # EINVAL: a damaged zip file places a part before its start
+        # EINVAL: a damaged zip file places a part before its start.
+        if error.errno not in (None, errno.EINVAL):
             raise
         reason = _damaged(error)
     except MemoryError:
@@ -98,7 +96,8 @@ def read_torch(path) -> dict[str, Any]:
 
 
 def _damaged(error):
-    return f'truncated, damaged, or {NEITHER} ({type(error).__name__} {printable(one_line(error))}): download or copy it again'
+    reason = f'{type(error).__name__} {printable(one_line(error))}'
+    return f'truncated, damaged, or {NEITHER} ({reason}): download or copy it again'
 
 
 def _read(file, size):
@@ -118,9 +117,9 @@ def _read(file, size):
     text = head.lstrip(b'\xef\xbb\xbf \t\r\n').lower()
     if text.startswith(PAGES):
         raise Refused(
-            f'{NEITHER} but a web page: the download gave a page (a login, a warning, "not found") '
-            'in place of the '
-            'file: open the address in a browser, and save the file itself'
+            f'{NEITHER} but a web page: the download gave a page (a login, a warning, "not '
+            'found") in place of the file: open the address in a browser, and save the file '
+            'itself'
         )
     if text.startswith(b'{'):
         raise Refused(
@@ -130,8 +129,7 @@ def _read(file, size):
     if head[257:262] == b'ustar':
         raise Refused(
             f'{NEITHER} but a tar archive: unpack it and give the checkpoint inside; where torch '
-            'itself wrote it, '
-            f'before version 0.1.10: {RESAVE}'
+            f'itself wrote it, before version 0.1.10: {RESAVE}'
         )
     if head[:1] == b'\x08' and head[2:3] in (b'\x12', b'\x1a', b':'):
         raise Refused(

@@ -1,10 +1,9 @@
-"""Reads the pickles of PyTorch checkpoints without running anything of them.
+"""Reads the pickles in PyTorch checkpoints without running anything in them.
 
-Python's unpickler imports and calls whatever a pickle names. This one is a small interpreter of its
-own: it builds dicts, lists, tuples, numbers and strings, hands storages and tensors to the caller,
-and puts an `Opaque` in the place of every other object, which keeps the object's name and nothing
-else. What is named is compared with pickle_names.py and never imported. All work is bounded by the
-length of the file.
+Python's own unpickler imports and calls whatever a pickle names. This one is a small interpreter:
+it builds dicts, lists, tuples, numbers and strings, leaves storages and tensors to its caller, and
+replaces every other object by an `Opaque`, which keeps the name of the object and nothing else.
+Names are compared with pickle_names.py and never imported. The length of the file bounds all work.
 """
 
 from __future__ import annotations
@@ -18,7 +17,10 @@ from typing import Any, BinaryIO
 from fsar_jax.messages import printable
 from fsar_jax.weights.pickle_names import harmless
 
-RESAVE = 'where it loads, save the state dict alone, torch.save(model.state_dict(), "weights.pth"), and give that file'
+RESAVE = (
+    'where it loads, save the state dict alone, torch.save(model.state_dict(), "weights.pth"), '
+    'and give that file'
+)
 
 MAX_OPCODES = 2_000_000  # a ResNet-50 has 10,000, its training checkpoint 30,000
 MAX_DEPTH = 200  # containers within containers
@@ -34,8 +36,8 @@ class Refused(ValueError):
 
 
 class Opaque:
-    """Stands for an object, class or function of a pickle that no tensor needs. `name` is all that
-    is kept of it."""
+    """Stands for an object, class or function in a pickle that no tensor needs. Only its `name` is
+    kept."""
 
     __slots__ = ('name',)
 
@@ -56,18 +58,18 @@ class UnreadTensor(Opaque):
 def read_pickle(
     file: BinaryIO, size: int, calls: dict[str, Call] | None = None, persistent: Call | None = None
 ) -> Any:
-    """The object of one pickle; the file is left behind its end.
+    """Reads one pickle and returns its object, leaving the file at the byte after it.
 
     Args:
       file: at the start of the pickle.
       size: bytes of the file, which no length in it may exceed.
-      calls: {name of a function: ours}; called with the arguments that the pickle gives, and
-        nothing else is.
-      persistent: called with a persistent id (a storage); without it there must be none.
+      calls: {name of a function: ours}, called with the arguments that the pickle gives. Nothing
+        else is ever called.
+      persistent: called with each persistent id (a storage); without it there must be none.
 
     Returns:
       dicts (OrderedDict, defaultdict and Counter too), lists, tuples, None, bool, int, float, str,
-      bytes; what `calls` and `persistent` gave; an `Opaque` for all else.
+      bytes; whatever `calls` and `persistent` return; an `Opaque` for anything else.
 
     Raises:
       Refused: the pickle is damaged, names what is not `harmless`, or exceeds a limit.
@@ -76,8 +78,8 @@ def read_pickle(
 
 
 class _Machine:
-    """Stack, marks and memo of a pickle, as in Python's documentation of pickletools; one method
-    per group of opcodes."""
+    """The stack, marks and memo of a pickle, as Python's pickletools describe them; one method per
+    group of opcodes."""
 
     def __init__(self, file, size, calls, persistent):
         self.file, self.size, self.persistent = file, size, persistent
@@ -88,7 +90,7 @@ class _Machine:
             **calls,
         }
         self.stack, self.marks, self.memo, self.count, self.signatures = [], [], {}, 0, {}
-        # id of a container → its depth; set whenever one is made, so a reused id is no danger
+        # id of a container → its depth. Set whenever one is made, so a reused id does no harm.
         self.depths = {}
 
     def run(self):
@@ -171,8 +173,8 @@ class _Machine:
                 depth = max(depth, self.depths.get(id(item), 1) + 1)
         if depth > MAX_DEPTH:
             raise Refused(
-                f'its values lie more than {MAX_DEPTH} deep within each other, which no state dict '
-                f'needs: {RESAVE}'
+                f'its values lie more than {MAX_DEPTH} deep within each other, which no state '
+                f'dict needs: {RESAVE}'
             )
         self.depths[id(container)] = depth
 
@@ -246,9 +248,9 @@ class _Machine:
         full = f'{module[:MAX_NAME]}.{name[:MAX_NAME]}'
         if len(full) > MAX_NAME or full not in self.calls and not harmless(full):
             raise Refused(
-                f"refused, nothing was run: its pickle names '{printable(full)}', which is neither "
-                "a tensor nor a "
-                f'plain container: unless you know why, load it nowhere; if you do, {RESAVE}'
+                f"refused, nothing was run: its pickle names '{printable(full)}', which is "
+                "neither a tensor nor a plain container: unless you know why, load it nowhere; "
+                f"if you do, {RESAVE}"
             )
         self.stack.append(Opaque(full))
 
@@ -305,7 +307,7 @@ class _Machine:
         self.make(function, tuple(items))
 
     def build(self):
-        """The state of an object, its attributes: nothing here has any."""
+        """Drops the state of an object, its attributes: no object here has any."""
         self.pop()
         self.top()
 
@@ -334,7 +336,7 @@ class _Machine:
         self.stack.append(self.take(length).decode('utf-8', 'surrogatepass'))
 
     def old_text(self, length):
-        """A str of Python 2: text, or bytes where it is none."""
+        """A str of Python 2: text, or bytes where it is not valid text."""
         data = self.take(length)
         try:
             self.stack.append(data.decode('utf-8'))
@@ -428,8 +430,12 @@ REBUILDERS = frozenset(
 
 
 def checked_key(key):
-    """The key of a dict, if hashing and comparing it is cheap; an `Opaque` for objects and
-    tensors."""
+    """The key of a dict if it is cheap to hash and compare; an `Opaque` in the place of an object
+    or tensor.
+
+    Raises:
+      Refused: a deep or long tuple, or a huge integer.
+    """
     if (
         isinstance(key, (str, bytes, float, type(None), Opaque))
         or isinstance(key, int)

@@ -1,39 +1,53 @@
-"""Which names may stand in the pickle of a checkpoint: those of objects, not those of what acts.
-None is ever imported.
+"""Which names the pickle of a checkpoint may contain: names of data, not of anything that acts.
 
-Nothing of a pickle is run here, so a name that slips through does no harm; but a file that would
-run something elsewhere is an attack, and people want to know.
+Nothing in a pickle is imported or run here, so a name that slips through does no harm. But a file
+that would run something elsewhere is an attack, and people want to know.
 """
 
 import re
 import sys
 
-# Of Python's own library, torch and numpy, only these; of other packages every name, but for those
-# of ACTING.
+# From the standard library, torch and numpy only these names are allowed; from other packages any
+# name, unless the package is in ACTING.
 HARMLESS = re.compile(
     r'''
     # Python
-      (builtins|__builtin__)\.(object|type|dict|list|tuple|set|frozenset|int|long|float|bool|complex|str|unicode|bytes|bytearray|
-        slice|range|xrange|NoneType|Ellipsis|NotImplemented|[A-Z]\w*(Error|Exception|Warning|Interrupt|Iteration))
+      (builtins|__builtin__)\.(object|type|dict|list|tuple|set|frozenset|int|long|float|bool
+        |complex|str|unicode|bytes|bytearray|
+        slice|range|xrange|NoneType|Ellipsis|NotImplemented|[A-Z]\w*(Error|Exception|Warning
+        |Interrupt|Iteration))
     | (copyreg|copy_reg)\.(_reconstructor|__newobj__|__newobj_ex__)
-    | _codecs\.encode | collections(\.abc)?\.\w+ | argparse\.[A-Z]\w* | datetime\.\w+ | time\.struct_time | typing\.\w+
-    | _?decimal\.[A-Z]\w* | fractions\.Fraction | uuid\.(UUID|SafeUUID) | enum\.[A-Z]\w* | ipaddress\.[A-Z]\w*
-    | pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path | types\.SimpleNamespace | functools\.partial | re\._compile
-    | zoneinfo\.ZoneInfo(\._unpickle)? | array\.(array|_array_reconstructor) | _?io\.(BytesIO|StringIO) | random\.Random
+    | _codecs\.encode | collections(\.abc)?\.\w+ | argparse\.[A-Z]\w* | datetime\.\w+
+        | time\.struct_time | typing\.\w+
+    | _?decimal\.[A-Z]\w* | fractions\.Fraction | uuid\.(UUID|SafeUUID) | enum\.[A-Z]\w*
+        | ipaddress\.[A-Z]\w*
+    | pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path | types\.SimpleNamespace
+        | functools\.partial | re\._compile
+    | zoneinfo\.ZoneInfo(\._unpickle)? | array\.(array|_array_reconstructor) | _?io\.(BytesIO
+        |StringIO) | random\.Random
     | dataclasses\.[A-Z_]+\w* | logging\.(Logger|getLogger) | string\.Template
     # torch
-    | torch\.(device|dtype|Size|Generator|layout|memory_format|strided|preserve_format|contiguous_format|channels_last(_3d)?|
-        per_(tensor|channel)_\w+|finfo|iinfo|[a-z]+\d+(x\d+)?(_\w+)?|float|double|half|int|long|short|bool|cfloat|cdouble|[A-Z]\w*)
-    | torch\.(nn|optim|amp|cuda\.amp|utils\.data|distributions|ao|quantization|sparse|fx|jit|distributed|_tensor|_C)
+    | torch\.(device|dtype|Size|Generator|layout|memory_format|strided|preserve_format
+        |contiguous_format|channels_last(_3d)?|
+        per_(tensor|channel)_\w+|finfo|iinfo|[a-z]+\d+(x\d+)?(_\w+)?|float|double|half|int|long
+        |short|bool|cfloat|cdouble|[A-Z]\w*)
+    | torch\.(nn|optim|amp|cuda\.amp|utils\.data|distributions|ao|quantization|sparse|fx|jit
+        |distributed|_tensor|_C)
         (\.\w+)*\.[A-Z]\w*
-    | torch\.(nn|ao|_C)(\.\w+)*\._[A-Z]\w* | torch\.nn\.(functional|init|parameter)\.\w+ | torch\._C\._nn\.\w+
-    | torch\.(_C\._VariableFunctions|_VF)\.\w+ | torch\.(storage|cuda)\.\w*Storage | torch\.serialization\._get_layout
-    | torch\.torch_version\.TorchVersion | torch\._tensor\._rebuild_from_type(_v2)? | torch\._utils\._rebuild_\w+
+    | torch\.(nn|ao|_C)(\.\w+)*\._[A-Z]\w* | torch\.nn\.(functional|init|parameter)\.\w+
+        | torch\._C\._nn\.\w+
+    | torch\.(_C\._VariableFunctions|_VF)\.\w+ | torch\.(storage|cuda)\.\w*Storage
+        | torch\.serialization\._get_layout
+    | torch\.torch_version\.TorchVersion | torch\._tensor\._rebuild_from_type(_v2)?
+        | torch\._utils\._rebuild_\w+
     # numpy
-    | numpy\.([a-z]+\d+_?|bool_?|int_|float_|str_|bytes_|object_|void|dtype|ndarray|generic|number|longlong|ulonglong|longdouble|
+    | numpy\.([a-z]+\d+_?|bool_?|int_|float_|str_|bytes_|object_|void|dtype|ndarray|generic
+        |number|longlong|ulonglong|longdouble|
         intc|uintc)
-    | numpy\.(core|_core)\.(multiarray|numeric)\.(scalar|_reconstruct|_frombuffer) | numpy\.dtypes\.\w+
-    | numpy\.random\.(_pickle\.\w+|\w+\.__pyx_unpickle_\w+|(\w+\.)?[A-Z]\w*) | numpy\.ma\.core\.(_mareconstruct|MaskedArray)
+    | numpy\.(core|_core)\.(multiarray|numeric)\.(scalar|_reconstruct|_frombuffer)
+        | numpy\.dtypes\.\w+
+    | numpy\.random\.(_pickle\.\w+|\w+\.__pyx_unpickle_\w+|(\w+\.)?[A-Z]\w*)
+        | numpy\.ma\.core\.(_mareconstruct|MaskedArray)
     ''',
     re.X,
 )
@@ -86,8 +100,8 @@ ACTING = frozenset(
 
 
 def harmless(name: str) -> bool:
-    """Whether an object called 'package.module.name' may be in a file: it is then not read, and not
-    an attack."""
+    """Whether a file may hold an object called 'package.module.name'. It is not read either way;
+    where it may not, the file is refused as an attack."""
     package = name.partition('.')[0]
     known = package in STANDARD_LIBRARY or package in ACTING or package in ('torch', 'numpy')
     return not known or HARMLESS.fullmatch(name) is not None

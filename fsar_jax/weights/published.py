@@ -102,8 +102,7 @@ def _names_of(matcher: str) -> TorchNames:
     names = METHODS.get(matcher) or getattr(matchers.MATCHERS.get(matcher), 'published', None)
     if names is None:
         raise ValueError(
-            'no published state dict is known for '
-            f"config.model.matcher.name='{printable(matcher)}'"
+            f"no published state dict is known for config.model.matcher.name='{printable(matcher)}'"
         )
     return names
 
@@ -113,7 +112,7 @@ def _check_variant(model: ConfigDict, entries: Mapping[str, Entry]) -> None:
     if model.variant != 'code' and stages.intersection(strm.CODE_ONLY):
         raise ValueError(
             "published STRM weights belong to config.model.variant='code': the 'paper' equations "
-            'have no place for its gate and biases'
+            "have no place for its gate and biases"
         )
 
 

@@ -1,5 +1,5 @@
-"""Reads .safetensors: the length of a header, the header in JSON, and the data of all tensors
-without gaps."""
+"""Reads .safetensors files: the length of the header, the header in JSON, then the data of all
+tensors without gaps."""
 
 from __future__ import annotations
 
@@ -41,24 +41,26 @@ MAX_HEADER = 2**24
 
 
 def read_safetensors(file: BinaryIO, size: int) -> dict[str, Any]:
-    """{name: array} in the order of the file; an `UnreadTensor` for a type that numpy does not
-    have.
+    """{name: array} in the order of the file; an `UnreadTensor` for a type that numpy lacks.
 
-    file: at its start; size: its bytes.
+    Args:
+      file: at its start.
+      size: its bytes.
 
     Raises:
-      Refused, and what json raises: the header is damaged, or does not describe the file.
+      Refused, and whatever json raises: the header is damaged, or does not describe the file.
     """
     length = int.from_bytes(file.read(8), 'little')
     if length > min(size - 8, MAX_HEADER):
         raise Refused(
-            'truncated, damaged, or neither a PyTorch checkpoint nor safetensors: '
-            f'a header of {length:,} bytes in a file of {size:,}'
+            'truncated, damaged, or neither a PyTorch checkpoint nor safetensors: a header of '
+            f'{length:,} bytes in a file of {size:,}'
         )
     header = json.loads(file.read(length).decode('utf-8'), object_pairs_hook=_without_duplicates)
     data = np.fromfile(file, np.uint8)
     header.pop('__metadata__', None)
-    content, end = {}, 0
+    content: dict[str, Any] = {}
+    end = 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]['data_offsets']):
         start, stop = entry['data_offsets']
         kind, shape = entry['dtype'], entry['shape']
@@ -70,19 +72,18 @@ def read_safetensors(file: BinaryIO, size: int) -> dict[str, Any]:
         ):
             raise Refused(
                 f"truncated, damaged: the place or shape of '{printable(name)}' is wrong, or the "
-                "file ends before it: "
-                'download or copy it again'
+                "file ends before it: download or copy it again"
             )
         end = stop
-        if (dtype := DTYPES.get(TYPES.get(kind))) is None:
+        if (dtype := DTYPES.get(TYPES.get(kind, ''))) is None:
             content[name] = UnreadTensor(
                 f'a tensor of type {printable(kind)}: save it as float32 (F32)'
             )
             continue
         if math.prod(shape) * dtype.itemsize != stop - start:
             raise Refused(
-                f"truncated, damaged: '{printable(name)}' has {stop - start:,} bytes, "
-                'and not those of its shape and type'
+                f"truncated, damaged: '{printable(name)}' has {stop - start:,} bytes, and not "
+                "those of its shape and type"
             )
         content[name] = native(data[start:stop], dtype, sys.byteorder != 'little').reshape(shape)
     if end != data.size:
@@ -93,10 +94,11 @@ def read_safetensors(file: BinaryIO, size: int) -> dict[str, Any]:
     return content
 
 
-def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The texts that the writer of a .safetensors file put in its header.
 
-    {} of any other file, also of one that is absent or damaged: reading its arrays gives the error.
+    {} for any other file, and for one that is missing or damaged: reading its arrays gives the
+    error.
     """
     if not os.path.isfile(path):  # opening a pipe would wait
         return {}

@@ -98,7 +98,7 @@ def state_dicts(content: Any, path: str | os.PathLike) -> dict[tuple[str, ...], 
     if isinstance(content, Opaque):
         holds = (
             f"it holds an object of class '{printable(content.name)}', which only its own code "
-            f'can load: {RESAVE}'
+            f"can load: {RESAVE}"
         )
     elif isinstance(content, np.ndarray):
         holds = 'it holds a tensor without a name'
@@ -187,8 +187,8 @@ def _best(places: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
 def _several(places) -> str:
     return (
         f'several state dicts fit: {listed(map(_dotted, places))}: save the one that you mean '
-        'alone, torch.save(torch.load("this file", map_location="cpu")'
-        f'[{printable(places[0][0])!r}], "weights.pth")'
+        'alone, torch.save(torch.load("this file", '
+        f'map_location="cpu")[{printable(places[0][0])!r}], "weights.pth")'
     )
 
 

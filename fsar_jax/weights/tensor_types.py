@@ -1,11 +1,11 @@
-"""Types of tensors in files, as numpy's."""
+"""The types that tensors in files have, as numpy types."""
 
 from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
 
-# As torch writes them after 'torch.'. float8_e8m0fnu came late to ml_dtypes.
+# As torch writes them after 'torch.'. Older versions of ml_dtypes lack float8_e8m0fnu.
 NAMES = (
     'float32',
     'float64',
@@ -33,14 +33,13 @@ DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in NAMES}
 MAX_AXES = 32
 
 
-def are_sizes(*values) -> bool:
-    """Whether all are integers that a size, stride or place in a file can be."""
+def are_sizes(*values: object) -> bool:
+    """Whether each value is an integer that a size, a stride or an offset in a file can be."""
     return all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
 def native(data: np.ndarray, dtype: np.dtype, foreign: bool) -> np.ndarray:
-    """Bytes [n] as an array of `dtype`; foreign: they are in the other order than this
-    machine's."""
+    """Bytes [n] as an array of `dtype`; `foreign` if their order is not that of this machine."""
     unit = dtype.itemsize // 2 if dtype.kind == 'c' else dtype.itemsize
     return (
         data.view(f'u{unit}').byteswap().view(dtype) if foreign and unit > 1 else data.view(dtype)

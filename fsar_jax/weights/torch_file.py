@@ -1,5 +1,5 @@
-"""Reads what torch.save writes, in its zip and its legacy format: a pickle, and the bytes of the
-storages that it refers to."""
+"""Reads the two formats of torch.save, zip and legacy: a pickle, and the bytes of the storages that
+it refers to."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import math
 import sys
 import zipfile
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +36,7 @@ STORAGE_DTYPES = {f'torch.{kind}Storage': DTYPES[name] for kind, name in STORAGE
 STORAGE_DTYPES |= {
     f'{module}.UntypedStorage': DTYPES['uint8'] for module in ('torch', 'torch.storage')
 }
-# Tensors that are no view of a storage → what they are and how to save them.
+# Tensors that are not views of a storage → what they are, and how to save them instead.
 UNREAD = {
     '_rebuild_sparse_tensor': 'a sparse tensor: save x.to_dense()',
     '_rebuild_sparse_csr_tensor': 'a sparse tensor: save x.to_dense()',
@@ -56,13 +56,16 @@ MAX_RATIO = 16  # of a zip file: unpacked over packed
 SPARE = 2**20  # bytes that a value may take beyond the size of its file
 
 
-def read_zip(file: BinaryIO, size: int) -> Any:
+def read_zip(file: io.BufferedReader, size: int) -> Any:
     """The object in a zip file of <root>/data.pkl and one <root>/data/<key> per storage.
 
-    file: at its start; size: its bytes.
+    Args:
+      file: at its start.
+      size: its bytes.
 
     Raises:
-      Refused, and what zipfile raises: a damaged file, one without data.pkl, or a limit exceeded.
+      Refused, and whatever zipfile raises: the file is damaged, has no data.pkl, or exceeds a
+        limit.
     """
     if (claimed := _directory_size(file, size)) > MAX_DIRECTORY:
         raise Refused(f'damaged: a zip file whose table of contents takes {claimed:,} bytes')
@@ -88,9 +91,9 @@ def read_zip(file: BinaryIO, size: int) -> Any:
             unpacked := sum(member.file_size for member in members.values())
         ) > MAX_RATIO * size + SPARE:
             raise Refused(
-                f'a zip file of {size:,} bytes that unpacks to {unpacked:,}, more than {MAX_RATIO} '
-                'times as much: '
-                f'torch does not compress its files; if you trust it, {RESAVE}'
+                f'a zip file of {size:,} bytes that unpacks to {unpacked:,}, more than '
+                f'{MAX_RATIO} times as much: torch does not compress its files; if you trust it, '
+                f'{RESAVE}'
             )
 
         order = (
@@ -113,7 +116,7 @@ def read_zip(file: BinaryIO, size: int) -> Any:
             if member.file_size != entries * dtype.itemsize:
                 raise Refused(
                     f"damaged: the storage '{printable(key)}' has {member.file_size} bytes "
-                    f'instead of {entries * dtype.itemsize}'
+                    f"instead of {entries * dtype.itemsize}"
                 )
             if key not in contents:
                 contents[key] = np.frombuffer(_member(archive, member), np.uint8)
@@ -129,7 +132,7 @@ def read_zip(file: BinaryIO, size: int) -> Any:
 
 
 def _directory_size(file, size):
-    """Bytes of the table of contents that the end of a zip file claims: reading it takes a dozen
+    """Bytes of the table of contents, as the end of a zip file claims. Reading it takes a dozen
     times as much memory."""
     file.seek(max(0, size - 2**16 - 22))
     tail = file.read()
@@ -139,9 +142,8 @@ def _directory_size(file, size):
             'truncated: a zip file, as torch writes, whose end is missing: download or copy it '
             'again'
         )
-    claimed = (
-        int.from_bytes(tail[end + 12 : end + 16], 'little') % 0xFFFFFFFF
-    )  # all ones: the larger record has it
+    # All ones mean that the larger record has it.
+    claimed = int.from_bytes(tail[end + 12 : end + 16], 'little') % 0xFFFFFFFF
     large = tail.rfind(b'PK\x06\x06', 0, end)
     return max(
         claimed, int.from_bytes(tail[large + 40 : large + 48], 'little') if large >= 0 else 0
@@ -160,7 +162,10 @@ def _no_checkpoint(members):
     elif inside:
         what = f'it holds {listed(inside)}: unpack it, and give that'
     else:
-        what = f'it holds {listed(members, 5) or "nothing"}: give what torch.save(model.state_dict(), path) writes'
+        what = (
+            f'it holds {listed(members, 5) or "nothing"}: give what torch.save(model.state_dict(), '
+            'path) writes'
+        )
     return f'a zip file without data.pkl, so not a PyTorch checkpoint: {what}'
 
 
@@ -177,8 +182,7 @@ def _member(archive, member):
     except zipfile.BadZipFile as error:
         raise Refused(
             f'truncated or damaged: {printable(error)}: download or copy it again (or, if it was '
-            'written under '
-            'torch.serialization.set_crc32_options(False), save it without that)'
+            'written under torch.serialization.set_crc32_options(False), save it without that)'
         ) from None
     if len(data) != member.file_size:
         raise Refused(
@@ -188,24 +192,26 @@ def _member(archive, member):
     return data
 
 
-def read_legacy(file: BinaryIO, size: int) -> Any:
-    """The object in pickles one after the other: magic number, protocol, system facts, object,
-    storage keys; then the storages.
+def read_legacy(file: io.BufferedReader, size: int) -> Any:
+    """The object in a sequence of pickles (magic number, protocol, system information, object,
+    storage keys) with the storages after them.
 
-    file: at its start; size: its bytes.
+    Args:
+      file: at its start.
+      size: its bytes.
 
     Raises:
-      Refused: a damaged file, a pickle of another kind, or a limit exceeded.
+      Refused: the file is damaged, is a pickle of another kind, or exceeds a limit.
     """
     if read_pickle(file, size) != LEGACY_MAGIC:
         raise Refused(
-            'a plain pickle, neither a PyTorch checkpoint nor safetensors: '
-            'give what torch.save(model.state_dict(), path) writes'
+            'a plain pickle, neither a PyTorch checkpoint nor safetensors: give what '
+            'torch.save(model.state_dict(), path) writes'
         )
     if read_pickle(file, size) != LEGACY_PROTOCOL:
         raise Refused(f'a PyTorch checkpoint of another protocol than {LEGACY_PROTOCOL}: {RESAVE}')
-    facts = read_pickle(file, size)
-    little = facts.get('little_endian') if isinstance(facts, dict) else None
+    system = read_pickle(file, size)
+    little = system.get('little_endian') if isinstance(system, dict) else None
     if not isinstance(little, bool):
         raise Refused('damaged: it does not say its byte order, little_endian: True or False')
     foreign = little != (sys.byteorder == 'little')
@@ -217,9 +223,7 @@ def read_legacy(file: BinaryIO, size: int) -> Any:
             total += entries * dtype.itemsize
             if total > size:
                 raise Refused('damaged: its storages together are larger than the file')
-            storages[key] = np.empty(
-                entries, dtype
-            )  # filled below: the data comes after the object
+            storages[key] = np.empty(entries, dtype)  # filled below, after the object
         whole = storages[key]
         if whole.nbytes != entries * dtype.itemsize or foreign and whole.dtype != dtype:
             raise Refused(f"damaged: the storage '{printable(key)}' has two sizes or types")
@@ -314,9 +318,8 @@ def _calls(limit, foreign):
             and len(size) == len(stride) <= MAX_AXES
         ):
             raise Refused('damaged: a tensor without a storage, size or stride')
-        if any(
-            type(value) is not int for value in (offset, *size, *stride)
-        ):  # not printed: it may be endless
+        if any(type(value) is not int for value in (offset, *size, *stride)):
+            # Not printed: it may be endless.
             raise Refused('damaged: a tensor whose size, stride or offset is no integer')
         if not are_sizes(offset, *size, *stride):
             raise Refused(
@@ -333,12 +336,10 @@ def _calls(limit, foreign):
             )
         if math.prod(size) * storage.itemsize > limit:
             raise Refused(
-                f'damaged: a tensor of size {size} takes more memory than its whole file, '
-                f'by repeating {storage.size} entries'
+                f'damaged: a tensor of size {size} takes more memory than its whole file, by '
+                f'repeating {storage.size} entries'
             )
-        if isinstance(metadata, dict) and (
-            metadata.get('conj') or metadata.get('neg')
-        ):  # not yet applied
+        if isinstance(metadata, dict) and (metadata.get('conj') or metadata.get('neg')):
             return UnreadTensor(
                 'a lazily negated or conjugated tensor: save x.resolve_conj().resolve_neg()'
             )

@@ -330,7 +330,8 @@ def test_safetensors_headers_that_are_too_long_too_deep_or_double(tmp_path):
     deep = b'{"a":' + b'[' * 100_000
     path.write_bytes(struct.pack('<Q', len(deep)) + deep)
     assert 'truncated, damaged' in refused(path)
-    double = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    entry = b'"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+    double = b'{' + entry + b',' + entry + b'}'
     path.write_bytes(struct.pack('<Q', len(double)) + double + bytes(4))
     assert 'holds a name twice' in refused(path)
 
