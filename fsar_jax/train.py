@@ -262,11 +262,13 @@ def help_text(given: flags.FlagValues) -> str:
     lines = [__doc__, 'Flags:', *(f'  --{name:<12} {given[name].help}' for name in names)]
     lines += [f'\nMethods: {_methods()}.']
     if given.config is not None:
-        from fsar_jax.config import flatten
+        from fsar_jax.config import SETTINGS, setting_of
 
-        settings = flatten(given.config.copy_and_resolve_references().to_dict())
-        lines += ['\nSettings:']
-        lines += [f'  --config.{key}={value!r}' for key, value in settings.items()]
+        lines += ['\nSettings, with their values here (docs/settings.md has more):']
+        for key, known in SETTINGS.items():
+            choices = f' ({", ".join(map(str, known.choices))})' if known.choices else ''
+            line = f'  --config.{key}={setting_of(given.config, key)!r}'
+            lines += [f'{line:<50}  {known.help}{choices}']
     return '\n'.join(lines)
 
 

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from tiny_run import REPOSITORY, error_of, finish, run_main, start_main, tiny_config, tiny_flags
 
 from fsar_jax import train
+from fsar_jax.config import SETTINGS
 from fsar_jax.data import episodes as episode_lists
 from fsar_jax.data import loader
 from fsar_jax.data.dataset import open_dataset
@@ -439,7 +440,8 @@ def test_a_method_is_found_by_its_name_from_anywhere(tmp_path, monkeypatch, caps
     assert train.parse(['main.py', f'--flagfile={flag_file}']).config.episode.shot == 2
     train.run(['main.py', '--config=strm:ssv2', '--help'])
     out = capsys.readouterr().out
-    assert '--config.episode.image_size=224\n' in out and '  --workdir ' in out
+    assert re.search(r'--config.episode.image_size=224 +pixels per side', out)
+    assert all(f'--config.{key}=' in out for key in SETTINGS) and '  --workdir ' in out
     assert 'Methods: hyrsm, mastaf, ' in out
 
 
