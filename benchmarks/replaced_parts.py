@@ -68,6 +68,7 @@ def of_next_query(offsets):
 # row -> (class of a module, its method, what is called instead: with the method and its arguments)
 METHODS = {
     'window (1, 0)': window(1.0, 0.0),
+    'window (0.964, 0)': window(0.964, 0.0),  # where training starts
     'window (0.9, 0)': window(0.9, 0.0),
     'window (0.8, 0)': window(0.8, 0.0),
     'M uniform': changed(ActionCoordination, 'evolution', uniform),
