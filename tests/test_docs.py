@@ -8,10 +8,12 @@ from tiny_run import REPOSITORY
 
 from fsar_jax.config import SETTINGS
 
+# A changelog names what is gone, too.
 PAGES = sorted(
     path
     for folder in ('', 'docs', 'tfds_builders/*')
     for path in REPOSITORY.glob(f'{folder}/*.md'.lstrip('/'))
+    if path.name != 'CHANGELOG.md'
 )
 named = [str(path.relative_to(REPOSITORY)) for path in PAGES]
 
