@@ -4,11 +4,12 @@ import json
 import os
 import pathlib
 import signal
+import warnings
 
 import jax
 import numpy as np
 import pytest
-from tiny_run import write_tiny_clips
+from tiny_run import MIN_SECONDS, write_tiny_clips
 
 from fsar_jax import build
 from fsar_jax.machine import file_lock
@@ -65,11 +66,30 @@ def assert_close_to_published():
 
 
 @pytest.fixture(scope='session')
-def tiny_data(tmp_path_factory):
+def session_folder(tmp_path_factory):
+    """The folder that all workers of this test session share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
+
+
+@pytest.fixture(scope='session', autouse=True)
+def share_programs(session_folder):
+    """What a worker, or a run of main.py, compiles serves all others (JAX's persistent cache).
+
+    With JAX_COMPILATION_CACHE_DIR=folder it also serves the next test session.
+    """
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update('jax_compilation_cache_dir', str(session_folder / 'programs'))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', MIN_SECONDS)
+    # A program that another worker is writing is compiled here as well.
+    warnings.filterwarnings('ignore', message='Error reading persistent compilation cache entry')
+
+
+@pytest.fixture(scope='session')
+def tiny_data(session_folder):
     """A data directory with video_folder/tiny, and video_folder/no_val, whose val split is empty.
     Built once for all workers."""
-    base = tmp_path_factory.getbasetemp()
-    base = base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
+    base = session_folder
     data_dir, done = base / 'tiny_data', base / 'tiny_data_done'
     with file_lock(base / 'tiny_data.lock'):
         if not done.exists():

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from tiny_run import CPU, REPOSITORY
+from tiny_run import CPU, REPOSITORY, shared_programs
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +32,10 @@ def run_command(line):
     name = arguments[1] if arguments[0] == '-m' else arguments[0]
     assert program == 'python', line
     done = subprocess.run(
-        [sys.executable, *arguments, *SHORTER[name]], env=CPU, text=True, capture_output=True
+        [sys.executable, *arguments, *SHORTER[name]],
+        env={**CPU, **shared_programs()},
+        text=True,
+        capture_output=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from tiny_run import CPU, REPOSITORY, TINY, error_of
+from tiny_run import CPU, REPOSITORY, TINY, error_of, shared_programs
 
 from fsar_jax import __main__ as installed
 from fsar_jax import build
@@ -70,7 +70,7 @@ def test_the_first_commands_work_in_their_order(tiny_data, tmp_path):
         done = subprocess.run(
             [sys.executable, *words[1:]],
             cwd=tmp_path,
-            env=CPU,
+            env={**CPU, **shared_programs()},
             capture_output=True,
             text=True,
             timeout=300,

@@ -16,7 +16,7 @@ from fsar_jax.data import episodes as episode_lists
 from fsar_jax.evaluation.evaluate import TrainedModel
 from fsar_jax.learner import create_learner
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick_compilation')]
 
 
 def test_share_of_frames_inside_the_action():
@@ -58,6 +58,7 @@ def sampling_config(**sampler):
     with config.unlocked():
         config.update_from_flattened_dict(SAMPLER)
         config.model.sampler.update(dense_frames=8, **{'name': 'task_adaptive', **sampler})
+        config.model.backbone.width = 4
         config.episode.image_size = 12
     return config
 

@@ -19,6 +19,7 @@ from tiny_run import (
     largest_difference,
     random_batch,
     run_main,
+    shared_programs,
     start_main,
     tiny_config,
     tiny_flags,
@@ -145,7 +146,7 @@ def eight_devices(tmp_path_factory):
         '    np.savez(f"{sys.argv[1]}/{method}.npz", '
         '*jax.tree.leaves(test_devices.three_steps(method)))'
     )
-    env = {**CPU, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+    env = {**CPU, **shared_programs(), 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
     process = subprocess.Popen(
         [sys.executable, '-c', code, folder],
         cwd=REPOSITORY,
@@ -228,6 +229,7 @@ def test_one_process_with_two_of_three_devices_and_two_processes(tiny_data, tmp_
         start_main(
             *tiny_flags(method, tiny_data, tmp_path / 'two', changes),
             f'--distributed=127.0.0.1:{port},2,{i}',
+            env=shared_programs(),
         )
         for i in range(2)
     ]
