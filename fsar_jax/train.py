@@ -246,10 +246,11 @@ def in_one_line(error: Exception) -> str:
         # Of other exceptions, which are faults of the file, the kind is part of the message.
         return lines[-1].removeprefix('ValueError: ')
     message = ' '.join(line.strip() for line in lines)
+    a_section = 'a section of the settings: give one of its keys'
+    message = re.sub(r'Failed to parse .* as a ConfigDict: .*', a_section, message)
+    # the same of ml_collections before 1.1
     message = re.sub(
-        r'Failed to parse .* as a ConfigDict: .*',
-        'a section of the settings: give one of its keys',
-        message,
+        r".*ConfigDict'> of field (\S+) is not .*", rf'flag --\1: {a_section}', message
     )
     return re.sub(
         r"\('Non-boolean argument to boolean flag', .*\)$", 'should be True or False', message

@@ -407,8 +407,7 @@ def test_bad_input_is_one_line_of_stderr_and_status_1():
         ('--config={}/plain_dict.py', 'error: get_config() of --config returns no ConfigDict'),
         (
             '--config.model.matcher=otam',
-            'error: flag --config.model.matcher=otam: a section of the settings: give one of its '
-            'keys',
+            'error: flag --config.model.matcher',  # …=otam with ml_collections 1.1
         ),
         (
             '--config.data.flip=perhaps',
@@ -422,8 +421,10 @@ def test_a_config_that_cannot_be_loaded_is_one_plain_line(flag, message, tmp_pat
     (tmp_path / 'plain_dict.py').write_text('def get_config(preset=""):\n    return {"model": 1}\n')
     argv = ['main.py', '--config=configs/trx.py', flag.format(tmp_path)]
     argv = argv if flag.startswith('--config.') else [argv[0], argv[2]]
-    with pytest.raises(SystemExit, match=f'^{re.escape(message)}[^\n]*$'):
+    with pytest.raises(SystemExit, match=f'^{re.escape(message)}[^\n]*$') as ended:
         train.parse(argv)
+    if 'matcher' in message:
+        assert ended.value.code.endswith(': a section of the settings: give one of its keys')
 
 
 def test_a_method_is_found_by_its_name_from_anywhere(tmp_path, monkeypatch, capsys):
