@@ -12,11 +12,13 @@ import sys
 import time
 
 import pytest
+from array_record.python import array_record_module
 
 from fsar_jax import build
 from fsar_jax.data.dataset import open_dataset
 from fsar_jax.ingest import video_builder
 from fsar_jax.ingest.shards import cut_into_shards, read_note, write_shard
+from tfds_builders.synthetic_actions import motions
 
 REPOSITORY = pathlib.Path(build.__file__).parents[1]
 KILLS = int(os.environ.get('FSAR_JAX_KILLS', 3))
@@ -48,8 +50,31 @@ def finished(folder):
 
 
 @pytest.fixture(scope='module')
-def unbroken(tmp_path_factory):
-    return bytes_of(run(tmp_path_factory.mktemp('unbroken')))
+def unbroken_directory(tmp_path_factory):
+    return run(tmp_path_factory.mktemp('unbroken'))
+
+
+@pytest.fixture(scope='module')
+def unbroken(unbroken_directory):
+    return bytes_of(unbroken_directory)
+
+
+def test_each_shard_holds_the_videos_that_the_list_gives_it(unbroken_directory):
+    """Against the table of classes, one clip of each: the other tests compare builds with builds."""
+    data_dir = unbroken_directory.parents[2]
+    for split, names in motions.SPLITS.items():
+        listed = [f'{name}/000' for name in names]
+        dataset = open_dataset(NAME, data_dir, split)
+        read = [dataset.read(position) for position in range(len(dataset))]
+        assert [record['video_id'] for record in read] == dataset.video_ids == listed
+        assert [dataset.class_names[record['label']] for record in read] == list(names)
+        count = len(names) // 4
+        assert len(dataset.files) == count and len(names) == 4 * count
+        for number, file in enumerate(dataset.files):
+            assert file.endswith(f'-{split}.array_record-{number:05d}-of-{count:05d}')
+            reader = array_record_module.ArrayRecordReader(str(unbroken_directory / file))
+            assert reader.num_records() == 4
+            reader.close()
 
 
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='inodes and SIGKILL')
