@@ -3,15 +3,16 @@
     python -m fsar_jax.build --dataset=video_folder/mine --videos=/my/clips --dir=data
     python -m fsar_jax.build --dataset=ucf101_arn --videos=/my/UCF-101 --dir=data
 
-The second part of a dataset's name is its config: for video_folder a name of your choice, for the
-public benchmarks none, or a name of your choice for a build with other settings. A dataset that is
-built already is left alone; a build that was killed goes on with the shards that are not finished.
+The second part of a dataset's name is its config. For video_folder it is a name of your choice; the
+public benchmarks need none, or take a name of your choice for a build with other settings. A
+dataset that is built already is left alone. A build that was killed goes on with the shards that
+are not finished.
 
-On a cluster, any number of machines that share --dir build a slice each, in any order, and one call
-ends the build:
+On a cluster, any number of machines that share --dir build one slice each, in any order: with N =
+16 these are the slices 0/16 to 15/16. One last call ends the build:
 
-    python -m fsar_jax.build --dataset=ucf101_arn --videos=DIR --dir=data --shards=$SLURM_ARRAY_TASK_ID/16     (0/16 ... 15/16)
-    python -m fsar_jax.build --dataset=ucf101_arn --videos=DIR --dir=data --finish
+    python -m fsar_jax.build --dataset=NAME --videos=DIR --dir=data --shards=$SLURM_ARRAY_TASK_ID/16
+    python -m fsar_jax.build --dataset=NAME --videos=DIR --dir=data --finish
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if __name__ == '__main__':  # what follows takes seconds to import
     os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
     if 0 <= resource.getrlimit(resource.RLIMIT_AS)[0] < 650e6:
         sys.exit(
-            'error: the limit on memory (ulimit -v) is below the 650 MB that the libraries take: '
+            'error: the limit on memory (ulimit -v) is below the 650 MB that the libraries need: '
             'raise it'
         )
 
@@ -63,11 +64,8 @@ try:
     )
     from tfds_builders.ucf101_arn import ucf101_arn_dataset_builder as ucf101_arn
     from tfds_builders.video_folder import video_folder_dataset_builder as video_folder
-except (
-    ImportError,
-    MemoryError,
-    OSError,
-) as error:  # a library that finds no room in memory is not importable either
+# A library that finds no room in memory cannot be imported either.
+except (ImportError, MemoryError, OSError) as error:
     if __name__ != '__main__':
         raise
     words = ' '.join(f'{error}'.split()) or type(error).__name__
@@ -89,23 +87,24 @@ BUILDERS = {
     'video_folder': video_folder.Builder,
 } | BENCHMARKS
 
-# values of a builder's config that are flags: name -> what it means
+# flags that are fields of a builder's config: name -> help
 CONFIG_FLAGS = {
     'short_side': 'short side of the stored frames in pixels; 0: as in the file',
-    'max_frames': 'stored frames of a clip, evenly spaced; 0: all',
-    'min_frames': 'a clip with fewer frames is skipped as too short',
+    'max_frames': 'how many frames of a clip are stored, evenly spaced; 0: all',
+    'min_frames': 'clips with fewer frames are skipped as too short',
     'jpeg_quality': 'quality of the stored frames, 1 to 100',
-    'square_pixels': '1 (default): frames as they are seen, stretched where the pixels are not '
-    'square; 0: as coded',
-    'videos_per_shard': 'videos in one file; 0: about 250 MB',
+    'square_pixels': '1 (default): store frames as players show them, stretched where the pixels '
+    'are not square; 0: as coded',
+    'videos_per_shard': 'videos in one record file; 0: about 250 MB of them',
     'size': 'synthetic_actions: height and width of the clips in pixels',
     'num_frames': 'synthetic_actions: frames of a clip',
     'clips_per_class': 'synthetic_actions: clips of each class',
-    'seed': 'synthetic_actions: of everything that is drawn',
+    'seed': 'synthetic_actions: seed of everything that is drawn',
 }
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The flags of the command, of sys.argv by default."""
     parser = argparse.ArgumentParser(
         prog='python -m fsar_jax.build',
         description='Builds a dataset from video files.',
@@ -129,8 +128,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--manual_dir',
-        help='benchmarks: folder with list files for a machine without network; '
-        'without --videos also with the videos. Default <dir>/downloads/manual',
+        help='benchmarks: folder with the list files, for a machine without network; '
+        'without --videos, also with the videos. Default <dir>/downloads/manual',
     )
     parser.add_argument(
         '--own_lists',
@@ -145,16 +144,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--finish',
         action='store_true',
-        help='check that all shards are there, write the metadata, build nothing',
+        help='check that all slices are built, and make them a dataset; reads no video',
     )
     parser.add_argument(
         '--strict', action='store_true', help='stop at the first file that cannot be used'
     )
     parser.add_argument(
-        '--processes', type=int, help='that decode; default one per core, 0: none but this one'
+        '--processes',
+        type=int,
+        help='how many processes decode; default one per core, 0: this process does it',
     )
     parser.add_argument(
-        '--overwrite', action='store_true', help='build again what is there already'
+        '--overwrite', action='store_true', help='build again what is built already'
     )
     for name, meaning in CONFIG_FLAGS.items():
         parser.add_argument(f'--{name}', type=int, help=meaning)
@@ -169,53 +170,68 @@ def make_config(
     if name not in BUILDERS:
         raise ValueError(
             f"unknown dataset '{printable(args.dataset)}': choose one of {', '.join(BUILDERS)}, "
-            "followed by /<config>"
+            'followed by /<config>'
         )
-    builder = BUILDERS[name]
     if name == 'video_folder':
-        if not args.videos:
-            raise ValueError(
-                'video_folder needs --videos=FOLDER with your clips in <split>/<class>/ or <class>/'
-            )
-        config = video_folder.VideoFolderConfig(name=config_name, root=args.videos)
-        if not config_name or not config_name.replace('_', '').replace('-', '').isalnum():
-            raise ValueError(
-                f"'{printable(args.dataset)}' needs a name of letters, digits, - and _: "
-                "--dataset=video_folder/my_clips"
-            )
+        config = _folder_config(args, config_name)
     elif name in BENCHMARKS:
-        if config_name and not config_name.replace('_', '').replace('-', '').isalnum():
-            raise ValueError(
-                f"'{printable(args.dataset)}': after {name}/ comes nothing or a name of letters, "
-                "digits, - and _"
-            )
-        config = benchmark_builder.BenchmarkConfig(
-            name=config_name or 'default',
-            videos=args.videos or '',
-            manual_dir=args.manual_dir or str(pathlib.Path(args.dir) / 'downloads' / 'manual'),
-            own_lists=args.own_lists,
-        )
+        config = _benchmark_config(args, name, config_name)
     else:
-        if args.videos:
-            raise ValueError(
-                f"--videos is for video_folder and the benchmarks, '{printable(args.dataset)}' "
-                "does not read a folder"
-            )
-        if config_name not in builder.builder_configs:
-            raise ValueError(
-                f"'{printable(args.dataset)}' is not a config of {name}: choose {name}/ followed "
-                "by one of "
-                f'{", ".join(builder.builder_configs)}'
-            )
-        config = builder.builder_configs[config_name]
+        config = _synthetic_config(args, name, config_name)
     given = {flag: getattr(args, flag) for flag in CONFIG_FLAGS if getattr(args, flag) is not None}
     for flag in given.keys() - {field.name for field in dataclasses.fields(config)}:
         raise ValueError(f'--{flag} is not a setting of {name}')
-    return builder, dataclasses.replace(config, **given)
+    return BUILDERS[name], dataclasses.replace(config, **given)
+
+
+def _folder_config(args, config_name):
+    if not args.videos:
+        raise ValueError(
+            'video_folder needs --videos=FOLDER with your clips in <split>/<class>/ or <class>/'
+        )
+    if not _is_plain(config_name):
+        raise ValueError(
+            f"'{printable(args.dataset)}' needs a name of letters, digits, - and _: "
+            '--dataset=video_folder/my_clips'
+        )
+    return video_folder.VideoFolderConfig(name=config_name, root=args.videos)
+
+
+def _benchmark_config(args, name, config_name):
+    if config_name and not _is_plain(config_name):
+        raise ValueError(
+            f"'{printable(args.dataset)}': after {name}/ comes nothing or a name of letters, "
+            'digits, - and _'
+        )
+    return benchmark_builder.BenchmarkConfig(
+        name=config_name or 'default',
+        videos=args.videos or '',
+        manual_dir=args.manual_dir or str(pathlib.Path(args.dir) / 'downloads' / 'manual'),
+        own_lists=args.own_lists,
+    )
+
+
+def _synthetic_config(args, name, config_name):
+    if args.videos:
+        raise ValueError(
+            f"--videos is for video_folder and the benchmarks, '{printable(args.dataset)}' "
+            'does not read a folder'
+        )
+    configs = BUILDERS[name].builder_configs
+    if config_name not in configs:
+        raise ValueError(
+            f"'{printable(args.dataset)}' is not a config of {name}: choose {name}/ followed "
+            f'by one of {", ".join(configs)}'
+        )
+    return configs[config_name]
+
+
+def _is_plain(name):
+    return name.replace('_', '').replace('-', '').isalnum()
 
 
 def build(args: argparse.Namespace) -> pathlib.Path:
-    """Builds what the flags ask for, unless it is there.
+    """Builds the dataset that the flags ask for, unless it is built already.
 
     Returns:
       The dataset's directory; with --shards, the directory of the unfinished build.
@@ -223,6 +239,36 @@ def build(args: argparse.Namespace) -> pathlib.Path:
     Raises:
       ValueError, OSError: in one line; finished shards are kept.
     """
+    args = _with_local_paths(args)
+    builder_class, config = make_config(args)
+    if args.processes is not None and args.processes < 0:
+        raise ValueError(f'--processes={args.processes} must be at least 0')
+    slice_ = _slice(args.shards)
+    if slice_ and args.finish:
+        raise ValueError('--shards builds a slice and --finish ends the build: give one of them')
+    settings = config.settings()
+    folder = pathlib.Path(args.dir) / args.dataset
+    folder.mkdir(parents=True, exist_ok=True)
+    # Two builds of one dataset would remove each other's files; slices only add to them.
+    busy = f'another process is building {printable(folder, 1000)}: wait for it to end'
+    with file_lock(folder / '.lock', busy, shared=slice_ is not None):
+        directory = folder / str(builder_class.VERSION)
+        built = _built_before(args, directory)
+        if built and not args.overwrite:
+            remove_notes(built)  # of a build that was killed in its last moment
+            print(_already_built(args.dataset, built, settings))
+            return built
+        builder = builder_class(
+            config=config,
+            data_dir=directory.with_name('incomplete'),
+            processes=args.processes,
+            strict=args.strict,
+        )
+        return _build(args, builder, slice_, directory, built)
+
+
+def _with_local_paths(args):
+    """The flags, with absolute paths; ValueError where --dir cannot hold a dataset."""
     paths = {
         flag: getattr(args, flag) for flag in ('dir', 'videos', 'manual_dir') if getattr(args, flag)
     }
@@ -234,103 +280,112 @@ def build(args: argparse.Namespace) -> pathlib.Path:
             f'--dir={printable(args.dir, 1000)}: the path is not UTF-8, and files of records '
             'cannot be read from there: choose another'
         )
-    builder_class, config = make_config(args)
-    if args.processes is not None and args.processes < 0:
-        raise ValueError(f'--processes={args.processes} must be at least 0')
-    place = _slice(args.shards)
-    if place and args.finish:
-        raise ValueError('--shards builds a slice and --finish ends the build: give one of them')
-    settings = config.settings()
-    folder = pathlib.Path(args.dir) / args.dataset
-    folder.mkdir(parents=True, exist_ok=True)
-    # Two builds of one dataset would remove each other's files; slices only add to them.
-    busy = f'another process is building {printable(folder, 1000)}: wait for it to end'
-    with file_lock(folder / '.lock', busy, shared=place is not None):
-        built = version_directory(args.dataset, args.dir)
-        directory = folder / str(builder_class.VERSION)
-        if not built and directory.exists():
-            built = directory
-            if not args.overwrite:
-                raise ValueError(
-                    f'{printable(directory, 1000)} is there and is no dataset, dataset_info.json '
-                    'is missing: copy it again, or '
-                    'give --overwrite to build it again'
-                )
-        if built and not args.overwrite:
-            remove_notes(built)  # of a build that was killed in its last moment
-            metadata = described(built, args.dataset)[1]
-            _check_same(args.dataset, metadata['settings'], settings)
-            failed = metadata.get('failed') or {}
-            again = sum(reason in video_builder.AGAIN for reason in failed.values())
+    return args
+
+
+def _built_before(args, directory) -> pathlib.Path | None:
+    """The directory of the build that exists already. It may be damaged where it is to be
+    overwritten, else that is a ValueError."""
+    built = version_directory(args.dataset, args.dir)
+    if built or not directory.exists():
+        return built
+    if not args.overwrite:
+        raise ValueError(
+            f'{printable(directory, 1000)} is there and is no dataset, dataset_info.json is '
+            'missing: copy it again, or give --overwrite to build it again'
+        )
+    return directory
+
+
+def _already_built(name, built, settings) -> str:
+    """What to print about a dataset that is built already.
+
+    Raises:
+      ValueError: it was built with other settings than those asked for. Settings that are newer
+        than the dataset are not compared.
+    """
+    metadata = described(built, name)[1]
+    different = [
+        f'{key} is {metadata["settings"][key]}, asked for {value}'
+        for key, value in settings.items()
+        if key in metadata['settings'] and metadata['settings'][key] != value
+    ]
+    if different:
+        raise ValueError(
+            f'{name} is built already with other settings ({"; ".join(different)}): '
+            'use --overwrite to build it again, or another --dir'
+        )
+    failed = metadata.get('failed') or {}
+    again = sum(reason in video_builder.AGAIN for reason in failed.values())
+    text = f'{name} is built already: {printable(built, 1000)}'
+    if failed:
+        text += f', {len(failed)} files skipped, see skipped.tsv there'
+    if again:
+        text += f'; {again} of them may be readable now: build again with --overwrite'
+    return text + _other_decoder(metadata.get('made_with'))
+
+
+def _build(args, builder, slice_, directory, built) -> pathlib.Path:
+    """Builds a slice, or all, in the builder's `incomplete` folder, which then becomes `directory`
+    in the place of `built`."""
+    start = time.monotonic()
+    unfinished = directory.with_name('incomplete')
+    tfds.display_progress_bar(False)  # ours counts videos
+    shards = []
+    try:
+        shards = builder.plan(builder.download_manager(pathlib.Path(args.dir) / 'downloads'))
+        if slice_:
+            mine = shards[slice_[0] :: slice_[1]]
+            count = builder.write_shards(mine, unfinished, args.overwrite)
             print(
-                f'{args.dataset} is built already: {printable(built, 1000)}'
-                + (f', {len(failed)} files skipped, see skipped.tsv there' if failed else '')
-                + (
-                    f'; {again} of them may be readable now: build again with --overwrite'
-                    if again
-                    else ''
-                )
-                + _other_decoder(metadata.get('made_with'))
+                f'slice {args.shards} of {args.dataset}: {count} shards built, '
+                f'{len(mine) - count} were there, {len(shards)} in all slices; when all are '
+                'built, give the command with --finish'
             )
-            return built
-        start = time.monotonic()
-        unfinished = folder / 'incomplete'
-        builder = builder_class(
-            config=config, data_dir=unfinished, processes=args.processes, strict=args.strict
-        )
-        tfds.display_progress_bar(False)  # ours counts videos
-        downloads = pathlib.Path(args.dir) / 'downloads'
-        shards = []
-        try:
-            shards = builder.plan(builder.download_manager(downloads))
-            if place:
-                mine = shards[place[0] :: place[1]]
-                count = builder.write_shards(mine, unfinished, args.overwrite)
-                print(
-                    f'slice {args.shards} of {args.dataset}: {count} shards built, '
-                    f'{len(mine) - count} were there, '
-                    f'{len(shards)} in all slices; when all are built, give the command with '
-                    '--finish'
-                )
-                return unfinished
-            if not place and not args.finish:
-                done = sum(read_note(unfinished, shard) is not None for shard in shards)
-                if done:
-                    print(
-                        f'{done} of {len(shards)} shards are there from an earlier call', flush=True
-                    )
-                builder.write_shards(shards, unfinished, args.overwrite)
-            builder.finish(shards, unfinished)
-            _remove_folders(unfinished)
-            if built:
-                shutil.rmtree(folder / 'replaced', ignore_errors=True)
-                built.rename(folder / 'replaced')
-            if (
-                directory.exists()
-            ):  # a copy that has lost its dataset_info.json, else it were `built`
-                shutil.rmtree(directory)
-            unfinished.rename(directory)
-            remove_notes(directory)
-        except video_builder.NoVideoError:
-            print(skipped_table(builder.skipped))
+            return unfinished
+        if not args.finish:
+            done = _count_finished(shards, unfinished)
+            if done:
+                print(f'{done} of {len(shards)} shards are there from an earlier call', flush=True)
+            builder.write_shards(shards, unfinished, args.overwrite)
+        builder.finish(shards, unfinished)
+        _replace(directory, unfinished, built)
+    except video_builder.NoVideoError:
+        print(skipped_table(builder.skipped))
+        raise
+    except OSError as error:
+        if error.errno not in DISK_FULL:
             raise
-        except OSError as error:
-            if error.errno not in DISK_FULL:
-                raise
-            raise _disk_full(builder, shards, unfinished, error) from None
-        finally:
-            if (
-                not place
-                and unfinished.is_dir()
-                and not list(unfinished.glob('*.array_record-*.json'))
-            ):
-                shutil.rmtree(unfinished, ignore_errors=True)  # not one finished shard in it
-        shutil.rmtree(folder / 'replaced', ignore_errors=True)
-        print(
-            f'built {args.dataset} in {time.monotonic() - start:.0f} s: '
-            f'{printable(directory, 1000)}\n{_summary(builder)}'
-        )
-        return directory
+        raise _disk_full(builder, shards, unfinished, error) from None
+    finally:
+        if not slice_ and unfinished.is_dir():
+            if not list(unfinished.glob('*.array_record-*.json')):  # not one finished shard
+                shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.rmtree(directory.with_name('replaced'), ignore_errors=True)
+    print(
+        f'built {args.dataset} in {time.monotonic() - start:.0f} s: '
+        f'{printable(directory, 1000)}\n{_summary(builder)}'
+    )
+    return directory
+
+
+def _replace(directory, unfinished, built):
+    """Gives the finished build its name; what was `built` before is moved aside."""
+    for path in unfinished.iterdir():  # a dataset has no folders; tfds makes some
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+    if built:
+        replaced = directory.with_name('replaced')
+        shutil.rmtree(replaced, ignore_errors=True)
+        built.rename(replaced)
+    if directory.exists():  # a copy that has lost its dataset_info.json, else it would be `built`
+        shutil.rmtree(directory)
+    unfinished.rename(directory)
+    remove_notes(directory)
+
+
+def _count_finished(shards, folder):
+    return sum(read_note(folder, shard) is not None for shard in shards)
 
 
 def _slice(text):
@@ -353,53 +408,30 @@ def _other_decoder(made_with):
     """What to add about a finished dataset whose pixels this machine would not make."""
     if made_with is None:
         return '; by an older version, which did not note its decoder'
-    there, here = made_with['decoder'], decoder_generation()
+    decoder, installed = made_with['decoder'], decoder_generation()
+    if decoder in (None, installed):
+        return ''
     return (
-        ''
-        if there in (None, here)
-        else f'; made with {printable(there)}, and {here} is installed here, which makes other '
+        f'; made with {printable(decoder)}, and {installed} is installed here, which makes other '
         'pixels'
     )
 
 
 def _disk_full(builder, shards, unfinished, error):
-    """Prints what is known so far; the error in one line."""
-    done = sum(read_note(unfinished, shard) is not None for shard in shards)
+    """Prints what was skipped so far; returns the error to raise, in one line."""
+    done = _count_finished(shards, unfinished)
     builder.collect_skipped(shards, unfinished)
     print(skipped_table(builder.skipped))
     with contextlib.suppress(OSError):  # there may be room for a small file
         write_skipped(unfinished / 'skipped.tsv', builder.skipped)
     return OSError(
         f'the disk is full: {error.strerror}; {done} of {len(shards)} shards are finished and '
-        'kept, '
-        'make room and give the same command again'
+        'kept, make room and give the same command again'
     )
 
 
-def _remove_folders(directory):
-    """A dataset has none; tfds makes some."""
-    for path in directory.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _check_same(name, there, settings):
-    """What is built must be what is asked for; settings that are newer than the dataset are not
-    compared."""
-    different = [
-        f'{key} is {there[key]}, asked for {value}'
-        for key, value in settings.items()
-        if key in there and there[key] != value
-    ]
-    if different:
-        raise ValueError(
-            f'{name} is built already with other settings ({"; ".join(different)}): '
-            f'use --overwrite to build it again, or another --dir'
-        )
-
-
 def _summary(builder):
-    """Per split what there is, then the table of what is not."""
+    """What each split holds, then the table of what was skipped."""
     lines = []
     for split, videos in builder.info.metadata['videos'].items():
         frames = videos['num_frames']
@@ -416,10 +448,8 @@ def main():
     except (ValueError, OSError) as error:
         sys.exit(f'error: {one_line(error)}')
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and 'start new thread' not in str(
-            error
-        ):  # another is a bug, to be seen as one
-            raise
+        if isinstance(error, RuntimeError) and 'start new thread' not in str(error):
+            raise  # a bug, to be seen as one
         sys.exit(
             f'error: the memory is used up ({one_line(error)}): raise the limit (ulimit -v, the '
             'job), or give fewer --processes'

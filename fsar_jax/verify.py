@@ -1,14 +1,16 @@
-"""Is a built dataset whole, and complete?  python -m fsar_jax.verify --dataset=ucf101_arn --dir=data
+"""Checks that a built dataset is whole, and complete.
 
-Prints, per split, what is there beside what a complete copy holds: classes, videos, the shortest
-clip, and the hash of the list of videos, which for a complete copy of a public benchmark is the
-SHA-256 of the published list file. Then reads everything: the checksum of every file, every record
-against the index, every frame decoded as training and evaluation decode it. What is damaged comes
-last, one line each.
+    python -m fsar_jax.verify --dataset=ucf101_arn --dir=data
 
-Exit status: 0, whole; a copy of a benchmark that misses videos is whole, the report says what it
-misses.  1, something is damaged or lost, or there is no such dataset.  2, wrong flags.  130,
-stopped by Ctrl-C.
+Prints what each split holds beside what a complete copy holds: classes, videos, the shortest clip,
+and the hash of the list of videos. For a complete copy of a public benchmark, that hash is the
+SHA-256 of the published list file. Then it reads everything: the checksum of every file, every
+record against the index, and every frame, decoded as training and evaluation decode it. Damage is
+listed at the end, one line each.
+
+Exit status: 0, whole; a copy of a benchmark without some of its videos is whole too, and the report
+says what is missing.  1, something is damaged or lost, or there is no such dataset.  2, wrong
+flags.  130, stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -43,24 +45,25 @@ from fsar_jax.messages import one_line, printable
 
 SPLITS = ('train', 'val', 'test')
 DESCRIPTION = ('dataset_info.json', 'features.json', 'label.labels.txt', 'metadata.json')
-SHOWN = 10  # damaged things of a kind
+SHOWN = 10  # lines of each kind of damage
 LOST = 'record files are not whole, build it again with --overwrite'
 LOST_SUMS = 'list of checksums is not there'
+HEADER = ('split', 'classes', 'videos present', 'shortest clip', 'hash of the list', 'expected', '')
 
 
-def split_report(dataset) -> dict:
-    """What is there of an open split, and what should be.
+def split_report(dataset: VideoDataset) -> dict:
+    """What an open split holds, and what it should hold.
 
     Returns:
-      dict with classes, expected_classes, present, expected, shortest, hash, expected_hash (None
-      where it is not known), and
-      missing: {class: (videos present, expected)} of the classes that are not complete.
+      dict with classes, expected_classes, present, expected, shortest (frames), hash, expected_hash
+      (None where it is not known), and missing: {class: (videos present, expected)} of the classes
+      that are not complete.
     """
-    expected, there = dataset.expected, videos_present(dataset)
+    expected = dataset.expected
     counts = collections.Counter(dataset.class_names[label] for label in dataset.labels)
     classes = expected['classes'] if expected else {}
     return {
-        **there,
+        **videos_present(dataset),
         'expected_hash': expected['hash'] if expected else None,
         'shortest': int(dataset.num_frames.min()),
         'missing': {
@@ -70,41 +73,36 @@ def split_report(dataset) -> dict:
 
 
 def record_damage(dataset: VideoDataset, position: int) -> list[tuple[str, str]]:
-    """[(kind, line)] of what is wrong with one record: it cannot be read, is another video's, or
-    has frames that do not decode."""
+    """[(kind, line)] of what is wrong with one record: it cannot be read, it is another video's, or
+    its frames do not decode."""
     try:
         record = dataset.read(position)
     except OSError as error:
         return [('records cannot be read', one_line(error))]
     except ValueError as error:
         return [('records are not those of the index', one_line(error))]
-    file, place = dataset.file_of(position)
-    where = f"{file}, record {place}, video '{printable(dataset.video_ids[position])}'"
+    file, number = dataset.file_of(position)
+    where = f"{file}, record {number}, video '{printable(dataset.video_ids[position])}'"
     damage, size = [], (record['height'], record['width'], 3)
     for number, data in enumerate(record['frames']):
         try:
             shape = decode_jpeg(data).shape
         except ValueError as error:
-            damage.append(
-                ('frames cannot be decoded', f'{where}, frame {number}: {printable(error)}')
-            )
+            line = f'{where}, frame {number}: {printable(error)}'
+            damage.append(('frames cannot be decoded', line))
             continue
         if shape != size:
-            found, said = (f'{width}x{height}' for height, width, _ in (shape, size))
-            damage.append(
-                (
-                    'frames have another size',
-                    f'{where}, frame {number}: {found}, the record says {said}',
-                )
-            )
+            found, recorded = (f'{width}x{height}' for height, width, _ in (shape, size))
+            line = f'{where}, frame {number}: {found}, the record says {recorded}'
+            damage.append(('frames have another size', line))
     return damage
 
 
 def everything(datasets: list[VideoDataset], sums: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """Reads all files of `sums` and all records of the splits, in threads; yields (kind, line) of
-    what is damaged, in order.
+    """Reads all files of `sums` and all records of the splits, in threads; yields (kind, line) for
+    all damage, in order.
 
-    Files that are lost are not looked into.
+    sums: {file name: SHA-256}.  Lost files are reported and not read.
     """
     directory = datasets[0].directory
     lost = [dataset.lost_files() for dataset in datasets]
@@ -152,7 +150,8 @@ def report(name: str, data_dir: str, fast: bool = False) -> str:
 def examine(name: str, data_dir: str, fast: bool = False, limit: int = 40) -> tuple[str, bool]:
     """(the text that the command prints, whether nothing is damaged).
 
-    fast: the index, and of each record file how many records it has; nothing else is read.
+    fast: check only the index, and how many records each record file has.  limit: how many
+    incomplete classes are listed.
 
     Raises:
       FileNotFoundError: the dataset is not built.
@@ -160,118 +159,142 @@ def examine(name: str, data_dir: str, fast: bool = False, limit: int = 40) -> tu
     directory = version_directory(name, data_dir)
     if directory is None:
         raise FileNotFoundError(not_built(name, data_dir))
-    rows = [
-        ('split', 'classes', 'videos present', 'shortest clip', 'hash of the list', 'expected', '')
-    ]
-    missing, damage, opened, complete, known = [], [], [], True, False
-    first_split = {}
-    for split in SPLITS:
-        try:
-            dataset = VideoDataset(directory, name, split)  # also where record files are lost
-        except EmptySplitError as error:  # every clip is missing
-            rows.append((split, '0', 'none', '-', '-', '-', str(error)))
-            complete = False
-            continue
-        except NoSplitError:
-            continue
-        except ValueError as error:
-            damage.append(('splits cannot be opened', one_line(error)))
-            complete = False
-            continue
-        opened.append(dataset)
-        for video_id in dataset.video_ids:
-            if first_split.setdefault(video_id, split) != split:
-                line = f"video '{printable(video_id)}' is in {first_split[video_id]} and in {split}"
-                damage.append(('videos are in two splits', line))
-        found = split_report(dataset)
-        of = lambda present, expected: (
-            f'{present:,}' + ('' if expected is None else f' of {expected:,}')
-        )
-        same = found['hash'] == found['expected_hash']
-        known |= found['expected_hash'] is not None
-        complete &= same
-        rows.append(
-            (
-                split,
-                of(found['classes'], found['expected_classes']),
-                of(found['present'], found['expected']),
-                f'{found["shortest"]} frames',
-                found['hash'][:12],
-                (found['expected_hash'] or 'unknown')[:12],
-                '' if found['expected_hash'] is None else 'complete' if same else 'DIFFERS',
-            )
-        )
-        missing += [(split, name, *counts) for name, counts in found['missing'].items()]
-    notes = []
+    datasets, empty, damage = _open_splits(directory, name)
+    reports = {split: split_report(dataset) for split, dataset in datasets.items()}
+    complete = not (damage or empty) and all(
+        report['hash'] == report['expected_hash'] for report in reports.values()
+    )
+    damage += _in_two_splits(datasets)
+    opened, notes = list(datasets.values()), []
     if fast:
         for dataset in opened:
             damage += [(LOST, f'{file} {reason}') for file, reason in dataset.lost_files().items()]
         notes.append('records and frames were not read (--fast)')
     elif opened:
-        sums = {}
-        try:
-            sums = read_sums(directory)
-            if sums is None and opened[0].made_with:  # noted by every version that writes checksums
-                damage.append((LOST_SUMS, printable(directory / SUMS, 1000)))
-            elif sums is None:
-                notes.append(
-                    f'built before there was a {SUMS}: records and frames were read, the index has '
-                    'no checksum'
-                )
-            else:
-                needed = [*DESCRIPTION, *(file for dataset in opened for file in dataset.files)]
-                damage += [
-                    (f'files are not in {SUMS}, which is cut', file)
-                    for file in needed
-                    if file not in sums
-                ]
-        except (OSError, ValueError) as error:
-            damage.append(
-                (
-                    f'files differ from {SUMS}',
-                    f'{printable(directory / SUMS, 1000)}: {one_line(error)}',
-                )
-            )
-        damage += everything(opened, sums or {})
-    widths = [max(map(len, column)) for column in zip(*rows)]
+        sums, wrong, notes = _checksums(directory, opened)
+        damage += [*wrong, *everything(opened, sums)]
     lines = [f'{name}: {printable(directory, 1000)}']
-    lines += [
-        '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
-    ]
-    if missing:
-        lines.append(
-            f'\n{len(missing)} classes have another number of videos than published (see '
-            'skipped.tsv there):'
-        )
-        lines += [
-            f'  {split}/{printable(class_name)}: {present} of {count}'
-            for split, class_name, present, count in missing[:limit]
-        ]
-        if len(missing) > limit:
-            lines.append(f'  ... and {len(missing) - limit} more')
-    if known:
+    lines += _table([_row(split, reports, empty) for split in SPLITS if split in reports | empty])
+    lines += _missing(reports, limit)
+    if any(report['expected_hash'] for report in reports.values()):
         lines.append(
             'every published video is there'
             if complete and not damage
             else 'not the published set: numbers from it are not comparable with published ones'
         )
-    lines += notes
-    kinds = {}
-    for kind, line in damage:
-        kinds.setdefault(kind, []).append(line)
-    for kind, those in kinds.items():
-        lines.append(f'\n{len(those):,} {kind}:')
-        lines += [f'  {line}' for line in those[:SHOWN]]
-        if len(those) > SHOWN:
-            lines.append(f'  ... and {len(those) - SHOWN:,} more')
+    lines += notes + _listed(damage)
     if damage:
         lines.append(
             '\nDAMAGED: copy the dataset again, or build it again: '
             f'{command("build", name, data_dir, "--overwrite")}'
         )
     else:
-        lines.append('nothing is damaged' if not fast else 'nothing is lost')
+        lines.append('nothing is lost' if fast else 'nothing is damaged')
     return '\n'.join(lines), not damage
+
+
+def _open_splits(directory, name):
+    """({split: dataset}, {split: why it has no video}, [(kind, line)] of those that do not
+    open)."""
+    datasets, empty, damage = {}, {}, []
+    for split in SPLITS:
+        try:
+            datasets[split] = VideoDataset(directory, name, split)  # also where files are lost
+        except EmptySplitError as error:
+            empty[split] = str(error)
+        except NoSplitError:
+            pass
+        except ValueError as error:
+            damage.append(('splits cannot be opened', one_line(error)))
+    return datasets, empty, damage
+
+
+def _in_two_splits(datasets):
+    """[(kind, line)] of the videos that are in more than one split."""
+    first, damage = {}, []
+    for split, dataset in datasets.items():
+        for video_id in dataset.video_ids:
+            if first.setdefault(video_id, split) != split:
+                line = f"video '{printable(video_id)}' is in {first[video_id]} and in {split}"
+                damage.append(('videos are in two splits', line))
+    return damage
+
+
+def _checksums(directory, datasets):
+    """({file: SHA-256}, [(kind, line)] of what is wrong with the list of them, notes)."""
+    try:
+        sums = read_sums(directory)
+    except (OSError, ValueError) as error:
+        line = f'{printable(directory / SUMS, 1000)}: {one_line(error)}'
+        return {}, [(f'files differ from {SUMS}', line)], []
+    if sums is not None:
+        needed = [*DESCRIPTION, *(file for dataset in datasets for file in dataset.files)]
+        kind = f'files are not in {SUMS}, which is cut'
+        return sums, [(kind, file) for file in needed if file not in sums], []
+    if datasets[0].made_with:  # noted by every version that writes checksums
+        return {}, [(LOST_SUMS, printable(directory / SUMS, 1000))], []
+    note = (
+        f'built before there was a {SUMS}: records and frames were read, the index has no checksum'
+    )
+    return {}, [], [note]
+
+
+def _row(split, reports, empty):
+    """The row of a split in the table, under HEADER."""
+    if split in empty:
+        return (split, '0', 'none', '-', '-', '-', empty[split])
+    report = reports[split]
+    of = lambda present, expected: (
+        f'{present:,}' + ('' if expected is None else f' of {expected:,}')
+    )
+    verdict = 'complete' if report['hash'] == report['expected_hash'] else 'DIFFERS'
+    return (
+        split,
+        of(report['classes'], report['expected_classes']),
+        of(report['present'], report['expected']),
+        f'{report["shortest"]} frames',
+        report['hash'][:12],
+        (report['expected_hash'] or 'unknown')[:12],
+        verdict if report['expected_hash'] else '',
+    )
+
+
+def _table(rows):
+    rows = [HEADER, *rows]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return [
+        '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+    ]
+
+
+def _missing(reports, limit):
+    """Lines about the classes with another number of videos than published."""
+    missing = [
+        f'  {split}/{printable(name)}: {present} of {count}'
+        for split, report in reports.items()
+        for name, (present, count) in report['missing'].items()
+    ]
+    if not missing:
+        return []
+    title = (
+        f'\n{len(missing)} classes have another number of videos than published (see skipped.tsv '
+        'there):'
+    )
+    more = [f'  ... and {len(missing) - limit} more'] if len(missing) > limit else []
+    return [title, *missing[:limit], *more]
+
+
+def _listed(damage):
+    """The damage by kind, SHOWN lines of each."""
+    kinds = collections.defaultdict(list)
+    for kind, line in damage:
+        kinds[kind].append(line)
+    lines = []
+    for kind, found in kinds.items():
+        lines += [f'\n{len(found):,} {kind}:', *(f'  {line}' for line in found[:SHOWN])]
+        if len(found) > SHOWN:
+            lines.append(f'  ... and {len(found) - SHOWN:,} more')
+    return lines
 
 
 def main():
@@ -279,10 +302,9 @@ def main():
         prog='python -m fsar_jax.verify',
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description='Reads a built dataset and says what is there, what is missing and what is '
-        'damaged.\n\n'
-        'Exit status: 0 whole (also where listed videos are missing), 1 damaged, lost or not '
-        'there, 130 stopped.',
+        description='Reads a built dataset, and prints what it holds, what is missing and what is '
+        'damaged.\n\nExit status: 0 whole (also where listed videos are missing), 1 damaged, lost '
+        'or not there, 130 stopped.',
     )
     parser.add_argument('--dataset', required=True, help='as for python -m fsar_jax.build')
     parser.add_argument(
@@ -291,7 +313,7 @@ def main():
     parser.add_argument(
         '--fast',
         action='store_true',
-        help='read the index and count the records, nothing else: seconds',
+        help='only read the index and count the records: takes seconds',
     )
     args = parser.parse_args()
     text, whole = examine(args.dataset, local_path(args.dir, '--dir'), args.fast)
