@@ -1,6 +1,7 @@
 """What benchmarks/ copies from elsewhere stays what it is there."""
 
 import functools
+import re
 import runpy
 
 import jax
@@ -160,3 +161,16 @@ def test_only_parts_that_a_run_has_are_replaced(method, changes, expected):
     benchmark = definitions('replaced_parts')
     rows = benchmark['rows'](tiny_config(method, changes).model)
     assert {row: settings for row, (settings, _) in rows.items()} == expected
+
+
+@pytest.mark.parametrize(
+    'name', sorted(path.stem for path in (REPOSITORY / 'benchmarks').glob('*.py'))
+)
+def test_what_a_benchmark_imports_exists_and_its_usage_names_its_flags(name):
+    found = definitions(name)
+    usage = found['__doc__']
+    if name != 'unrolled':  # the others import it
+        assert f'python benchmarks/{name}.py' in usage
+        source = (REPOSITORY / f'benchmarks/{name}.py').read_text()
+        defined = set(re.findall(r"DEFINE_\w+\(\s*'(\w+)'", source))
+        assert set(re.findall(r'--(\w+)', usage)) <= defined | {'config'}
