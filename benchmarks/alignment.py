@@ -1,9 +1,9 @@
 """What aligning costs: python benchmarks/alignment.py [--shot=5] [--query=5] [--runs=100]
 
-OTAM: the soft-min alignment in both directions, against the rest of the match, which is the
-distances of all pairs of frames; ResNet-50's 2048 features, 8 frames. TA2N: memory that one
-episode's match needs beside its inputs, by XLA's analysis of the compiled program (compiled, not
-run), for the sizes of `config.model.matcher.pairs_per_chunk`.
+OTAM: time and operations of the alignment in both directions, beside the distances of all pairs of
+frames, which are the rest of the match (8 frames of ResNet-50's 2048 features). TA2N: the memory
+that the match of one episode needs beside its inputs, for several values of
+`config.model.matcher.pairs_per_chunk`, by XLA's analysis of the compiled program, which is not run.
 """
 
 import time
@@ -21,8 +21,8 @@ from fsar_jax.matchers.otam import COSINE_MARGIN
 WAY, FRAMES, CHANNELS = 5, 8, 2048
 SHOT = flags.DEFINE_integer('shot', 5, 'Support clips per class.')
 QUERY = flags.DEFINE_integer('query', 5, 'Query clips per class.')
-RUNS = flags.DEFINE_integer('runs', 100, 'The fastest of so many calls counts.')
-MAPS = flags.DEFINE_multi_integer('maps', [7, 14], 'Sides of the maps of TA2N.')
+RUNS = flags.DEFINE_integer('runs', 100, 'Timed calls; the fastest counts.')
+MAPS = flags.DEFINE_multi_integer('maps', [7, 14], 'Side lengths of the maps of TA2N.')
 CHUNKS = flags.DEFINE_multi_integer('chunks', [0, 25, 5], 'Values of pairs_per_chunk.')
 
 

@@ -3,9 +3,9 @@ benchmarks.
 
     python benchmarks/building.py [--seconds=10]
 
-CPU time of one process that decodes, keeps at most 64 frames, resizes to a short side of 256 and
-encodes; a build runs one such process per core. The clips are synthetic (textures that move, and
-noise; compare the MB with your own: bigger files decode slower).
+Measures the CPU time of one process that decodes a video, keeps at most 64 frames, resizes them to
+a short side of 256 and encodes them. A build runs one such process per core. The clips are
+synthetic: moving textures and noise. Compare the MB with your own files; bigger ones decode slower.
 """
 
 import dataclasses

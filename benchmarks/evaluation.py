@@ -1,12 +1,12 @@
 """How much embedding each clip once saves: python benchmarks/evaluation.py
 [--methods=strm,protonet] [--shot=1]
 
-Evaluates with random weights on the embedded dataset, as main.py does with trained ones: with the
-cache (every clip embedded once, episodes matched from embeddings) and without (all clips of every
-episode read and embedded again, as the published codes do). Each is run twice and the second run
-counts, so compilation does not. The time of a whole evaluation follows from the speeds. The last
-line counts the clips to embed; matching costs something too, and so does starting many small
-batches.
+Evaluates on the embedded dataset as main.py does, but with random weights. With the cache, every
+clip is embedded once and episodes are matched from embeddings. Without it, all clips of every
+episode are read and embedded again, as the published codes do. Each is run twice and the second run
+counts, so compilation does not. The time of a whole evaluation is computed from the speeds. The
+last line compares the numbers of clips to embed; the ratio of the times is smaller, because
+matching and starting many small batches cost something too.
 """
 
 import pathlib
@@ -45,14 +45,14 @@ def speeds(dataset, config, mesh):
         cached = evaluate_episodes(model, dataset, several, cache=True)
         uncached = evaluate_episodes(model, dataset, few, cache=False)
     clips = len(np.unique(np.concatenate([several.support.ravel(), several.query.ravel()])))
-    apart = np.abs(
+    difference = np.abs(
         cached.logits[: len(uncached.logits)] - uncached.logits[: len(cached.logits)]
     ).max()
     return (
         clips / cached.seconds['embed'],
         len(several) / cached.seconds['match'],
         len(few) / uncached.seconds['episodes'],
-        apart / np.abs(uncached.logits).max(),
+        difference / np.abs(uncached.logits).max(),
     )
 
 
@@ -87,12 +87,12 @@ def main(_):
         f'{"method":<10} {"clips/s":>9} {"episodes/s":>10} {"10,000 s":>10} '
         f'{"episodes/s":>11} {"10,000 s":>10} {"ratio":>7} {"differ":>8}'
     )
-    for method, embed, match, again, apart in rows:
-        cached, uncached = len(dataset) / embed + WHOLE / match, WHOLE / again
+    for method, embed, match, uncached_speed, difference in rows:
+        cached, uncached = len(dataset) / embed + WHOLE / match, WHOLE / uncached_speed
         print(
-            f'{method:<10} {embed:>9.0f} {match:>10.0f} {cached:>10.1f} {again:>11.2f} '
+            f'{method:<10} {embed:>9.0f} {match:>10.0f} {cached:>10.1f} {uncached_speed:>11.2f} '
             f'{uncached:>10.0f} '
-            f'{uncached / cached:>6.0f}x {apart:>8.0e}',
+            f'{uncached / cached:>6.0f}x {difference:>8.0e}',
             flush=True,
         )
     print(

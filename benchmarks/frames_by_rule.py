@@ -1,10 +1,10 @@
 """What the choice of frames is worth to a trained run: python benchmarks/frames_by_rule.py
 --workdir=runs/protonet [--num_episodes=3000]
 
-The frames of every test clip are chosen by a rule that knows when the action happens, in place of
-the run's own sampler; episodes, backbone and matcher stay. A sampler that chooses by content could
-gain what lies between 'evenly over the clip' and the best rule; one that has the same habit for all
-clips, what the last three rows gain. Needs a dataset that knows (synthetic_actions).
+Replaces the run's sampler at test by rules, most of which know when the action happens; episodes,
+backbone and matcher stay as they are. A sampler that looks at the content could gain up to the best
+rule. A sampler that takes the same places in every clip gains what the last three rows gain. Needs
+a dataset whose records say when the action happens (synthetic_actions).
 """
 
 import copy
@@ -21,9 +21,9 @@ from fsar_jax.mesh import episode_mesh
 from fsar_jax.training.inputs import open_split
 from fsar_jax.training.workdir import best_of_run, run_config
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'Of the run.', required=True)
+WORKDIR = flags.DEFINE_string('workdir', None, 'The workdir of a run.', required=True)
 DATA = flags.DEFINE_string('dir', 'data', 'Where datasets are kept.')
-EPISODES = flags.DEFINE_integer('num_episodes', 3000, 'The same ones for every rule.')
+EPISODES = flags.DEFINE_integer('num_episodes', 3000, 'Test episodes, the same for every rule.')
 
 
 def rules(length, dense=20):

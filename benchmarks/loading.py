@@ -1,8 +1,8 @@
 """How fast frames and episodes are read: python benchmarks/loading.py [--seconds=3]
 
-Synthetic JPEG records in memory, so decoding, cropping and copying are measured and the disk is
-not. Needs no dataset and no accelerator. Prints decoded frames per second of one core, then
-episodes per second of the training loader.
+Prints decoded frames per second of one core, then episodes per second of the training loader. The
+records are synthetic JPEG frames in memory, so it measures decoding, cropping and copying, but not
+the disk. It needs no dataset and no accelerator.
 """
 
 import time

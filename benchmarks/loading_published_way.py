@@ -3,10 +3,10 @@ fsar_jax's records.
 
     python benchmarks/loading_published_way.py [--seconds=20]
 
-5-way 5-shot with 4 queries per class, 45 videos x 8 frames of 224 x 224, short side 256 stored; by
-1 and 2 workers. Same frames in both. The published way: one .zip in memory, a JPEG per frame, PIL,
-resize to 256 (also when it is that size already: `frames stored at 240` shows the resize at work),
-crop, flip, float32, stacked.
+An episode is 5-way 5-shot with 4 queries per class: 45 videos of 8 frames, cropped to 224 x 224
+from a stored short side of 256; 1 and 2 workers. Both read the same frames. The published way is:
+one .zip in memory, a JPEG per frame, PIL, resize to 256, crop, flip, float32, stack. It calls the
+resize also for frames that have that size; the row 'theirs stored at 240' shows what it costs.
 """
 
 import io

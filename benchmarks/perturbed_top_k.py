@@ -1,8 +1,8 @@
 """Perturbed top-k, forward and backward: python benchmarks/perturbed_top_k.py [--repeats=7]
 
-One training episode of VIM: 5-way 5-shot and 25 queries, so 50 videos, 8 of 20 frames each. For n
-noise samples, taken all at once or a chunk at a time: milliseconds, and the compiler's temporary
-memory; and the same by Optax's estimator.
+Sizes of one training episode of VIM: 5-way 5-shot and 25 queries, so 50 videos, 8 of 20 frames
+each. For n noise samples, taken all at once or in chunks, it prints milliseconds and the temporary
+memory that the compiler reports, and the same for Optax's estimator.
 """
 
 import statistics

@@ -33,7 +33,7 @@ from fsar_jax.mesh import episode_mesh
 from fsar_jax.training.inputs import open_split
 from fsar_jax.training.workdir import best_of_run, run_config
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'Of the run.', required=True)
+WORKDIR = flags.DEFINE_string('workdir', None, 'The workdir of a run.', required=True)
 DATA = flags.DEFINE_string('dir', 'data', 'Where datasets are kept.')
 EPISODES = flags.DEFINE_integer('num_episodes', 3000, 'The same test episodes for every row.')
 

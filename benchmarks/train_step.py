@@ -1,10 +1,10 @@
 """How long one optimiser step takes: python benchmarks/train_step.py [--methods=strm,trx]
 [--preset=ssv2] [--dtype=bfloat16]
 
-Random clips, so the loader is not measured (benchmarks/loading.py does). At paper size the step is
-compiled and timed on an accelerator; on a CPU it is only traced, as one part, which shows that it
-builds and how many operations it has. A method with a sampler (vim) is followed by the same with
-evenly spaced frames, and by the sampler's share of the step.
+The clips are random, so the loader is not measured (benchmarks/loading.py does that). At paper size
+the step is compiled and timed on an accelerator. On a CPU it is only traced, as one part: that
+shows that it builds, and counts its operations. A method with a sampler (vim) gets a second row
+with evenly spaced frames, and the sampler's share of the step.
 """
 
 import pathlib

@@ -1,9 +1,10 @@
 """Linear maps of frame tuples: python benchmarks/tuple_projection.py [--videos=10]
 [--dtype=bfloat16]
 
-'concatenated' gathers each tuple's frames side by side and multiplies, as published; 'factored'
-(fsar_jax.layers.TupleLinear) maps each frame once per place in the tuple and adds. Same parameters,
-same result up to rounding. Paper size by default: 8 frames, D = 2048, D' = 1152.
+'concatenated' puts the frames of each tuple side by side and multiplies, as the published codes do.
+'factored' (fsar_jax.layers.TupleLinear) maps each frame once per position in the tuple and adds.
+The parameters are the same, and so is the result up to rounding. Sizes are those of the papers:
+8 frames, D = 2048, D' = 1152.
 """
 
 import statistics
@@ -70,8 +71,8 @@ def main(_):
                 f'{name:<8} {row:<18} {before:>13.2f} {after:>9.2f} {before / after:>6.1f}x',
                 flush=True,
             )
-        apart = jnp.abs(jax.jit(one)(params, frames) - jax.jit(other)(params, frames)).max()
-        print(f'{"":<8} largest difference {apart:>12.0e}')
+        difference = jnp.abs(jax.jit(one)(params, frames) - jax.jit(other)(params, frames)).max()
+        print(f'{"":<8} largest difference {difference:>12.0e}')
 
 
 if __name__ == '__main__':

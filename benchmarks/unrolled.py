@@ -1,5 +1,5 @@
-"""XLA's cost analysis counts the body of a loop once, so a program that is to be counted must have
-none."""
+"""Counts operations correctly in programs with loops: XLA's cost analysis counts the body of a loop
+once, however often it runs."""
 
 import contextlib
 import functools
@@ -10,8 +10,8 @@ import jax
 
 @contextlib.contextmanager
 def loops_unrolled():
-    """What is traced inside has no `jax.lax.scan` and no `jax.lax.map`: the same operations, all of
-    them written out."""
+    """Context in which `jax.lax.scan` and `jax.lax.map` are traced without a loop: the same
+    operations, all written out."""
     at_once = lambda function, xs, *, batch_size=None: jax.vmap(function)(xs)
     with (
         mock.patch.object(jax.lax, 'scan', functools.partial(jax.lax.scan, unroll=True)),
