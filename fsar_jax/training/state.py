@@ -47,6 +47,19 @@ def learning_rate_schedule(train) -> optax.Schedule:
     )
 
 
+def schedules(config, learner) -> dict[str, optax.Schedule]:
+    """All values that change with the optimiser step, in words: {"learning rate (train.schedule=
+    'constant')": function of the step, 'sampler sigma': …}."""
+    train = config.train
+    of_stages = {
+        f'{stage} {name}': schedule
+        for stage, named in learner.schedules(train.num_steps).items()
+        for name, schedule in named.items()
+    }
+    rate = f'learning rate (train.schedule={train.schedule!r})'
+    return {rate: learning_rate_schedule(train)} | of_stages
+
+
 def create_optimizer(train) -> optax.GradientTransformation:
     """SGD or Adam over `learning_rate_schedule`, with optional clipping by global norm and
     decoupled weight decay."""

@@ -46,7 +46,8 @@ def train_and_evaluate(
 
     Killed at any moment and called again with the same arguments, it ends with the same parameters
     (bit for bit on a CPU) and the same results.json: episodes and augmentation depend on (seed,
-    split, index) alone, and a checkpoint holds the rest.
+    split, index) alone, and a checkpoint holds the rest. A finished run goes on to a larger
+    config.train.num_steps, where no schedule depends on that.
 
     Args:
       config: as from configs/*.py.
@@ -88,7 +89,7 @@ def train_and_evaluate(
     note_random_starts(config, state.params)
 
     # ── Resume: from the checkpoint with the highest step, or start ───────────────────────────────
-    workdirs.check_resumable(directory, config)
+    workdirs.check_resumable(directory, config, learner)
     with (
         workdirs.lock_workdir(workdir),
         Checkpoints(directory, keep=train.keep_checkpoints, config=config) as checkpoints,

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import ml_collections
+import numpy as np
 
 from fsar_jax.checksums import sha256_of
 from fsar_jax.config import SETTINGS, default_config, flatten, keys_that_affect
@@ -22,9 +23,9 @@ from fsar_jax.learner import create_learner
 from fsar_jax.machine import file_lock
 from fsar_jax.mesh import replicated
 from fsar_jax.messages import listed, one_line, printable
-from fsar_jax.training.checkpoint_files import CONFIG_FILE, saved_settings
+from fsar_jax.training.checkpoint_files import CONFIG_FILE, saved_settings, step_directories
 from fsar_jax.training.checkpoints import Checkpoints
-from fsar_jax.training.state import create_train_state
+from fsar_jax.training.state import create_train_state, schedules
 
 TRAINED_ON, TESTED_ON, METHOD = 'trained_on.json', 'tested_on.json', 'method.txt'
 # A run goes on with another value of these, because the parameters and the selection do not depend
@@ -32,6 +33,7 @@ TRAINED_ON, TESTED_ON, METHOD = 'trained_on.json', 'tested_on.json', 'method.txt
 MAY_CHANGE_ON_RESUME = keys_that_affect('cost', 'start', 'evaluation', 'list')
 # A checkpoint has the same results with another value of these, because its training is over.
 SAME_RESULTS = keys_that_affect('cost', 'start', 'training')
+NUM_STEPS = 'train.num_steps'  # may change where no schedule depends on it, see `check_resumable`
 (EPISODE_LIST,) = keys_that_affect('list')  # it counts by what it holds
 
 
@@ -416,9 +418,40 @@ def check_settings(directory, config, matters) -> None:
         )
 
 
-def check_resumable(directory, config) -> None:
-    """Raises ValueError, one line, where a run cannot go on with other settings than it began with.
+def check_resumable(directory, config, learner) -> None:
+    """Checks that a run can go on with these settings. Another train.num_steps lengthens a run, or
+    shortens it, if the steps that it has done would have been the same.
 
-    directory: of its checkpoints.
+    Args:
+      directory: of the checkpoints of the run.
+      learner: of config.model.
+
+    Raises:
+      ValueError: it cannot; one line with the settings in question and what to do.
     """
-    check_settings(directory, config, lambda key: not key.startswith(MAY_CHANGE_ON_RESUME))
+    check_settings(directory, config, lambda key: key not in (NUM_STEPS, *MAY_CHANGE_ON_RESUME))
+    before, now = saved_settings(directory).get(NUM_STEPS), config.train.num_steps
+    if before in (None, now):
+        return
+    done = max(int(path.name) for path in step_directories(pathlib.Path(directory)))
+    if now < done:
+        raise ValueError(
+            f'{directory} holds a run that has done {done} steps, more than '
+            f'config.train.num_steps={now}: set at least {done}, or use another --workdir'
+        )
+    earlier = config.copy_and_resolve_references()
+    earlier.train.num_steps = before
+    in_run, here = (
+        {
+            name: np.asarray(jax.vmap(schedule)(np.arange(min(before, now) + 1)))
+            for name, schedule in schedules(each, learner).items()
+        }
+        for each in (earlier, config)
+    )
+    differing = [name for name in in_run if not np.array_equal(in_run[name], here[name])]
+    if differing:
+        raise ValueError(
+            f'{directory} holds a run with other settings ({NUM_STEPS}={before} there, {now} '
+            f'here), and its {" and its ".join(differing)} would have been another one from the '
+            f'start: train {now} steps in another --workdir, or set {NUM_STEPS}={before}'
+        )
