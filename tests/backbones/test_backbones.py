@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from fsar_jax import backbones
+from fsar_jax.backbones.resnet import normalize_frames
+from fsar_jax.config import SETTINGS
 
 
 def backbone_config(name, **changes):
@@ -109,18 +111,37 @@ def test_initialisation_is_torchvisions(name):
     assert kernels >= 5
 
 
-def test_imagenet_normalisation_is_applied_to_the_input():
-    unit, imagenet = (
-        backbones.create(backbone_config('resnet_small', normalize=n)) for n in ('unit', 'imagenet')
-    )
-    frames = np.random.default_rng(0).random((1, 32, 32, 3), np.float32)
-    variables = started(unit, 32)
-    by_hand = (frames - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
-    inside, outside = (
-        jax.jit(imagenet.apply)(variables, frames),
-        jax.jit(unit.apply)(variables, by_hand),
-    )
-    np.testing.assert_allclose(inside, outside, rtol=1e-4, atol=1e-5)
+# (x − mean) / deviation of each channel: torchvision's weights, and the released code of HyRSM.
+NORMALISATIONS = {
+    'unit': ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0]),
+    'imagenet': ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    'grey': ([0.45, 0.45, 0.45], [0.225, 0.225, 0.225]),
+}
+
+
+def test_every_normalisation_is_by_hand():
+    assert NORMALISATIONS.keys() == set(SETTINGS['model.backbone.normalize'].choices)
+    frames = np.random.default_rng(0).random((2, 3, 4, 5, 3), np.float32)
+    for how, (mean, deviation) in NORMALISATIONS.items():
+        by_hand = np.empty_like(frames)
+        for channel in range(3):
+            by_hand[..., channel] = (frames[..., channel] - mean[channel]) / deviation[channel]
+        np.testing.assert_allclose(normalize_frames(frames, how), by_hand, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['resnet_small', 'resnet18', 'resnet3d50'])
+def test_a_backbone_normalises_its_input(name):
+    """As text: its computation, and that of the plain one behind the same normalisation."""
+    size = (1, 4, 32, 32, 3) if name == 'resnet3d50' else (1, 32, 32, 3)
+    frames = jax.ShapeDtypeStruct(size, jnp.float32)
+    plain = backbones.create(backbone_config(name))
+    variables = jax.eval_shape(lambda x: plain.init(jax.random.key(0), x), frames)
+    trace = lambda function: str(jax.make_jaxpr(function)(variables, frames))
+    for how in NORMALISATIONS if name == 'resnet_small' else ('imagenet',):
+        module = backbones.create(backbone_config(name, normalize=how))
+        assert trace(module.apply) == trace(
+            lambda variables, x, how=how: plain.apply(variables, normalize_frames(x, how))
+        ), how
 
 
 @pytest.fixture(scope='module')

@@ -157,6 +157,24 @@ def test_shapes_types_and_layout(dataset):
     assert all(value.flags.c_contiguous for value in batch.values())
 
 
+def test_training_classes_are_numbered_from_0_without_gaps():
+    """A classifier has as many outputs as the split has classes, whatever their labels."""
+    gaps = MemoryVideos([5, 0, 4, 0, 0, 6, 4])
+    present = sorted(set(gaps.labels.tolist()))
+    assert present == [0, 2, 5, 6]
+    config, seen = small_config(), set()
+    for batch in take(loader.training_batches(gaps, config, 0), 3):
+        for m in range(4):
+            drawn = lists.draw_episode(gaps, 3, 2, 1, config.seed, int(batch['episode'][0, m]))
+            for row, number in enumerate(batch['classes'][0, m]):
+                for position in drawn.support[0, row]:
+                    assert present[number] == gaps.labels[position]
+                seen.add(int(number))
+            for label, position in zip(batch['labels'][0, m], drawn.query[0]):
+                assert present[batch['classes'][0, m, label]] == gaps.labels[position]
+    assert seen == {0, 1, 2, 3}
+
+
 def test_augmentation_is_drawn_once_per_clip():
     still = MemoryVideos([5, 5, 5, 5], constant=True)
     (batch,) = take(loader.training_batches(still, small_config(data__flip=True), 0), 1)
