@@ -25,7 +25,7 @@ from fsar_jax.learner import create_learner
 from fsar_jax.mesh import episode_mesh, replicate, shard
 from fsar_jax.plan import resolved_plan
 from fsar_jax.samplers import task_adaptive
-from fsar_jax.training import train, workdir
+from fsar_jax.training import train
 from fsar_jax.training.losses import episode_loss
 from fsar_jax.training.state import (
     TrainState,
@@ -506,45 +506,6 @@ def test_every_setting_has_one_type(key):
         refused(key, 'another')
     elif known.kind in (str, 'path') and not known.optional:
         refused(key, '')
-
-
-def test_what_a_setting_affects_says_where_it_may_change():
-    """On resuming, in an evaluation, and without another name for the results."""
-    keys = set(configuration.SETTINGS)
-    begin = {key for key in keys if key.startswith('train.')}
-    cost = {
-        'data.dir',
-        'data.num_threads',
-        'data.num_workers',
-        'data.prefetch',
-        'train.log_steps',
-        'train.keep_checkpoints',
-        'train.accumulation_steps',
-        'model.backbone.remat',
-        'model.sampler.samples_per_chunk',
-        'model.matcher.pairs_per_chunk',
-        'eval.cache',
-        'eval.episodes_per_chunk',
-        'eval.videos_per_batch',
-    }
-    start = {'model.backbone.weights', 'model.sampler.scan_weights'}
-    evaluation = {'eval.split', 'eval.num_episodes', 'eval.episodes_file', 'eval.measured_episodes'}
-    assert set(workdir.MAY_CHANGE_ON_RESUME) == cost | start | evaluation
-    assert set(workdir.SAME_RESULTS) == cost | start | begin | {'eval.val_episodes'}
-    of_model = (
-        {key for key in keys if key.startswith('model.')}
-        - cost
-        - start
-        - {'model.dtype', 'model.sampler.at_test', 'model.align_at_test'}
-    )
-    assert {key for key in keys if workdir.must_agree(key)} == of_model | {
-        'episode.frames',
-        'episode.image_size',
-        'data.resize',
-        'data.sampling',
-        'data.short_videos',
-    }
-    assert workdir.must_agree('model.backbone.width')  # not in the table, but of the model
 
 
 def test_the_choices_are_those_of_the_stages():

@@ -1,0 +1,52 @@
+"""What is tested and reported is the checkpoint that was best on val, not the last one."""
+
+import pytest
+from tiny_run import tiny_config
+
+from fsar_jax.evaluation.results import read_results
+from fsar_jax.learner import create_learner
+from fsar_jax.named_arrays import params_hash
+from fsar_jax.training import train
+from fsar_jax.training.checkpoints import Checkpoints
+from fsar_jax.training.state import create_train_state
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+VAL_ACCURACIES = {1: 0.25, 2: 0.75, 3: 0.5}
+SETTINGS = {
+    'train.num_steps': len(VAL_ACCURACIES),
+    'train.checkpoint_steps': 1,
+    'train.keep_checkpoints': 1,
+    'train.episodes_per_step': 1,
+    'episode.query': 1,
+    'eval.num_episodes': 5,
+    'eval.val_episodes': 5,
+}
+
+
+@pytest.mark.parametrize('look_at_val', [True, False])
+def test_the_best_on_val_is_tested(tiny_data, tmp_path, monkeypatch, look_at_val):
+    changes = {} if look_at_val else {'eval.val_episodes': 0}
+    config = tiny_config('protonet', {**SETTINGS, 'data.dir': str(tiny_data), **changes}, width=2)
+    original, seen = train.evaluate, iter(VAL_ACCURACIES.values())
+
+    def evaluate(model, dataset, *args, **kwargs):
+        found = original(model, dataset, *args, **kwargs)
+        return {**found, 'accuracy': next(seen)} if dataset.split == 'val' else found
+
+    monkeypatch.setattr(train, 'evaluate', evaluate)
+    found = train.train_and_evaluate(config, tmp_path, 'protonet')
+    like = create_train_state(config, create_learner(config.model))
+    with Checkpoints(tmp_path / 'checkpoints', read_only=True) as checkpoints:
+        hashes = {
+            step: params_hash(checkpoints.restore(like, step)[0].params)
+            for step in checkpoints.steps
+        }
+    assert list(hashes) == ([2, 3] if look_at_val else [3])
+    assert len(set(hashes.values())) == len(hashes)
+    step = 2 if look_at_val else 3
+    again = train.evaluate_only(config, tmp_path, 'protonet')
+    for results in (found, again, read_results(tmp_path)):
+        assert results['params_hash'] == hashes[step]
+        assert results['selected_on'] == (
+            'val accuracy at step 2' if look_at_val else 'last step (3)'
+        )
