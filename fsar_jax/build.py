@@ -214,14 +214,14 @@ def _benchmark_config(args, name, config_name):
 def _synthetic_config(args, name, config_name):
     if args.videos:
         raise ValueError(
-            f"--videos is for video_folder and the benchmarks, '{printable(args.dataset)}' "
-            'does not read a folder'
+            f"--videos is for video_folder and the benchmarks, '{printable(args.dataset)}' does "
+            'not read a folder'
         )
     configs = BUILDERS[name].builder_configs
     if config_name not in configs:
         raise ValueError(
-            f"'{printable(args.dataset)}' is not a config of {name}: choose {name}/ followed "
-            f'by one of {", ".join(configs)}'
+            f"'{printable(args.dataset)}' is not a config of {name}: choose {name}/ followed by "
+            f'one of {", ".join(configs)}'
         )
     return configs[config_name]
 
@@ -312,8 +312,8 @@ def _already_built(name, built, settings) -> str:
     ]
     if different:
         raise ValueError(
-            f'{name} is built already with other settings ({"; ".join(different)}): '
-            'use --overwrite to build it again, or another --dir'
+            f'{name} is built already with other settings ({"; ".join(different)}): use '
+            '--overwrite to build it again, or another --dir'
         )
     failed = metadata.get('failed') or {}
     again = sum(reason in video_builder.AGAIN for reason in failed.values())
@@ -338,9 +338,9 @@ def _build(args, builder, slice_, directory, built) -> pathlib.Path:
             mine = shards[slice_[0] :: slice_[1]]
             count = builder.write_shards(mine, unfinished, args.overwrite)
             print(
-                f'slice {args.shards} of {args.dataset}: {count} shards built, '
-                f'{len(mine) - count} were there, {len(shards)} in all slices; when all are '
-                'built, give the command with --finish'
+                f'slice {args.shards} of {args.dataset}: {count} shards built, {len(mine) - count} '
+                f'were there, {len(shards)} in all slices; when all are built, give the command '
+                'with --finish'
             )
             return unfinished
         if not args.finish:

@@ -98,8 +98,8 @@ class _Subset(Videos):
         positions = np.asarray(positions, None if len(positions) else np.int64)
         if positions.ndim != 1 or positions.dtype.kind not in 'iu':
             raise IndexError(
-                f'a subset of {videos.name} {videos.split} takes a list of positions, '
-                f'not {positions.dtype} {list(positions.shape)}'
+                f'a subset of {videos.name} {videos.split} takes a list of positions, not '
+                f'{positions.dtype} {list(positions.shape)}'
             )
         if len(positions) and not 0 <= positions.min() <= positions.max() < len(videos):
             raise IndexError(
@@ -151,7 +151,7 @@ class VideoDataset(Videos):
         if split not in index and split not in builder.info.splits:
             raise NoSplitError(
                 f"dataset '{printable(name)}' has no split '{printable(split)}': it has "
-                f"{listed(index)}"
+                f'{listed(index)}'
             )
         info = builder.info.splits.get(split)
         if not (info and info.num_examples) and not index[split]['label']:
@@ -185,8 +185,7 @@ class VideoDataset(Videos):
             position = int(self.labels.argmax())
             wrong = (
                 f"metadata.json gives video '{printable(self.video_ids[position])}' the label "
-                f"{self.labels[position]}, there are "
-                f'{len(self.class_names)} classes'
+                f'{self.labels[position]}, there are {len(self.class_names)} classes'
             )
         if wrong:
             raise ValueError(
@@ -209,8 +208,8 @@ class VideoDataset(Videos):
         """
         if not 0 <= position < len(self):
             raise IndexError(
-                f'position {position} is outside split {self.split!r} of {self.name}, '
-                f'which has {len(self)} videos'
+                f'position {position} is outside split {self.split!r} of {self.name}, which has '
+                f'{len(self)} videos'
             )
         position = int(position)
         with self._lock:
@@ -245,14 +244,13 @@ class VideoDataset(Videos):
             of = lambda video: f"'{printable(video[0])}' (label {video[1]}, {video[2]} frames)"
             raise ValueError(
                 f'{self._place(position)} is of video {of(found)}, metadata.json says '
-                f'{of(indexed)}: record files or '
-                f'metadata.json are those of another build or split; {self.advice}'
+                f'{of(indexed)}: record files or metadata.json are those of another build or '
+                f'split; {self.advice}'
             )
         if len(record['frames']) != found[2]:
             raise ValueError(
                 f"{self._place(position)}, video '{printable(found[0])}', holds "
-                f"{len(record['frames'])} frames and says that it "
-                f'has {found[2]}: {self.advice}'
+                f"{len(record['frames'])} frames and says that it has {found[2]}: {self.advice}"
             )
         return record
 
@@ -355,8 +353,7 @@ def described(directory: pathlib.Path, name: str) -> tuple[tfds.core.DatasetBuil
     except Exception as error:  # tfds' parsers, protobuf's and Python's: each raises what it likes
         raise ValueError(
             f'{printable(directory, 1000)} is not a built dataset, or dataset_info.json, '
-            'features.json or '
-            f'label.labels.txt there is damaged ({type(error).__name__}: '
+            f'features.json or label.labels.txt there is damaged ({type(error).__name__}: '
             f'{printable(one_line(error))}): {repair}'
         ) from None
     return builder, content
@@ -470,7 +467,7 @@ def version_directory(name: str, data_dir: str | os.PathLike) -> pathlib.Path | 
     if not parts or pathlib.PurePath(name).is_absolute() or '..' in parts or '\0' in name:
         raise ValueError(
             f"dataset '{printable(name)}' is no name of a dataset: give one such as "
-            "synthetic_actions/misaligned or video_folder/my_clips"
+            'synthetic_actions/misaligned or video_folder/my_clips'
         )
     versions = []
     try:

@@ -83,8 +83,7 @@ def check_dataset(dataset, way: int, shot: int, query: int) -> None:
     if way < 2 or shot < 1 or query < 1:
         raise ValueError(
             'an episode needs at least 2 classes with 1 support and 1 query clip each, got '
-            f'way={way}, '
-            f'shot={shot}, query={query}'
+            f'way={way}, shot={shot}, query={query}'
         )
     have, lost = (
         np.bincount(labels, minlength=len(dataset.class_names))
@@ -107,10 +106,8 @@ def check_dataset(dataset, way: int, shot: int, query: int) -> None:
         more = f', and so for {len(short) - 1} more classes' if len(short) > 1 else ''
         raise ValueError(
             f"class '{printable(dataset.class_names[first])}' of {where} has {have[first]} "
-            f"clips{why}, {shot} support + "
-            f'{query} query per class need {shot + query}{more}: lower config.episode.shot or the '
-            'queries, '
-            f'or add clips'
+            f'clips{why}, {shot} support + {query} query per class need {shot + query}{more}: '
+            'lower config.episode.shot or the queries, or add clips'
         )
 
 
@@ -203,8 +200,7 @@ def read_episodes(path: str | os.PathLike, dataset) -> Episodes:
     if unknown:
         raise ValueError(
             f'{shown} names {len(unknown)} clips that {dataset.name} {dataset.split} does not have '
-            '(or dropped '
-            f'as shorter than config.episode.frames): {listed(unknown)}'
+            f'(or dropped as shorter than config.episode.frames): {listed(unknown)}'
         )
     for number, (support, query, _) in enumerate(rows, 1):
         _check_row(f'{shown} line {number}', support, query, rows[0])
@@ -227,8 +223,7 @@ def read_episodes(path: str | os.PathLike, dataset) -> Episodes:
     if mixed.any():
         raise ValueError(
             f'{shown} line {np.argmax(mixed) + 1}: clips of one class there are of different '
-            'classes in '
-            f'{dataset.name} {dataset.split}'
+            f'classes in {dataset.name} {dataset.split}'
         )
     return Episodes(support, query, labels, classes)
 
@@ -246,8 +241,7 @@ def _positions(dataset) -> dict[str, int]:
         twice = next(v for v in dataset.video_ids if v in seen or seen.add(v))
         raise ValueError(
             f"video id '{printable(twice)}' occurs twice in {dataset.name} {dataset.split}: an "
-            "episode list cannot tell "
-            f'the two apart, rename one'
+            'episode list cannot tell the two apart, rename one'
         )
     return place
 
@@ -324,8 +318,7 @@ def _check_row(where, support, query, first):
     if support.shape != first[0].shape or query.shape != first[1].shape:
         raise ValueError(
             f'{where} is {support.shape[0]}-way {support.shape[1]}-shot with {len(query)} queries, '
-            'line 1 is '
-            f'{first[0].shape[0]}-way {first[0].shape[1]}-shot with {len(first[1])}'
+            f'line 1 is {first[0].shape[0]}-way {first[0].shape[1]}-shot with {len(first[1])}'
         )
     ids = [*support.flat, *query]
     if len(set(ids)) < len(ids):

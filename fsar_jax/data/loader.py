@@ -53,8 +53,8 @@ def usable(dataset: Videos, config) -> Videos:
     if not keep.any():
         raise ValueError(
             f'none of the {len(keep)} videos of {dataset.name} {dataset.split} has '
-            f"config.episode.frames={length} frames: lower it, or set "
-            f"config.data.short_videos='repeat'"
+            f'config.episode.frames={length} frames: lower it, or set '
+            "config.data.short_videos='repeat'"
         )
     if keep.all():
         return dataset

@@ -63,8 +63,8 @@ def check(config, needed: int) -> None:
     if needed > free:
         raise ValueError(
             f'{asked} with config.data.prefetch={config.data.prefetch} keeps up to {_mib(needed)} '
-            f'in {FOLDER}, which has {_mib(free)} free: set config.data.num_workers=0 (threads need '
-            'none of it), lower config.data.prefetch, or make it larger (docker run '
+            f'in {FOLDER}, which has {_mib(free)} free: set config.data.num_workers=0 (threads '
+            'need none of it), lower config.data.prefetch, or make it larger (docker run '
             f'--shm-size={needed // 2**30 + 1}g)'
         )
 

@@ -69,8 +69,8 @@ def _extract_all(sources, target):
     raise ValueError(
         '; '.join(failed)
         or f'no program here extracts {printable(sources[0].name)}: install one of '
-        f'{", ".join(EXTRACTORS)} (apt install unrar), or '
-        'extract it elsewhere and give --videos=FOLDER'
+        f'{", ".join(EXTRACTORS)} (apt install unrar), or extract it elsewhere and give '
+        '--videos=FOLDER'
     )
 
 

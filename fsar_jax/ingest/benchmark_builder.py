@@ -123,8 +123,8 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
         if not any(source.origin is not None for sources in splits.values() for source in sources):
             raise FileNotFoundError(
                 f'not one of the videos of {self.name} is in {printable(root, 1000)} '
-                f'({files.unused} other videos are; a .zip must hold frames '
-                f'as .jpg): give --videos=PATH, see {self.name}/README.md for what it may be'
+                f'({files.unused} other videos are; a .zip must hold frames as .jpg): give '
+                f'--videos=PATH, see {self.name}/README.md for what it may be'
             )
         if files.unused:
             notes.append(f'{files.unused} videos of {printable(root, 1000)} are not in the lists')
@@ -143,8 +143,7 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
         if root is None or not root.exists():
             raise FileNotFoundError(
                 f'no videos of {self.name} in {printable(root or "manual_dir", 1000)}: give '
-                f'--videos=PATH, see {self.name}/README.md for what it '
-                'may be'
+                f'--videos=PATH, see {self.name}/README.md for what it may be'
             )
         class_names = [name for split in self.published().values() for name in split['classes']]
         return extracted(
@@ -227,9 +226,8 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
             if different:
                 notes.append(
                     f'{split}: the list has another number of videos than published in '
-                    f'{len(different)} classes, '
-                    f'such as {different[0]}: {listed[label[different[0]]]}, not '
-                    f'{info["classes"][different[0]]}'
+                    f'{len(different)} classes, such as {different[0]}: '
+                    f'{listed[label[different[0]]]}, not {info["classes"][different[0]]}'
                 )
         return splits, skipped, notes + self.check_annotations(splits, label)
 
@@ -274,8 +272,8 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
                 absent = next(split for split in SPLITS if not local[split])
                 raise FileNotFoundError(
                     f'{mirrors[0][absent].name} is not beside '
-                    f'{printable(next(filter(None, local.values())), 1000)}: all three lists '
-                    'must be there, or none'
+                    f'{printable(next(filter(None, local.values())), 1000)}: all three lists must '
+                    'be there, or none'
                 )
             local = self._downloaded(mirrors)
         for split in SPLITS:
@@ -285,8 +283,7 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
             ):
                 raise ValueError(
                     f'{printable(local[split], 1000)} is not the published list: get it from '
-                    f'{mirrors[0][split].url}, or give '
-                    '--own_lists to build from it all the same'
+                    f'{mirrors[0][split].url}, or give --own_lists to build from it all the same'
                 )
             try:
                 texts[split] = local[split].read_text(encoding='utf-8-sig')

@@ -36,8 +36,7 @@ class RecordSettings:
         if self.short_side < 0 or self.max_frames < 0 or self.min_frames < 1:
             raise ValueError(
                 f'short_side={self.short_side} and max_frames={self.max_frames} must be at least '
-                '0, '
-                f'min_frames={self.min_frames} at least 1'
+                f'0, min_frames={self.min_frames} at least 1'
             )
         if not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f'jpeg_quality={self.jpeg_quality} must be from 1 to 100')

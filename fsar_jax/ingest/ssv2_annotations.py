@@ -40,8 +40,7 @@ def annotated_classes(folders: list[pathlib.Path]) -> tuple[dict[str, str], list
                 except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
                     notes.append(
                         f'annotations: {printable(path, 1000)} is not read, it is no list of '
-                        'videos with id and template '
-                        f'({type(error).__name__})'
+                        f'videos with id and template ({type(error).__name__})'
                     )
             if found:
                 return found, notes

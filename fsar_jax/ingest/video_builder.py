@@ -319,14 +319,13 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             if note.get('source_bytes') != _source_bytes(shard):
                 raise ValueError(
                     f'{shard.file_name} was made of other files than those that are there now: '
-                    'give the command without '
-                    '--finish to build such shards again'
+                    'give the command without --finish to build such shards again'
                 )
             if 'made_with' not in note:
                 raise ValueError(
                     f'{shard.file_name} does not say which decoder made its pixels (an older '
-                    'version wrote it): give the '
-                    'command without --finish to build such shards again'
+                    'version wrote it): give the command without --finish to build such shards '
+                    'again'
                 )
             made_with.append(note['made_with'])
             if self.strict and note['skipped']:
@@ -342,8 +341,8 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         if absent:
             raise ValueError(
                 f'{len(absent)} of {len(shards)} shards are not in {printable(folder, 1000)}, the '
-                'first is '
-                f'{absent[0].file_name}: give the command without --shards to build what is missing'
+                f'first is {absent[0].file_name}: give the command without --shards to build what '
+                'is missing'
             )
         metadata['made_with'] = _one_decoder(made_with)
         if not any(map(sum, lengths.values())):
@@ -416,8 +415,8 @@ def _end_line():
 
 def _strict_error(skip):
     return ValueError(
-        f'{skip.path} cannot be used: {skip.reason}{skip.detail and f" ({skip.detail})"}; '
-        'without --strict the build goes on without it'
+        f'{skip.path} cannot be used: {skip.reason}{skip.detail and f" ({skip.detail})"}; without '
+        '--strict the build goes on without it'
     )
 
 
@@ -436,8 +435,8 @@ def _is_to_do(shard, note, overwrite):
     if there not in (None, here) and not overwrite:
         raise ValueError(
             f'this build was begun with {printable(there)}, and {here} is installed here, which '
-            'makes other pixels: go on with '
-            'those versions, or give --overwrite to build again what they made'
+            'makes other pixels: go on with those versions, or give --overwrite to build again '
+            'what they made'
         )
     return (
         note is None
@@ -467,8 +466,7 @@ def _one_decoder(made_with):
                 for name, count in decoders.most_common()
             )
             + ', and their pixels differ: give the command with --overwrite and without --finish '
-            'where the versions that you '
-            'want are installed'
+            'where the versions that you want are installed'
         )
     versions = collections.defaultdict(set)
     for name, version in itertools.chain.from_iterable(made.items() for made in made_with):

@@ -43,8 +43,7 @@ REASONS = {
     'too large': f'pictures of more pixels than {LARGEST}: a header that lies, or is made to '
     'exhaust the memory',
     'truncated': 'the file ends before it should by the sizes in it, or by its header where it '
-    'holds none: cut, or the '
-    'download broke off; 95% of the promised frames or time count as all',
+    'holds none: cut, or the download broke off; 95% of the promised frames or time count as all',
     'decode errors': 'more than 5% of the frames are damaged',
     'frame size changes': 'the kept frames do not all have the same size',
     'too short': 'fewer frames than asked for',

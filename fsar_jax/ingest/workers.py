@@ -84,8 +84,7 @@ def ordered_pool(processes: int, make_record) -> Iterator[Callable]:
         except concurrent.futures.process.BrokenProcessPool:
             raise ChildProcessError(
                 'worker processes die whatever they do: too little memory, or a script that starts '
-                'a build outside '
-                "if __name__ == '__main__'; --processes=0 does without them"
+                "a build outside if __name__ == '__main__'; --processes=0 does without them"
             ) from None
         return None, VideoError('ended the process', 'out of memory, or the decoder crashes')
 

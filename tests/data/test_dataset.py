@@ -190,8 +190,8 @@ def test_absent_datasets_and_splits_say_what_to_do(data, tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         open_dataset('synthetic_actions/misaligned', tmp_path, 'train')
     assert str(caught.value) == (
-        f"dataset 'synthetic_actions/misaligned' is not in {tmp_path}: build it with "
-        f'python -m fsar_jax.build --dataset=synthetic_actions/misaligned --dir={tmp_path}'
+        f"dataset 'synthetic_actions/misaligned' is not in {tmp_path}: build it with python -m "
+        f'fsar_jax.build --dataset=synthetic_actions/misaligned --dir={tmp_path}'
     )
     with pytest.raises(FileNotFoundError, match='--videos=FOLDER'):
         open_dataset('video_folder/none', tmp_path, 'train')

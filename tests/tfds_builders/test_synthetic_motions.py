@@ -65,11 +65,11 @@ def test_join_refuses_a_jump():
 
 def test_clip_is_a_pure_function_in_any_process():
     code = (
-        'import hashlib; from tfds_builders.synthetic_actions import renderer, motions;'
-        's = renderer.ClipSettings(misalignment="untrimmed");'
-        'c = renderer.render_clip(motions.CLASSES[70], (3, 1, 4), s);'
-        'print(hashlib.sha256(c.frames.tobytes() + c.boxes.tobytes()).hexdigest());'
-        'print(c.action_start, c.action_end)'
+        'import hashlib; from tfds_builders.synthetic_actions import renderer, motions;s = '
+        'renderer.ClipSettings(misalignment="untrimmed");c = '
+        'renderer.render_clip(motions.CLASSES[70], (3, 1, 4), '
+        's);print(hashlib.sha256(c.frames.tobytes() + '
+        'c.boxes.tobytes()).hexdigest());print(c.action_start, c.action_end)'
     )
     settings = ClipSettings(misalignment='untrimmed')
     render_clip(motions.CLASSES[0], 5, settings)  # an earlier clip must not matter

@@ -115,8 +115,8 @@ def split_classes(class_names: list[str]) -> dict[str, str]:
     count = len(class_names)
     if count < 3:
         raise ValueError(
-            f'{count} class folders cannot be split into train, val and test: add classes, '
-            'or make the folders train/, val/ and test/ yourself'
+            f'{count} class folders cannot be split into train, val and test: add classes, or make '
+            'the folders train/, val/ and test/ yourself'
         )
     least = 2 if count >= 6 else 1
     test, val = (max(least, round(fraction * count)) for fraction in (TEST_FRACTION, VAL_FRACTION))
@@ -181,8 +181,7 @@ def _by_class(folders, classes):
         if not is_utf8(name) or len(name.splitlines()) > 1:
             raise ValueError(
                 f'class folder {folder.name!a} in {printable(os.path.dirname(folder.path), 1000)} '
-                'is not a line of UTF-8: '
-                'rename it'
+                'is not a line of UTF-8: rename it'
             )
         classes.setdefault(name, []).append(folder)
     return dict(sorted(classes.items()))
@@ -198,14 +197,14 @@ def _check_different(class_folders, root):
                 also = '' if other == name else f" (there '{printable(other)}')"
                 raise ValueError(
                     f"class '{printable(name)}' is in more than one split of "
-                    f"{printable(root, 1000)}, {other_split}{also} and "
-                    f'{split}: few-shot splits share no class, so move its clips into one of them'
+                    f'{printable(root, 1000)}, {other_split}{also} and {split}: few-shot splits '
+                    'share no class, so move its clips into one of them'
                 )
             if other != name:
                 raise ValueError(
                     f"class folders '{printable(other)}' and '{printable(name)}' of "
-                    f"{printable(root, 1000)} differ in "
-                    'nothing but case: put their clips into one, or give one of them another name'
+                    f'{printable(root, 1000)} differ in nothing but case: put their clips into '
+                    'one, or give one of them another name'
                 )
 
 
