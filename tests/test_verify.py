@@ -207,9 +207,8 @@ def test_a_truncated_or_lost_shard_ends_with_status_1(copy, capsys):
         shard.unlink()
         code, text = status(data_dir, *flags, capsys=capsys)
         assert code == 1 and f'{shard.name} is not there' in text
-        with pytest.raises(
-            OSError, match='is not there'
-        ):  # before an hour of training, not at the first record
+        # Before an hour of training, not at the first record.
+        with pytest.raises(OSError, match='is not there'):
             open_dataset(NAME, data_dir, 'test')
 
 
@@ -346,9 +345,8 @@ def test_a_damaged_file_of_a_dataset_is_named_in_one_line(copy, file, damage):
     with pytest.raises((ValueError, OSError)) as caught:
         open_dataset(NAME, data_dir, 'test').read(0)
     said = str(caught.value)
-    if (
-        damage == 'lost' and file == 'dataset_info.json'
-    ):  # a directory without it is no finished build
+    # A directory without it is no finished build.
+    if damage == 'lost' and file == 'dataset_info.json':
         assert said.startswith(f"dataset '{NAME}' is not in {data_dir}: build it with ")
         return
     assert (

@@ -320,11 +320,8 @@ def described(directory: pathlib.Path, name: str) -> tuple[tfds.core.DatasetBuil
         it.
     """
     repair = f'copy the dataset again, or build it again: {command("build", name, data_dir_of(directory, name), "--overwrite")}'
-    for file in (
-        'dataset_info.json',
-        'features.json',
-        'metadata.json',
-    ):  # the last stays in `content`
+    # The last stays in `content`.
+    for file in ('dataset_info.json', 'features.json', 'metadata.json'):
         try:
             content = read_json(directory / file, repair)
         except FileNotFoundError:
@@ -393,10 +390,8 @@ def _check_class_names(directory, advice):
     file = 'label.labels.txt'
     try:
         digest = (read_sums(directory) or {}).get(file)
-    except (
-        OSError,
-        ValueError,
-    ):  # a damaged list says nothing about other files; `verify` names it
+    # A damaged list says nothing about other files; `verify` names it.
+    except (OSError, ValueError):
         return
     if digest not in (None, sha256_of(directory / file)):
         raise ValueError(

@@ -93,10 +93,8 @@ class SourceFiles:
     def _walk(self, folder, depth):
         """(folder's name, stem, name, path or FrameFolder), sorted."""
         status = os.stat(folder)
-        if (
-            status.st_dev,
-            status.st_ino,
-        ) in self._walked:  # a link to a folder that was seen, or that this one is in
+        # A link to a folder that was seen, or that this one is in.
+        if (status.st_dev, status.st_ino) in self._walked:
             return
         self._walked.add((status.st_dev, status.st_ino))
         found = [entry for entry in entries(folder) if not entry.name.startswith('.')]

@@ -250,10 +250,8 @@ def _avi(file, size):
         ):
             break
         kinds.add(header[8:12] if kind == b'LIST' else kind)
-        if kind == b'LIST' and length in (
-            0,
-            0xFFFFFFFF,
-        ):  # never filled in: the recording was not ended
+        # Never filled in: the recording was not ended.
+        if kind == b'LIST' and length in (0, 0xFFFFFFFF):
             return End('AVI', None)
         place += 8 + length + length % 2
         if place > size + 1:
@@ -369,10 +367,8 @@ def _transport_stream(file, size, start):
             marks = start[first + mark :: length]
             if len(marks) > 3 and not marks.strip(b'G'):
                 rest = file.at(size - (size - first) % length, length)
-                cut = rest and rest[mark : mark + 1] in (
-                    b'G',
-                    b'',
-                )  # else something else was appended
+                # Else something else was appended.
+                cut = rest and rest[mark : mark + 1] in (b'G', b'')
                 return (
                     End('MPEG-TS', False, False, 'its last packet is cut')
                     if cut

@@ -51,6 +51,7 @@ def record_features(
 
     frames are JPEG byte strings (tfds' own Image and Video features need TensorFlow to write).
     """
+    # Place of each stored frame in the file.
     return tfds.features.FeaturesDict(
         {
             'frames': tfds.features.Sequence(tfds.features.Text()),
@@ -58,9 +59,7 @@ def record_features(
             'video_id': tfds.features.Text(),
             'num_frames': np.int32,  # stored
             'source_frames': np.int32,  # in the file
-            'frame_index': tfds.features.Sequence(
-                np.int32
-            ),  # place of each stored frame in the file
+            'frame_index': tfds.features.Sequence(np.int32),
             'source_stream': np.int32,  # index in the file of the stream that they are from
             'fps': np.float32,  # of the file, 0 when it does not say
             'width': np.int32,

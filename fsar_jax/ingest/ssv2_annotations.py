@@ -34,9 +34,8 @@ def annotated_classes(folders: list[pathlib.Path]) -> tuple[dict[str, str], list
                         for row in json.loads(path.read_text(encoding='utf-8'))
                         if 'template' in row
                     ]
-                    found |= {
-                        str(row['id']): normal(row['template']) for row in rows or [{}]
-                    }  # no row at all: KeyError
+                    # No row at all: KeyError.
+                    found |= {str(row['id']): normal(row['template']) for row in rows or [{}]}
                 except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
                     notes.append(
                         f'annotations: {printable(path, 1000)} is not read, it is no list of '

@@ -281,9 +281,8 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         """Yields the records of the videos that give one, in order, and takes down both kinds in
         `note`."""
         names, index = self.info.features['label'].names, note['videos']
-        for source, (record, error) in zip(
-            shard.sources, stream
-        ):  # the stream last: it must not lose one
+        # The stream last: it must not lose one.
+        for source, (record, error) in zip(shard.sources, stream):
             progress.update()
             if error is not None:
                 skip = Skipped(
@@ -485,7 +484,6 @@ def videos_per_shard(
 ) -> int:
     """How many videos make a shard of about SHARD_BYTES, a function of the settings alone."""
     short_side, frames = settings.short_side or 720, settings.max_frames or usual_frames
-    bytes_per_frame = (
-        0.33 * short_side * short_side * 4 / 3
-    )  # JPEG at quality 95: a third of a byte per pixel
+    # JPEG at quality 95: a third of a byte per pixel.
+    bytes_per_frame = 0.33 * short_side * short_side * 4 / 3
     return max(1, int(SHARD_BYTES / (bytes_per_frame * frames)))

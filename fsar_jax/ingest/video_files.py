@@ -50,9 +50,8 @@ REASONS = {
     'decoder failed': 'there is none for the codec, or it raised an error of its own: the detail '
     'says which',
 }
-COMPLETE_FRACTION = (
-    0.95  # sound files measure 1.00 to 1.01 of the promised frames, cut ones 0.5 to 0.85
-)
+# Sound files measure 1.00 to 1.01 of the promised frames, cut ones 0.5 to 0.85.
+COMPLETE_FRACTION = 0.95
 DAMAGED_FRACTION = 0.05
 MAX_ASPECT = 10  # of one pixel; beyond it a header is wrong
 # swscale's SWS_BILINEAR, SWS_FULL_CHR_H_INT and SWS_ACCURATE_RND: without the latter two, 10 bits
@@ -69,17 +68,15 @@ OF_THE_SYSTEM = (
 )
 
 PYAV = int(av.__version__.split('.')[0])
-OLDEST_PYAV = (
-    17  # below it, BT.709 is converted with the matrix of BT.601: colours up to 25 of 255 off
-)
+# Below it, BT.709 is converted with the matrix of BT.601: colours up to 25 of 255 off.
+OLDEST_PYAV = 17
 
 # Titles are in any encoding: PyAV decodes them as it is told until 18, with replacements from 19
 # on.
 OPENING = {'metadata_errors': 'replace'} if PYAV < 19 else {}
 
-DECODER_OPTIONS = {
-    'max_pixels': str(MAX_PIXELS)
-}  # also while a file is opened, which decodes a picture of some
+# Also while a file is opened, which decodes a picture of some.
+DECODER_OPTIONS = {'max_pixels': str(MAX_PIXELS)}
 OPTIONS = {'format_whitelist': ','.join(CONTAINERS)} | DECODER_OPTIONS
 
 DECODING_LIBRARIES = ('libavformat', 'libavcodec', 'libswscale')  # of FFmpeg
@@ -95,9 +92,8 @@ class VideoError(ValueError):
         self.reason, self.detail = reason, detail
         super().__init__(f'{reason}: {detail}' if detail else reason)
 
-    def __reduce__(
-        self,
-    ):  # exceptions with two arguments do not survive a process boundary otherwise
+    # Exceptions with two arguments do not survive a process boundary otherwise.
+    def __reduce__(self):
         return type(self), (self.reason, self.detail)
 
 
@@ -198,9 +194,8 @@ def read_video(
     # when they do not and the frames kept are not the right ones, the file is decoded again.
     wanted = kept_frames(file.packets, max_frames)
     video, kept, sizes = _decode(path, file.stream, wanted, convert, square_pixels)
-    found = max(
-        video.source_frames, file.packets
-    )  # packets count too: an edit list hides frames that are there
+    # Packets count too: an edit list hides frames that are there.
+    found = max(video.source_frames, file.packets)
     if _is_cut(end, file, found):
         promised = (
             f', the header promises {file.promised}'
@@ -292,9 +287,8 @@ def _open(path):
         container = av.open(os.fspath(path), options=OPTIONS, **OPENING)
     except av.error.FFmpegError as error:
         end = _end(path)
-        of_the_file = (
-            end.kind == 'Matroska' and error.errno == errno.EIO and _can_be_read(path)
-        )  # what FFmpeg says of damage
+        # What FFmpeg says of damage.
+        of_the_file = end.kind == 'Matroska' and error.errno == errno.EIO and _can_be_read(path)
         if end.whole is not False and not of_the_file:
             _raise_if_of_the_system(error)
         raise _not_a_video(path, error.errno, error.strerror or '') from None
@@ -422,9 +416,8 @@ def _count(path, end) -> _Counted:
             if stream.duration
             else _tagged_seconds(stream.metadata) or (container.duration or 0) / av.time_base
         )
-        promised = stream.frames or int(
-            seconds * float(stream.average_rate or 0)
-        )  # .webm has no count
+        # .webm has no count.
+        promised = stream.frames or int(seconds * float(stream.average_rate or 0))
         # In fragments the duration is that of the last picture's end, counted from 0.
         start = (stream.start_time or 0) if end.promises else 0
         covered = (
@@ -551,9 +544,8 @@ def _as_seen(frame, stream, square_pixels):
     how = {'interpolation': EXACT} if frame.format.components[0].bits > 8 else {}
     try:
         rgb = frame.to_ndarray(format='rgb24', threads=1, **how)
-    except (
-        av.error.FFmpegError
-    ) as error:  # YCgCo, ICtCp and others that swscale does not know, or a damaged tag
+    # YCgCo, ICtCp and others that swscale does not know, or a damaged tag.
+    except av.error.FFmpegError as error:
         _raise_if_of_the_system(error)
         tags = f'{frame.format.name}, matrix {int(frame.colorspace)} of ITU-T H.273'
         raise VideoError(
@@ -571,9 +563,8 @@ def _upright(rgb, frame):
     how to show it."""
     try:
         matrix = frame.side_data.get('DISPLAYMATRIX')
-    except (
-        ValueError
-    ):  # PyAV before 19 does not know all kinds of side data; rotation is then all it tells
+    # PyAV before 19 does not know all kinds of side data; rotation is then all it tells.
+    except ValueError:
         return np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90)))
     if matrix is None:
         return rgb
@@ -596,9 +587,8 @@ def _rate(stream, times, last_duration) -> float:
     usual = header[0] if header else 0.0
     shown, decoded = zip(*times) if times else ((), ())
     times = decoded if None in shown else shown  # .avi has the latter only
-    if None in times or any(
-        b <= a for a, b in zip(times, times[1:])
-    ):  # no stamps, or a clock that was set back
+    # No stamps, or a clock that was set back.
+    if None in times or any(b <= a for a, b in zip(times, times[1:])):
         return usual
     tick, count = float(stream.time_base), len(times) - 1 + bool(last_duration)
     span = (times[-1] - times[0] + (last_duration or 0)) * tick if times else 0.0

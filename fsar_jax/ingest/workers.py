@@ -115,9 +115,8 @@ def _attempt(make_record, source):
         return None, error
     except MemoryError:  # a header may claim anything
         return None, VideoError('unreadable', os.strerror(errno.ENOMEM))
-    except (
-        Exception
-    ) as error:  # of a decoder, which may raise anything: one file must not end the build
+    # Of a decoder, which may raise anything: one file must not end the build.
+    except Exception as error:
         return None, VideoError(
             'decoder failed', ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
         )
@@ -161,9 +160,8 @@ def _quiet_tracker():
 
 
 def _start_worker():
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is for the main process, which ends the workers
+    # Ctrl-C is for the main process, which ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)  # there is a process for each core already
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -98,9 +98,8 @@ class Draws:
 def test_pixels_equal_the_published_reader(case, monkeypatch):
     z = np.load(FIXTURES / 'pixels_84_a.npz')
     clip = z['in/frames']
-    monkeypatch.setattr(
-        frames, 'decode_jpeg', lambda frame: frame
-    )  # the fixture starts after decoding
+    # The fixture starts after decoding.
+    monkeypatch.setattr(frames, 'decode_jpeg', lambda frame: frame)
     config = small_config(
         episode__frames=len(clip), episode__image_size=84, data__resize=96, data__flip=True
     )
@@ -420,9 +419,8 @@ def free_shared_memory(monkeypatch, free, platform='linux', may_be_written=True)
 
 def test_too_little_shared_memory_is_an_error_before_a_worker_starts(dataset, monkeypatch):
     config = small_config(data__num_workers=2, data__prefetch=2)
-    each = (
-        9 * 4 * 24 * 24 * 3 + 8 * mmap.PAGESIZE
-    )  # 9 clips of 4 frames of 24 px, and some small arrays
+    # 9 clips of 4 frames of 24 px, and some small arrays.
+    each = 9 * 4 * 24 * 24 * 3 + 8 * mmap.PAGESIZE
     needed = (2 * (2 * 4 + 2) + 1) * each  # 8 episodes ahead are 4 per worker
     free_shared_memory(monkeypatch, needed - 1)
     with pytest.raises(
@@ -434,16 +432,14 @@ def test_too_little_shared_memory_is_an_error_before_a_worker_starts(dataset, mo
         loader.training_batches(dataset, config, 0)
     assert '\n' not in str(caught.value)
     loader.training_batches(dataset, small_config(), 0).close()  # threads need none
-    loader.video_batches(
-        dataset, config, [0, 1, 2], batch_size=64
-    ).close()  # nor do more than all elements
+    # Nor do more than all elements.
+    loader.video_batches(dataset, config, [0, 1, 2], batch_size=64).close()
     free_shared_memory(monkeypatch, -(-needed // 4096) * 4096)
     loader.training_batches(dataset, config, 0).close()
     with config.unlocked():
         config.eval = dict(val_episodes=5, cache=True, videos_per_batch=6, query=1)
-    clips = (2 * (2 * 6 + 2) + 1) * (
-        4 * 24 * 24 * 3 + 8 * mmap.PAGESIZE
-    )  # validation runs while training waits
+    # Validation runs while training waits.
+    clips = (2 * (2 * 6 + 2) + 1) * (4 * 24 * 24 * 3 + 8 * mmap.PAGESIZE)
     with pytest.raises(ValueError, match='keeps up to 3.0 MiB'):
         loader.training_batches(dataset, config, 0)
     free_shared_memory(monkeypatch, -(-(needed + clips) // 4096) * 4096)

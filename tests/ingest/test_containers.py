@@ -250,9 +250,8 @@ def test_an_index_that_is_missing_is_told_from_one_that_is_damaged(tmp_path):
     path.write_bytes(data[: place + 100])
     with pytest.raises(VideoError, match="^truncated: .*its part 'moov' goes on beyond its end"):
         read_video(path)
-    path.write_bytes(
-        data[: place - 4] + bytes(len(data) - place + 4)
-    )  # a download that reserved its place
+    # A download that reserved its place.
+    path.write_bytes(data[: place - 4] + bytes(len(data) - place + 4))
     with pytest.raises(VideoError, match='^truncated: .*its index is missing'):
         read_video(path)
     for damage in (

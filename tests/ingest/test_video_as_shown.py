@@ -16,12 +16,8 @@ from fsar_jax.ingest.video_files import REASONS, VideoError, read_video, write_v
 from fsar_jax.ingest.video_formats import SUFFIXES
 
 FRAMES = 12
-QUARTERS = (
-    (220, 40, 40),
-    (40, 200, 60),
-    (50, 60, 220),
-    (210, 210, 40),
-)  # upper left, upper right, lower left, lower right
+# Upper left, upper right, lower left, lower right.
+QUARTERS = ((220, 40, 40), (40, 200, 60), (50, 60, 220), (210, 210, 40))
 
 
 def quarters(height=48, width=64):
@@ -75,11 +71,8 @@ PATCHES = np.array(
         (128, 128, 128),
     ]
 )
-SPACES = {
-    'BT.709': (1, 0.2126, 0.0722),
-    'BT.601': (6, 0.299, 0.114),
-    'untagged': (2, 0.299, 0.114),
-}  # tag, Kr, Kb
+# tag, Kr, Kb.
+SPACES = {'BT.709': (1, 0.2126, 0.0722), 'BT.601': (6, 0.299, 0.114), 'untagged': (2, 0.299, 0.114)}
 
 
 def yuv_planes(space, full, bits):
@@ -406,9 +399,8 @@ def test_a_gif_is_as_fast_as_its_pictures_stay(tmp_path):
     data = bytearray(path.read_bytes())
     blocks = [i for i in range(len(data)) if data[i : i + 3] == b'!\xf9\x04']
     for i, place in enumerate(blocks):
-        data[place + 4 : place + 6] = (20 if i % 2 else 60).to_bytes(
-            2, 'little'
-        )  # hundredths of a second
+        # Hundredths of a second.
+        data[place + 4 : place + 6] = (20 if i % 2 else 60).to_bytes(2, 'little')
     path.write_bytes(data)
     video = read_video(path)
     assert video.source_frames == len(blocks)
@@ -450,9 +442,10 @@ def test_every_kind_of_file_is_read(tmp_path, suffix):
     assert (video.source_frames, video.decode_errors) == (FRAMES, 0) and video.fps == pytest.approx(
         25
     )
+    # Of few colours.
     assert np.abs(np.array(video.frames).astype(int) - pictures).mean() < (
         30 if suffix == '.gif' else 12
-    )  # of few colours
+    )
 
 
 # -- files that are made to do harm ----------------------------------------------------------------------------------

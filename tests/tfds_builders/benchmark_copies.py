@@ -11,11 +11,8 @@ from fsar_jax import build
 from fsar_jax.ingest.video_files import write_video
 
 SPLITS = ('train', 'val', 'test')
-CODECS = {
-    '.avi': 'mpeg4',
-    '.mp4': 'libx264',
-    '.webm': 'libvpx-vp9',
-}  # mpeg4 is what xvid files hold
+# mpeg4 is what xvid files hold.
+CODECS = {'.avi': 'mpeg4', '.mp4': 'libx264', '.webm': 'libvpx-vp9'}
 
 
 def write_clip(path, number, num_frames=10):

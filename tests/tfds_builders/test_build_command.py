@@ -72,9 +72,8 @@ def test_paths_of_bytes_that_are_no_text(clips, tmp_path, capsys):
         open_dataset(NAME, tmp_path / 'data', 'test').read(0)['num_frames'] == 8
         and directory.is_dir()
     )
-    with pytest.raises(
-        ValueError, match=r'--dir=.*caf\\udce9.data: the path is not UTF-8'
-    ):  # array_record takes no such path
+    # array_record takes no such path.
+    with pytest.raises(ValueError, match=r'--dir=.*caf\\udce9.data: the path is not UTF-8'):
         run(clips, tmp_path / odd / 'data')
     with pytest.raises(FileNotFoundError, match=r'--videos=.*caf\\udce9/none is not a folder'):
         run(tmp_path / odd / 'none', tmp_path / 'data', '--overwrite')

@@ -122,9 +122,8 @@ def test_jpeg_files_need_no_decoder(tmp_path):
         Shard('train', 0, 1, 'name', (frames, VideoSource('a/d', 0, 'd.mp4', 'd')), '')
     )
     assert decoded['decoder'] == video_files.decoder_generation()
-    assert (
-        video_builder._one_decoder([made, decoded]) == decoded
-    )  # as a benchmark of which some videos are JPEG files
+    # As a benchmark of which some videos are JPEG files.
+    assert video_builder._one_decoder([made, decoded]) == decoded
     assert video_builder._one_decoder([made, made]) == made
 
 

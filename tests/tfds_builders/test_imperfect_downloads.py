@@ -183,9 +183,8 @@ def test_another_copy_of_the_videos_is_not_mixed_in(small, tmp_path):
         path.name: path.stat().st_ino for path in stopped.glob('*.array_record-?????-of-?????')
     }
     copies.build_copy('kinetics100_cmn', tmp_path, better, lists, *flags, '--shards=1/2')
-    for note in stopped.glob(
-        '*.json'
-    ):  # as a call of an older version left them, which did not note the sizes
+    # As a call of an older version left them, which did not note the sizes.
+    for note in stopped.glob('*.json'):
         note.write_text(
             json.dumps(
                 {

@@ -252,9 +252,8 @@ def test_pipes_sockets_and_links_among_clips(tmp_path, monkeypatch):
     (folder / 'round.mp4').symlink_to('round.mp4')
     (folder / 'folder.mp4').mkdir()
     videos = list_folder(tmp_path)
-    assert ids(videos) == {
-        'train': ['jump/a', 'jump/gone', 'jump/round']
-    }  # whose reading says what is wrong
+    # Whose reading says what is wrong.
+    assert ids(videos) == {'train': ['jump/a', 'jump/gone', 'jump/round']}
     assert skips(videos) == {
         **{
             f'train/jump/{name}': 'not a video'

@@ -159,9 +159,8 @@ def test_missing_videos_of_a_class_split_are_counted(small, tmp_path):
     copy = shutil.copytree(videos, tmp_path / 'UCF-101')
     (copy / 'ApplyLipstick' / 'v_ApplyLipstick_g01_c02.avi').unlink()
     shutil.rmtree(copy / 'Archery')
-    (copy / 'ApplyEyeMakeup').rename(
-        copy / 'apply_eye_makeup'
-    )  # another spelling of the same class
+    # Another spelling of the same class.
+    (copy / 'ApplyEyeMakeup').rename(copy / 'apply_eye_makeup')
     (copy / 'Juggling').mkdir()
     shutil.copy(next(copy.rglob('*.avi')), copy / 'Juggling' / 'v_Juggling_g01_c01.avi')
     shutil.copy(
@@ -205,9 +204,8 @@ def test_frames_that_somebody_extracted(zipped, small, tmp_path):
         folder = root / 'jpg' / class_of[line] / name
         folder.mkdir(parents=True)
         for i, frame in enumerate(read_video(videos / f'{name}.webm').frames):
-            (folder / f'{i + 1}.jpg').write_bytes(
-                encode_jpeg(frame, 90)
-            )  # 10.jpg comes after 9.jpg
+            # 10.jpg comes after 9.jpg.
+            (folder / f'{i + 1}.jpg').write_bytes(encode_jpeg(frame, 90))
     damaged = root / 'jpg' / class_of[lines['val'][0]] / lines['val'][0].split('/')[1] / '3.jpg'
     damaged.write_bytes(damaged.read_bytes()[:200])
     source = root
@@ -384,9 +382,8 @@ def test_an_archive_of_archives(small, tmp_path, monkeypatch):
     videos, lists, lines, class_of = small('hmdb51_arn')
     inner = tmp_path / 'inner'
     inner.mkdir()
-    for i, folder in enumerate(
-        sorted(videos.iterdir())
-    ):  # with a folder of the class's name inside, and without
+    # With a folder of the class's name inside, and without.
+    for i, folder in enumerate(sorted(videos.iterdir())):
         holder = tmp_path / 'holders' / folder.name
         shutil.copytree(folder, holder / folder.name if i % 2 else holder)
         (inner / f'{folder.name}.rar').write_text(str(holder))
@@ -502,9 +499,8 @@ def test_what_the_builder_test_case_of_tfds_checks(dataset, small, tmp_path, mon
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(manual_dir=tmp_path / 'manual')
     )
-    assert verify.examine(f'{dataset}/default', tmp_path / 'data')[
-        1
-    ]  # tfds wrote files after `finish`
+    # Tfds wrote files after `finish`.
+    assert verify.examine(f'{dataset}/default', tmp_path / 'data')[1]
     again = tfds.builder_from_directory(builder.data_path)
     assert again.info.features.get_serialized_info() == builder.info.features.get_serialized_info()
     seen = []

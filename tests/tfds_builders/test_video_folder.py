@@ -266,9 +266,8 @@ def test_the_split_of_classes_is_a_function_of_their_names():
         list(split_of.values()).count(split) for split in ('train', 'val', 'test')
     ]
     assert counts(split_of) == [64, 12, 24]
-    assert (
-        split_of['class 0'] != split_of['class 2'] or split_of['class 0'] != split_of['class 5']
-    )  # not in the order of names
+    # Not in the order of names.
+    assert split_of['class 0'] != split_of['class 2'] or split_of['class 0'] != split_of['class 5']
     for count in range(3, 60):
         train, val, test = counts(split_classes(names[:count]))
         assert min(train, val, test) >= (2 if count >= 6 else 1), count
@@ -402,9 +401,8 @@ def test_names_that_are_no_text(whole, tmp_path):
             ValueError, match=r"class folder '.*\\udce9' in .* is not a line of UTF-8: rename it"
         ):
             run(root, tmp_path / 'other')
-    os.rename(
-        os.fsencode(clip.parent) + b'\xe9', clip.parent.with_name('می\u200cدود\xa0x')
-    )  # text, though not all of it is printed
+    # text, though not all of it is printed.
+    os.rename(os.fsencode(clip.parent) + b'\xe9', clip.parent.with_name('می\u200cدود\xa0x'))
     assert (
         'می\u200cدود\xa0x'
         in open_dataset(

@@ -68,12 +68,11 @@ class Builder(VideoBuilder):
     ]
 
     def truth_features(self):
+        # x0, y0, x1, y1 in stored pixels.
         return {
             'action_start': np.int32,
             'action_end': np.int32,  # places in the stored frames, both inclusive
-            'boxes': tfds.features.Tensor(
-                shape=(None, 4), dtype=np.float32
-            ),  # x0, y0, x1, y1 in stored pixels
+            'boxes': tfds.features.Tensor(shape=(None, 4), dtype=np.float32),
         }
 
     def list_videos(self):

@@ -18,10 +18,8 @@ from fsar_jax.ingest.video_builder import VideoBuilder, VideoConfig, VideoList, 
 from fsar_jax.messages import printable
 
 SPLITS = ('train', 'val', 'test')
-VAL_FRACTION, TEST_FRACTION = (
-    0.12,
-    0.24,
-)  # of the classes; the rest is train. Those of the public benchmarks.
+# Of the classes; the rest is train. Those of the public benchmarks.
+VAL_FRACTION, TEST_FRACTION = (0.12, 0.24)
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
