@@ -294,14 +294,14 @@ def of_test(key, place, value):
             '12 ids, 11 labels, 12 counts of frames',
         ),
         (of_test('label', 2, 10), "gives video 'test 0/2' the label 10, there are 10 classes"),
-        (of_test('label', 2, -1), 'a label that is no whole number of at least 0'),
-        (of_test('label', 2, 1.5), 'a label that is no whole number'),
-        (of_test('label', 2, True), 'a label that is no whole number'),
-        (of_test('label', 2, 2**32 + 1), 'a label that is no whole number'),
-        (of_test('num_frames', 2, 0), 'a num_frames that is no whole number of at least 1'),
+        (of_test('label', 2, -1), 'a label that is not a whole number of at least 0'),
+        (of_test('label', 2, 1.5), 'a label that is not a whole number'),
+        (of_test('label', 2, True), 'a label that is not a whole number'),
+        (of_test('label', 2, 2**32 + 1), 'a label that is not a whole number'),
+        (of_test('num_frames', 2, 0), 'a num_frames that is not a whole number of at least 1'),
         (of_test('video_id', 2, 'test 0/1'), "id 'test 0/1' occurs twice"),
-        (of_test('video_id', 2, 7), 'a video id that is no text'),
-        (of_test('video_id', 2, '\ud800'), 'a video id that is no text'),
+        (of_test('video_id', 2, 7), 'a video id that is not text'),
+        (of_test('video_id', 2, '\ud800'), 'a video id that is not text'),
         (lambda metadata: metadata.pop('settings'), 'it has no settings'),
         (
             lambda metadata: metadata['videos']['test'].pop('label'),
@@ -426,5 +426,5 @@ def test_empty_and_absent_splits_are_no_damage(tiny_data, capsys):
 
 @pytest.mark.parametrize('name', ['', '../data', '/etc', 'a/../..', 'x\0y'])
 def test_names_that_lead_out_of_the_data_directory_are_refused(tmp_path, name):
-    with pytest.raises(ValueError, match='is no name of a dataset'):
+    with pytest.raises(ValueError, match='is not the name of a dataset'):
         open_dataset(name, tmp_path, 'test')

@@ -1,5 +1,5 @@
-"""Reading: an open dataset, frame sampling, episode draws and parallel loading.
+"""Reading: open datasets, episode draws, frame sampling, clips and parallel loading.
 
-Nothing here imports jax: these modules run in loader threads and worker processes, where it would
-only cost start-up.
+Nothing here imports JAX: these modules run in loader threads and worker processes, which would only
+start later for it.
 """

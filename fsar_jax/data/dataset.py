@@ -21,11 +21,11 @@ from fsar_jax.files import read_json
 from fsar_jax.machine import start_reader_threads
 from fsar_jax.messages import listed, one_line, printable
 
-INDEX = ('video_id', 'label', 'num_frames')  # what the metadata and every record hold of a video
+INDEX = ('video_id', 'label', 'num_frames')  # in the metadata and in every record
 
 
 class EmptySplitError(ValueError):
-    """Not one video of the split could be used when it was built."""
+    """No video of the split could be used when it was built."""
 
 
 class NoSplitError(ValueError):
@@ -164,10 +164,8 @@ class VideoDataset(Videos):
         self.labels = np.array(videos['label'], np.int32)
         self.video_ids = list(videos['video_id'])
         self.num_frames = np.array(videos['num_frames'], np.int32)
-        self.settings, self.expected = (
-            dict(metadata['settings']),
-            (metadata.get('expected') or {}).get(split),
-        )
+        self.settings = dict(metadata['settings'])
+        self.expected = (metadata.get('expected') or {}).get(split)
         self.made_with = dict(metadata.get('made_with') or {})
         self.num_bytes = 0 if info is None else int(info.num_bytes)
         self.files = [] if info is None else [os.path.basename(path) for path in info.filepaths]
@@ -176,7 +174,7 @@ class VideoDataset(Videos):
         self._check_index()
 
     def _check_index(self):
-        """The index must be that of the record files, and within the classes."""
+        """ValueError unless the index agrees with the number of records and of classes."""
         count, records = len(self), self._ends[-1] if self._ends else 0
         wrong = None
         if count != records:
@@ -190,21 +188,19 @@ class VideoDataset(Videos):
         if wrong:
             raise ValueError(
                 f'split {self.split!r} in {printable(self.directory, 1000)} is damaged: {wrong}: '
-                'copy the dataset again, or '
-                'build it again: '
-                f'{command("build", self.name, data_dir_of(self.directory, self.name), "--overwrite")}'
+                f'{_repair(self.directory, self.name)}'
             )
 
     def __repr__(self) -> str:
         return f'VideoDataset({self.name}, {self.split}, {len(self)} videos)'
 
     def read(self, position: int) -> dict:
-        """The record at `position` (0 to N - 1): the fields of ingest/records.py, `frames` a list of
-        JPEG bytes.
+        """The record of the video at `position` (0 to N - 1): the fields of ingest/records.py,
+        `frames` a list of JPEG bytes.
 
         Raises:
           OSError: the files cannot be read, or are more than may be open at once.
-          ValueError: what is there is the record of another video than the index says.
+          ValueError: the record is of another video than the index says.
         """
         if not 0 <= position < len(self):
             raise IndexError(
@@ -227,46 +223,44 @@ class VideoDataset(Videos):
             record['video_id'] = record['video_id'].decode()
         except MemoryError:
             raise
-        # the reader of the files is C++ code, then come protobuf and tfds: each has its own
+        # The reader of the files is C++ code, then come protobuf and tfds: each has its own errors.
         except Exception as error:
             words = printable(one_line(error))
             too_many = '; raise ulimit -n' if os.strerror(errno.EMFILE) in str(error) else ''
             raise OSError(
-                f'{self._place(position)} cannot be read ({words}): {self.advice}{too_many}'
+                f'{self._where(position)} cannot be read ({words}): {self.advice}{too_many}'
             ) from None
         found = (record['video_id'], int(record['label']), int(record['num_frames']))
-        indexed = (
-            self.video_ids[position],
-            int(self.labels[position]),
-            int(self.num_frames[position]),
-        )
+        label, num_frames = int(self.labels[position]), int(self.num_frames[position])
+        indexed = (self.video_ids[position], label, num_frames)
         if found != indexed:
             of = lambda video: f"'{printable(video[0])}' (label {video[1]}, {video[2]} frames)"
             raise ValueError(
-                f'{self._place(position)} is of video {of(found)}, metadata.json says '
+                f'{self._where(position)} is of video {of(found)}, metadata.json says '
                 f'{of(indexed)}: record files or metadata.json are those of another build or '
                 f'split; {self.advice}'
             )
         if len(record['frames']) != found[2]:
             raise ValueError(
-                f"{self._place(position)}, video '{printable(found[0])}', holds "
+                f"{self._where(position)}, video '{printable(found[0])}', holds "
                 f"{len(record['frames'])} frames and says that it has {found[2]}: {self.advice}"
             )
         return record
 
     def file_of(self, position: int) -> tuple[str, int]:
-        """(name of the record file that holds video `position`, place of the record in it)."""
+        """(name of the record file that holds the video at `position`, index of its record in the
+        file)."""
         number = bisect.bisect_right(self._ends, position)
         return self.files[number], position - (self._ends[number - 1] if number else 0)
 
-    def _place(self, position):
-        file, place = self.file_of(position)
-        return f'record {place} of {printable(self.directory / file, 1000)}'
+    def _where(self, position):
+        file, number = self.file_of(position)
+        return f'record {number} of {printable(self.directory / file, 1000)}'
 
     @property
     def advice(self) -> str:
-        """What to do where a record is damaged, for the end of an error."""
-        return f'see what is damaged with {command("verify", self.name, data_dir_of(self.directory, self.name))}'
+        data_dir = data_dir_of(self.directory, self.name)
+        return f'see what is damaged with {command("verify", self.name, data_dir)}'
 
     def file_checksums(self) -> list[str | None] | None:
         """From SHA256SUMS, which older builds do not have; ValueError where it is damaged."""
@@ -279,8 +273,8 @@ class VideoDataset(Videos):
         return None if sums is None else [sums.get(name) for name in self.files]
 
     def lost_files(self) -> dict[str, str]:
-        """{name: reason} of the split's record files that are not there or do not hold as many
-        records as they should; opens each."""
+        """{name: reason} of the split's record files that do not exist or hold another number of
+        records than they should. Opens each file."""
         from array_record.python import array_record_module  # has no wheel for some platforms
 
         start_reader_threads()
@@ -313,14 +307,14 @@ class VideoDataset(Videos):
 
 
 def described(directory: pathlib.Path, name: str) -> tuple[tfds.core.DatasetBuilder, dict]:
-    """(tfds' builder, metadata) of a built dataset, which know all of its splits.
+    """(tfds' builder, metadata) of a built dataset: both describe all of its splits.
 
     Raises:
-      FileNotFoundError, ValueError: which file is lost or damaged, with its line, and how to repair
-        it.
+      FileNotFoundError, ValueError: the message names the lost or damaged file, the line, and how
+        to repair it.
     """
-    repair = f'copy the dataset again, or build it again: {command("build", name, data_dir_of(directory, name), "--overwrite")}'
-    # The last stays in `content`.
+    repair = _repair(directory, name)
+    # The last file's content is the metadata.
     for file in ('dataset_info.json', 'features.json', 'metadata.json'):
         try:
             content = read_json(directory / file, repair)
@@ -330,24 +324,19 @@ def described(directory: pathlib.Path, name: str) -> tuple[tfds.core.DatasetBuil
             ) from None
         if not isinstance(content, dict):
             raise ValueError(
-                f'{printable(directory / file, 1000)} is not the one of a dataset: {repair}'
+                f'{printable(directory / file, 1000)} does not describe a dataset: {repair}'
             )
     _check_metadata(content, f'{printable(directory / "metadata.json", 1000)} is damaged', repair)
     try:
         builder = tfds.builder_from_directory(os.path.abspath(directory))  # it would expand a '~'
-        label, names = (
-            builder.info.features['label'],
-            (directory / 'label.labels.txt').read_text(encoding='utf-8'),
-        )
+        label = builder.info.features['label']
+        names = (directory / 'label.labels.txt').read_text(encoding='utf-8')
         # Where that file is lost or of another length, tfds makes up names and numbers.
-        count = int(
-            read_json(directory / 'features.json', repair)['featuresDict']['features']['label'][
-                'classLabel'
-            ]['numClasses']
-        )
+        features = read_json(directory / 'features.json', repair)['featuresDict']['features']
+        count = int(features['label']['classLabel']['numClasses'])
         if not len(names.split('\n')) - names.endswith('\n') == len(label.names) == count:
             raise ValueError(f'{len(label.names)} class names, {count} classes')
-    except Exception as error:  # tfds' parsers, protobuf's and Python's: each raises what it likes
+    except Exception as error:  # the parsers of tfds, protobuf and Python have no common error
         raise ValueError(
             f'{printable(directory, 1000)} is not a built dataset, or dataset_info.json, '
             f'features.json or label.labels.txt there is damaged ({type(error).__name__}: '
@@ -356,19 +345,24 @@ def described(directory: pathlib.Path, name: str) -> tuple[tfds.core.DatasetBuil
     return builder, content
 
 
+def _repair(directory, name):
+    build = command('build', name, data_dir_of(directory, name), '--overwrite')
+    return f'copy the dataset again, or build it again: {build}'
+
+
 def open_dataset(name: str, data_dir: str | os.PathLike, split: str) -> VideoDataset:
     """Opens a split of a built dataset.
 
     Args:
-      name: 'synthetic_actions/misaligned', 'video_folder/<name>' or 'ucf101_arn': a directory in
+      name: 'synthetic_actions/misaligned', 'video_folder/<name>', 'ucf101_arn', …: a directory in
         data_dir.
       split: 'train', 'val' or 'test'.
 
     Raises:
-      FileNotFoundError: not built; says how to build it.
+      FileNotFoundError: it is not built; the message says how to build it.
       OSError: record files are lost or cut, or hold another number of records than they should.
       ValueError: the split does not exist or is empty (EmptySplitError), or the dataset is damaged;
-        says what and how to repair it.
+        the message says what is damaged and how to repair it.
     """
     directory = version_directory(name, data_dir)
     if directory is None:
@@ -385,8 +379,8 @@ def open_dataset(name: str, data_dir: str | os.PathLike, split: str) -> VideoDat
 
 
 def _check_class_names(directory, advice):
-    """No record holds the names, and episodes draw the classes in their order: of this file, the
-    checksum tells."""
+    """ValueError unless the file of class names has its checksum. No record holds the names, and
+    episodes draw the classes in their order: nothing else would notice a change."""
     file = 'label.labels.txt'
     try:
         digest = (read_sums(directory) or {}).get(file)
@@ -401,16 +395,22 @@ def _check_class_names(directory, advice):
 
 
 def not_built(name: str, data_dir: str | os.PathLike) -> str:
-    """What to say where `version_directory` finds nothing."""
-    return f"dataset '{printable(name)}' is not in {printable(data_dir, 1000)}: build it with {command('build', name, data_dir)}"
+    """The error message for a dataset that `version_directory` does not find."""
+    return (
+        f"dataset '{printable(name)}' is not in {printable(data_dir, 1000)}: build it with "
+        f'{command("build", name, data_dir)}'
+    )
 
 
 def videos_present(dataset: Videos) -> dict:
-    """{'present': videos, 'classes': that have one, 'expected', 'expected_classes': of a complete
-    copy or None, 'hash': SHA-256 of the list of videos} of an open split.
+    """How many videos and classes an open split has.
 
     The hash is over the lines `<video id>\\n` in the order of the records. For a complete copy of a
     public benchmark, that is the SHA-256 of its published list file.
+
+    Returns:
+      {'present': videos, 'classes': that have a video, 'expected', 'expected_classes': the same of
+      a complete copy, None where that is not known, 'hash': SHA-256 of the list of videos}.
     """
     dataset, expected = dataset.whole, dataset.expected
     digest = hashlib.sha256()
@@ -426,11 +426,11 @@ def videos_present(dataset: Videos) -> dict:
 
 
 def content_hash(dataset: Videos) -> str:
-    """SHA-256, hexadecimal, of what an open split holds, wherever it lies: ids, classes and frame
-    counts of its videos, how and with which decoder their records were made, and the checksums of
-    the record files (of older builds, which have none, their size).
+    """SHA-256, hexadecimal, of what an open split holds, whatever directory it is in: ids, classes
+    and frame counts of its videos, how and with which decoder their records were made, and the
+    checksums of the record files (the size of older builds, which have no checksums).
 
-    Two copies of one build have the same; other pixels under the same ids have another.
+    Two copies of one build have the same hash; other pixels under the same ids have another one.
 
     Raises:
       ValueError: the list of checksums is damaged.
@@ -455,13 +455,13 @@ def version_directory(name: str, data_dir: str | os.PathLike) -> pathlib.Path | 
     """The directory of the newest finished build, None when there is none.
 
     Raises:
-      OSError: the folder of the dataset cannot be looked into.
-      ValueError: `name` is not one of a folder in data_dir.
+      OSError: the folder of the dataset cannot be listed.
+      ValueError: `name` cannot be the name of a folder in data_dir.
     """
     parts = pathlib.PurePath(name).parts
     if not parts or pathlib.PurePath(name).is_absolute() or '..' in parts or '\0' in name:
         raise ValueError(
-            f"dataset '{printable(name)}' is no name of a dataset: give one such as "
+            f"dataset '{printable(name)}' is not the name of a dataset: give one such as "
             'synthetic_actions/misaligned or video_folder/my_clips'
         )
     versions = []
@@ -482,9 +482,8 @@ def data_dir_of(directory: pathlib.Path, name: str) -> pathlib.Path:
     return directory.parents[len(pathlib.PurePath(name).parts)]
 
 
-def command(module, name, data_dir, *flags):
-    """The whole command to type, `module` 'build' or 'verify', with quotes where a shell needs
-    them."""
+def command(module: str, name: str, data_dir: str | os.PathLike, *flags: str) -> str:
+    """The whole command to type, quoted for a shell. `module` is 'build' or 'verify'."""
     if module == 'build' and name.split('/')[0] != 'synthetic_actions':
         flags = ('--videos=FOLDER', *flags)
     given = [
@@ -503,8 +502,8 @@ def _is_utf8(texts):
 
 
 def _check_metadata(metadata, wrong, repair):
-    """ValueError, beginning with `wrong` and ending with `repair`, where metadata.json does not
-    describe videos."""
+    """ValueError unless metadata.json describes videos; it begins with `wrong` and ends with
+    `repair`."""
 
     def check(ok, what):
         if not ok:
@@ -515,7 +514,7 @@ def _check_metadata(metadata, wrong, repair):
     check(isinstance(videos, dict) and videos, 'it has no videos')
     check(isinstance(metadata.get('settings'), dict), 'it has no settings')
     for key in ('made_with', 'failed'):
-        check(isinstance(metadata.get(key) or {}, dict), f'{key} is no table')
+        check(isinstance(metadata.get(key) or {}, dict), f'{key} is not a table')
     for split, index in videos.items():
         where = f'videos of split {printable(split)}'
         check(
@@ -529,15 +528,15 @@ def _check_metadata(metadata, wrong, repair):
         )
         check(
             all(isinstance(video_id, str) for video_id in ids) and _is_utf8(ids),
-            f'{where}: a video id that is no text',
+            f'{where}: a video id that is not text',
         )
         check(
             all(is_count(label, 0) for label in labels),
-            f'{where}: a label that is no whole number of at least 0',
+            f'{where}: a label that is not a whole number of at least 0',
         )
         check(
             all(is_count(count, 1) for count in frames),
-            f'{where}: a num_frames that is no whole number of at least 1',
+            f'{where}: a num_frames that is not a whole number of at least 1',
         )
         if len(set(ids)) < len(ids):
             seen = set()

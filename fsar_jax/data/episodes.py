@@ -1,14 +1,14 @@
-"""Which clips make up episode i: a pure function of (seed, split, i), and lists of episodes on
+"""Which clips episode i consists of, a pure function of (seed, split, i); and lists of episodes on
 disk.
 
-The draw counts neither records nor label numbers: classes are ordered by name and clips by video id
-before it. So two builds of the same clips, in any order, give the same episodes, and a list is
-exchanged and hashed by video id.
+The draw does not depend on the order of records or on label numbers: before it, classes are ordered
+by name and clips by video id. So two builds of the same clips, in any order, give the same
+episodes, and lists are exchanged and hashed by video id.
 
 Random numbers come from numpy's Philox, a counter-based generator: its key is (seed, split) and its
-counter starts at (stream, episode). Stream CLIPS chooses classes and clips; stream VIEWS, read by
-the loader, gives frame jitter, crops and flips. As they are apart, no augmentation setting changes
-which clips an episode has.
+counter starts at (stream, episode). Stream CLIPS chooses classes and clips. Stream VIEWS, which the
+loader reads, gives frame jitter, crops and flips. As the two streams are independent, no
+augmentation setting changes which clips an episode has.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Episodes:
 
     Attributes:
       support: positions, int32 [E, way, shot].
-      query: positions, int32 [E, Q], class-major when drawn here.
-      labels: row of `support` that each query belongs to, int32 [E, Q], 0..way-1.
-      classes: dataset label of each row of `support`, int32 [E, way].
+      query: positions, int32 [E, Q]; class-major when drawn here.
+      labels: the row of `support` that each query belongs to, int32 [E, Q], 0..way-1.
+      classes: the dataset's label of each row of `support`, int32 [E, way].
     """
 
     support: np.ndarray
@@ -62,8 +62,8 @@ def episode_generator(seed: int, split: str, index: int, stream: int) -> np.rand
 
 
 def clips_by_class(dataset) -> list[tuple[int, np.ndarray]]:
-    """(label, positions int32 [clips]) per class that occurs, classes ordered by name, clips by
-    video id."""
+    """(label, positions int32 [clips]) of each class that has clips; classes are ordered by name,
+    clips by video id."""
     order = np.array(
         sorted(range(len(dataset)), key=lambda position: dataset.video_ids[position]), np.int32
     )
@@ -73,8 +73,8 @@ def clips_by_class(dataset) -> list[tuple[int, np.ndarray]]:
 
 
 def check_dataset(dataset, way: int, shot: int, query: int) -> None:
-    """Raises ValueError when `dataset` cannot hold episodes of `way` classes with `shot` + `query`
-    clips each.
+    """Raises ValueError when `dataset` is too small for episodes of `way` classes with `shot` +
+    `query` clips each.
 
     `dataset.dropped` holds the labels of clips that were left out as too short: a class with none
     left is still one that episodes should have.
@@ -116,13 +116,14 @@ def draw_episode(
 ) -> Episodes:
     """Episode `index` of (seed, dataset.split), E = 1; `query` is per class.
 
-    `way` classes are drawn without replacement, then for each `shot + query` clips without
-    replacement, the support first: another number of queries leaves the classes and the support of
-    an episode as they are. `clips`, from `clips_by_class(dataset)`, saves its cost over many calls.
+    Draws `way` classes without replacement, then for each of them `shot + query` clips without
+    replacement, support first: another number of queries leaves the classes and the support of an
+    episode as they are. Pass `clips`, from `clips_by_class(dataset)`, to save its cost over many
+    calls.
     """
     clips = clips_by_class(dataset) if clips is None else clips
     rng = episode_generator(seed, dataset.split, index, CLIPS)
-    chosen = [clips[place] for place in _draw(rng, len(clips), way)]
+    chosen = [clips[i] for i in _draw(rng, len(clips), way)]
     drawn = np.stack(
         [positions[_draw(rng, len(positions), shot + query)] for _, positions in chosen]
     )
@@ -137,8 +138,8 @@ def draw_episode(
 def draw_episodes(
     dataset, way: int, shot: int, query: int, seed: int, count: int, start: int = 0
 ) -> Episodes:
-    """Episodes start .. start + count - 1 of (seed, dataset.split). ValueError when the dataset is
-    too small for them."""
+    """Episodes start .. start + count - 1 of (seed, dataset.split), see `draw_episode`. ValueError
+    when the dataset is too small for them."""
     check_dataset(dataset, way, shot, query)
     if count < 1:
         raise ValueError(f'asked for {count} episodes, at least 1 is needed')
@@ -154,8 +155,8 @@ def draw_episodes(
 
 
 def episodes_hash(dataset, episodes: Episodes) -> str:
-    """SHA-256, hexadecimal, over video ids and labels: what `sha256sum` gives for the file of
-    `write_episodes`."""
+    """SHA-256, hexadecimal, of video ids and labels: what `sha256sum` prints for the file that
+    `write_episodes` writes."""
     digest = hashlib.sha256()
     for line in _lines(dataset, episodes):
         digest.update(line)
@@ -163,28 +164,28 @@ def episodes_hash(dataset, episodes: Episodes) -> str:
 
 
 def write_episodes(path: str | os.PathLike, dataset, episodes: Episodes) -> None:
-    """Writes one JSON object per line: {"support": [way][shot] ids, "query": [Q] ids, "labels": [Q]
-    rows of support}."""
+    """Writes one JSON object per line and episode: {"support": [way][shot] ids, "query": [Q] ids,
+    "labels": [Q] rows of support}."""
     write_whole(path, b''.join(_lines(dataset, episodes)))
 
 
 def read_episodes(path: str | os.PathLike, dataset) -> Episodes:
-    """Reads a list of `write_episodes`, also one written from another build of the same clips.
+    """Reads a list that `write_episodes` wrote, for this or another build of the same clips.
 
-    A byte order mark and blank lines at the end are passed over.
+    A byte order mark and blank lines at the end are ignored.
 
     Raises:
       OSError: no such file, or it cannot be read.
-      ValueError: a line that is no episode, lines of different shapes, a clip twice in an episode,
-        clips of two classes in one row, or ids that `dataset` does not have, the first ten and a
-        count.
+      ValueError: a line that is not an episode, lines of different shapes, a clip twice in an
+        episode, clips of two classes in one row, or ids that `dataset` does not have (the message
+        has their number and the first ten).
     """
     shown = printable(path, 1000)
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for someone to write
             raise ValueError(
-                f'{shown} is no file: config.eval.episodes_file names a file with one episode per '
-                'line'
+                f'{shown} is not a file: config.eval.episodes_file names a file with one episode '
+                'per line'
             )
         with open(path, 'rb') as file:
             rows = _parse_all(file, shown)
@@ -194,9 +195,9 @@ def read_episodes(path: str | os.PathLike, dataset) -> Episodes:
         ) from None
     if not rows:
         raise ValueError(f'{shown} holds no episodes')
-    place = _positions(dataset)
+    position_of = _positions(dataset)
     named = {video_id for support, query, _ in rows for video_id in [*support.flat, *query]}
-    unknown = sorted(named - place.keys())
+    unknown = sorted(named - position_of.keys())
     if unknown:
         raise ValueError(
             f'{shown} names {len(unknown)} clips that {dataset.name} {dataset.split} does not have '
@@ -204,7 +205,7 @@ def read_episodes(path: str | os.PathLike, dataset) -> Episodes:
         )
     for number, (support, query, _) in enumerate(rows, 1):
         _check_row(f'{shown} line {number}', support, query, rows[0])
-    look_up = np.vectorize(place.__getitem__, otypes=[np.int32])
+    look_up = np.vectorize(position_of.__getitem__, otypes=[np.int32])
     support, query = (
         look_up(np.stack(ids)) for ids in ([row[0] for row in rows], [row[1] for row in rows])
     )
@@ -235,15 +236,15 @@ def _draw(rng, population, count):
 
 
 def _positions(dataset) -> dict[str, int]:
-    place = {video_id: position for position, video_id in enumerate(dataset.video_ids)}
-    if len(place) < len(dataset.video_ids):
+    position_of = {video_id: position for position, video_id in enumerate(dataset.video_ids)}
+    if len(position_of) < len(dataset.video_ids):
         seen = set()
         twice = next(v for v in dataset.video_ids if v in seen or seen.add(v))
         raise ValueError(
             f"video id '{printable(twice)}' occurs twice in {dataset.name} {dataset.split}: an "
             'episode list cannot tell the two apart, rename one'
         )
-    return place
+    return position_of
 
 
 def _lines(dataset, episodes) -> Iterator[bytes]:
@@ -275,26 +276,18 @@ def _parse_all(file, shown):
 
 
 def _parse(line, where):
-    """(support object [way, shot], query object [Q], labels int32 [Q]) of a line; ids and labels
-    are what they should be."""
+    """(support object [way, shot], query object [Q], labels int32 [Q]) of a line, whose ids and
+    labels are valid."""
     try:
         row = json.loads(line.decode(), object_pairs_hook=_without_repeated_keys)
         if not isinstance(row, dict) or not all(
             isinstance(row.get(key), list) for key in ('support', 'query', 'labels')
         ):
-            raise ValueError('it is no object with the lists support, query and labels')
-        support, query, labels = (
-            np.array(row['support'], object),
-            np.array(row['query'], object),
-            row['labels'],
-        )
-        if (
-            support.ndim != 2
-            or query.ndim != 1
-            or len(labels) != len(query)
-            or not support.size
-            or not query.size
-        ):
+            raise ValueError('it is not an object with the lists support, query and labels')
+        support, query = np.array(row['support'], object), np.array(row['query'], object)
+        labels = row['labels']
+        whole = support.ndim == 2 and query.ndim == 1 and support.size and query.size
+        if not whole or len(labels) != len(query):
             raise ValueError('support is not [way][shot], or query and labels are not [Q]')
         if not all(isinstance(video_id, str) for video_id in [*support.flat, *query]):
             raise ValueError('video ids must be strings')

@@ -1,17 +1,17 @@
 """Which L frames of a clip are used.
 
-Three rules, all without a draw when `rng` is None (the test rule):
+There are three rules. None of them draws anything when `rng` is None, the test rule:
 
-  'trx'      the published reader of TRX, STRM and TA2N. Training: the start is drawn from the first, the end from the
-             last min(5, floor((n - L) / 2)) + 1 frames; test: from frame 1 to n - 2. L evenly
-             spaced positions between them, truncated. Falls back to 0..n-1 where that span would be
-             shorter than L.
+  'trx'      the published reader of TRX, STRM and TA2N. Training: the start is drawn from the
+             first, the end from the last min(5, floor((n - L) / 2)) + 1 frames; test: from frame 1
+             to n - 2. L evenly spaced positions between them, truncated. Falls back to 0..n-1 where
+             that span would be shorter than L.
   'uniform'  L evenly spaced positions from 0 to n - 1, truncated; no jitter in training.
   'segment'  temporal segment networks (Wang et al., 2016): the clip is cut in L equal segments;
              test: the centre frame of each; training: a random frame of each.
 
-Clips with fewer than L frames show every frame in order, each about L / n times, under every rule;
-whether such clips are used at all is `config.data.short_videos`.
+Under every rule, clips with fewer than L frames show all their frames in order, each about L / n
+times. `config.data.short_videos` decides whether such clips are used at all.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def frame_indices(
     if num_frames < length:
         return (np.arange(length) * num_frames // length).astype(np.int32)
     if rule == 'segment':
-        place = 0.5 if rng is None else rng.random(length)
-        return ((np.arange(length) + place) * num_frames / length).astype(np.int32)
+        part = 0.5 if rng is None else rng.random(length)  # of a segment
+        return ((np.arange(length) + part) * num_frames / length).astype(np.int32)
     if rule == 'uniform':
         return evenly_spaced(0, num_frames - 1, num_frames, length)
     if rng is None:

@@ -1,8 +1,8 @@
-"""Single frames and stacks of frames: JPEG bytes, resize, crop geometry. uint8 RGB throughout.
+"""Frames: JPEG bytes, resizing, crop geometry. uint8 RGB throughout.
 
 The published reader (TRX, reused by STRM and TA2N) resizes the short side, flips the clip with
 probability 0.5, then crops it. Here the host crops and the device flips, because flipping is nearly
-free there and dear in numpy: with `mirrored_crop_x` the host takes the mirror image of the
+free on the device and slow in numpy. With `mirrored_crop_x` the host takes the mirror image of the
 published crop, so that flipping it afterwards gives exactly the published pixels.
 """
 
@@ -25,8 +25,8 @@ except ImportError:
 
 
 def codec_versions() -> dict[str, str]:
-    """What resizes frames and makes JPEG files of them here: {'pillow': '11.0.0', 'simplejpeg':
-    '1.9.0'}."""
+    """Versions of the packages that resize frames and encode JPEG here: {'pillow': '11.0.0',
+    'simplejpeg': '1.9.0'}."""
     names = ['pillow'] if simplejpeg is None else ['pillow', 'simplejpeg']
     return {name: importlib.metadata.version(name) for name in names}
 
@@ -38,7 +38,7 @@ def decode_jpeg(data: bytes) -> np.ndarray:
             return simplejpeg.decode_jpeg(data, colorspace='RGB', fastdct=False, fastupsample=False)
         if cv2 is not None:
             frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
-            if frame is None:  # cv2 reports damage by silence
+            if frame is None:  # how cv2 reports damage
                 raise ValueError('cv2 could not decode it')
             return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
         return np.array(Image.open(io.BytesIO(data)).convert('RGB'))
@@ -48,7 +48,7 @@ def decode_jpeg(data: bytes) -> np.ndarray:
         ) from error
     except MemoryError as error:  # a damaged header may claim 65,500 x 65,500 pixels
         raise ValueError(
-            f'a frame of {len(data)} bytes is not a readable JPEG, or one too large for the memory'
+            f'a frame of {len(data)} bytes is not a readable JPEG, or is too large for the memory'
         ) from error
 
 
@@ -69,8 +69,8 @@ def encode_jpeg(frame: np.ndarray, quality: int = 95) -> bytes:
 
 
 def resized_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """(width, height) after the short side became `short_side` pixels; the long side is truncated,
-    as published."""
+    """(width, height) after resizing the short side to `short_side` pixels; the long side is
+    truncated, as published."""
     if min(width, height) == short_side:
         return width, height
     if width < height:
@@ -81,8 +81,8 @@ def resized_size(width: int, height: int, short_side: int) -> tuple[int, int]:
 def resize_short_side(frames: np.ndarray, short_side: int) -> np.ndarray:
     """Resizes uint8 [..., H, W, 3] so that its short side is `short_side` pixels.
 
-    PIL's BILINEAR, which averages over the covered area when it shrinks: the published pixels
-    depend on that, and OpenCV's bilinear differs. Frames that have that short side already are
+    Uses PIL's BILINEAR, which averages over the covered area when it shrinks: the published pixels
+    depend on that, and OpenCV's bilinear differs. Frames that already have that short side are
     returned as they are, not copied.
     """
     height, width = frames.shape[-3:-1]

@@ -320,7 +320,7 @@ def as_line(text):
         ),
         (
             lambda dataset: lines(dataset, labels='01'),
-            'line 2 is not an episode .it is no object with the lists',
+            'line 2 is not an episode .it is not an object with the lists',
         ),
         (
             lambda dataset: lines(dataset, support=[['a'], ['b', 'c']]),
@@ -336,7 +336,7 @@ def as_line(text):
         ),
         (lambda dataset: lines(dataset, query=['\ud800', 'c']), r'names 2 clips .*: c, \\ud800$'),
         (lambda dataset: lines(dataset)[:-20], 'line 2 is not an episode .*column'),
-        (as_line('[]'), 'line 2 is not an episode .it is no object'),
+        (as_line('[]'), 'line 2 is not an episode .it is not an object'),
         (
             as_line('{"support": [], "support": [], "query": [], "labels": []}'),
             'line 2 is not an episode .a key occurs twice',
@@ -386,7 +386,7 @@ def test_what_is_no_file_is_refused_at_once(dataset, tmp_path):
     os.mkfifo(tmp_path / 'pipe')  # reading it would wait for ever
     (tmp_path / 'folder').mkdir()
     for name in ('pipe', 'folder'):
-        with pytest.raises(ValueError, match=f'{name} is no file: config.eval.episodes_file'):
+        with pytest.raises(ValueError, match=f'{name} is not a file: config.eval.episodes_file'):
             lists.read_episodes(tmp_path / name, dataset)
     (tmp_path / 'weights.pth').write_bytes(bytes(range(256)))
     with pytest.raises(ValueError, match='weights.pth line 1 is not an episode'):
