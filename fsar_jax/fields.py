@@ -15,6 +15,8 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from fsar_jax.messages import printable
+
 Path = typing.NewType('Path', str)  # the annotation of a setting that is a path
 
 AFFECTS = (
@@ -65,10 +67,12 @@ class Setting:
     help: str = ''
 
 
-def setting(default, **line) -> Any:
+def setting(default, kw_only: bool = False, **line) -> Any:
     """A dataclass field that is a setting: its default, and the attributes of `Setting` but for
-    those that the annotation gives (kind, optional, length)."""
-    return dataclasses.field(default=default, metadata={'setting': Setting(default, **line)})
+    those that the annotation gives (kind, optional, length). kw_only: as of a dataclass field."""
+    return dataclasses.field(
+        default=default, metadata={'setting': Setting(default, **line)}, kw_only=kw_only
+    )
 
 
 def settings_of(module: Callable) -> dict[str, Setting]:
@@ -138,6 +142,18 @@ def build(module: Callable | None, section: Mapping, shared: Mapping):
 def has_field(module: Callable, name: str) -> bool:
     """Whether a setting of that name changes anything for the module."""
     return any(field.name == name for field in _free_fields(module))
+
+
+def check_section(section: Mapping, known: Mapping[str, Setting], name: str) -> None:
+    """Checks type, range and choices of what is there in a section such as 'model.matcher'.
+
+    Raises:
+      ValueError: one line that names the key, what is wrong with its value and what it may be.
+    """
+    for key, line in known.items():
+        if key in section and (wrong := complaint(line, section[key])):
+            full = f'config.{name}.{key}' if name else f'config.{key}'
+            raise ValueError(f'{full}={printable(repr(section[key]))} {wrong}')
 
 
 def complaint(known: Setting, value) -> str:

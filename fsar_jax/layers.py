@@ -115,6 +115,19 @@ def combine_cardinalities(
     )
 
 
+def check_cardinalities(omega: tuple[int, ...], frames: int | None = None) -> None:
+    """ValueError, one line, where Ω does not suit clips of `frames` frames (None: of any clip)."""
+    distinct = len(set(omega)) == len(omega) > 0 and min(omega) >= 1
+    if not distinct or frames is not None and max(omega) > frames:
+        span = (
+            'at least 1' if frames is None else f'lie between 1 and config.episode.frames={frames}'
+        )
+        raise ValueError(
+            f'config.model.matcher.cardinalities={omega} must be distinct and {span}, and there '
+            'must be one'
+        )
+
+
 def frame_tuples(length: int, cardinality: int) -> np.ndarray:
     """All increasing frame index lists in lexicographic order: int32 [T, cardinality], T =
     C(length, cardinality) (TRX, Π_ω)."""

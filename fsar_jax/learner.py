@@ -6,12 +6,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from fsar_jax import backbones, enrichment, matchers, samplers
 from fsar_jax.config import check_values
 from fsar_jax.enrichment import VideoFeatures, adaptive_max_pool
 from fsar_jax.layers import computed, frames_as_floats
 from fsar_jax.matchers.matcher import Matcher
 from fsar_jax.stage import KINDS, Loss, Stage
+from fsar_jax.stages import build_stages
 
 
 @flax.struct.dataclass
@@ -232,7 +232,10 @@ def create_learner(model) -> FewShotLearner:
       ValueError: one line about a value that is unknown or outside its range, or about two that do
         not fit each other.
     """
-    check_values(model, 'model.')
+    check_values(model, 'model')
+    stages = build_stages(model)
+    for stage in filter(None, stages.values()):
+        stage.check()
     if model.backbone.name == 'features' and model.sampler.name != 'uniform':
         raise ValueError(
             "config.model.backbone.name='features' takes maps, and "
@@ -240,13 +243,5 @@ def create_learner(model) -> FewShotLearner:
             "frames: set config.model.sampler.name='uniform'"
         )
     return FewShotLearner(
-        sampler=samplers.create(model),
-        backbone=backbones.create(model.backbone, jnp.dtype(model.dtype)),
-        temporal_transform=enrichment.create_temporal_transform(model),
-        patch_enrichment=enrichment.create(model, 'patch'),
-        frame_enrichment=enrichment.create(model, 'frame'),
-        matcher=matchers.create(model),
-        query_similarity=matchers.create_query_similarity(model),
-        joint_batch=model.backbone.batch_norm == 'joint',
-        patches=model.enrichment.patches,
+        **stages, joint_batch=model.backbone.batch_norm == 'joint', patches=model.enrichment.patches
     )

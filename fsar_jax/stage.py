@@ -13,6 +13,8 @@ import optax
 # Float addition depends on the order, and a resumed run repeats every bit.
 KINDS = ('episode', 'training classes', 'regulariser')
 
+VARIANTS = ('code', 'paper')  # what produced the published numbers; the printed equations
+
 
 class Loss(NamedTuple):
     """One loss of a stage.
@@ -33,7 +35,14 @@ class Stage(nn.Module):
 
     A stage overrides what it needs of the methods below; by default it trains nothing by itself.
     They are called on the unbound module, so they read its fields and no parameters.
+
+    Its settings are fields too (fsar_jax.fields); a field without a setting is what all stages
+    share (fsar_jax.learner.create_learner).
     """
+
+    def check(self, frames: int | None = None) -> None:
+        """Raises ValueError, one line, where settings of this stage do not fit each other or clips
+        of L = `frames` frames (None: of any length)."""
 
     def losses(self, outputs, labels, classes=None) -> dict[str, Loss]:
         """The losses of this stage for one episode, by name; none of weight 0.

@@ -22,6 +22,8 @@ from fsar_jax.backbones.scan import SCAN_NETWORKS
 from fsar_jax.data.frame_sampling import RULES
 from fsar_jax.enrichment import TOKEN_ENRICHMENTS
 from fsar_jax.learner import create_learner
+from fsar_jax.matchers import action_coordination, attention_fusion
+from fsar_jax.matchers.alignments import ALIGNMENTS
 from fsar_jax.mesh import episode_mesh, replicate, shard
 from fsar_jax.plan import resolved_plan
 from fsar_jax.samplers import task_adaptive
@@ -517,9 +519,9 @@ def test_the_choices_are_those_of_the_stages():
         'enrichment.patch': TOKEN_ENRICHMENTS,
         'enrichment.frame': TOKEN_ENRICHMENTS,
         'matcher.name': matchers.MATCHERS,
-        'matcher.alignment': matchers.ALIGNMENTS,
-        'matcher.spatial': matchers.SPATIAL,
-        'matcher.kernel': matchers.KERNELS,
+        'matcher.alignment': ALIGNMENTS,
+        'matcher.spatial': action_coordination.SPATIAL,
+        'matcher.kernel': attention_fusion.KERNELS,
     }
     for key, known in choices.items():
         assert set(configuration.SETTINGS[f'model.{key}'].choices) == set(known), key
@@ -588,13 +590,6 @@ def test_the_choices_are_those_of_the_stages():
             'model.matcher.position',
             (1.0,),
             'config.model.matcher.position=(1.0,) must be 2 numbers, each at least 0',
-        ),
-        (
-            'model.matcher.position',
-            (0.0, 0.0),
-            'config.model.matcher.position=(0.0, 0.0): the first, by which features are divided, '
-            'must '
-            'be greater than 0',
         ),
         ('data.dir', '', "config.data.dir='' must not be empty"),
         (
@@ -707,6 +702,12 @@ def test_values_that_do_not_fit_together():
         assert message_of({'model.matcher.cardinalities': cardinalities}).startswith(
             f'config.model.matcher.cardinalities={cardinalities} must be distinct and lie'
         )
+    assert message_of(
+        {'model.matcher.name': 'set_matching', 'model.matcher.position': (0.0, 0.0)}
+    ) == (
+        'config.model.matcher.position=(0.0, 0.0): the first, by which features are divided, must '
+        'be greater than 0'
+    )
     assert message_of({'model.backbone.name': 'features'}).startswith(
         "config.model.backbone.name='features' is for the library"
     )

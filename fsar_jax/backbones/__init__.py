@@ -1,17 +1,21 @@
 """Stage 2, per frame: frames [B, H, W, 3] → feature maps [B, h, w, C]. `BACKBONES` is the table.
 
+Its fields become keys of config.model.backbone (fsar_jax.fields).
+
 A backbone with `takes_clips` sees whole clips instead: [B, L, H, W, 3] → [B, l, h, w, C].
 """
 
+import dataclasses
 import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from fsar_jax.backbones.batch_norm import BatchNorm
+from fsar_jax.backbones.batch_norm import BatchNorm as BatchNorm
 from fsar_jax.backbones.resnet import BasicBlock, BottleneckBlock, ResNet
 from fsar_jax.backbones.resnet3d import ResNet3D
 from fsar_jax.backbones.resnet_small import ResNetSmall
+from fsar_jax.fields import Path, build, check_section, setting, union
 from fsar_jax.stage import Stage
 
 
@@ -35,12 +39,39 @@ BACKBONES = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class BackboneChoice:
+    """config.model.backbone, but for what the backbones have as fields."""
+
+    name: str = setting(
+        'resnet_small',
+        choices=tuple(BACKBONES),
+        affects='model',
+        help="the network; 'features' takes maps [..., L, h, w, C] instead of frames",
+    )
+    weights: Path | None = setting(
+        None,
+        affects='start',
+        help='to start from: torchvision .pth or .safetensors, or the workdir of a run',
+    )
+    batch_norm: str = setting(
+        'split',
+        choices=('split', 'joint', 'frozen'),
+        affects='model',
+        help="B: statistics of support and query apart, or of both; 'frozen': running statistics",
+    )
+
+
+def chosen(model) -> dict:
+    """What config.model chooses: {stage of the learner: (section of config.model, class)}."""
+    return {'backbone': ('backbone', BACKBONES[model.backbone.name])}
+
+
 def create(config, dtype=jnp.float32) -> nn.Module:
     """The backbone that `config.model.backbone` describes.
 
     Args:
-      config: name, batch_norm ('split' and 'joint' concern the learner, 'frozen' this stage),
-        batch_norm_groups, normalize, remat; `width` where it is not the published one.
+      config: that section; with `width` where it is not the published one.
       dtype: compute dtype, or its name; parameters are float32.
 
     Returns:
@@ -51,28 +82,6 @@ def create(config, dtype=jnp.float32) -> nn.Module:
     Raises:
       ValueError: a value that is not one of those known.
     """
-    choices = {
-        'name': BACKBONES,
-        'batch_norm': ('split', 'joint', 'frozen'),
-        'normalize': ('unit', 'imagenet', 'grey'),
-    }
-    for key, known in choices.items():
-        if config[key] not in known:
-            raise ValueError(
-                f"config.model.backbone.{key}='{config[key]}' is not one of {', '.join(known)}"
-            )
-    if config.batch_norm_groups < 1:
-        raise ValueError(
-            f'config.model.backbone.batch_norm_groups={config.batch_norm_groups} must be at least 1'
-        )
-    if config.name == 'features':
-        return Features()
-    width = {'width': config.width} if 'width' in config else {}
-    return BACKBONES[config.name](
-        groups=config.batch_norm_groups,
-        frozen=config.batch_norm == 'frozen',
-        normalize=config.normalize,
-        remat=config.remat,
-        dtype=jnp.dtype(dtype),
-        **width,
-    )
+    check_section(config, union((BackboneChoice, *BACKBONES.values())), 'model.backbone')
+    shared = dict(frozen=config.batch_norm == 'frozen', dtype=jnp.dtype(dtype))
+    return build(BACKBONES[config.name], config, shared)

@@ -1,12 +1,14 @@
 """ResNet-18, -34 and -50 as torchvision has them, so that its weights load (He et al. 2016, Table
 1)."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from fsar_jax.backbones.batch_norm import BatchNorm
+from fsar_jax.fields import setting
 from fsar_jax.stage import Stage
 
 # He et al. 2015, as torchvision starts convolutions: normal, variance 2 / (kernel area · output
@@ -130,7 +132,46 @@ def residual_stage(
     return x
 
 
-class ResNet(Stage):
+class FrameNetwork(Stage):
+    """What the backbones that take frames have in common.
+
+    Args:
+      batch_norm_groups, frozen: of every BatchNorm.
+      normalize: 'unit', 'imagenet' or 'grey', applied to the input.
+      remat: recompute residual blocks in the backward pass.
+      dtype: compute dtype; parameters are float32.
+    """
+
+    batch_norm_groups: int = setting(
+        1,
+        kw_only=True,
+        at_least=1,
+        affects='model',
+        help='B: 4 emulates the statistics of DataParallel on four GPUs',
+    )
+    frozen: bool = dataclasses.field(default=False, kw_only=True)
+    normalize: str = setting(
+        'unit',
+        kw_only=True,
+        choices=('unit', 'imagenet', 'grey'),
+        affects='model',
+        help="N: pixels / 255 only; 'imagenet' subtracts mean, divides by std; 'grey': 0.45, 0.225",
+    )
+    remat: bool = setting(
+        False,
+        kw_only=True,
+        affects='cost',
+        help='recompute blocks in the backward pass: less memory, about 1/3 more time',
+    )
+    dtype: Any = dataclasses.field(default=jnp.float32, kw_only=True)
+
+    @property
+    def norm(self) -> dict:
+        """Arguments of every BatchNorm."""
+        return {'groups': self.batch_norm_groups, 'frozen': self.frozen}
+
+
+class ResNet(FrameNetwork):
     """7×7 stride-2 stem, 3×3 stride-2 max pool, four stages of residual blocks; no final pooling or
     classifier.
 
@@ -142,10 +183,7 @@ class ResNet(Stage):
       blocks: how many in each stage.
       width: channels of the stem and the first stage; later stages double them. 64 in every
         published network.
-      groups, frozen: of every BatchNorm.
-      normalize: 'unit', 'imagenet' or 'grey', applied to the input.
-      remat: recompute residual blocks in the backward pass.
-      dtype: compute dtype; parameters are float32.
+      batch_norm_groups, frozen, normalize, remat, dtype: as of `FrameNetwork`.
 
     Input frames [B, H, W, 3] float in [0, 1], output maps [B, ⌈H / 32⌉, ⌈W / 32⌉, 8 · width ·
     expansion].
@@ -154,15 +192,10 @@ class ResNet(Stage):
     block: Any
     blocks: tuple[int, ...]
     width: int = 64
-    groups: int = 1
-    frozen: bool = False
-    normalize: str = 'unit'
-    remat: bool = False
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, frames, train: bool = False):
-        norm = {'groups': self.groups, 'frozen': self.frozen}
+        norm = self.norm
         x = normalize_frames(frames, self.normalize).astype(self.dtype)
         x = conv(self.width, 7, 2, self.dtype, 'conv1')(x)
         x = nn.relu(BatchNorm(**norm, dtype=self.dtype, name='bn1')(x, train))

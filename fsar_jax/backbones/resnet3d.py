@@ -7,8 +7,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from fsar_jax.backbones.batch_norm import BatchNorm
-from fsar_jax.backbones.resnet import KAIMING_FAN_OUT, normalize_frames, residual_stage
-from fsar_jax.stage import Stage
+from fsar_jax.backbones.resnet import (
+    KAIMING_FAN_OUT,
+    FrameNetwork,
+    normalize_frames,
+    residual_stage,
+)
 
 
 def conv3d(features: int, size: int, stride, dtype, name: str) -> nn.Conv:
@@ -49,7 +53,7 @@ class Bottleneck3D(nn.Module):
         return nn.relu(y + x)
 
 
-class ResNet3D(Stage):
+class ResNet3D(FrameNetwork):
     """7×7×7 stem with stride (1, 2, 2), 3×3×3 stride-2 max pool, four stages of bottlenecks
     (shortcut type B); no classifier.
 
@@ -62,15 +66,10 @@ class ResNet3D(Stage):
     takes_clips = True
     blocks: tuple[int, ...] = (3, 4, 6, 3)
     width: int = 64
-    groups: int = 1
-    frozen: bool = False
-    normalize: str = 'unit'
-    remat: bool = False
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, clips, train: bool = False):
-        norm = {'groups': self.groups, 'frozen': self.frozen}
+        norm = self.norm
         x = normalize_frames(clips, self.normalize).astype(self.dtype)
         x = conv3d(self.width, 7, (1, 2, 2), self.dtype, 'conv1')(x)
         x = nn.relu(BatchNorm(**norm, dtype=self.dtype, name='bn1')(x, train))

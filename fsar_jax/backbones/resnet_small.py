@@ -1,16 +1,18 @@
 """A residual network for 64×64 frames that two CPU cores can train."""
 
-from typing import Any
-
 import flax.linen as nn
-import jax.numpy as jnp
 
 from fsar_jax.backbones.batch_norm import BatchNorm
-from fsar_jax.backbones.resnet import BasicBlock, conv, normalize_frames, residual_stage
-from fsar_jax.stage import Stage
+from fsar_jax.backbones.resnet import (
+    BasicBlock,
+    FrameNetwork,
+    conv,
+    normalize_frames,
+    residual_stage,
+)
 
 
-class ResNetSmall(Stage):
+class ResNetSmall(FrameNetwork):
     """5×5 stride-4 stem, then one basic block each of 32, 64 and 128 channels: 64×64 frames become
     4×4 maps.
 
@@ -20,21 +22,16 @@ class ResNetSmall(Stage):
 
     Args:
       width: channels of the stem and the first stage.
-      groups, frozen, normalize, remat, dtype: as `ResNet`.
+      batch_norm_groups, frozen, normalize, remat, dtype: as of `FrameNetwork`.
 
     Input frames [B, H, W, 3] float in [0, 1], output maps [B, ⌈H / 16⌉, ⌈W / 16⌉, 4 · width].
     """
 
     width: int = 32
-    groups: int = 1
-    frozen: bool = False
-    normalize: str = 'unit'
-    remat: bool = False
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, frames, train: bool = False):
-        norm = {'groups': self.groups, 'frozen': self.frozen}
+        norm = self.norm
         x = normalize_frames(frames, self.normalize).astype(self.dtype)
         x = conv(self.width, 5, 4, self.dtype, 'conv1')(x)
         x = nn.relu(BatchNorm(**norm, dtype=self.dtype, name='bn1')(x, train))

@@ -1,23 +1,49 @@
 """Stage 3, per video: feature maps [B, L, h, w, C] → enriched frame features [B, L, C].
 
 Table of contents: the same two kinds of token enrichment serve the patches of a frame and the
-frames of a video.
+frames of a video. Their fields become keys of config.model.enrichment (fsar_jax.fields).
 """
+
+import dataclasses
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 
 from fsar_jax.enrichment.mlp_mixer import MixerEnrichment
-from fsar_jax.enrichment.pooling import adaptive_max_pool
+from fsar_jax.enrichment.pooling import adaptive_max_pool as adaptive_max_pool
 from fsar_jax.enrichment.self_attention import SelfAttentionEnrichment
 from fsar_jax.enrichment.temporal_transform import TemporalTransform
+from fsar_jax.fields import setting
 
 TOKEN_ENRICHMENTS = {
     'self_attention': SelfAttentionEnrichment,
     'mlp_mixer': MixerEnrichment,
-    'none': lambda **_: None,
+    'none': None,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class EnrichmentChoice:
+    """config.model.enrichment, but for what the enrichments have as fields."""
+
+    patch: str = setting(
+        'none',
+        choices=tuple(TOKEN_ENRICHMENTS),
+        affects='model',
+        help='enrichment of the patches of a frame',
+    )
+    frame: str = setting(
+        'none',
+        choices=tuple(TOKEN_ENRICHMENTS),
+        affects='model',
+        help='enrichment of the frames of a video',
+    )
+    temporal_transform: bool = setting(
+        False, affects='model', help="warp each clip to its action first (TA2N's TTM)"
+    )
+    patches: int = setting(
+        4, at_least=1, at_most=64, affects='model', help='P: a map is max-pooled to P x P patches'
+    )
 
 
 @flax.struct.dataclass
@@ -38,27 +64,15 @@ class VideoFeatures:
     window: jax.Array | None = None
 
 
-def create(config, level: str):
-    """The enrichment of `config.enrichment.patch` or `.frame` (level 'patch' or 'frame'): a Linen
-    module, or None for 'none'."""
-    name = config.enrichment[level]
-    if name not in TOKEN_ENRICHMENTS:
-        raise ValueError(
-            f"config.model.enrichment.{level}='{name}' is not one of {', '.join(TOKEN_ENRICHMENTS)}"
-        )
-    return TOKEN_ENRICHMENTS[name](
-        variant=config.variant, dropout=config.enrichment.dropout, dtype=jnp.dtype(config.dtype)
-    )
-
-
-def create_temporal_transform(config):
-    """The temporal transform of `config.enrichment.temporal_transform` (config.model): a Linen
-    module, or None for False."""
-    if not config.enrichment.temporal_transform:
-        return None
-    return TemporalTransform(
-        dropout=config.enrichment.dropout,
-        frozen=config.backbone.batch_norm == 'frozen',
-        at_test=config.align_at_test,
-        dtype=jnp.dtype(config.dtype),
-    )
+def chosen(model) -> dict:
+    """What config.model chooses: {stage of the learner: (section of config.model, class)}, None for
+    a stage that is left out."""
+    choice = model.enrichment
+    return {
+        'temporal_transform': (
+            'enrichment',
+            TemporalTransform if choice.temporal_transform else None,
+        ),
+        'patch_enrichment': ('enrichment', TOKEN_ENRICHMENTS[choice.patch]),
+        'frame_enrichment': ('enrichment', TOKEN_ENRICHMENTS[choice.frame]),
+    }

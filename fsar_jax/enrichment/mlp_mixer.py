@@ -6,6 +6,7 @@ import chex
 import flax.linen as nn
 import jax.numpy as jnp
 
+from fsar_jax.fields import setting
 from fsar_jax.layers import POSITION_AMPLITUDE, Linear, sinusoidal_positions
 from fsar_jax.stage import Stage
 
@@ -31,7 +32,9 @@ class MixerEnrichment(Stage):
     """
 
     variant: str = 'code'
-    dropout: float = 0.1
+    dropout: float = setting(
+        0.1, at_least=0, below=1, affects='model', help='dropout rate in training'
+    )
     dtype: Any = jnp.float32
 
     @nn.compact

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fsar_jax.fields import setting
 from fsar_jax.layers import POSITION_AMPLITUDE, Linear, einsum_float32, sinusoidal_positions
 from fsar_jax.stage import Stage
 
@@ -32,7 +33,9 @@ class SelfAttentionEnrichment(Stage):
     """
 
     variant: str = 'code'
-    dropout: float = 0.1
+    dropout: float = setting(
+        0.1, at_least=0, below=1, affects='model', help='dropout rate in training'
+    )
     dtype: Any = jnp.float32
 
     @nn.compact

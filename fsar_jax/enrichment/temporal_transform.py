@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fsar_jax.backbones.batch_norm import BatchNorm
+from fsar_jax.fields import setting
 from fsar_jax.layers import Linear, linear_interpolation, torch_start
 from fsar_jax.stage import Stage
 
@@ -25,21 +26,23 @@ class TemporalTransform(Stage):
     Args:
       dropout: rate on the maps, before everything else, while training.
       frozen: batch norm uses running statistics in training too.
-      at_test: False leaves test clips as they are, (a, b) = (1, 0).
+      align_at_test: False leaves test clips as they are, (a, b) = (1, 0).
       dtype: compute dtype; positions and (a, b) are float32.
 
     Input maps [B, L, h, w, C]; output (maps [B, L, h, w, C], window float32 [B, 2] = (a, b)).
     """
 
-    dropout: float = 0.0
+    dropout: float = setting(
+        0.1, at_least=0, below=1, affects='model', help='dropout rate in training'
+    )
     frozen: bool = False
-    at_test: bool = True
+    align_at_test: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, maps, train: bool = False):
         chex.assert_rank(maps, 5)
-        if not (train or self.at_test or self.is_initializing()):
+        if not (train or self.align_at_test or self.is_initializing()):
             return maps, jnp.broadcast_to(jnp.array([1.0, 0.0]), (len(maps), 2))
         maps = nn.Dropout(self.dropout)(maps.astype(self.dtype), deterministic=not train)
         x = maps

@@ -1,16 +1,14 @@
 """Stage 4, per episode: embeddings of support and query → logits [Q, way].
 
-Table of contents. A matcher has two methods: `project(features, train)` per video, whose output
-evaluation keeps for each test video, and `__call__(support, query, train)` for one episode, which
-is vmapped: logits, or (logits, auxiliary) with a dict of further outputs. One with batch norm has
-`batch_norm_passes(queries)` too. A new matcher is one file and one line.
+Table of contents; `Matcher` says what a matcher is. A new one is one file and one line here: its
+fields become keys of config.model.matcher (fsar_jax.fields).
 """
 
-import jax.numpy as jnp
+import dataclasses
 
-from fsar_jax.matchers.action_coordination import SPATIAL, ActionCoordination
-from fsar_jax.matchers.alignments import ALIGNMENTS
-from fsar_jax.matchers.attention_fusion import KERNELS, AttentionFusion
+from fsar_jax.fields import setting
+from fsar_jax.matchers.action_coordination import ActionCoordination
+from fsar_jax.matchers.attention_fusion import AttentionFusion
 from fsar_jax.matchers.cross_transformer import CrossTransformer
 from fsar_jax.matchers.otam import OrderedAlignment
 from fsar_jax.matchers.prototypes import Prototypes
@@ -18,102 +16,50 @@ from fsar_jax.matchers.query_similarity import QueryClassSimilarity
 from fsar_jax.matchers.set_matching import SetMatching
 
 MATCHERS = {
-    'prototypes': lambda model: Prototypes(model.matcher.distance, **_loss_settings(model)),
-    'cross_transformer': lambda model: CrossTransformer(
-        dim=model.matcher.dim, **_tuple_settings(model), **_loss_settings(model)
-    ),
-    'otam': lambda model: OrderedAlignment(
-        alignment=_one_of(model, 'alignment', ALIGNMENTS),
-        smoothness=model.matcher.smoothness,
-        keep=model.matcher.keep,
-        **_loss_settings(model),
-    ),
-    'action_coordination': lambda model: ActionCoordination(
-        temporal=model.matcher.temporal,
-        prototype=model.matcher.prototype,
-        spatial=_one_of(model, 'spatial', SPATIAL),
-        perturbation=model.matcher.perturbation,
-        pairs_per_chunk=model.matcher.pairs_per_chunk,
-        distance_norm=model.matcher.distance_norm,
-        order=model.matcher.order,
-        at_test=model.align_at_test,
-        inter_weight=model.matcher.inter_weight,
-        inter_variant=model.sampler.variant,
-        **_head_settings(model),
-        **_loss_settings(model),
-    ),
-    'set_matching': lambda model: SetMatching(
-        heads=model.matcher.heads,
-        position=tuple(model.matcher.position),
-        classes=model.classifier.classes,
-        classifier_weight=model.classifier.weight,
-        variant=model.variant,
-        dtype=jnp.dtype(model.dtype),
-        **_loss_settings(model),
-    ),
-    'attention_fusion': lambda model: AttentionFusion(
-        alpha=model.matcher.alpha,
-        kernel=_one_of(model, 'kernel', KERNELS),
-        residual=model.matcher.residual,
-        classes=model.classifier.classes,
-        classifier_weight=model.classifier.weight,
-        **_head_settings(model),
-        **_loss_settings(model),
-    ),
+    'prototypes': Prototypes,
+    'cross_transformer': CrossTransformer,
+    'otam': OrderedAlignment,
+    'action_coordination': ActionCoordination,
+    'set_matching': SetMatching,
+    'attention_fusion': AttentionFusion,
 }
 
 
-def create(model):
-    """The matcher of `model.matcher.name` (config.model): a Linen module."""
-    if model.matcher.name not in MATCHERS:
-        raise ValueError(
-            f"config.model.matcher.name='{model.matcher.name}' is not one of {', '.join(MATCHERS)}"
-        )
-    return MATCHERS[model.matcher.name](model)
+@dataclasses.dataclass(frozen=True)
+class MatcherChoice:
+    """config.model.matcher, but for what the matchers have as fields."""
 
-
-def create_query_similarity(model):
-    """STRM's second classifier, or None where `model.query_similarity.weight` is 0."""
-    if not model.query_similarity.weight:
-        return None
-    return QueryClassSimilarity(
-        dim=model.query_similarity.dim,
-        weight=model.query_similarity.weight,
-        **_tuple_settings(model),
+    name: str = setting(
+        'cross_transformer',
+        choices=tuple(MATCHERS),
+        affects='model',
+        help='how a query is compared with a class',
     )
 
 
-def _one_of(model, key, known):
-    if model.matcher[key] not in known:
-        raise ValueError(
-            f"config.model.matcher.{key}='{model.matcher[key]}' is not one of {', '.join(known)}"
-        )
-    return model.matcher[key]
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """config.model.classifier: of the training classes, beside a matcher that has one."""
 
-
-def _loss_settings(model):
-    return dict(loss_weight=model.matcher.loss_weight)
-
-
-def _head_settings(model):
-    return dict(
-        variant=model.variant,
-        frozen=model.backbone.batch_norm == 'frozen',
-        dtype=jnp.dtype(model.dtype),
+    classes: int | None = setting(
+        None,
+        at_least=1,
+        affects='model',
+        help="how many training classes; None: none, or in training those of the split 'train'",
+    )
+    weight: float = setting(
+        0.0,
+        at_least=0,
+        affects='model',
+        help='weight of its cross entropy in the loss; published: HyRSM 0.6, MASTAF 1',
     )
 
 
-def _tuple_settings(model):
-    omega = tuple(model.matcher.cardinalities)
-    if not omega or len(set(omega)) < len(omega) or min(omega) < 1:
-        raise ValueError(
-            f'config.model.matcher.cardinalities={omega} must be distinct and at least 1, and '
-            'there must be one'
-        )
-    return dict(
-        cardinalities=omega,
-        variant=model.variant,
-        dropout=model.matcher.dropout,
-        reduction=model.matcher.cardinality_reduction,
-        dtype=jnp.dtype(model.dtype),
-    )
+def chosen(model) -> dict:
+    """What config.model chooses: {stage of the learner: (section of config.model, class)}, None for
+    a stage that is left out."""
+    similarity = QueryClassSimilarity if model.query_similarity.weight else None
+    return {
+        'matcher': ('matcher', MATCHERS[model.matcher.name]),
+        'query_similarity': ('query_similarity', similarity),
+    }

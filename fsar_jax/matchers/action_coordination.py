@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fsar_jax.enrichment import VideoFeatures
+from fsar_jax.fields import setting
 from fsar_jax.layers import Linear, einsum_float32, unit
 from fsar_jax.matchers.matcher import Matcher
 from fsar_jax.matchers.offset_masks import (
@@ -20,7 +21,7 @@ from fsar_jax.matchers.offset_masks import (
 )
 from fsar_jax.matchers.prototypes import frame_cosine_logits
 from fsar_jax.mutual_information import inter_video_loss
-from fsar_jax.stage import Loss
+from fsar_jax.stage import VARIANTS, Loss
 
 SPATIAL = ('mask', 'grid', 'enumerate', 'none')
 
@@ -53,8 +54,8 @@ class ActionCoordination(Matcher):
         statistics needs all pairs at once, and so does not chunk.
       order: 'temporal_first', or 'spatial_first' (VIM, Table 14): offsets from the maps as they
         come, then the pooled pairs in time.
-      at_test: False compares test maps as they come, by the spatial mean of plain prototypes (VIM,
-        Table 17).
+      align_at_test: False compares test maps as they come, by the spatial mean of plain
+        prototypes (VIM, Table 17).
       distance_norm: LayerNorm over the classes of a query's logits (row A14); its parameters fit
         one number of classes.
       frozen, dtype: as in `OffsetPredictor`.
@@ -62,27 +63,64 @@ class ActionCoordination(Matcher):
       inter_variant: of L_inter (row V18).
     """
 
-    temporal: bool = True
-    prototype: str = 'aligned'
-    spatial: str = 'mask'
-    perturbation: float = 0.2
+    temporal: bool = setting(True, affects='model', help='temporal coordination (TC)')
+    prototype: str = setting(
+        'aligned',
+        choices=('aligned', 'mean'),
+        affects='model',
+        help='of several shots: their mean after alignment in time (TA2N), or as they are (VIM)',
+    )
+    spatial: str = setting(
+        'mask', choices=SPATIAL, affects='model', help='spatial coordination (SC), and how'
+    )
+    perturbation: float = setting(
+        0.2,
+        at_least=0,
+        at_most=1,
+        affects='model',
+        help="'mask': amplitude of the perturbed offsets",
+    )
     variant: str = 'code'
-    pairs_per_chunk: int = 0
-    order: str = 'temporal_first'
-    at_test: bool = True
-    distance_norm: bool = False
+    pairs_per_chunk: int = setting(
+        0,
+        at_least=0,
+        affects='cost',
+        help='support-query pairs that are coordinated at once; 0: all of an episode',
+    )
+    order: str = setting(
+        'temporal_first',
+        choices=('temporal_first', 'spatial_first'),
+        affects='model',
+        help='which coordination comes first',
+    )
+    align_at_test: bool = True
+    distance_norm: bool = setting(
+        False, affects='model', help='LayerNorm of the logits over the classes'
+    )
     frozen: bool = False
     dtype: Any = jnp.float32
-    inter_weight: float = 0.0
-    inter_variant: str = 'paper'
+    inter_weight: float = setting(
+        0.0,
+        at_least=0,
+        affects='model',
+        help='mu_2, weight of the inter-video information loss L_inter; published: 1',
+    )
+    inter_variant: str = setting(
+        'paper',
+        choices=VARIANTS,
+        affects='model',
+        formerly='model.sampler.variant',
+        help='variant of L_inter (V18)',
+    )
 
-    def setup(self):
+    def check(self, frames=None):
         if self.order == 'spatial_first' and self.spatial == 'enumerate':
             raise ValueError(
                 "config.model.matcher.order='spatial_first' needs offsets that are predicted: set "
-                "config.model.matcher.spatial "
-                "to 'mask', 'grid' or 'none'"
+                "config.model.matcher.spatial to 'mask', 'grid' or 'none'"
             )
+
+    def setup(self):
         linear = lambda: Linear(None, use_bias=False, dtype=self.dtype)
         if self.temporal:
             self.key, self.query, self.value = linear(), linear(), linear()
@@ -115,7 +153,7 @@ class ActionCoordination(Matcher):
         way, L, 2], (x, y); 'query_frames' [Q, L, C] before and, except for 'enumerate',
         'aligned_frames' [Q, way, L, C] after it.
         """
-        if not (train or self.at_test or self.is_initializing()):
+        if not (train or self.align_at_test or self.is_initializing()):
             return frame_cosine_logits(
                 *(x.astype(jnp.float32).mean((-3, -2)) for x in (support.mean(1), query))
             ), {}

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fsar_jax.backbones.batch_norm import BatchNorm
 from fsar_jax.enrichment import VideoFeatures
+from fsar_jax.fields import setting
 from fsar_jax.layers import Linear, einsum_float32, torch_start, unit
 from fsar_jax.matchers.matcher import Matcher
 from fsar_jax.stage import Loss, cross_entropy
@@ -63,9 +64,19 @@ class AttentionFusion(Matcher):
       variant, frozen, dtype: as in other matchers. Relations, softmax and scores are float32.
     """
 
-    alpha: float = 1.0
-    kernel: str = 'meta_learner'
-    residual: bool = True
+    alpha: float = setting(
+        1.0,
+        at_least=0,
+        affects='model',
+        help='weight of the self-attention score; 0: cross-attention alone',
+    )
+    kernel: str = setting(
+        'meta_learner',
+        choices=KERNELS,
+        affects='model',
+        help="what makes an attention map's kernel; 'mean': no meta-learner",
+    )
+    residual: bool = setting(True, affects='model', help='residual attention: 1 + softmax')
     classes: int | None = None
     variant: str = 'code'
     frozen: bool = False

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from fsar_jax.enrichment import VideoFeatures
+from fsar_jax.fields import setting
 from fsar_jax.layers import (
     POSITION_AMPLITUDE,
     TupleLinear,
+    check_cardinalities,
     combine_cardinalities,
     einsum_float32,
     norm,
@@ -48,17 +50,35 @@ class CrossTransformer(Matcher):
       cardinalities: Ω, the tuple lengths.
       dim: D′; None for half of the feature dimension (the published setting is 1152 for D = 2048).
       variant: 'code' or 'paper'.
-      reduction: 'mean' or 'sum' over Ω; None as the variant says.
+      cardinality_reduction: 'mean' or 'sum' over Ω; None as the variant says.
       dropout: rate on the frames (after the position code) while training.
       dtype: compute dtype of the projections; scores, softmax and distances are float32.
     """
 
-    cardinalities: tuple[int, ...] = (2,)
-    dim: int | None = 1152
+    cardinalities: tuple[int, ...] = setting(
+        (2,), affects='model', help='C: Omega, the numbers of frames in a tuple, each from 1 to L'
+    )
+    dim: int | None = setting(
+        128,
+        at_least=1,
+        affects='model',
+        help="D', width of keys and values; None: half of the feature dimension; published: 1152 "
+        'of 2048',
+    )
     variant: str = 'code'
-    reduction: str | None = None
-    dropout: float = 0.1
+    cardinality_reduction: str | None = setting(
+        None,
+        choices=('mean', 'sum'),
+        affects='model',
+        help="C: over Omega; None: as the variant says ('code' mean, 'paper' sum)",
+    )
+    dropout: float = setting(
+        0.1, at_least=0, below=1, affects='model', help='dropout rate in training'
+    )
     dtype: Any = jnp.float32
+
+    def check(self, frames=None):
+        check_cardinalities(self.cardinalities, frames)
 
     @nn.compact
     def project(self, features: VideoFeatures, train: bool = False):
@@ -96,4 +116,4 @@ class CrossTransformer(Matcher):
             distance = jnp.sum(jnp.square(apart), -1) if code else norm(apart)
             logits.append(-distance.mean(-1))
         chex.assert_rank(logits, 2)
-        return combine_cardinalities(logits, self.reduction, self.variant)
+        return combine_cardinalities(logits, self.cardinality_reduction, self.variant)

@@ -1,7 +1,6 @@
 """What all matchers have in common."""
 
-import dataclasses
-
+from fsar_jax.fields import setting
 from fsar_jax.stage import Loss, Stage, cross_entropy
 
 
@@ -21,7 +20,13 @@ class Matcher(Stage):
     """
 
     # by keyword, so that a matcher's own fields keep their positions
-    loss_weight: float = dataclasses.field(default=1.0, kw_only=True)
+    loss_weight: float = setting(
+        1.0,
+        kw_only=True,
+        at_least=0,
+        affects='model',
+        help="weight of the matcher's cross entropy in the loss",
+    )
 
     def losses(self, outputs, labels, classes=None):
         """The cross entropy of the logits, one value per query."""

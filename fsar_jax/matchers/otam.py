@@ -4,6 +4,7 @@ import chex
 import jax.numpy as jnp
 
 from fsar_jax.enrichment import VideoFeatures
+from fsar_jax.fields import setting
 from fsar_jax.layers import frame_cosine
 from fsar_jax.matchers.alignments import ALIGNMENTS
 from fsar_jax.matchers.matcher import Matcher
@@ -25,9 +26,17 @@ class OrderedAlignment(Matcher):
       keep: for 'drop_dtw', the share of frame pairs that are cheaper than dropping.
     """
 
-    alignment: str = 'otam'
-    smoothness: float = 0.1
-    keep: float = 0.3
+    alignment: str = setting(
+        'otam', choices=tuple(ALIGNMENTS), affects='model', help='which alignment, and its cost'
+    )
+    smoothness: float = setting(0.1, above=0, affects='model', help='lambda of the soft minimum')
+    keep: float = setting(
+        0.3,
+        above=0,
+        at_most=1,
+        affects='model',
+        help="'drop_dtw': share of frame pairs that are cheaper than dropping a frame",
+    )
 
     def project(self, features: VideoFeatures, train: bool = False):
         """Per video: the frames themselves, [B, L, D]."""

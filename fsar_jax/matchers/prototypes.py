@@ -4,6 +4,7 @@ import chex
 import jax.numpy as jnp
 
 from fsar_jax.enrichment import VideoFeatures
+from fsar_jax.fields import setting
 from fsar_jax.layers import einsum_float32, norm, unit
 from fsar_jax.matchers.matcher import Matcher
 
@@ -20,7 +21,12 @@ class Prototypes(Matcher):
     0.01), 'mean_squared_euclidean' is −‖f_q − mean_s f_s‖².
     """
 
-    distance: str = 'frame_cosine'
+    distance: str = setting(
+        'frame_cosine',
+        choices=('frame_cosine', 'mean_cosine', 'mean_squared_euclidean'),
+        affects='model',
+        help='distance to a prototype: frame by frame, or of the mean frame',
+    )
 
     def project(self, features: VideoFeatures, train: bool = False):
         """Per video: the frames, [B, L, D], or their mean, [B, D]."""

@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from fsar_jax.enrichment import VideoFeatures
-from fsar_jax.layers import TupleLinear, combine_cardinalities, einsum_float32, norm
+from fsar_jax.fields import setting
+from fsar_jax.layers import (
+    TupleLinear,
+    check_cardinalities,
+    combine_cardinalities,
+    einsum_float32,
+    norm,
+)
 from fsar_jax.stage import Loss, Stage, cross_entropy
 
 
@@ -40,17 +47,30 @@ class QueryClassSimilarity(Stage):
     Args:
       cardinalities: Ω, shared with the matcher.
       dim: D″; None for half of the feature dimension, as published.
-      variant, reduction, dropout, dtype: as in `CrossTransformer`.
+      variant, cardinality_reduction, dropout, dtype: as in `CrossTransformer`.
       weight: λ of STRM, Eq. 10: of these logits in the decision, and of their loss.
     """
 
     cardinalities: tuple[int, ...] = (2,)
-    dim: int | None = None
+    dim: int | None = setting(
+        None,
+        at_least=1,
+        affects='model',
+        help="D'', width of the projected tuples; None: half of the feature dimension",
+    )
     variant: str = 'code'
-    reduction: str | None = None
+    cardinality_reduction: str | None = None
     dropout: float = 0.1
     dtype: Any = jnp.float32
-    weight: float = 0.1
+    weight: float = setting(
+        0.0,
+        at_least=0,
+        affects='model',
+        help="lambda of STRM's second classifier, in the decision and in the loss; 0: none",
+    )
+
+    def check(self, frames=None):
+        check_cardinalities(self.cardinalities, frames)
 
     @nn.compact
     def project(self, features: VideoFeatures, train: bool = False):
@@ -82,7 +102,7 @@ class QueryClassSimilarity(Stage):
             )  # [Q, T, way, D″]
             logits.append(-norm(q[:, :, None] - chosen).mean(1))
         chex.assert_rank(logits, 2)
-        return combine_cardinalities(logits, self.reduction, self.variant)
+        return combine_cardinalities(logits, self.cardinality_reduction, self.variant)
 
     def losses(self, outputs, labels, classes=None):
         """L_QC of L = L_TM + λ L_QC (STRM, Eq. 7, 9 and 10): the cross entropy of these logits."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fsar_jax.enrichment import VideoFeatures
+from fsar_jax.fields import SMALLEST, setting
 from fsar_jax.layers import (
     Linear,
     einsum_float32,
@@ -112,12 +113,24 @@ class SetMatching(Matcher):
         of them is small beside what bfloat16 rounds off them.
     """
 
-    heads: int = 8
-    position: tuple[float, float] = POSITION_SCALE
+    heads: int = setting(8, at_least=1, affects='model', help='heads of both attentions')
+    position: tuple[float, float] = setting(
+        POSITION_SCALE,
+        at_least=0,
+        affects='model',
+        help='(A, B): features are multiplied by sqrt(D / A), the position code by B',
+    )
     classes: int | None = None
     variant: str = 'code'
     dtype: Any = jnp.float32
     classifier_weight: float = 0.0
+
+    def check(self, frames=None):
+        if self.position[0] < SMALLEST:
+            raise ValueError(
+                f'config.model.matcher.position={tuple(self.position)}: the first, by which '
+                'features are divided, must be greater than 0'
+            )
 
     def setup(self):
         self.within, self.across = (

@@ -4,60 +4,53 @@ A sampler that goes by the video alone (`per_episode` False) has `__call__(video
 train)` → {'frames': [B, L, H, W, 3]} and what else it has to say of its choice, per video. One that
 goes by the task (`per_episode` True) has `scan(videos, train)` → pytree with leading axis B, which
 evaluation keeps, and `sample_episode(support, query, train)` on leaves [way, shot, …] and [Q, …] →
-such a dict for the support and one for the query. A new sampler is one file and one line.
+such a dict for the support and one for the query. A new sampler is one file and one line here: its
+fields become keys of config.model.sampler (fsar_jax.fields).
 """
 
-import jax.numpy as jnp
+import dataclasses
 
-from fsar_jax.backbones.scan import create_scan_network
+from fsar_jax.backbones.scan import SCAN_NETWORKS, create_scan_network
+from fsar_jax.fields import Path, setting
 from fsar_jax.samplers.motion_guided import MotionGuidedSampler
 from fsar_jax.samplers.task_adaptive import TaskAdaptiveSampler
 from fsar_jax.samplers.uniform import UniformSampler
 
 SAMPLERS = {
-    'uniform': lambda model: UniformSampler(),
-    'motion_guided': lambda model: MotionGuidedSampler(
-        frames=model.sampler.frames,
-        smoothing=model.sampler.smoothing,
-        at_test=model.sampler.at_test,
-    ),
-    'task_adaptive': lambda model: TaskAdaptiveSampler(
-        scan_network=create_scan_network(
-            model.sampler.scan_network,
-            frozen=model.backbone.batch_norm == 'frozen',
-            dtype=jnp.dtype(model.dtype),
-        ),
-        variant=model.sampler.variant,
-        dtype=jnp.dtype(model.dtype),
-        **{
-            name: model.sampler[name]
-            for name in (
-                'frames',
-                'scan_size',
-                'temporal',
-                'spatial',
-                'adaptive',
-                'hidden',
-                'task_dim',
-                'sigma',
-                'num_samples',
-                'samples_per_chunk',
-                'at_test',
-                'sigma_schedule',
-                'sigma_end',
-                'sigma_factor',
-                'sigma_steps',
-                'intra_weight',
-            )
-        },
-    ),
+    'uniform': UniformSampler,
+    'motion_guided': MotionGuidedSampler,
+    'task_adaptive': TaskAdaptiveSampler,
 }
 
 
-def create(model):
-    """The sampler of `model.sampler.name` (config.model): a Linen module."""
-    if model.sampler.name not in SAMPLERS:
-        raise ValueError(
-            f"config.model.sampler.name='{model.sampler.name}' is not one of {', '.join(SAMPLERS)}"
-        )
-    return SAMPLERS[model.sampler.name](model)
+@dataclasses.dataclass(frozen=True)
+class SamplerChoice:
+    """config.model.sampler, but for what the samplers have as fields."""
+
+    name: str = setting(
+        'uniform',
+        choices=tuple(SAMPLERS),
+        affects='model',
+        help="how frames are chosen; 'motion_guided': MGSampler, 'task_adaptive': VIM",
+    )
+    scan_network: str = setting(
+        'shufflenet_v2_small',
+        choices=tuple(SCAN_NETWORKS),
+        affects='model',
+        help='the network that looks at the M frames',
+    )
+    scan_weights: Path | None = setting(
+        None, affects='start', help='to start the scan network from, as backbone.weights'
+    )
+
+
+def chosen(model) -> dict:
+    """What config.model chooses: {stage of the learner: (section of config.model, class)}."""
+    return {'sampler': ('sampler', SAMPLERS[model.sampler.name])}
+
+
+def scan_network(model, shared):
+    """The scan network that config.model.sampler names, for a sampler that scans."""
+    return create_scan_network(
+        model.sampler.scan_network, frozen=shared['frozen'], dtype=shared['dtype']
+    )

@@ -5,6 +5,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from fsar_jax.fields import setting
+from fsar_jax.samplers.choice import AT_TEST, DENSE_FRAMES, FRAMES, check_dense_frames
 from fsar_jax.samplers.top_k import evenly_spaced_indicator
 from fsar_jax.stage import Stage
 
@@ -15,15 +17,26 @@ class MotionGuidedSampler(Stage):
 
     Args:
       frames: T, frames taken.
+      dense_frames: M, which the loader hands over.
       smoothing: μ, power of the motion; 0 samples uniformly, 1 follows the motion fully.
       at_test: False takes evenly spaced frames at test.
     """
 
-    frames: int
-    smoothing: float = 0.5
-    at_test: bool = True
+    frames: int = setting(8, at_least=1, affects='model', help=FRAMES)
+    dense_frames: int = setting(20, at_least=1, affects='model', help=DENSE_FRAMES)
+    smoothing: float = setting(
+        0.5,
+        at_least=0,
+        at_most=10,
+        affects='model',
+        help="exponent of a frame's share of the motion; 0: uniform",
+    )
+    at_test: bool = setting(True, help=AT_TEST)
 
     per_episode = False
+
+    def check(self, frames=None):
+        check_dense_frames(self)
 
     def __call__(self, videos, train: bool = False):
         """videos [B, M, H, W, 3] uint8 or float → {'frames': [B, T, H, W, 3], in order, 'indices':

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fsar_jax.fields import setting
 from fsar_jax.layers import Linear, einsum_float32, frames_as_floats, sinusoidal_positions, unit
 from fsar_jax.mutual_information import intra_video_loss, prototype_logits
 from fsar_jax.samplers import amplifier
+from fsar_jax.samplers.choice import AT_TEST, DENSE_FRAMES, FRAMES, check_dense_frames
 from fsar_jax.samplers.top_k import evenly_spaced_indicator, hard_top_k, perturbed_top_k
-from fsar_jax.stage import Loss, Stage
+from fsar_jax.stage import VARIANTS, Loss, Stage
 
 SPATIAL = ('amplify', 'crop', 'none')
 
@@ -44,6 +46,7 @@ class TaskAdaptiveSampler(Stage):
       scan_network: frames float [N, s, s, 3] in [0, 1], train → an object with `stages` (f2, f3,
         f4), each [N, h, w, C], `last` [N, h, w, c] and `features` [N, c].
       frames: T.
+      dense_frames: M, which the loader hands over.
       scan_size: s; frames of another size are resized, bilinear with averaging when they shrink.
       temporal: choose frames; else they are evenly spaced among the M.
       spatial: 'amplify'; 'crop', a window around the centre of mass (Table 10); 'none'.
@@ -65,24 +68,91 @@ class TaskAdaptiveSampler(Stage):
     """
 
     scan_network: nn.Module
-    frames: int = 8
-    scan_size: int = 64
-    temporal: bool = True
-    spatial: str = 'amplify'
-    adaptive: bool = True
-    hidden: int = 512
-    task_dim: int = 64
-    sigma: float = 0.1
-    num_samples: int = 500
-    samples_per_chunk: int = 50
-    at_test: bool = True
-    variant: str = 'code'
+    frames: int = setting(8, at_least=1, affects='model', help=FRAMES)
+    dense_frames: int = setting(20, at_least=1, affects='model', help=DENSE_FRAMES)
+    variant: str = setting(
+        'paper',
+        choices=VARIANTS,
+        affects='model',
+        help='of the sampler and of L_intra: V3, V6, V8, V10 to V13, V18',
+    )
+    scan_size: int = setting(
+        64, at_least=1, affects='model', help='pixels per side that the scan network sees'
+    )
+    temporal: bool = setting(
+        True, affects='model', help='choose frames (TS); False: evenly spaced ones of the M'
+    )
+    spatial: str = setting(
+        'amplify',
+        choices=SPATIAL,
+        affects='model',
+        help='how each chosen frame is warped to its salient part (SA)',
+    )
+    adaptive: bool = setting(
+        True,
+        affects='model',
+        help='the support set generates the weights; False: learned, the same for all tasks',
+    )
+    hidden: int = setting(64, at_least=1, affects='model', help='d, width of the evaluator')
+    task_dim: int = setting(
+        64, at_least=1, affects='model', help='width of the task feature; published: 128'
+    )
+    num_samples: int = setting(
+        100,
+        at_least=1,
+        affects='model',
+        help='n, draws of noise for the perturbed top-k; published: 500',
+    )
+    samples_per_chunk: int = setting(
+        50, at_least=0, affects='cost', help='draws of noise at once; 0: all'
+    )
+    sigma: float = setting(
+        0.1, at_least=0, affects='model', help='amplitude of the noise as training starts'
+    )
+    sigma_schedule: str = setting(
+        'linear',
+        choices=('constant', 'linear', 'steps'),
+        affects='model',
+        help="'linear': to sigma_end at train.num_steps; 'steps': see sigma_factor",
+    )
+    sigma_end: float = setting(
+        0.0, at_least=0, affects='model', help='last and smallest value of sigma'
+    )
+    sigma_factor: float = setting(
+        0.8,
+        at_least=0,
+        at_most=1,
+        affects='model',
+        help="'steps': sigma is multiplied by this every sigma_steps",
+    )
+    sigma_steps: int = setting(
+        100, at_least=1, affects='model', help="'steps': optimiser steps between two of them"
+    )
+    at_test: bool = setting(True, help=AT_TEST)
+    intra_weight: float = setting(
+        0.0,
+        at_least=0,
+        affects='model',
+        help='mu_1, weight of the intra-video information loss L_intra; published: 0.5',
+    )
     dtype: Any = jnp.float32
-    sigma_schedule: str = 'linear'
-    sigma_end: float = 0.0
-    sigma_factor: float = 0.8
-    sigma_steps: int = 100
-    intra_weight: float = 0.0
+
+    def check(self, frames=None):
+        check_dense_frames(self)
+        constant = self.sigma_schedule == 'constant'
+        if not constant and self.sigma_end > self.sigma:
+            raise ValueError(
+                f'config.model.sampler.sigma_end={self.sigma_end} must be at most '
+                f'config.model.sampler.sigma={self.sigma}: the noise is to fall'
+            )
+        key, least = ('sigma', self.sigma) if constant else ('sigma_end', self.sigma_end)
+        draws = self.temporal and self.sigma > 0  # at 0 throughout: no gradient
+        if self.variant == 'code' and draws and least < 0.01:
+            raise ValueError(
+                f'config.model.sampler.{key}={least} is too small for '
+                "config.model.sampler.variant='code': the noise of its gradient grows as 1/sigma, "
+                'which the released code keeps at 0.01 at least'
+            )
 
     def setup(self):
         if self.spatial not in SPATIAL:

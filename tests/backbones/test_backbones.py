@@ -229,7 +229,10 @@ def test_backbone_under_vmap_has_each_episodes_statistics(small):
             dict(normalize='zero'),
             "config.model.backbone.normalize='zero' is not one of unit, imagenet",
         ),
-        (dict(batch_norm_groups=0), 'config.model.backbone.batch_norm_groups=0 must be at least 1'),
+        (
+            dict(batch_norm_groups=0),
+            'config.model.backbone.batch_norm_groups=0 is too small, it must be at least 1',
+        ),
     ],
 )
 def test_wrong_values_are_named(change, message):

@@ -34,7 +34,7 @@ def test_module_equals_published(published, assert_close_to_published, name):
         return {key: tree['temporal_transform'] for key, tree in converted.items()}
 
     variables = load(f.weights)
-    run = lambda variables, x, train: TemporalTransform().apply(
+    run = lambda variables, x, train: TemporalTransform(dropout=0.0).apply(
         variables, x, train, mutable=['batch_stats']
     )
 

@@ -34,6 +34,7 @@ def tiny(**changes):
         TinyScan(),
         **{
             'frames': 3,
+            'variant': 'code',
             'scan_size': 16,
             'hidden': 8,
             'task_dim': 4,
@@ -151,6 +152,7 @@ def test_selector_equals_published(published, assert_close_to_published, name):
     sampler = TaskAdaptiveSampler(
         None,
         frames=meta['k'],
+        variant='code',
         hidden=meta['hidden'],
         task_dim=meta.get('z_dim') or 1,
         adaptive=adaptive,

@@ -1,0 +1,16 @@
+"""What the samplers that choose L of M frames have in common."""
+
+FRAMES = 'L, frames that are chosen: the same as episode.frames, in one place'
+DENSE_FRAMES = 'M, frames of a clip that they are chosen among'
+AT_TEST = 'False: evaluation takes evenly spaced frames, as if there were no sampler'
+
+
+def check_dense_frames(sampler) -> None:
+    """ValueError, one line, where a sampler has fewer frames to choose among than it
+    chooses."""
+    if sampler.dense_frames < sampler.frames:
+        raise ValueError(
+            f'config.model.sampler.dense_frames={sampler.dense_frames} is fewer than '
+            f'config.episode.frames={sampler.frames}, which the sampler has to choose among them: '
+            'raise it'
+        )

@@ -1,0 +1,39 @@
+"""The stages that config.model chooses."""
+
+import jax.numpy as jnp
+
+from fsar_jax import backbones, enrichment, matchers, samplers
+from fsar_jax.fields import build
+from fsar_jax.stage import Stage
+
+
+def build_stages(model) -> dict[str, Stage | None]:
+    """{'sampler': UniformSampler(…), 'backbone': …, …}, by their names in the learner; None for one
+    that is left out. Each takes its settings from its section of config.model, and from `shared`
+    what is no setting of its own."""
+    shared = dict(
+        variant=model.variant,
+        dtype=jnp.dtype(model.dtype),
+        align_at_test=model.align_at_test,
+        frozen=model.backbone.batch_norm == 'frozen',
+        classes=model.classifier.classes,
+        classifier_weight=model.classifier.weight,
+    )
+    shared['scan_network'] = samplers.scan_network(model, shared)
+    # STRM's second classifier compares the same tuples as the matcher.
+    shared_by = {'query_similarity': {**model.matcher, **shared}}
+    return {
+        stage: build(module, model[section], shared_by.get(stage, shared))
+        for stage, (section, module) in chosen(model).items()
+    }
+
+
+def chosen(model) -> dict:
+    """{stage of the learner: (section of config.model, class)}; None for a stage that is left out.
+    In the order in which a clip passes them."""
+    return {
+        **samplers.chosen(model),
+        **backbones.chosen(model),
+        **enrichment.chosen(model),
+        **matchers.chosen(model),
+    }
