@@ -18,7 +18,10 @@ from fsar_jax import machine
 )
 def test_the_cores_of_the_job_and_not_of_the_machine():
     core = min(os.sched_getaffinity(0))
-    program = f'import os; os.sched_setaffinity(0, [{core}]); from fsar_jax.machine import usable_cores; print(usable_cores())'
+    program = (
+        f'import os; os.sched_setaffinity(0, [{core}]); '
+        'from fsar_jax.machine import usable_cores; print(usable_cores())'
+    )
     assert (
         subprocess.run(
             [sys.executable, '-c', program], capture_output=True, text=True, check=True
@@ -48,7 +51,8 @@ except OSError as error:
 resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 start_reader_threads()
 used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20), resource.RLIM_INFINITY))  # they are there: less is enough now
+# The threads run: less is enough now.
+resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20), resource.RLIM_INFINITY))
 print(array_record_module.ArrayRecordReader(path).num_records())
 """
     done = subprocess.run(

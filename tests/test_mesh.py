@@ -52,8 +52,10 @@ def test_eight_devices_split_episodes_and_copy_parameters():
         w = meshes.replicate(mesh, {'w': np.ones(3), 'key': jax.random.key(0)})
         assert w['w'].sharding.is_fully_replicated and len(w['w'].addressable_shards) == 8
         assert meshes.round_up(9, mesh) == 16
-        assert [meshes.episode_mesh(episodes).size for episodes in (1, 4, 6, 11, 12, 16)] == [1, 4, 6, 1, 6, 8]
-        with pytest.raises(ValueError, match='6 episodes do not divide over 8 devices: make config.train.ep'):
+        sizes = [meshes.episode_mesh(episodes).size for episodes in (1, 4, 6, 11, 12, 16)]
+        assert sizes == [1, 4, 6, 1, 6, 8]
+        message = '6 episodes do not divide over 8 devices: make config.train.ep'
+        with pytest.raises(ValueError, match=message):
             meshes.shard(mesh, np.zeros((1, 6)), 1)
     ''',
         env=EIGHT_DEVICES,
@@ -64,10 +66,9 @@ def test_two_processes_put_their_parts_together():
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    code = (
-        '''
+    code = '''
         import sys, jax, numpy as np
-        jax.distributed.initialize('127.0.0.1:%d', 2, int(sys.argv[1]))
+        jax.distributed.initialize('127.0.0.1:PORT', 2, int(sys.argv[1]))
         from fsar_jax import mesh as meshes
         mesh = meshes.episode_mesh()
         rows = meshes.local_rows(mesh, 8)
@@ -79,9 +80,8 @@ def test_two_processes_put_their_parts_together():
         assert float(total) == float((full * np.arange(8.0)).sum()), total
         print(rows.tolist())
     '''
-        % port
-    )
-    command = [sys.executable, '-c', textwrap.dedent(code)]
+    code = textwrap.dedent(code).replace('PORT', str(port))
+    command = [sys.executable, '-c', code]
     both = [
         subprocess.Popen(
             command + [str(i)], env=CPU, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -121,7 +121,7 @@ def test_losses():
     for variant in ('paper', 'code'):
         value, (of_logits, of_raw, of_aligned) = jax.jit(
             jax.value_and_grad(
-                lambda l, r, a: mi.inter_video_loss(l, labels, r, a, variant), (0, 1, 2)
+                lambda x, r, a: mi.inter_video_loss(x, labels, r, a, variant), (0, 1, 2)
             )
         )(logits, raw, aligned)  # noqa: B023
         true_class = aligned[jnp.arange(4), labels]

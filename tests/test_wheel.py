@@ -17,7 +17,8 @@ for package in (fsar_jax, tfds_builders):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):
         __import__(module.name)
 from fsar_jax.build import BENCHMARKS
-print(sum(len(split['classes']) for builder in BENCHMARKS.values() for split in builder.published().values()),
+splits = [split for builder in BENCHMARKS.values() for split in builder.published().values()]
+print(sum(len(split['classes']) for split in splits),
       sum(len(mirror) for builder in BENCHMARKS.values() for mirror in builder.list_files()))
 '''
 

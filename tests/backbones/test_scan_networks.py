@@ -208,7 +208,10 @@ def test_frozen_batch_norm_trains_with_the_running_statistics():
 
 
 def test_unknown_name_is_one_line():
-    known = 'shufflenet_v2_small, shufflenet_v2_x0_5, shufflenet_v2_x1_0, shufflenet_v2_x1_5, mobilenet_v2'
+    known = (
+        'shufflenet_v2_small, shufflenet_v2_x0_5, shufflenet_v2_x1_0, shufflenet_v2_x1_5, '
+        'mobilenet_v2'
+    )
     with pytest.raises(
         ValueError, match=f"^config.model.sampler.scan_network='vgg' is not one of {known}$"
     ):

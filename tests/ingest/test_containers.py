@@ -11,15 +11,17 @@ from fsar_jax.ingest.containers import end_of
 from fsar_jax.ingest.video_files import VideoError, read_video
 
 CODECS = {
-    '.mp4': 'libx264', '.mov': 'libx264', '.3gp': 'libx264', '.mkv': 'libx264', '.webm': 'libvpx-vp9', '.avi': 'mpeg4',
-    '.ts': 'libx264', '.m2ts': 'libx264', '.flv': 'flv1', '.wmv': 'wmv2', '.mpg': 'mpeg2video', '.vob': 'mpeg2video',
-    '.gif': 'gif',
+    '.mp4': 'libx264', '.mov': 'libx264', '.3gp': 'libx264', '.mkv': 'libx264',
+    '.webm': 'libvpx-vp9', '.avi': 'mpeg4', '.ts': 'libx264', '.m2ts': 'libx264', '.flv': 'flv1',
+    '.wmv': 'wmv2', '.mpg': 'mpeg2video', '.vob': 'mpeg2video', '.gif': 'gif',
 }  # fmt: skip
 FRAMES = 40
 FRAGMENTS = {'movflags': 'frag_keyframe+empty_moov+default_base_moof'}
 OPTIONS_WITH_PARTS = {
-    '.mkv': {'cluster_time_limit': '300'}, '.webm': {'cluster_time_limit': '300'}, '.mp4': {'movflags': 'faststart'},
-}  # fmt: skip
+    '.mkv': {'cluster_time_limit': '300'},
+    '.webm': {'cluster_time_limit': '300'},
+    '.mp4': {'movflags': 'faststart'},
+}
 
 
 def write(path, options=None, sound=0, metadata=None):
@@ -154,8 +156,8 @@ def lie_asf(data, times):
 
 @pytest.mark.parametrize('times', (10, 0.1))
 @pytest.mark.parametrize('suffix, lie', (
-    ('.mp4', lie_mp4), ('.mov', lie_mp4), ('.mkv', lie_matroska), ('.webm', lie_matroska), ('.avi', lie_avi),
-    ('.flv', lie_flv), ('.wmv', lie_asf),
+    ('.mp4', lie_mp4), ('.mov', lie_mp4), ('.mkv', lie_matroska), ('.webm', lie_matroska),
+    ('.avi', lie_avi), ('.flv', lie_flv), ('.wmv', lie_asf),
 ))  # fmt: skip
 def test_a_header_that_promises_too_much_or_too_little_is_no_damage(tmp_path, suffix, lie, times):
     path = tmp_path / f'clip{suffix}'

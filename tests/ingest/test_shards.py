@@ -221,7 +221,10 @@ def test_a_full_disk_keeps_what_is_done(unbroken, tmp_path, capsys, monkeypatch)
             run(tmp_path)
     finally:
         signal.signal(signal.SIGXFSZ, handler)
-    message = 'the disk is full: no room for shard 1 of 3 of val; 16 of 25 shards are finished and kept, make room'
+    message = (
+        'the disk is full: no room for shard 1 of 3 of val; 16 of 25 shards are finished and kept, '
+        'make room'
+    )
     assert str(caught.value).startswith(message)
     assert 'nothing was skipped' in capsys.readouterr().out
     monkeypatch.undo()

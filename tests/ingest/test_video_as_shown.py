@@ -1,5 +1,5 @@
-"""What a player shows is what is stored: colours, orientation, shape of the pixels, which stream, how fast; and files that
-are made to do harm."""
+"""What a player shows is what is stored: colours, orientation, shape of the pixels, which stream,
+how fast; and files that are made to do harm."""
 
 import fractions
 import itertools
@@ -57,7 +57,7 @@ def write(
     return path
 
 
-# -- colours ---------------------------------------------------------------------------------------------------------
+# -- colours ---------------------------------------------------------------------------------------
 
 PATCHES = np.array(
     [
@@ -76,7 +76,8 @@ SPACES = {'BT.709': (1, 0.2126, 0.0722), 'BT.601': (6, 0.299, 0.114), 'untagged'
 
 
 def yuv_planes(space, full, bits):
-    """Eight patches of 32x32 by the definitions of BT.601 and BT.709: Y [64, 128] and half of it for U and V."""
+    """Eight patches of 32x32 by the definitions of BT.601 and BT.709: Y [64, 128], and half of it
+    for U and V."""
     _, kr, kb = SPACES[space]
     r, g, b = PATCHES.T / 255
     y = kr * r + (1 - kr - kb) * g + kb * b
@@ -148,7 +149,7 @@ def test_colours_that_cannot_be_converted_are_named(tmp_path):
         read_video(path)
 
 
-# -- orientation and shape -------------------------------------------------------------------------------------------
+# -- orientation and shape -------------------------------------------------------------------------
 
 MATRICES = [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)] + [
     (0, b, c, 0) for b in (1, -1) for c in (1, -1)
@@ -156,7 +157,8 @@ MATRICES = [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)] + [
 
 
 def shown_by_matrix(picture, a, b, c, d):
-    """By the definition of ISO/IEC 14496-12: pixel (x, y) is shown at (a x + c y, b x + d y), moved to the first quadrant."""
+    """By the definition of ISO/IEC 14496-12: pixel (x, y) is shown at (a x + c y, b x + d y), moved
+    to the first quadrant."""
     height, width = picture.shape[:2]
     place = {
         (a * (2 * x + 1) + c * (2 * y + 1), b * (2 * x + 1) + d * (2 * y + 1)): picture[y, x]
@@ -264,11 +266,12 @@ def test_a_rotation_beside_data_that_pyav_does_not_know():
     np.testing.assert_array_equal(turned, np.rot90(quarters()))
 
 
-# -- which stream ----------------------------------------------------------------------------------------------------
+# -- which stream ----------------------------------------------------------------------------------
 
 
 def write_streams(path, *streams):
-    """Each stream: (pictures, rate, codec, disposition or None); time goes on in all of them at once."""
+    """Each stream: (pictures, rate, codec, disposition or None); time goes on in all of them at
+    once."""
     with av.open(str(path), 'w') as container:
         made = []
         for pictures, rate, codec, disposition in streams:
@@ -358,7 +361,7 @@ def test_of_two_sizes_the_larger_unless_another_is_marked(tmp_path, suffix):
         assert read_video(path).source_stream == shown, (first[0].shape, marked)
 
 
-# -- how fast --------------------------------------------------------------------------------------------------------
+# -- how fast --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -409,12 +412,13 @@ def test_a_gif_is_as_fast_as_its_pictures_stay(tmp_path):
     )
 
 
-# -- containers ------------------------------------------------------------------------------------------------------
+# -- containers ------------------------------------------------------------------------------------
 
 OTHER_CODECS = {
-    '.avi': 'mpeg4', '.divx': 'mpeg4', '.webm': 'libvpx-vp9', '.flv': 'flv', '.wmv': 'wmv2', '.asf': 'wmv2', '.gif': 'gif',
-    '.mpg': 'mpeg2video', '.mpeg': 'mpeg1video', '.mpe': 'mpeg2video', '.vob': 'mpeg2video', '.m1v': 'mpeg1video',
-    '.m2v': 'mpeg2video', '.mxf': 'mpeg2video', '.rm': 'rv20', '.rmvb': 'rv20', '.ogv': 'libvpx', '.ogm': 'libvpx',
+    '.avi': 'mpeg4', '.divx': 'mpeg4', '.webm': 'libvpx-vp9', '.flv': 'flv', '.wmv': 'wmv2',
+    '.asf': 'wmv2', '.gif': 'gif', '.mpg': 'mpeg2video', '.mpeg': 'mpeg1video',
+    '.mpe': 'mpeg2video', '.vob': 'mpeg2video', '.m1v': 'mpeg1video', '.m2v': 'mpeg2video',
+    '.mxf': 'mpeg2video', '.rm': 'rv20', '.rmvb': 'rv20', '.ogv': 'libvpx', '.ogm': 'libvpx',
 }  # fmt: skip
 FORMATS = {
     '.divx': 'avi',
@@ -448,7 +452,7 @@ def test_every_kind_of_file_is_read(tmp_path, suffix):
     )
 
 
-# -- files that are made to do harm ----------------------------------------------------------------------------------
+# -- files that are made to do harm ----------------------------------------------------------------
 
 
 def reason_of(path):
@@ -463,7 +467,8 @@ def reason_of(path):
     (
         '#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nother.ts\n#EXT-X-ENDLIST\n',
         "ffconcat version 1.0\nfile 'other.mp4'\n",
-        'v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n',
+        'v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n'
+        'm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n',
         '<?xml version="1.0"?><MPD><Period><BaseURL>other.mp4</BaseURL></Period></MPD>',
     ),
     ids=('hls', 'concat', 'sdp', 'dash'),

@@ -38,7 +38,8 @@ def name_of(dataset, class_name, number):
     return {
         'ucf101_arn': f'v_{class_name}_g{number // 4 + 1:02d}_c{number % 4 + 1:02d}',
         'hmdb51_arn': f'clip_{class_name}_f_cm_np1_fr_med_{number}',
-        'kinetics100_cmn': f'{abs(hash_of(class_name)) % 36**6:09d}_{number}_{number:06d}_{number + 10:06d}',
+        'kinetics100_cmn': f'{abs(hash_of(class_name)) % 36**6:09d}_{number}_'
+        f'{number:06d}_{number + 10:06d}',
         'ssv2_small_cmn': str(hash_of(class_name) % 200_000 + number),
         'ssv2_full_otam': str(hash_of(class_name) % 200_000 + number),
         'activitynet100': f'v_{hash_of(class_name) % 36**6:09d}_{number}',

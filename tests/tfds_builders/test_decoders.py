@@ -52,7 +52,10 @@ def test_a_dataset_says_what_made_its_pixels(tmp_path, another_decoder, capsys):
     assert 'made with' not in capsys.readouterr().out
     another_decoder(True)
     run(tmp_path)
-    said = f'made with {video_files.decoder_generation()}, and {OTHER} is installed here, which makes other pixels'
+    said = (
+        f'made with {video_files.decoder_generation()}, and {OTHER} is installed here, which '
+        'makes other pixels'
+    )
     assert said in capsys.readouterr().out
 
 

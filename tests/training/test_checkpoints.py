@@ -161,8 +161,8 @@ KILLED = '''
     from fsar_jax.training.checkpoints import Checkpoints
     checkpoints = Checkpoints(sys.argv[1], keep=1)
     for step in range(1, 1000):
-        checkpoints.save(step, {'step': jnp.int32(step), 'x': jnp.full(5_000_000, step, jnp.float32)},
-                         {'val_accuracy': 1 / step})
+        state = {'step': jnp.int32(step), 'x': jnp.full(5_000_000, step, jnp.float32)}
+        checkpoints.save(step, state, {'val_accuracy': 1 / step})
         print(step, flush=True)
 '''
 

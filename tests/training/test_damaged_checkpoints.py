@@ -169,7 +169,10 @@ def test_where_all_are_damaged_nothing_starts_afresh(copy):
     for step in ACCURACY:
         flip(next((copy / str(step) / 'state' / 'd').iterdir()), 1000)
     before = content_of(copy)
-    message = rf'^all checkpoints in {copy} are damaged \(steps 1, 2, 3\): train again in another --workdir, or put back a copy of them$'
+    message = (
+        rf'^all checkpoints in {copy} are damaged \(steps 1, 2, 3\): train again in another '
+        r'--workdir, or put back a copy of them$'
+    )
     with Checkpoints(copy) as checkpoints, pytest.raises(DamagedCheckpoint, match=message):
         checkpoints.resume(LIKE)
     with (
@@ -527,7 +530,8 @@ TWO = '''
     mesh = meshes.episode_mesh()
 
     def state(step):
-        rows = jax.make_array_from_callback((4,), meshes.along(mesh, 0), lambda place: (step + np.arange(4.0, dtype=np.float32))[place])
+        values = step + np.arange(4.0, dtype=np.float32)
+        rows = jax.make_array_from_callback((4,), meshes.along(mesh, 0), values.__getitem__)
         return {'params': meshes.replicate(mesh, np.full(3, step, np.float32)), 'rows': rows}
 
     def resumed():
@@ -535,7 +539,8 @@ TWO = '''
             restored, step = checkpoints.resume(state(0))
             for name, leaf in state(step).items():
                 assert leaf.sharding == restored[name].sharding
-                np.testing.assert_array_equal(*(array.addressable_data(0) for array in (leaf, restored[name])))
+                found = restored[name].addressable_data(0)
+                np.testing.assert_array_equal(leaf.addressable_data(0), found)
             checkpoints.save(step + 1, state(step + 1))
             checkpoints.wait()
             return step, checkpoints.steps

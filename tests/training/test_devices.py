@@ -187,9 +187,9 @@ def test_stopped_after_a_checkpoint_and_continued(
 def test_one_device_and_eight(method, eight_devices):
     one = three_steps(method)
     other = jax.tree.unflatten(jax.tree.structure(one), eight_devices(method))
-    if (
-        method == 'vim'
-    ):  # resampling a noise image has a gradient that jumps from pixel to pixel, so rounding shows in the update (0.4% of it)
+    # Resampling a noise image has a gradient that jumps from pixel to pixel, so rounding shows in
+    # the update (0.4% of it).
+    if method == 'vim':
         np.testing.assert_allclose(one['losses'][0], other['losses'][0], atol=2e-5)
         for part, allowed in (('params', 0.05), ('batch_stats', 1e-5)):
             apart = jax.tree.map(np.subtract, one['update'][part], other['update'][part])
