@@ -14,36 +14,35 @@ from fsar_jax.messages import one_line, printable
 
 
 def local_path(given: str | os.PathLike, flag: str) -> pathlib.Path:
-    """The path that a flag names, '~' and '~user' expanded.
+    """The path that a flag gives, with '~' and '~user' expanded.
 
-    flag: its name for the error, '--workdir' or 'config.data.dir'.
+    flag: its name, for the error: '--workdir' or 'config.data.dir'.
 
     Raises:
-      ValueError: an address such as gs://bucket/runs; a pathlib.Path would make a local folder
-        'gs:/bucket/runs' of it.
+      ValueError: an address such as gs://bucket/runs, which a pathlib.Path would turn into a local
+        folder 'gs:/bucket/runs'; or a user that does not exist.
     """
     text = os.fspath(given)
     scheme = re.match(r'([A-Za-z][\w+.-]*):/', text)
     if scheme:
         raise ValueError(
-            f"{flag}={printable(text)}: {scheme[1]}:// addresses are not read or written here, "
-            "only paths: mount the "
-            'bucket (gcsfuse, s3fs) or copy what is there, and give the folder'
+            f'{flag}={printable(text)}: {scheme[1]}:// addresses are not read or written here, '
+            'only paths: mount the bucket (gcsfuse, s3fs) or copy what is there, and give the '
+            'folder'
         )
+    path = pathlib.Path(text)
     try:
-        return (
-            pathlib.Path(text).expanduser() if text.startswith('~') else pathlib.Path(text)
-        )  # Path('./~a') is Path('~a')
+        return path.expanduser() if text.startswith('~') else path  # './~a' is a file '~a'
     except RuntimeError:
         raise ValueError(
             f"{flag}={printable(text)}: there is no such user; './~name' names a file that is "
-            "called so"
+            'called so'
         ) from None
 
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """An OSError of the block says which file it was: those of `write` and `close` do not know."""
+    """Adds the path to an OSError of the block that has none, as those of `write` and `close`."""
     try:
         yield
     except OSError as error:
@@ -53,8 +52,8 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 
 
 def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
-    """Writes a file under another name, then renames it: a kill or a full disk leaves the old file
-    or the new, never half of one.
+    """Writes a file under another name, then renames it. So a kill or a full disk leaves the old
+    file or the new one, never half of one.
 
     Raises:
       OSError: with the path; the old file is as it was.
@@ -78,7 +77,7 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
 def read_json(path: str | os.PathLike, what: str) -> Any:
     """The content of a JSON file.
 
-    what: 'the settings of a run', and what to do about a damaged one, for the error.
+    what: what the file is and what to do if it is damaged, for the error.
 
     Raises:
       OSError: with the path.
@@ -91,10 +90,8 @@ def read_json(path: str | os.PathLike, what: str) -> Any:
         raise ValueError(
             f'{printable(path, 1000)} is damaged or cut ({where}: {error.msg}): {what}'
         ) from None
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # not UTF-8, a number of 5,000 digits, lists in lists in lists
+    # Not UTF-8, a number of 5,000 digits, lists in lists in lists.
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f'{printable(path, 1000)} is damaged ({one_line(error)}): {what}'
         ) from None

@@ -1,7 +1,7 @@
-"""One mesh over all devices: episodes (in evaluation also videos) are sharded, parameters
+"""One mesh over all devices: episodes (in evaluation videos, too) are sharded, parameters are
 replicated.
 
-The same calls serve one device, several, and several processes started with
+The same calls work for one device, for several, and for several processes that were started with
 `jax.distributed.initialize`.
 """
 
@@ -13,8 +13,11 @@ AXIS = 'episodes'
 
 
 def episode_mesh(episodes: int = 0) -> Mesh:
-    """All devices of all processes in a row, along the one axis 'episodes'; in training, of a
-    single process, the most of them that divide the `episodes` of a step."""
+    """All devices of all processes, along one axis 'episodes'.
+
+    episodes: of a training step. A single process then uses the largest number of devices that
+      divides them.
+    """
     count = jax.device_count()
     if episodes and jax.process_count() == 1:
         count = max(n for n in range(1, count + 1) if episodes % n == 0)

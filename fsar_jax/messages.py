@@ -1,8 +1,7 @@
-"""What the project says to people: errors of one line, and foreign text that cannot break out of
-its line.
+"""Text for messages, which are always one line.
 
 File names, keys of checkpoints and class names come from strangers. Whatever they hold, a message
-stays one line, and a terminal obeys none of it.
+stays on its line, and a terminal obeys none of it.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ def listed(names: Iterable[object], limit: int = 10) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, on one line. Of an OSError: the system's words and the path, never
-    its number."""
+    """The message of an exception, on one line. Of an OSError: the path and the system's words,
+    without the number."""
     if isinstance(error, OSError) and error.errno is not None:
         words = error.strerror or os.strerror(error.errno)
         paths = [

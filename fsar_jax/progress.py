@@ -1,5 +1,6 @@
-"""What a run says while it runs: progress bar, log line, JSONL, TensorBoard. Only process 0 speaks
-and writes.
+"""What a run prints and logs: progress bar, log lines, JSONL, TensorBoard.
+
+Only process 0 prints and writes.
 """
 
 import json
@@ -20,16 +21,16 @@ METRICS_FILE = 'metrics.jsonl'
 
 
 class Progress:
-    """A bar with units per second and time left; where the output is no terminal, a line every half
-    minute.
+    """A progress bar with units per second and time left. Where the output is no terminal, a line
+    every half minute.
 
-    Use as a context manager.
+    Use it as a context manager.
 
     Args:
       total: number of units in all.
       title: what is going on, e.g. 'training'.
       unit: singular, e.g. 'episode'.
-      initial: units done before (a resumed run); they do not count for the speed.
+      initial: units done before, by a run that is resumed; they do not count for the speed.
       stream: where to write; None is standard error.
       line_seconds: time between lines when the stream is no terminal.
       clock: seconds, monotonic; tests pass their own.
@@ -49,7 +50,7 @@ class Progress:
         self._done = self._initial = initial
         self._stream = sys.stderr if stream is None else stream
         self._line_seconds, self._clock = line_seconds, clock
-        self._started = self._spoke = clock()
+        self._started = self._printed = clock()
         self._silent = jax.process_index() != 0
         self._bar = None
         if not self._silent and self._stream.isatty():
@@ -74,8 +75,8 @@ class Progress:
         self._done += units
         if self._bar is not None:
             self._bar.update(units)
-        elif not self._silent and self._clock() - self._spoke >= self._line_seconds:
-            self._spoke = self._clock()
+        elif not self._silent and self._clock() - self._printed >= self._line_seconds:
+            self._printed = self._clock()
             print(self._line(), file=self._stream, flush=True)
 
     def _line(self) -> str:
@@ -86,16 +87,16 @@ class Progress:
 
 
 class MetricWriter:
-    """Scalars by step: `<directory>/metrics.jsonl`, TensorBoard event files in the same directory,
-    a log line.
+    """Writes scalars by step: to `<directory>/metrics.jsonl`, to TensorBoard event files beside it,
+    and as log lines.
 
-    Use as a context manager.
+    Use it as a context manager.
 
     Args:
       directory: made when absent.
       log_steps: a log line is printed for steps that are a multiple of this.
       resume_step: the step that the run goes on from. Later lines, left by a killed run, are
-        dropped, as is a last line that was cut short; TensorBoard is told to do the same. 0 starts
+        dropped, and so is a last line that was cut short; TensorBoard does the same. 0 starts
         afresh.
       stream: where log lines go; None is standard output.
     """
@@ -120,8 +121,8 @@ class MetricWriter:
         self.close()
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Writes one step. Values may be numpy or JAX scalars; in JSONL, one that is not finite is
-        null."""
+        """Writes the scalars of one step, which may be numpy's or JAX's. One that is not finite is
+        null in the JSONL file."""
         if self._file is None:
             return
         scalars = {name: float(value) for name, value in scalars.items()}
@@ -133,10 +134,10 @@ class MetricWriter:
             self._events.add_scalar(name, value, step)
         if step % self._log_steps == 0:
             shown = '  '.join(f'{name} {value:.4g}' for name, value in scalars.items())
-            tqdm.tqdm.write(f'step {step}  {shown}', file=self._stream)  # steps aside for a bar
+            tqdm.tqdm.write(f'step {step}  {shown}', file=self._stream)  # above a bar
 
     def flush(self) -> None:
-        """Puts on disk what was written; TensorBoard's lines wait up to two minutes otherwise."""
+        """Puts on disk what was written. TensorBoard would wait up to two minutes."""
         if self._file is not None:
             with naming(self._path):
                 self._file.flush()
@@ -152,12 +153,12 @@ class MetricWriter:
 
 
 def read_metrics(directory) -> list[dict]:
-    """The lines of metrics.jsonl, oldest first: {'step': int, name: float or None, ...}; a last one
-    that a kill cut is left out.
+    """The lines of metrics.jsonl, oldest first: {'step': int, name: float or None, ...}. A last
+    line that was cut short by a kill is left out.
 
     Raises:
       OSError: with the path.
-      ValueError: another line is damaged; one line, the file and the number of the line.
+      ValueError: another line is damaged; one line with the file and the number of the line.
     """
     path = pathlib.Path(directory) / METRICS_FILE
     lines, damaged = _lines(path)
@@ -167,8 +168,8 @@ def read_metrics(directory) -> list[dict]:
 
 
 def _lines(path: pathlib.Path) -> tuple[list[dict], list[str]]:
-    """The lines of the file, and what is damaged, in words: all but a last line without its end,
-    which a kill leaves."""
+    """The lines of the file, and in words those that are damaged. A last line without its end, as a
+    kill leaves it, is in neither."""
     lines, damaged = [], []
     for number, line in enumerate(path.read_bytes().split(b'\n'), 1):
         try:
@@ -178,9 +179,8 @@ def _lines(path: pathlib.Path) -> tuple[list[dict], list[str]]:
             lines.append(scalars)
         except (ValueError, TypeError, KeyError, RecursionError):
             damaged.append((number, line))
-    if (
-        damaged and damaged[-1][0] == number
-    ):  # what follows the last line break: nothing, or a line cut short
+    # What follows the last line break is nothing, or a line that was cut short.
+    if damaged and damaged[-1][0] == number:
         damaged.pop()
     return lines, [
         f'{printable(path, 1000)} line {number} is no metrics of a step: '
@@ -191,7 +191,7 @@ def _lines(path: pathlib.Path) -> tuple[list[dict], list[str]]:
 
 
 def _drop_lines_after(path: pathlib.Path, step: int) -> list[str]:
-    """Leaves the lines up to `step` in the file; returns what was damaged among the others."""
+    """Leaves the lines up to `step` in the file. Returns in words those that were damaged."""
     if not path.exists():
         return []
     lines, damaged = _lines(path)

@@ -1,6 +1,6 @@
 """Ctrl-C and SIGTERM: one line, exit status 130 or 143, and nothing that was finished is lost.
 
-Imports nothing heavy, so that a command can call `on_signals` before it imports what is.
+It imports nothing slow, so that a command can call `on_signals` before it imports the rest.
 """
 
 from __future__ import annotations
@@ -19,27 +19,26 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 RUN_STOPPED = 'what was finished is kept, the same command goes on from there'
 PATIENCE = 15.0  # seconds for what is to be finished first; schedulers kill after 30
 _finish_first: list[Callable[[], None]] = []
-_listening: list[
-    int
-] = []  # the pipe's end that the interpreter writes signals to, once there is one
+_listening: list[int] = []  # once there is one, the end of a pipe that Python writes signals to
 
 
 def on_signals(message: str) -> None:
-    """From now on SIGINT and SIGTERM end the process with a line that says `message`: status 130
-    and 143.
-
-    No exception is raised in the main thread: it may be importing, compiling (which looks at no
-    signal for minutes), or in a library that swallows exceptions. A thread of its own waits for the
-    signal, then at most PATIENCE seconds for what `finish_first` names, and ends the process
-    without taking the interpreter down: there, threads of JAX, Grain and Orbax that still run touch
-    what is gone already, now and then a segmentation fault. So files must be whole at every moment,
-    as for a kill. A second signal ends the process at once.
-
-    While the interpreter ends, after the last line of the program, both are ignored: the exit
-    status says that all was done.
+    """From now on SIGINT and SIGTERM end the process with a line that contains `message`, and with
+    status 130 and 143.
 
     To be called in the main thread, and again after a library that takes the signals for itself. A
-    signal that is ignored (nohup, a shell's background jobs) stays so.
+    signal that is ignored (nohup, a shell's background jobs) stays ignored. A second signal ends
+    the process at once.
+
+    No exception is raised in the main thread, because it may be importing, compiling (which ignores
+    signals for minutes), or in a library that swallows exceptions. Instead a thread waits for the
+    signal, then at most PATIENCE seconds for what `finish_first` names, and ends the process
+    without shutting the interpreter down. During a shutdown, threads of JAX, Grain and Orbax that
+    still run use what is gone already, which now and then is a segmentation fault. So files must be
+    whole at every moment, as for a kill.
+
+    After the last line of the program, while the interpreter shuts down, both signals are ignored,
+    because everything is done and the exit status should say so.
     """
     reading = None
     if not _listening:

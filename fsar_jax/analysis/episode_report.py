@@ -1,9 +1,9 @@
 """The sections 'misalignment' and 'selection' of results.json: what alignment and sampler do over
 the episodes of an evaluation.
 
-config.eval.measured_episodes says over how many. Where the records of a dataset say when and where
-the action happens (synthetic_actions), windows, offsets and chosen frames are compared with that
-too.
+config.eval.measured_episodes says over how many episodes. Where the records of a dataset say when
+and where the action happens (synthetic_actions), windows, offsets and chosen frames are also
+compared with that.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ from fsar_jax.analysis.misalignment import (
     action_start,
     aem_score,
     alignment_cost,
-    class_evolution,
+    class_probabilities,
     offset_correlation,
-    stored_places,
+    stored_positions,
     temporal_overlap,
 )
 from fsar_jax.analysis.selection import box_share, share_inside
@@ -34,29 +34,29 @@ from fsar_jax.samplers import amplifier
 
 
 def describe(learner, support, query):
-    """One episode as the learner sees it, to be called through `apply`: arguments as of
+    """One episode as the learner sees it. To be called through `apply`, with the arguments of
     `FewShotLearner.__call__`.
 
     Returns:
-      {'evolution': [(of the support [way, shot, L, way], of the query [Q, L, way]), …], of the
-      sampled frames before the temporal
-      transform and where there is one after it, 'auxiliary': the prediction's}.
+      {'class_probabilities': [(of the support [way, shot, L, way], of the query [Q, L, way]), …],
+       'auxiliary': of the prediction}. The list has an entry for the sampled frames before the
+      temporal transform and, where there is one, an entry for those after it.
     """
 
-    def evolution(maps):
+    def probabilities(maps):
         frames = maps.mean((-3, -2))
         s, q = frames[:videos].reshape(*support.shape[:2], *frames.shape[1:]), frames[videos:]
-        return class_evolution(s, s), class_evolution(q, s)
+        return class_probabilities(s, s), class_probabilities(q, s)
 
     videos = support.shape[0] * support.shape[1]
     sampled, of_query = (x['frames'] for x in learner.sample(support, query))
     maps = learner.feature_maps(
         jnp.concatenate([sampled.reshape(videos, *sampled.shape[2:]), of_query])
     )
-    evolutions = [evolution(maps)]
+    found = [probabilities(maps)]
     if learner.temporal_transform is not None:
-        evolutions.append(evolution(learner.temporal_transform(maps)[0]))
-    return {'evolution': evolutions, 'auxiliary': learner(support, query).auxiliary}
+        found.append(probabilities(learner.temporal_transform(maps)[0]))
+    return {'class_probabilities': found, 'auxiliary': learner(support, query).auxiliary}
 
 
 def measure(model: TrainedModel, dataset: Videos, episodes: Episodes) -> dict:
@@ -93,17 +93,22 @@ def measure(model: TrainedModel, dataset: Videos, episodes: Episodes) -> dict:
 
 
 def alignment_measures(seen, truth, episodes, config) -> dict:
-    """Over queries and, where a measure takes two, each query with the support of its class.
-
-    'action_start': how many queries begin at frame 0 … L−1, or not at all; 'aem': Eq. 10; both
-    'before' any alignment and 'after' the temporal transform, and 'aem' also 'rearranged', the
-    query's evolution by M (lowered, too, by an M that just averages all frames). 'alignment_cost':
-    means of Eq. 35. What the method does not do is left out. 'truth', where the records hold it:
-    `truth_measures`.
+    """The section 'misalignment' of results.json: over all queries or, where a measure takes two
+    videos, over each query with each support video of its class.
 
     Args:
-      seen: what `describe` gives of each episode, stacked.
+      seen: what `describe` returns for each episode, stacked.
       truth: `Truth` or None.
+
+    Returns:
+      dict, without what the method does not do:
+        episodes: how many.
+        action_start: how many queries begin at frame 0 … L−1, or not at all, 'before' any alignment
+          and 'after' the temporal transform.
+        aem: `aem_score`, likewise 'before' and 'after', and of queries 'rearranged' by M (which an
+          M that just averages all frames lowers, too).
+        alignment_cost: means of `alignment_cost`.
+        truth: `truth_measures`, where the records hold the truth.
     """
     labels = episodes.labels
     # [E, Q, way, …] → [E, Q, …]; [E, way, …, way] → [E, way, …]; [E, way, …] → [E, Q, …]
@@ -118,7 +123,7 @@ def alignment_measures(seen, truth, episodes, config) -> dict:
     offsets = of_true_class(offsets) if offsets is not None else None
 
     found = {'episodes': len(labels), 'action_start': {}, 'aem': {}}
-    for name, (support, query) in zip(('before', 'after'), seen['evolution']):
+    for name, (support, query) in zip(('before', 'after'), seen['class_probabilities']):
         support, query = (
             by_query(own(support)),
             of_true_class(np.moveaxis(query, -1, 2)),
@@ -147,15 +152,19 @@ def alignment_measures(seen, truth, episodes, config) -> dict:
 
 
 def selection_measures(auxiliary, truth, config) -> dict:
-    """What a sampler chooses, over all clips of the episodes; against the truth where the records
-    hold it.
+    """The section 'selection' of results.json: what a sampler chooses, over all clips of the
+    episodes.
 
-    'places': how often each of the M frames is chosen, a share. 'inside_action': share of frames
-    inside the true action: of the 'chosen' ones; of 'evenly_spaced' ones, as without a sampler; and
-    of those that the sampler chose 'of_another_clip', of the episode before, which is what its
-    habit is worth without looking at the clip (null for one episode). 'inside_box', of a sampler
-    that amplifies: share of the 'saliency' that lies in the object's box, of the pixels that show
-    it in the 'amplified' and in the plain 'frame'; chosen frames where it is visible.
+    Returns:
+      dict, the last two where the records hold the truth:
+        places: how often each of the M frames is chosen, a share.
+        inside_action: share of frames inside the true action. Of the 'chosen' ones; of
+          'evenly_spaced' ones, as without a sampler; and of those that the sampler chose
+          'of_another_clip', of the episode before, which is what its habit is worth without looking
+          at the clip (null for one episode).
+        inside_box: of a sampler that amplifies, share of the 'saliency' that lies in the object's
+          box, and of the pixels that show it in the 'amplified' and in the plain 'frame'. Over
+          chosen frames where it is visible.
     """
     chosen = of_clips(auxiliary, 'indices')  # [E, clips, T]
     dense = frames_read(config)
@@ -192,8 +201,8 @@ def selection_measures(auxiliary, truth, config) -> dict:
 
 
 def of_clips(auxiliary, name):
-    """What the prediction says of the clips of E episodes, support first: [E, clips, …]; None where
-    it does not."""
+    """One output of the prediction for the clips of E episodes, support first: [E, clips, …]. None
+    where it has no such output."""
     if f'query_{name}' not in auxiliary:
         return None
     support, query = auxiliary[f'support_{name}'], auxiliary[f'query_{name}']
@@ -204,8 +213,11 @@ def of_clips(auxiliary, name):
 class Truth:
     """When and where the action is in the clips of E episodes, support first.
 
-    records: of the clips that occur, with num_frames [N]; row: [E, clips], which of them; start,
-    end: [E, clips], the action's first and last stored frame.
+    Attributes:
+      records: of the N clips that occur.
+      num_frames: [N], of each.
+      row: [E, clips], which of them each clip is.
+      start, end: [E, clips], the action's first and last stored frame.
     """
 
     records: list
@@ -216,7 +228,7 @@ class Truth:
 
     @classmethod
     def of(cls, dataset, episodes):
-        """None where the records do not say."""
+        """The truth about these episodes; None where the records do not hold it."""
         positions = np.concatenate([episodes.support.reshape(len(episodes), -1), episodes.query], 1)
         used, row = np.unique(positions, return_inverse=True)
         records = [dataset.read(int(position)) for position in used]
@@ -230,43 +242,45 @@ class Truth:
         return cls(records, dataset.num_frames[used], row, start, end)
 
     def evenly_spaced(self, config, count):
-        """The stored frames [E, clips, count] that the loader reads of each clip at test."""
+        """The stored frames [E, clips, count] that the loader reads of each clip in a test."""
         return np.array(
             [frame_indices(int(n), count, config.data.sampling) for n in self.num_frames]
         )[self.row]
 
     def stored(self, config, chosen=None):
-        """The stored frames [E, clips, L] that the learner was given; `chosen` [E, clips, T] among
-        them."""
+        """The stored frames [E, clips, L] that the learner is given, or of these the `chosen` ones
+        [E, clips, T]."""
         read = self.evenly_spaced(config, frames_read(config))
         return read if chosen is None else np.take_along_axis(read, chosen, -1)
 
-    def boxes(self, config, places):
-        """x0, y0, x1, y1 of the object at stored places [E, clips, L] in the pixels of the test
-        view; NaN where it is not visible."""
+    def boxes(self, config, frames):
+        """x0, y0, x1, y1 of the object at stored frames [E, clips, L], in the pixels of the test
+        view. NaN where it is not visible."""
         return np.array(
             [
                 [_boxes(self.records[r], p, config) for r, p in zip(*both)]
-                for both in zip(self.row, places)
+                for both in zip(self.row, frames)
             ]
         )
 
 
 def truth_measures(truth, episodes, config, windows, offsets, chosen=None) -> dict:
-    """Comparison with when and where the action is.
+    """Compares windows and offsets with when and where the action is.
 
     Args:
       truth: of these episodes.
-      windows: [E, clips, 2] or None; offsets: [E, Q, L, 2] of each query and the support of its
-        class, or None.
-      chosen: which of the frames read a sampler took, [E, clips, L]; None for all.
+      windows: [E, clips, 2], or None.
+      offsets: [E, Q, L, 2] of each query and the support of its class, or None.
+      chosen: [E, clips, L], which of the frames read a sampler took; None for all.
 
     Returns:
-      'temporal_overlap', mean of `temporal_overlap` over all clips: 'whole_clip' is that of (1, 0),
-        'window'; 'offset_correlation':
-      (x, y), null where it is undefined; 'displacement': mean length of the true offset ('before')
-      and of what the predicted one leaves of it ('after'), half a frame being 1. Of several shots,
-      the mean place counts.
+      dict:
+        temporal_overlap: mean of `temporal_overlap` over all clips, of the 'whole_clip' (1, 0) and
+          of the 'window'.
+        offset_correlation: (x, y), null where it is undefined.
+        displacement: mean length of the true offset ('before'), and of what is left of it when the
+          predicted offset is subtracted ('after'). Half a frame is 1. Of several shots, the mean
+          position counts.
     """
     indices = truth.stored(config, chosen)
     whole = np.broadcast_to(np.array([1.0, 0.0]), (*truth.row.shape, 2))
@@ -282,7 +296,7 @@ def truth_measures(truth, episodes, config, windows, offsets, chosen=None) -> di
         return found
 
     times = window[..., :1] * np.linspace(-1, 1, config.episode.frames) + window[..., 1:]
-    boxes = truth.boxes(config, stored_places(times, indices))  # [E, clips, L, 4]
+    boxes = truth.boxes(config, stored_positions(times, indices))  # [E, clips, L, 4]
     centres = (boxes[..., :2] + boxes[..., 2:]) / config.episode.image_size  # half a frame is 1
     split = episodes.support[0].size
     support = (
@@ -299,15 +313,15 @@ def truth_measures(truth, episodes, config, windows, offsets, chosen=None) -> di
     }
 
 
-def _boxes(record, places, config):
-    """`Truth.boxes` of one clip: places [L], NaN beyond the clip, to the nearest frame → float64
-    [L, 4]."""
+def _boxes(record, frames, config):
+    """`Truth.boxes` of one clip, float64 [L, 4]. frames: [L], NaN beyond the clip; of each the
+    nearest stored frame counts."""
     width, height = int(record['width']), int(record['height'])
     resized = resized_size(width, height, config.data.resize)
     scale = min(resized) / min(width, height)
     corner = np.array(centre_crop_offset(*resized, config.episode.image_size))
-    boxes = np.asarray(record['boxes'], np.float64)[np.nan_to_num(np.rint(places)).astype(int)]
-    visible = np.isfinite(places) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    boxes = np.asarray(record['boxes'], np.float64)[np.nan_to_num(np.rint(frames)).astype(int)]
+    visible = np.isfinite(frames) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     return np.where(visible[:, None], scale * boxes - np.tile(corner, 2), np.nan)
 
 

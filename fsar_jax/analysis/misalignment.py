@@ -1,9 +1,9 @@
-"""How misaligned two clips are, how much a method moves them, and how far that is from the truth:
-measures on plain arrays.
+"""Measures of misalignment, on plain arrays: how misaligned two clips are, how much a method moves
+them, and how far that is from the truth.
 
-From TA2N's supplement (start of the action; Eq. 10) and VIM (Eq. 35), and overlap and correlation
-with the true window and offsets. `fsar_jax.analysis.episode_report` takes them over the episodes of
-an evaluation.
+They are those of TA2N's supplement (start of the action; Eq. 10) and of VIM (Eq. 35), and overlap
+and correlation with the true window and offsets. `fsar_jax.analysis.episode_report` computes them
+over the episodes of an evaluation.
 """
 
 import jax
@@ -13,17 +13,17 @@ import numpy as np
 from fsar_jax.layers import frame_cosine
 
 
-def class_evolution(frames, support):
-    """Probability of every class at every frame, which TA2N's supplement takes from a trained
-    classifier.
+def class_probabilities(frames, support):
+    """Probability of each class of an episode at each frame.
 
-    Novel classes have none, so this is the episode's own: softmax over the classes of L·cos(frame,
-    mean frame of the class), the answer of the frame-wise cosine matcher (TA2N, Eq. 7 and 8) to a
-    video that shows this frame alone. The mean support frame of the episode is taken off first:
-    what all frames have in common would make all cosines nearly 1.
+    TA2N's supplement takes it from a trained classifier. Novel classes have none, so this is the
+    answer of the frame-wise cosine matcher (TA2N, Eq. 7 and 8) to a video that shows this frame
+    alone: softmax over the classes of L·cos(frame, mean frame of the class). The mean support frame
+    of the episode is subtracted first, because what all frames have in common would make all
+    cosines nearly 1.
 
     Args:
-      frames: [..., L, D]; support: [way, shot, L, D]; spatial means of maps.
+      frames: [..., L, D]; support: [way, shot, L, D]; both spatial means of maps.
 
     Returns:
       float32 [..., L, way].
@@ -34,22 +34,28 @@ def class_evolution(frames, support):
     return jax.nn.softmax(frames.shape[-2] * cosine).reshape(*frames.shape[:-1], -1)
 
 
-def action_start(evolution) -> np.ndarray:
-    """The first frame t with p_t ≥ 0.5 (TA2N, supplement). evolution: [..., L], of the true class;
-    int [...], L where there is none."""
-    begun = np.asarray(evolution) >= 0.5
+def action_start(probabilities) -> np.ndarray:
+    """The first frame t with p_t ≥ 0.5 (TA2N, supplement), L where there is none.
+
+    Args:
+      probabilities: [..., L], of the true class.
+
+    Returns:
+      int [...].
+    """
+    begun = np.asarray(probabilities) >= 0.5
     return np.where(begun.any(-1), begun.argmax(-1), begun.shape[-1])
 
 
-def aem_score(evolution, other) -> float:
-    """Action evolution misalignment: the mean over pairs of 1 − cos(P_i, P_j), from 0 to 1 (TA2N,
-    Eq. 10; row A20 of docs/paper_vs_code.md).
+def aem_score(probabilities, others) -> float:
+    """Action evolution misalignment (AEM): the mean over pairs of videos of 1 − cos(P_i, P_j), from
+    0 to 1 (TA2N, Eq. 10; row A20 of docs/paper_vs_code.md).
 
     Args:
-      evolution, other: [..., L], probabilities of the true class at the frames of the two videos of
-        each pair.
+      probabilities, others: [..., L], of the true class at the frames of the two videos of each
+        pair.
     """
-    a, b = (np.asarray(x, np.float64) for x in (evolution, other))
+    a, b = (np.asarray(x, np.float64) for x in (probabilities, others))
     cosine = (a * b).sum(-1) / np.maximum(
         np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1), 1e-12
     )
@@ -57,16 +63,15 @@ def aem_score(evolution, other) -> float:
 
 
 def alignment_cost(window=None, evolution=None, offsets=None) -> dict[str, np.ndarray]:
-    """VIM, Eq. 35: C = (|1 − a| + |b|) + ‖M − I‖ + ‖O‖, norms over all entries; a part that is None
-    is left out.
+    """How much an alignment moves: C = (|1 − a| + |b|) + ‖M − I‖ + ‖O‖ (VIM, Eq. 35), with norms
+    over all entries.
 
     Args:
       window: [..., 2], (a, b); evolution: M, [..., L, L]; offsets: O, [..., L, 2], in [−1, 1] as
-        VIM normalises them.
+        VIM normalises them. A part that is None is left out.
 
     Returns:
-      {'transform', 'rearrangement', 'offset', 'total'}, [...] each; without the parts that are
-      None.
+      {'transform', 'rearrangement', 'offset', 'total'}, [...] each.
     """
     cost = {}
     if window is not None:
@@ -80,9 +85,9 @@ def alignment_cost(window=None, evolution=None, offsets=None) -> dict[str, np.nd
     return {**cost, 'total': sum(cost.values())} if cost else {}
 
 
-def stored_places(times, indices) -> np.ndarray:
-    """Times of a clip → places among its stored frames: −1 is the first sampled frame, 1 the last,
-    linear between two neighbours.
+def stored_positions(times, indices) -> np.ndarray:
+    """Which stored frames the times of a clip are: −1 is the first sampled frame, 1 the last, and
+    between two neighbours it is linear.
 
     Args:
       times: [..., n]; indices: int [..., L], the stored frames that were sampled.
@@ -98,19 +103,20 @@ def stored_places(times, indices) -> np.ndarray:
 
 
 def temporal_overlap(window, indices, true_start, true_end) -> np.ndarray:
-    """Intersection over union, in time, of a window and the true action; a place is one frame wide.
+    """Intersection over union, in time, of a window and the true action. A frame is 1 wide.
 
     Args:
-      window: [..., 2], (a, b); what of it lies beyond the clip is zeros and does not count. (1, 0)
-        is no transform.
-      indices: int [..., L]; true_start, true_end: [...], inclusive; places among the stored frames.
+      window: [..., 2], (a, b); (1, 0) is the whole clip. What lies beyond the clip is zeros, and
+        does not count.
+      indices: int [..., L], the stored frames that were sampled.
+      true_start, true_end: [...], the first and last stored frame of the action.
 
     Returns:
       float64 [...].
     """
     a, b = np.abs(window[..., 0]), window[..., 1]
     ends = np.stack([b - a, b + a], -1)
-    start, end = np.moveaxis(stored_places(np.clip(ends, -1, 1), indices), -1, 0)
+    start, end = np.moveaxis(stored_positions(np.clip(ends, -1, 1), indices), -1, 0)
     shared = np.minimum(end, true_end) - np.maximum(start, true_start) + 1
     together = np.maximum(end, true_end) - np.minimum(start, true_start) + 1
     beyond = (ends[..., 0] > 1) | (ends[..., 1] < -1)
@@ -118,14 +124,14 @@ def temporal_overlap(window, indices, true_start, true_end) -> np.ndarray:
 
 
 def offset_correlation(offsets, true_offsets) -> np.ndarray:
-    """Pearson correlation of predicted and true offsets, along x and along y; NaN where one of them
-    does not vary (as zero offsets).
+    """Pearson correlation of predicted and true offsets, along x and along y. NaN where one of them
+    does not vary, such as zero offsets.
 
     Args:
-      offsets, true_offsets: [..., 2], (x, y), of one sign convention; entries with a NaN are left
-        out. Of variant 'code' the support's mask is centred at −o and the query's at o (row A6), so
-        the true offset is the object's place in the query minus that in the support; of 'paper' the
-        opposite. Half a frame is 1.
+      offsets, true_offsets: [..., 2], (x, y), with the same sign convention; half a frame is 1.
+        Entries with a NaN are left out. With variant 'code' the support's mask is centred at −o and
+        the query's at o (row A6), so the true offset is the object's position in the query minus
+        that in the support; with 'paper' it is the opposite.
 
     Returns:
       float64 [2].

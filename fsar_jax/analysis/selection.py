@@ -1,29 +1,34 @@
-"""How well a sampler's choice meets the action: measures on plain arrays, against a known truth.
+"""Measures of a sampler's choice, on plain arrays: how much of it shows the action, where the truth
+is known.
 
-`fsar_jax.analysis.episode_report` takes them over the episodes of an evaluation.
+`fsar_jax.analysis.episode_report` computes them over the episodes of an evaluation.
 """
 
 import numpy as np
 
 
-def share_inside(places, true_start, true_end) -> float:
-    """Share of the chosen frames that show the action. places: int [..., T]; true_start, true_end:
-    [...], inclusive."""
-    return float(((places >= true_start[..., None]) & (places <= true_end[..., None])).mean())
+def share_inside(frames, true_start, true_end) -> float:
+    """Share of the chosen frames that show the action.
+
+    Args:
+      frames: int [..., T], which stored frames are chosen.
+      true_start, true_end: [...], the first and last stored frame of the action.
+    """
+    return float(((frames >= true_start[..., None]) & (frames <= true_end[..., None])).mean())
 
 
 def box_share(maps, rows, columns, boxes) -> dict[str, np.ndarray]:
-    """How much of saliency maps, of the frames resampled by them and of the plain frames the
-    object's box takes.
+    """Which share the object's box has of a saliency map, of the frame that is resampled by it, and
+    of the plain frame.
 
     Args:
-      maps: [..., S, S], at least 0; rows, columns: [..., S], where the resampled frame reads the
-        plain one, in pixels.
-      boxes: [..., 4], x0, y0, x1, y1 in pixels, pixel i covers [i, i + 1); NaN where the object is
-        not visible.
+      maps: [..., S, S], at least 0.
+      rows, columns: [..., S], where the resampled frame reads the plain one, in pixels.
+      boxes: [..., 4], x0, y0, x1, y1 in pixels, where pixel i covers [i, i + 1); NaN where the
+        object is not visible.
 
     Returns:
-      {'saliency', 'amplified', 'frame'}, [...] each, NaN where the object is not visible;
+      {'saliency', 'amplified', 'frame'}, [...] each. NaN where the object is not visible,
       'saliency' also where a map is 0.
     """
     size = maps.shape[-1]

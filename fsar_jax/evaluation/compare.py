@@ -12,8 +12,8 @@ from fsar_jax.messages import printable
 
 
 class PairedDifference(NamedTuple):
-    """Accuracy of the second minus the first (a fraction), half-width of its 95% interval,
-    episodes."""
+    """Accuracy of the second minus that of the first (a fraction), the half-width of its 95%
+    interval, and over how many episodes."""
 
     difference: float
     ci95: float
@@ -21,23 +21,21 @@ class PairedDifference(NamedTuple):
 
 
 def paired_difference(first: dict, second: dict) -> PairedDifference:
-    """Mean over E episodes of (accuracy of `second` − accuracy of `first`), ± 1.96 · σ / sqrt(E) of
-    these.
+    """The mean over E episodes of (accuracy of `second` − accuracy of `first`),
+    ± 1.96 · σ / sqrt(E) with the σ of these differences.
 
     Args:
       first, second: contents of two results.json.
 
     Raises:
-      ValueError: they were not measured on the same episodes; one line that says in what they
-        differ.
+      ValueError: they were not measured on the same episodes; one line that says how they differ.
     """
     for key in ('dataset', 'split', 'num_episodes', 'queries', 'episodes_hash'):
         if first[key] != second[key]:
             raise ValueError(
                 f'not the same episodes: {key} is {printable(first[key])} in one and '
-                f'{printable(second[key])} in the '
-                f'other; evaluate both with the same dataset, split, seed, way, shot and '
-                f'num_episodes, or with one episodes_file'
+                f'{printable(second[key])} in the other; evaluate both with the same dataset, '
+                'split, seed, way, shot and num_episodes, or with one episodes_file'
             )
     a, b = (np.asarray(r['correct'], np.float64) / r['queries'] for r in (first, second))
     if len(a) != len(b):

@@ -26,7 +26,7 @@ from fsar_jax.named_arrays import state_hash
 from fsar_jax.training import orbax_files
 
 CONFIG_FILE = 'config.json'
-RECORD_FILE = 'checksums.json'  # in each checkpoint
+CHECKSUMS_FILE = 'checksums.json'  # in each checkpoint
 
 
 class DamagedCheckpoint(ValueError):
@@ -34,8 +34,8 @@ class DamagedCheckpoint(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Record:
-    """The content of RECORD_FILE.
+class Manifest:
+    """What a checkpoint says of itself, the content of CHECKSUMS_FILE.
 
     Attributes:
       metrics: as given to `Checkpoints.save`.
@@ -79,76 +79,76 @@ def saved_settings(directory) -> dict:
     return flatten(settings)
 
 
-def write_record(path: pathlib.Path, metrics: dict, arrays: dict[str, np.ndarray]) -> None:
-    """Writes the record of a checkpoint whose other files are complete.
+def write_manifest(path: pathlib.Path, metrics: dict, arrays: dict[str, np.ndarray]) -> None:
+    """Writes the manifest of a checkpoint whose other files are complete.
 
     Args:
       path: of the checkpoint.
       arrays: of the state, by name.
     """
-    record = {'metrics': metrics, 'state': state_hash(arrays), 'files': _file_hashes(path)}
-    write_whole(path / RECORD_FILE, sealed(record))
+    manifest = {'metrics': metrics, 'state': state_hash(arrays), 'files': _file_hashes(path)}
+    write_whole(path / CHECKSUMS_FILE, sealed(manifest))
 
 
-def read_record(path: pathlib.Path) -> Record:
-    """The record of a checkpoint. It may be right although other files are damaged, see
+def read_manifest(path: pathlib.Path) -> Manifest:
+    """The manifest of a checkpoint. It may be right although other files are damaged, see
     `check_files`.
 
     Raises:
-      DamagedCheckpoint: there is no record where one was written, or it is damaged.
+      DamagedCheckpoint: there is no manifest where one was written, or it is damaged.
     """
     with _as_damage(path):
         if not path.is_dir():
             raise ValueError('it is no directory')
-        if (path / RECORD_FILE).is_file():  # reading a pipe would wait for ever
-            return Record(**_unsealed((path / RECORD_FILE).read_bytes()))
+        if (path / CHECKSUMS_FILE).is_file():  # reading a pipe would wait for ever
+            return Manifest(**_unsealed((path / CHECKSUMS_FILE).read_bytes()))
         noted = orbax_files.noted_in(path)
         if noted is None or 'checksums' in noted:
-            raise ValueError(f'{RECORD_FILE} is missing')
+            raise ValueError(f'{CHECKSUMS_FILE} is missing')
         metrics = path / 'metrics' / 'metrics'  # where earlier releases had them
-        return Record(
+        return Manifest(
             dict(json.loads(metrics.read_bytes())) if metrics.is_file() else {}, None, None
         )
 
 
-def check_files(path: pathlib.Path, record: Record) -> None:
+def check_files(path: pathlib.Path, manifest: Manifest) -> None:
     """Raises DamagedCheckpoint where a file is not as it was written."""
     with _as_damage(path):
-        found = _file_hashes(path, record.files or ())
-        for name, expected in (record.files or {}).items():
+        found = _file_hashes(path, manifest.files or ())
+        for name, expected in (manifest.files or {}).items():
             if found[name] != expected:
                 raise ValueError(
                     f'{name} is {"not what was written" if found[name] else "missing"}'
                 )
 
 
-def read_description(path: pathlib.Path) -> tuple[Record, dict]:
-    """The record of a checkpoint, and Orbax's description of its arrays, a tree. Checks all files.
+def read_description(path: pathlib.Path) -> tuple[Manifest, dict]:
+    """A checkpoint's manifest, and Orbax's description of its arrays, a tree. Checks all files.
 
     Raises:
       DamagedCheckpoint.
     """
-    record = read_record(path)
-    check_files(path, record)
+    manifest = read_manifest(path)
+    check_files(path, manifest)
     with _as_damage(path):
         tree = orbax_files.description(path)
         if tree is None:
             raise ValueError('the description of its arrays is missing or damaged')
-        return record, tree
+        return manifest, tree
 
 
-def read_arrays(path: pathlib.Path, tree, record: Record) -> dict[str, np.ndarray]:
+def read_arrays(path: pathlib.Path, tree, manifest: Manifest) -> dict[str, np.ndarray]:
     """{name: array} of a checkpoint.
 
     Args:
-      tree, record: from `read_description`.
+      tree, manifest: from `read_description`.
 
     Raises:
       DamagedCheckpoint: also where the arrays are not the ones that were saved.
     """
     with _as_damage(path):
         arrays = orbax_files.load(path, tree)
-        if record.state not in (None, state_hash(arrays)):
+        if manifest.state not in (None, state_hash(arrays)):
             raise ValueError('the checksum of the state is another one')
         return arrays
 
@@ -188,16 +188,16 @@ def reason(error: BaseException) -> str:
     return printable(text if len(text) < 200 else '…' + text[-199:])
 
 
-def sealed(record: dict) -> bytes:
-    """The content of a file that holds a record and its checksum."""
-    content = {'record': record, 'sha256': hashlib.sha256(_json(record)).hexdigest()}
+def sealed(manifest: dict) -> bytes:
+    """The content of CHECKSUMS_FILE: a manifest and its own checksum."""
+    content = {'record': manifest, 'sha256': hashlib.sha256(_json(manifest)).hexdigest()}
     return json.dumps(content, indent=1, sort_keys=True).encode() + b'\n'
 
 
 def _unsealed(content: bytes) -> dict:
     found = json.loads(content)
     if found['sha256'] != hashlib.sha256(_json(found['record'])).hexdigest():
-        raise ValueError(f'{RECORD_FILE} is not what was written')
+        raise ValueError(f'{CHECKSUMS_FILE} is not what was written')
     return found['record']
 
 

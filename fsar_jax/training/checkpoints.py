@@ -161,7 +161,7 @@ class Checkpoints:
             if jax.process_index() == 0:
                 self._remove_unfinished()  # also what late threads of a failed save have left
             self._write_config()
-            response = orbax_files.save_async(draft, state, checksums=files.RECORD_FILE)
+            response = orbax_files.save_async(draft, state, checksums=files.CHECKSUMS_FILE)
         self._saving = (
             step,
             self._writer.submit(self._finish, step, response, draft, arrays, metrics),
@@ -230,7 +230,7 @@ class Checkpoints:
         for step in self.steps[:-1]:
             path = self.directory / str(step)
             try:
-                _in_all_processes(lambda: files.check_files(path, files.read_record(path)))
+                _in_all_processes(lambda: files.check_files(path, files.read_manifest(path)))
             except DamagedCheckpoint as error:
                 self._set_aside(step, error)
         for step in self.steps:  # a run may have been killed when the replacement was whole
@@ -273,7 +273,7 @@ class Checkpoints:
         response.result()  # also ends the thread and the event loop that Orbax has for each save
         if jax.process_index():
             return
-        files.write_record(draft, metrics, arrays)
+        files.write_manifest(draft, metrics, arrays)
         path = self.directory / str(step)
         if os.path.lexists(path):  # damaged: it is deleted when its replacement is whole
             self._remove(f'{step}{_REPLACED}')
@@ -284,13 +284,13 @@ class Checkpoints:
         """{name: array} of a checkpoint that holds this model and is what was saved."""
         path = self.directory / str(step)
         try:
-            record, tree = _in_all_processes(lambda: files.read_description(path))
+            manifest, tree = _in_all_processes(lambda: files.read_description(path))
             self._check_same_model(step, shapes(by_name(tree)), shapes(by_name(abstract_state)))
-            arrays = _in_all_processes(lambda: files.read_arrays(path, tree, record))
+            arrays = _in_all_processes(lambda: files.read_arrays(path, tree, manifest))
         except DamagedCheckpoint as error:
             self._set_aside(step, error)
             raise
-        if record.files is None:
+        if manifest.files is None:
             print_once(
                 f'note: checkpoint {printable(path, 1000)} is from before checksums were kept: '
                 'taken as it is'
@@ -302,7 +302,7 @@ class Checkpoints:
         found = []
         for path in files.step_directories(self.directory):
             try:
-                found.append((int(path.name), files.read_record(path).metrics, None))
+                found.append((int(path.name), files.read_manifest(path).metrics, None))
             except DamagedCheckpoint as error:
                 if os.path.lexists(path):  # else a training run has just deleted it
                     found.append((int(path.name), None, str(error)))

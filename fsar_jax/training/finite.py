@@ -1,5 +1,4 @@
-"""Whether a model's logits are numbers as it starts: nothing can be learned from, or measured with,
-those that are not."""
+"""Checks that a model's logits are finite before it is trained or evaluated."""
 
 import functools
 
@@ -48,17 +47,17 @@ def check_logits(learner, variables, config) -> None:
         for key, known in SETTINGS.items()
         if key.startswith(section) and (value := setting_of(config, key)) != known.default
     }
-    told = listed(f'config.{key}={value!r}' for key, value in changed.items())
+    not_default = listed(f'config.{key}={value!r}' for key, value in changed.items())
     raise ValueError(
         f'the logits of the model are not finite as it starts, from its {broken.replace("_", " ")} '
         'on: change '
-        f'config.{section[:-1]}, of which these are not the default: {told or "none"}'
+        f'config.{section[:-1]}, of which these are not the default: {not_default or "none"}'
     )
 
 
 @functools.partial(jax.jit, static_argnames='learner')
 def _finite(learner, variables, support, query):
-    """{'logits': bool, 'backbone': bool, …}: whether all that the stages give is finite."""
+    """{'logits': bool, 'backbone': bool, …}: whether all outputs of the stages are finite."""
     whole_stage = lambda module, method: len(module.path) == 1
     prediction, seen = learner.apply(
         variables,

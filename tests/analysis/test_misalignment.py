@@ -19,8 +19,8 @@ CLIP = np.array([1, 5, 9, 13, 17])  # five sampled frames of a clip of 19
 
 
 def test_the_action_starts_at_the_first_frame_that_is_half_sure():
-    evolution = np.array([[0.1, 0.4, 0.5, 0.2], [0.9, 0.1, 0.1, 0.1], [0.4, 0.4, 0.4, 0.4]])
-    np.testing.assert_array_equal(misalignment.action_start(evolution), [2, 0, 4])
+    probabilities = np.array([[0.1, 0.4, 0.5, 0.2], [0.9, 0.1, 0.1, 0.1], [0.4, 0.4, 0.4, 0.4]])
+    np.testing.assert_array_equal(misalignment.action_start(probabilities), [2, 0, 4])
 
 
 def test_aem_is_a_mean_over_pairs_of_one_minus_cosine():
@@ -28,10 +28,10 @@ def test_aem_is_a_mean_over_pairs_of_one_minus_cosine():
     assert misalignment.aem_score([1, 0], [1, 1]) == pytest.approx(1 - 1 / np.sqrt(2))
 
 
-def test_the_evolution_of_a_class_is_the_answer_to_a_still_of_the_frame():
+def test_the_probability_of_a_class_is_the_answer_to_a_still_of_the_frame():
     support = jax.random.normal(jax.random.key(0), (3, 2, 4, 6))
     frames = jax.random.normal(jax.random.key(1), (5, 4, 6))
-    found = misalignment.class_evolution(frames, support)
+    found = misalignment.class_probabilities(frames, support)
     np.testing.assert_allclose(found.sum(-1), 1.0, rtol=1e-5)
     common = np.asarray(support).mean((0, 1, 2))
     mean, frame = np.asarray(support).mean((1, 2)) - common, np.asarray(frames[3, 2]) - common
@@ -40,7 +40,7 @@ def test_the_evolution_of_a_class_is_the_answer_to_a_still_of_the_frame():
         found[3, 2], np.exp(4 * cosine) / np.exp(4 * cosine).sum(), rtol=1e-5
     )
     np.testing.assert_allclose(
-        misalignment.class_evolution(frames + 100.0, support + 100.0), found, rtol=1e-2
+        misalignment.class_probabilities(frames + 100.0, support + 100.0), found, rtol=1e-2
     )
 
 
@@ -56,11 +56,11 @@ def test_the_cost_of_an_alignment_is_the_sum_of_its_parts():
 
 
 def test_times_become_places_of_stored_frames():
-    found = misalignment.stored_places(np.array([-1.0, -0.75, 0.0, 1.0, 1.1]), CLIP)
+    found = misalignment.stored_positions(np.array([-1.0, -0.75, 0.0, 1.0, 1.1]), CLIP)
     np.testing.assert_allclose(found, [1, 3, 9, 17, np.nan])
     uneven = np.array([[0, 1, 10], [0, 5, 10]])
     np.testing.assert_allclose(
-        misalignment.stored_places(np.array([[-0.5, 0.5]] * 2), uneven), [[0.5, 5.5], [2.5, 7.5]]
+        misalignment.stored_positions(np.array([[-0.5, 0.5]] * 2), uneven), [[0.5, 5.5], [2.5, 7.5]]
     )
 
 

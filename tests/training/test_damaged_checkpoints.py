@@ -27,8 +27,8 @@ from fsar_jax.named_arrays import by_name, state_hash
 from fsar_jax.training import checkpoint_files
 from fsar_jax.training.checkpoint_arrays import without_key
 from fsar_jax.training.checkpoint_files import (
+    CHECKSUMS_FILE,
     CONFIG_FILE,
-    RECORD_FILE,
     DamagedCheckpoint,
     saved_settings,
 )
@@ -98,7 +98,7 @@ def test_damage_to_any_file_is_named_and_the_checkpoint_before_counts(saved, tmp
     )
     assert (
         len(files) >= 8
-        and any(path.name == RECORD_FILE for path in files)
+        and any(path.name == CHECKSUMS_FILE for path in files)
         and any(path.name == '_METADATA' for path in files)
     )
     kinds = list(FILE_DAMAGE)
@@ -181,12 +181,12 @@ def test_where_all_are_damaged_nothing_starts_afresh(copy):
     ):
         checkpoints.restore_best(LIKE)
     for step in ACCURACY:
-        (copy / str(step) / RECORD_FILE).write_text('{}')
+        (copy / str(step) / CHECKSUMS_FILE).write_text('{}')
     with pytest.raises(DamagedCheckpoint, match=message):
         Checkpoints(copy, read_only=True)
     assert {
         **content_of(copy),
-        **{name: before[name] for name in before if RECORD_FILE in name},
+        **{name: before[name] for name in before if CHECKSUMS_FILE in name},
     } == before
 
 
@@ -206,7 +206,7 @@ def test_a_damaged_best_gives_way_to_the_next_best_and_is_told(copy, capfd):
             FileNotFoundError, match=r'no checkpoint of step 3 in .* \(there: 1, 2\)'
         ):
             checkpoints.restore(LIKE, 3)
-    flip(copy / '2' / RECORD_FILE, 1000)  # its metrics are not: it may have been better
+    flip(copy / '2' / CHECKSUMS_FILE, 1000)  # its metrics are not: it may have been better
     with Checkpoints(copy, read_only=True) as checkpoints:
         checkpoints.restore_best(LIKE)
         assert checkpoints.best_step == 1 and checkpoints.damaged_and_better == [2, 3]
@@ -218,7 +218,7 @@ def test_a_damaged_best_gives_way_to_the_next_best_and_is_told(copy, capfd):
     )
     assert {name for name, content in content_of(copy).items() if before[name] != content} == {
         '3/state/_METADATA',
-        f'2/{RECORD_FILE}',
+        f'2/{CHECKSUMS_FILE}',
     }
 
 
@@ -260,9 +260,9 @@ def test_keep_counts_good_ones_and_the_damaged_one_stays_until_its_step_is_whole
 def test_a_state_that_is_not_the_one_saved_is_damage(copy):
     """Also where the files are right: the checksum of the state is taken before Orbax has it, and
     after."""
-    record = json.loads((copy / '3' / RECORD_FILE).read_text())['record']
-    record['state'] = json.loads((copy / '2' / RECORD_FILE).read_text())['record']['state']
-    (copy / '3' / RECORD_FILE).write_bytes(checkpoint_files.sealed(record))
+    record = json.loads((copy / '3' / CHECKSUMS_FILE).read_text())['record']
+    record['state'] = json.loads((copy / '2' / CHECKSUMS_FILE).read_text())['record']['state']
+    (copy / '3' / CHECKSUMS_FILE).write_bytes(checkpoint_files.sealed(record))
     with (
         Checkpoints(copy) as checkpoints,
         pytest.raises(DamagedCheckpoint, match='the checksum of the state is another one'),
@@ -468,7 +468,7 @@ def test_one_that_the_run_drops_while_it_is_evaluated_is_not_damaged(copy, capfd
 
 
 def test_a_pipe_instead_of_the_checksums_is_not_waited_for(copy):
-    FILE_DAMAGE['a pipe'](copy / '3' / RECORD_FILE)
+    FILE_DAMAGE['a pipe'](copy / '3' / CHECKSUMS_FILE)
     with Checkpoints(copy) as checkpoints:
         assert checkpoints.steps == [1, 2]
 
@@ -476,7 +476,7 @@ def test_a_pipe_instead_of_the_checksums_is_not_waited_for(copy):
 def test_one_without_checksums_is_not_taken_for_one_from_before_them(copy):
     for damage in FILE_DAMAGE.values():
         shutil.copytree(copy / '3', copy / '4')
-        (copy / '4' / RECORD_FILE).unlink()
+        (copy / '4' / CHECKSUMS_FILE).unlink()
         damage(copy / '4' / '_CHECKPOINT_METADATA')
         with Checkpoints(copy) as checkpoints:
             assert checkpoints.latest_step == 3
