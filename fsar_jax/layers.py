@@ -2,7 +2,7 @@
 gradients, tuples."""
 
 import itertools
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -29,7 +29,7 @@ class Linear(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         features = self.features or x.shape[-1]
         start = torch_start(x.shape[-1])
         kernel = self.param('kernel', start, (x.shape[-1], features), jnp.float32)
@@ -90,7 +90,9 @@ def unit(x: jax.Array, eps: float = 1e-12) -> jax.Array:
     return x.astype(jnp.float32) / jnp.maximum(norm(x), eps)[..., None]
 
 
-def einsum_float32(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
+def einsum_float32(
+    subscripts: str, x: jax.Array | np.ndarray, y: jax.Array | np.ndarray
+) -> jax.Array:
     """einsum of two arrays with products summed in float32, whatever their dtype: scores and
     distances are float32.
 
@@ -110,7 +112,7 @@ def combine_cardinalities(
 ) -> jax.Array:
     """One logits array from one per cardinality: 'mean' or 'sum' over Ω; None is the variant's,
     code mean and paper sum (row S8)."""
-    return sum(logits) / (
+    return cast(jax.Array, sum(logits)) / (
         len(logits) if (reduction or ('mean' if variant == 'code' else 'sum')) == 'mean' else 1
     )
 
@@ -154,7 +156,7 @@ class TupleLinear(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, frames):
+    def __call__(self, frames: jax.Array) -> jax.Array:
         length, dim = frames.shape[-2:]
         if length < self.cardinality:
             raise ValueError(
@@ -168,9 +170,10 @@ class TupleLinear(nn.Module):
         kernel = self.param('kernel', start, (self.cardinality * dim, self.features), jnp.float32)
         blocks = kernel.reshape(self.cardinality, dim, self.features).astype(self.dtype)
         frames, tuples = frames.astype(self.dtype), frame_tuples(length, self.cardinality)
-        y = sum(
+        products = (
             jnp.take(frames @ blocks[w], tuples[:, w], axis=-2) for w in range(self.cardinality)
         )
+        y = cast(jax.Array, sum(products))
         if self.use_bias:
             y = y + self.param('bias', start, (self.features,), jnp.float32).astype(self.dtype)
         return y
@@ -189,7 +192,7 @@ def frame_cosine(subscripts: str, x: jax.Array, y: jax.Array, margin: float = 0.
     return einsum_float32(subscripts, x, y) / jnp.maximum(lengths + margin, 1e-12)
 
 
-def computed(x):
+def computed(x: jax.Array) -> jax.Array:
     """`x`, computed as it is before what follows: JAX 0.12 on CPUs fuses a residual sum in bfloat16
     with the mean over it, and gives NaN. Other types are left to the compiler."""
     return jax.lax.optimization_barrier(x) if x.dtype == jnp.bfloat16 else x

@@ -1,16 +1,20 @@
 """The flow of every method, readable top to bottom: sampler → backbone → enrichment → matcher."""
 
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
 import chex
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from fsar_jax.config import check_values
 from fsar_jax.enrichment import VideoFeatures, adaptive_max_pool
 from fsar_jax.layers import computed, frames_as_floats
 from fsar_jax.matchers.matcher import Matcher
-from fsar_jax.stage import KINDS, Loss, Stage
+from fsar_jax.stage import KINDS, ArrayTree, Loss, Stage
 from fsar_jax.stages import build_stages
 
 
@@ -56,7 +60,7 @@ class FewShotLearner(nn.Module):
     joint_batch: bool = False
     patches: int = 4
 
-    def __call__(self, support, query, train: bool = False) -> Prediction:
+    def __call__(self, support: jax.Array, query: jax.Array, train: bool = False) -> Prediction:
         """One episode, from pixels to logits.
 
         Args:
@@ -71,14 +75,16 @@ class FewShotLearner(nn.Module):
         chex.assert_equal_shape_suffix([support, query], 4)
         return self.match(*self.of_episode(self.embed, support, query, train), train)
 
-    def embed(self, videos, train: bool = False):
+    def embed(self, videos: jax.Array, train: bool = False) -> dict[str, Any]:
         """Videos [B, L, H, W, 3] (or maps [B, L, h, w, C]) → a pytree with leading axis B: all that
         `match` needs of each video."""
         if self.sampler.per_episode:
             return self.sampler.scan(videos, train)
         return self.represent(self.sampler(videos, train), train)
 
-    def sample(self, support, query, train: bool = False):
+    def sample(
+        self, support: jax.Array, query: jax.Array, train: bool = False
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """What the sampler gives of an episode's videos, {'frames': …}: leaves [way, shot, …] and
         [Q, …]."""
         if self.sampler.per_episode:
@@ -87,7 +93,7 @@ class FewShotLearner(nn.Module):
             )
         return self.of_episode(self.sampler, support, query, train)
 
-    def represent(self, sampled, train: bool = False):
+    def represent(self, sampled: dict[str, jax.Array], train: bool = False) -> dict[str, Any]:
         """What a sampler gives for B videos, {'frames': [B, L, H, W, 3], …}, → what the matcher
         needs of each."""
         features = self.enrich(self.feature_maps(sampled['frames'], train), train)
@@ -100,13 +106,14 @@ class FewShotLearner(nn.Module):
             embeddings['window'] = features.window
         return embeddings
 
-    def match(self, support, query, train: bool = False) -> Prediction:
+    def match(
+        self, support: dict[str, Any], query: dict[str, Any], train: bool = False
+    ) -> Prediction:
         """Embeddings of one episode, support leaves [way, shot, …] and query leaves [Q, …], →
         Prediction."""
         if self.sampler.per_episode:
-            support, query = self.of_episode(
-                self.represent, *self.sampler.sample_episode(support, query, train), train
-            )
+            support, query = self.sampler.sample_episode(support, query, train)
+            support, query = self.of_episode(self.represent, support, query, train)
         logits = self.matcher(support['temporal_matching'], query['temporal_matching'], train)
         logits, auxiliary = logits if isinstance(logits, tuple) else (logits, {})
         auxiliary = {'temporal_matching': logits, **auxiliary}
@@ -142,7 +149,9 @@ class FewShotLearner(nn.Module):
         )
         return {name: stage for name in names if (stage := getattr(self, name)) is not None}
 
-    def losses(self, outputs, labels, classes=None) -> dict[str, Loss]:
+    def losses(
+        self, outputs: Mapping[str, jax.Array], labels: jax.Array, classes: jax.Array | None = None
+    ) -> dict[str, Loss]:
         """What training minimises for one episode: the losses of all stages as 'stage/loss', in
         the order in which they are added.
 
@@ -171,7 +180,9 @@ class FewShotLearner(nn.Module):
         """Whether `match` runs the backbone, because the sampler waits for the episode."""
         return self.sampler.per_episode
 
-    def of_episode(self, per_video, support, query, train: bool = False):
+    def of_episode(
+        self, per_video: Callable, support: ArrayTree, query: ArrayTree, train: bool = False
+    ) -> tuple[ArrayTree, ArrayTree]:
         """Runs a per-video function on support leaves [way, shot, …] and query leaves [Q, …]: one
         after the other, as published, or as one batch (`joint_batch`), which differs by batch norm
         alone."""
@@ -187,7 +198,7 @@ class FewShotLearner(nn.Module):
             support, query = per_video(support, train), per_video(query, train)
         return jax.tree.map(lambda x: x.reshape(way, shot, *x.shape[1:]), support), query
 
-    def batch_norm_passes(self, stages, queries: int) -> dict[str, int]:
+    def batch_norm_passes(self, stages: Iterable[str], queries: int) -> dict[str, int]:
         """How often one training episode updates the running statistics of each of `stages`: per
         video, support and query count apart unless they are joined; of the matcher, it is the
         matcher that knows."""
@@ -197,7 +208,7 @@ class FewShotLearner(nn.Module):
             for stage in stages
         }
 
-    def feature_maps(self, videos, train: bool = False):
+    def feature_maps(self, videos: jax.Array, train: bool = False) -> jax.Array:
         """The backbone: videos [B, L, H, W, 3] → maps [B, L, h, w, C]."""
         videos = frames_as_floats(videos)
         if getattr(self.backbone, 'takes_clips', False):
@@ -205,7 +216,7 @@ class FewShotLearner(nn.Module):
         maps = self.backbone(videos.reshape(-1, *videos.shape[2:]), train)
         return maps.reshape(*videos.shape[:2], *maps.shape[1:])
 
-    def enrich(self, maps, train: bool = False) -> VideoFeatures:
+    def enrich(self, maps: jax.Array, train: bool = False) -> VideoFeatures:
         """Maps [B, L, h, w, C] → the maps warped in time, frame features after patch-level and
         after frame-level enrichment."""
         window = None
@@ -225,7 +236,7 @@ class FewShotLearner(nn.Module):
         return VideoFeatures(maps=maps, patch_level=patch_level, frames=frames, window=window)
 
 
-def create_learner(model) -> FewShotLearner:
+def create_learner(model: ConfigDict) -> FewShotLearner:
     """The learner that `config.model` describes.
 
     Raises:

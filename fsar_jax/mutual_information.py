@@ -72,7 +72,9 @@ def feature_information(x: jax.Array, y: jax.Array) -> jax.Array:
     ).mean()
 
 
-def intra_video_loss(dense_logits, selected_logits, labels, variant: str = 'paper') -> jax.Array:
+def intra_video_loss(
+    dense_logits: jax.Array, selected_logits: jax.Array, labels: jax.Array, variant: str = 'paper'
+) -> jax.Array:
     """|I(Y; f_X) − I(Y; f_XD)| (VIM, Eq. 28): what the chosen frames tell of the class should be
     what all frames tell.
 
@@ -91,7 +93,13 @@ def intra_video_loss(dense_logits, selected_logits, labels, variant: str = 'pape
     return jnp.abs(label_information(selected_logits, labels) - dense)
 
 
-def inter_video_loss(logits, labels, raw_query, aligned_query, variant: str = 'paper') -> jax.Array:
+def inter_video_loss(
+    logits: jax.Array,
+    labels: jax.Array,
+    raw_query: jax.Array,
+    aligned_query: jax.Array,
+    variant: str = 'paper',
+) -> jax.Array:
     """−(I(Y; F̄_q) − I(F̄_q; F_q)) (VIM, Eq. 33): alignment should add what tells of the class, and
     not repeat the query.
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+
+# A pytree of arrays, of a structure that only those who make and use it know.
+ArrayTree = Any
 
 # The losses of an episode are added in this order, and within a kind in the order of the stages.
 # Float addition depends on the order, and a resumed run repeats every bit.
@@ -44,7 +48,9 @@ class Stage(nn.Module):
         """Raises ValueError, one line, where settings of this stage do not fit each other or clips
         of L = `frames` frames (None: of any length)."""
 
-    def losses(self, outputs, labels, classes=None) -> dict[str, Loss]:
+    def losses(
+        self, outputs: Mapping[str, jax.Array], labels: jax.Array, classes: jax.Array | None = None
+    ) -> dict[str, Loss]:
         """The losses of this stage for one episode, by name; none of weight 0.
 
         Args:

@@ -1,13 +1,15 @@
 """The stages that config.model chooses."""
 
+from typing import Any
+
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from fsar_jax import backbones, enrichment, matchers, samplers
 from fsar_jax.fields import build
-from fsar_jax.stage import Stage
 
 
-def build_stages(model) -> dict[str, Stage | None]:
+def build_stages(model: ConfigDict) -> dict[str, Any]:
     """{'sampler': UniformSampler(…), 'backbone': …, …}, by their names in the learner; None for one
     that is left out. Each takes its settings from its section of config.model, and from `shared`
     what is no setting of its own."""

@@ -7,9 +7,13 @@ A backbone with `takes_clips` sees whole clips instead: [B, L, H, W, 3] → [B, 
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from ml_collections import ConfigDict
 
 from fsar_jax.backbones.batch_norm import BatchNorm as BatchNorm
 from fsar_jax.backbones.resnet import BasicBlock, BottleneckBlock, ResNet
@@ -24,12 +28,12 @@ class Features(Stage):
     alone."""
 
     @nn.compact
-    def __call__(self, maps, train: bool = False):
+    def __call__(self, maps: jax.Array, train: bool = False) -> jax.Array:
         del train
         return maps
 
 
-BACKBONES = {
+BACKBONES: dict[str, Callable[..., Stage]] = {
     'features': Features,
     'resnet_small': ResNetSmall,
     'resnet18': functools.partial(ResNet, block=BasicBlock, blocks=(2, 2, 2, 2)),
@@ -62,12 +66,12 @@ class BackboneChoice:
     )
 
 
-def chosen(model) -> dict:
+def chosen(model: ConfigDict) -> dict:
     """What config.model chooses: {stage of the learner: (section of config.model, class)}."""
     return {'backbone': ('backbone', BACKBONES[model.backbone.name])}
 
 
-def create(config, dtype=jnp.float32) -> nn.Module:
+def create(config: ConfigDict, dtype: DTypeLike = jnp.float32) -> nn.Module:
     """The backbone that `config.model.backbone` describes.
 
     Args:

@@ -1,6 +1,6 @@
 """The depthwise 3×3 convolution of the light networks."""
 
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -25,7 +25,7 @@ class DepthwiseConv(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param('kernel', self.kernel_init, (3, 3, 1, x.shape[-1]), jnp.float32)
         compute = grouped_convolution
         if jax.default_backend() == 'cpu':
@@ -72,4 +72,4 @@ def shifted_products(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         for i in range(3)
         for j in range(3)
     )
-    return sum(products).astype(x.dtype)
+    return cast(jax.Array, sum(products)).astype(x.dtype)

@@ -4,6 +4,7 @@
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from fsar_jax.backbones.batch_norm import BatchNorm
@@ -40,7 +41,7 @@ class InvertedResidual(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, train: bool):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         inputs, layer, y = x.shape[-1], 0, x
         normal = lambda name, y: BatchNorm(frozen=self.frozen, dtype=self.dtype, name=name)(
             y, train
@@ -72,7 +73,7 @@ class MobileNetV2(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, frames, train: bool = False) -> ScanMaps:
+    def __call__(self, frames: jax.Array, train: bool = False) -> ScanMaps:
         normal = lambda name, y: nn.relu6(
             BatchNorm(frozen=self.frozen, dtype=self.dtype, name=name)(y, train)
         )

@@ -5,7 +5,9 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from fsar_jax.backbones.batch_norm import BatchNorm
 from fsar_jax.fields import setting
@@ -19,7 +21,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def normalize_frames(frames, how: str):
+def normalize_frames(frames: jax.Array, how: str) -> jax.Array:
     """Frames [B, …, H, W, 3] in [0, 1]: 'unit' leaves them, 'imagenet' standardises by ImageNet's
     mean and deviation.
 
@@ -35,7 +37,12 @@ def normalize_frames(frames, how: str):
 
 
 def conv(
-    features: int, size: int, stride: int, dtype, name: str, kernel_init=KAIMING_FAN_OUT
+    features: int,
+    size: int,
+    stride: int,
+    dtype: DTypeLike,
+    name: str,
+    kernel_init: nn.initializers.Initializer = KAIMING_FAN_OUT,
 ) -> nn.Conv:
     """Convolution without bias, padded by size // 2 on every side.
 
@@ -75,7 +82,7 @@ class BasicBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, train: bool):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         y = conv(self.width, 3, self.stride, self.dtype, 'conv1')(x)
         y = nn.relu(BatchNorm(**self.norm, dtype=self.dtype, name='bn1')(y, train))
         y = conv(self.width, 3, 1, self.dtype, 'conv2')(y)
@@ -98,7 +105,7 @@ class BottleneckBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, train: bool):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         y = conv(self.width, 1, 1, self.dtype, 'conv1')(x)
         y = nn.relu(BatchNorm(**self.norm, dtype=self.dtype, name='bn1')(y, train))
         y = conv(self.width, 3, self.stride, self.dtype, 'conv2')(y)
@@ -108,7 +115,9 @@ class BottleneckBlock(nn.Module):
         return nn.relu(y + shortcut(x, y.shape[-1], self.stride, self.norm, self.dtype, train))
 
 
-def shortcut(x, channels, stride, norm, dtype, train):
+def shortcut(
+    x: jax.Array, channels: int, stride: int, norm: dict[str, Any], dtype: DTypeLike, train: bool
+) -> jax.Array:
     """x, or its projection where a block changes its shape; called in a block, whose submodules
     these become."""
     if stride == 1 and x.shape[-1] == channels:
@@ -118,8 +127,16 @@ def shortcut(x, channels, stride, norm, dtype, train):
 
 
 def residual_stage(
-    x, stage: int, count: int, block, width: int, norm, dtype, remat: bool, train: bool
-):
+    x: jax.Array,
+    stage: int,
+    count: int,
+    block: type[nn.Module],
+    width: int,
+    norm: dict[str, Any],
+    dtype: DTypeLike,
+    remat: bool,
+    train: bool,
+) -> jax.Array:
     """`count` blocks named layer<stage>_<i>; from stage 2 on the first has stride 2.
 
     With `remat` each block is computed again in the backward pass, and only its input kept.
@@ -166,7 +183,7 @@ class FrameNetwork(Stage):
     dtype: Any = dataclasses.field(default=jnp.float32, kw_only=True)
 
     @property
-    def norm(self) -> dict:
+    def norm(self) -> dict[str, Any]:
         """Arguments of every BatchNorm."""
         return {'groups': self.batch_norm_groups, 'frozen': self.frozen}
 
@@ -189,12 +206,12 @@ class ResNet(FrameNetwork):
     expansion].
     """
 
-    block: Any
-    blocks: tuple[int, ...]
+    block: type[nn.Module] = BasicBlock
+    blocks: tuple[int, ...] = (2, 2, 2, 2)
     width: int = 64
 
     @nn.compact
-    def __call__(self, frames, train: bool = False):
+    def __call__(self, frames: jax.Array, train: bool = False) -> jax.Array:
         norm = self.norm
         x = normalize_frames(frames, self.normalize).astype(self.dtype)
         x = conv(self.width, 7, 2, self.dtype, 'conv1')(x)

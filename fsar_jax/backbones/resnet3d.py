@@ -4,7 +4,9 @@ et al. 2018)."""
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from fsar_jax.backbones.batch_norm import BatchNorm
 from fsar_jax.backbones.resnet import (
@@ -15,7 +17,9 @@ from fsar_jax.backbones.resnet import (
 )
 
 
-def conv3d(features: int, size: int, stride, dtype, name: str) -> nn.Conv:
+def conv3d(
+    features: int, size: int, stride: int | tuple[int, int, int], dtype: DTypeLike, name: str
+) -> nn.Conv:
     """Convolution over time and space without bias, padded by size // 2 on every side."""
     return nn.Conv(
         features,
@@ -40,7 +44,7 @@ class Bottleneck3D(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, train: bool):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         normal = lambda name, y: BatchNorm(**self.norm, dtype=self.dtype, name=name)(y, train)
         stride = (self.stride,) * 3
         y = nn.relu(normal('bn1', conv3d(self.width, 1, (1, 1, 1), self.dtype, 'conv1')(x)))
@@ -68,7 +72,7 @@ class ResNet3D(FrameNetwork):
     width: int = 64
 
     @nn.compact
-    def __call__(self, clips, train: bool = False):
+    def __call__(self, clips: jax.Array, train: bool = False) -> jax.Array:
         norm = self.norm
         x = normalize_frames(clips, self.normalize).astype(self.dtype)
         x = conv3d(self.width, 7, (1, 2, 2), self.dtype, 'conv1')(x)

@@ -1,6 +1,7 @@
 """A residual network for 64×64 frames that two CPU cores can train."""
 
 import flax.linen as nn
+import jax
 
 from fsar_jax.backbones.batch_norm import BatchNorm
 from fsar_jax.backbones.resnet import (
@@ -30,7 +31,7 @@ class ResNetSmall(FrameNetwork):
     width: int = 32
 
     @nn.compact
-    def __call__(self, frames, train: bool = False):
+    def __call__(self, frames: jax.Array, train: bool = False) -> jax.Array:
         norm = self.norm
         x = normalize_frames(frames, self.normalize).astype(self.dtype)
         x = conv(self.width, 5, 4, self.dtype, 'conv1')(x)

@@ -2,14 +2,16 @@
 `SCAN_NETWORKS` is the table."""
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from fsar_jax.backbones.mobilenet_v2 import MobileNetV2
 from fsar_jax.backbones.shufflenet_v2 import ShuffleNetV2
 
-SCAN_NETWORKS = {
+SCAN_NETWORKS: dict[str, Callable[..., nn.Module]] = {
     # For 64×64 frames on two CPU cores: 6 blocks instead of 16, which also compile sooner.
     'shufflenet_v2_small': functools.partial(
         ShuffleNetV2, widths=(8, 16, 32, 64, 128), blocks=(2, 2, 2)
@@ -21,7 +23,9 @@ SCAN_NETWORKS = {
 }
 
 
-def create_scan_network(name: str, *, frozen: bool = False, dtype=jnp.float32) -> nn.Module:
+def create_scan_network(
+    name: str, *, frozen: bool = False, dtype: DTypeLike = jnp.float32
+) -> nn.Module:
     """The scan network `name` of SCAN_NETWORKS (VIM, Sec. 3.2 and Table 9).
 
     Args:

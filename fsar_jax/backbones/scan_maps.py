@@ -1,5 +1,7 @@
 """What a scan network tells the sampler of a video."""
 
+from collections.abc import Iterable
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -20,5 +22,6 @@ class ScanMaps:
     features: jax.Array
 
     @classmethod
-    def of(cls, stages, last) -> 'ScanMaps':
-        return cls(tuple(stages), last, last.astype(jnp.float32).mean((1, 2)))
+    def of(cls, stages: Iterable[jax.Array], last: jax.Array) -> 'ScanMaps':
+        f2, f3, f4 = stages
+        return cls((f2, f3, f4), last, last.astype(jnp.float32).mean((1, 2)))

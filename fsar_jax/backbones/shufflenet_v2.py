@@ -4,6 +4,7 @@ every stage (Ma et al. 2018)."""
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from fsar_jax.backbones.batch_norm import BatchNorm
@@ -38,7 +39,7 @@ class ShuffleBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, train: bool):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         half = self.width // 2
         pointwise = lambda name, y: conv(half, 1, 1, self.dtype, name, TORCH_START)(y)
         depthwise = lambda name, y: DepthwiseConv(self.stride, TORCH_START, self.dtype, name=name)(
@@ -84,7 +85,7 @@ class ShuffleNetV2(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, frames, train: bool = False) -> ScanMaps:
+    def __call__(self, frames: jax.Array, train: bool = False) -> ScanMaps:
         normal = lambda name, y: nn.relu(
             BatchNorm(frozen=self.frozen, dtype=self.dtype, name=name)(y, train)
         )

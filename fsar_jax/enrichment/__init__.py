@@ -8,6 +8,7 @@ import dataclasses
 
 import flax.struct
 import jax
+from ml_collections import ConfigDict
 
 from fsar_jax.enrichment.mlp_mixer import MixerEnrichment
 from fsar_jax.enrichment.pooling import adaptive_max_pool as adaptive_max_pool
@@ -64,7 +65,7 @@ class VideoFeatures:
     window: jax.Array | None = None
 
 
-def chosen(model) -> dict:
+def chosen(model: ConfigDict) -> dict:
     """What config.model chooses: {stage of the learner: (section of config.model, class)}, None for
     a stage that is left out."""
     choice = model.enrichment

@@ -4,6 +4,7 @@ from typing import Any
 
 import chex
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from fsar_jax.fields import setting
@@ -38,7 +39,7 @@ class MixerEnrichment(Stage):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens, train: bool = False):
+    def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
         code = self.variant == 'code'
         count, dim = tokens.shape[-2:]
         linear = lambda features, name: Linear(features, use_bias=code, dtype=self.dtype, name=name)

@@ -39,7 +39,7 @@ class SelfAttentionEnrichment(Stage):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens, train: bool = False):
+    def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
         code = self.variant == 'code'
         count, dim = tokens.shape[-2:]
         linear = lambda features, name: Linear(features, use_bias=code, dtype=self.dtype, name=name)

@@ -40,7 +40,7 @@ class TemporalTransform(Stage):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, maps, train: bool = False):
+    def __call__(self, maps: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
         chex.assert_rank(maps, 5)
         if not (train or self.align_at_test or self.is_initializing()):
             return maps, jnp.broadcast_to(jnp.array([1.0, 0.0]), (len(maps), 2))

@@ -6,6 +6,8 @@ fields become keys of config.model.matcher (fsar_jax.fields).
 
 import dataclasses
 
+from ml_collections import ConfigDict
+
 from fsar_jax.fields import setting
 from fsar_jax.matchers.action_coordination import ActionCoordination
 from fsar_jax.matchers.attention_fusion import AttentionFusion
@@ -55,7 +57,7 @@ class Classifier:
     )
 
 
-def chosen(model) -> dict:
+def chosen(model: ConfigDict) -> dict:
     """What config.model chooses: {stage of the learner: (section of config.model, class)}, None for
     a stage that is left out."""
     similarity = QueryClassSimilarity if model.query_similarity.weight else None

@@ -1,6 +1,7 @@
 """TA2N's second stage: temporal and spatial coordination of each support-query pair, then
 frame-wise cosine distance."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import chex
@@ -113,14 +114,14 @@ class ActionCoordination(Matcher):
         help='variant of L_inter (V18)',
     )
 
-    def check(self, frames=None):
+    def check(self, frames: int | None = None) -> None:
         if self.order == 'spatial_first' and self.spatial == 'enumerate':
             raise ValueError(
                 "config.model.matcher.order='spatial_first' needs offsets that are predicted: set "
                 "config.model.matcher.spatial to 'mask', 'grid' or 'none'"
             )
 
-    def setup(self):
+    def setup(self) -> None:
         linear = lambda: Linear(None, use_bias=False, dtype=self.dtype)
         if self.temporal:
             self.key, self.query, self.value = linear(), linear(), linear()
@@ -141,11 +142,13 @@ class ActionCoordination(Matcher):
         """How often an episode updates the running statistics of batch norm."""
         return 1
 
-    def project(self, features: VideoFeatures, train: bool = False):
+    def project(self, features: VideoFeatures, train: bool = False) -> jax.Array:
         """Per video: the maps themselves, [B, L, h, w, C]."""
         return features.maps.astype(self.dtype)
 
-    def __call__(self, support, query, train: bool = False):
+    def __call__(
+        self, support: jax.Array, query: jax.Array, train: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Per episode: support [way, shot, L, h, w, C], query [Q, L, h, w, C] → (logits float32 [Q,
         way], auxiliary).
 
@@ -160,7 +163,9 @@ class ActionCoordination(Matcher):
         logits, auxiliary = self.compare_in_chunks(*self.prototypes(support, query), train)
         return self.norm(logits) if self.distance_norm else logits, auxiliary
 
-    def losses(self, outputs, labels, classes=None):
+    def losses(
+        self, outputs: Mapping[str, jax.Array], labels: jax.Array, classes: jax.Array | None = None
+    ) -> dict[str, Loss]:
         """Beside the matching, L_inter: on the query's frames before and after alignment, where it
         leaves frames to compare."""
         found = super().losses(outputs, labels, classes)
@@ -175,7 +180,9 @@ class ActionCoordination(Matcher):
         )
         return found | {'L_inter': Loss(self.inter_weight, inter, 'regulariser')}
 
-    def compare_in_chunks(self, prototypes, query, train: bool = False):
+    def compare_in_chunks(
+        self, prototypes: jax.Array, query: jax.Array, train: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """`compare`, of at most `pairs_per_chunk` pairs at once."""
         chunk = max(1, self.pairs_per_chunk // prototypes.shape[0])
         whole = (
@@ -199,7 +206,7 @@ class ActionCoordination(Matcher):
             lambda x: x.reshape(chunks * chunk, *x.shape[2:])[: len(query)], outputs
         )
 
-    def prototypes(self, support, query):
+    def prototypes(self, support: jax.Array, query: jax.Array) -> tuple[jax.Array, jax.Array]:
         """support [way, shot, L, h, w, C] → prototypes [way, L, h, w, C]; and the query maps in the
         same space."""
         shots = support.shape[1]
@@ -225,16 +232,19 @@ class ActionCoordination(Matcher):
         prototypes, projected = self.value_multi(moved), self.value_multi(query)
         return (support[:, 0], query) if shots == 1 else (prototypes, projected)
 
-    def evolution(self, subscripts, of_support, of_query):
+    def evolution(self, subscripts: str, of_support: jax.Array, of_query: jax.Array) -> jax.Array:
         """M of Eq. 2, float32: softmax over the last axis of the scaled products."""
         return jax.nn.softmax(
             einsum_float32(subscripts, of_support, of_query) / jnp.sqrt(of_support.shape[-1]),
             axis=-1,
         )
 
-    def compare(self, prototypes, query, train: bool = False):
+    def compare(
+        self, prototypes: jax.Array, query: jax.Array, train: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """prototypes [way, L, h, w, C], query [Q, L, h, w, C] → (logits [Q, way], auxiliary)."""
         first = self.order == 'temporal_first'
+        still: tuple[jax.Array, jax.Array | None, jax.Array, dict[str, jax.Array]]
         still = prototypes, None, jnp.zeros((1, 1, 1, 1), jnp.float32), {}
         prototypes, values, moved, auxiliary = (
             self.coordinate_time(prototypes, query) if first and self.temporal else still
@@ -255,7 +265,9 @@ class ActionCoordination(Matcher):
         chex.assert_shape(cosine, (query.shape[0], *prototypes.shape[:2]))
         return -(1.0 - cosine).sum(-1), auxiliary
 
-    def coordinate_time(self, prototypes, query):
+    def coordinate_time(
+        self, prototypes: jax.Array, query: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]:
         """Eq. 2 and 3: (coordinated prototypes [way, L, h, w, C], values [Q, L, C], M·values [Q,
         way, L, C], {'evolution': M})."""
         of_support, of_query = prototypes.mean((-3, -2)), query.mean((-3, -2))
@@ -269,14 +281,24 @@ class ActionCoordination(Matcher):
             {'evolution': evolution},
         )
 
-    def coordinate_pooled(self, p, q):
+    def coordinate_pooled(
+        self, p: jax.Array, q: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Eq. 2 and 3 on pairs without space left: p and q [Q, way, L, C] → both coordinated, and M
         [Q, way, L, L]."""
         evolution = self.evolution('qwxc,qwyc->qwxy', self.key(p), self.query(q))
         moved = einsum_float32('qwxy,qwyc->qwxc', evolution.astype(self.dtype), self.value(q))
         return p + self.value(p), q + moved, evolution
 
-    def coordinate_space(self, prototypes, query, values, moved, evolution, train: bool = False):
+    def coordinate_space(
+        self,
+        prototypes: jax.Array,
+        query: jax.Array,
+        values: jax.Array | None,
+        moved: jax.Array | float,
+        evolution: jax.Array | None,
+        train: bool = False,
+    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """Eq. 4 to 6: averages of both maps where they overlap, float32 [Q, way, L, C] each, and
         the offsets [Q, way, L, 2]."""
         if self.spatial == 'none':
@@ -284,12 +306,15 @@ class ActionCoordination(Matcher):
             pairs = (len(query), len(prototypes), *p.shape[1:])
             return jnp.broadcast_to(p, pairs), jnp.broadcast_to(q[:, None] + moved, pairs), None
         offsets = self.offsets(prototypes, query[:, None], evolution, values, train)
-        of_support, of_query = self.pooling_weights(offsets, *prototypes.shape[2:4], train)
+        height, width = prototypes.shape[2:4]
+        of_support, of_query = self.pooling_weights(offsets, height, width, train)
         p = einsum_float32('qwlij,wlijc->qwlc', of_support.astype(self.dtype), prototypes)
         q = einsum_float32('qwlij,qlijc->qwlc', of_query.astype(self.dtype), query)
         return p, q + moved, offsets
 
-    def pooling_weights(self, offsets, height: int, width: int, train: bool = False):
+    def pooling_weights(
+        self, offsets: jax.Array, height: int, width: int, train: bool = False
+    ) -> tuple[jax.Array, ...]:
         """offsets [..., 2] → weights of the support's cells and of the query's, [..., height,
         width], each summing to 1."""
         if self.variant == 'paper':
@@ -308,7 +333,9 @@ class ActionCoordination(Matcher):
             for sign in (1.0, -1.0)
         )
 
-    def best_whole_offset(self, prototypes, query, moved):
+    def best_whole_offset(
+        self, prototypes: jax.Array, query: jax.Array, moved: jax.Array
+    ) -> jax.Array:
         """Cosine [Q, way, L] at the whole-cell offset where a frame's pair is most alike (TA2N,
         Table 4, 'enumerate')."""
 

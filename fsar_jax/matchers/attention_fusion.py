@@ -1,6 +1,7 @@
 """MASTAF: self- and cross-attention between the maps of query and class, each scored by cosine, and
 their sum."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import chex
@@ -32,7 +33,7 @@ class MetaLearner(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, relation, normalize: bool, train: bool):
+    def __call__(self, relation: jax.Array, normalize: bool, train: bool) -> jax.Array:
         positions = relation.shape[-1]
         x = Linear(6, dtype=self.dtype, name='squeeze')(relation)
         flat = x.reshape(-1, 6)
@@ -83,7 +84,7 @@ class AttentionFusion(Matcher):
     dtype: Any = jnp.float32
     classifier_weight: float = 0.0
 
-    def setup(self):
+    def setup(self) -> None:
         if self.kernel == 'meta_learner':
             self.kernel_net = MetaLearner(self.frozen, jnp.float32, name='kernel')
         if self.classes:
@@ -93,12 +94,14 @@ class AttentionFusion(Matcher):
         """How often an episode updates the running statistics of batch norm."""
         return 4 if queries > 1 or self.variant == 'paper' else 3
 
-    def project(self, features: VideoFeatures, train: bool = False):
+    def project(self, features: VideoFeatures, train: bool = False) -> jax.Array:
         """Per video: maps as positions, [B, P, C] with P = L·h·w."""
         maps = features.maps
         return maps.reshape(maps.shape[0], -1, maps.shape[-1]).astype(self.dtype)
 
-    def __call__(self, support, query, train: bool = False):
+    def __call__(
+        self, support: jax.Array, query: jax.Array, train: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Per episode: support [way, shot, P, C], query [Q, P, C] → (logits float32 [Q, way],
         auxiliary).
 
@@ -131,7 +134,9 @@ class AttentionFusion(Matcher):
             auxiliary['global_classes'] = self.classifier(query, attention['query_cross'])
         return logits, auxiliary
 
-    def losses(self, outputs, labels, classes=None):
+    def losses(
+        self, outputs: Mapping[str, jax.Array], labels: jax.Array, classes: jax.Array | None = None
+    ) -> dict[str, Loss]:
         """The mean cross entropy over the positions of a query, in place of that of its logits
         (row M5); and over the positions as the true class attends to them, the classifier's."""
         at_positions = cross_entropy(outputs['position_matching'], labels[:, None]).mean(-1)
@@ -142,7 +147,9 @@ class AttentionFusion(Matcher):
         mean = cross_entropy(by_true_class, classes[labels][:, None]).mean()
         return found | {'classifier': Loss(self.classifier_weight, mean, 'training classes')}
 
-    def attention(self, prototypes, query, train: bool = False):
+    def attention(
+        self, prototypes: jax.Array, query: jax.Array, train: bool = False
+    ) -> dict[str, jax.Array]:
         """prototypes [way, P, C], query [Q, P, C] → a, float32: 'class_self' [way, P], 'query_self'
         [Q, P], 'class_cross' and 'query_cross' [Q, way, P]."""
         c, q = unit(prototypes), unit(query)
@@ -173,7 +180,7 @@ class PositionClassifier(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, maps, attention):
+    def __call__(self, maps: jax.Array, attention: jax.Array) -> jax.Array:
         dim = maps.shape[-1]
         kernel = self.param('kernel', torch_start(dim), (dim, self.classes), jnp.float32).astype(
             self.dtype

@@ -29,12 +29,12 @@ class TupleProjection(nn.Module):
     dim: int
     dtype: Any
 
-    def setup(self):
+    def setup(self) -> None:
         self.key = TupleLinear(self.dim, self.cardinality, dtype=self.dtype)
         self.value = TupleLinear(self.dim, self.cardinality, dtype=self.dtype)
         self.key_norm = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)
 
-    def __call__(self, frames):
+    def __call__(self, frames: jax.Array) -> dict[str, jax.Array]:
         return {'keys': self.key_norm(self.key(frames)), 'values': self.value(frames)}
 
 
@@ -77,11 +77,13 @@ class CrossTransformer(Matcher):
     )
     dtype: Any = jnp.float32
 
-    def check(self, frames=None):
+    def check(self, frames: int | None = None) -> None:
         check_cardinalities(self.cardinalities, frames)
 
     @nn.compact
-    def project(self, features: VideoFeatures, train: bool = False):
+    def project(
+        self, features: VideoFeatures, train: bool = False
+    ) -> dict[str, dict[str, jax.Array]]:
         """Per video: frames [B, L, D] → {cardinality_ω: {'keys', 'values'}}, each [B, T, D′]."""
         frames = features.frames.astype(self.dtype)
         length, width = frames.shape[-2:]
@@ -96,7 +98,12 @@ class CrossTransformer(Matcher):
             for w in self.cardinalities
         }
 
-    def __call__(self, support, query, train: bool = False):
+    def __call__(
+        self,
+        support: dict[str, dict[str, jax.Array]],
+        query: dict[str, dict[str, jax.Array]],
+        train: bool = False,
+    ) -> jax.Array:
         """Per episode: support leaves [way, shot, T, D′], query leaves [Q, T, D′] → logits float32
         [Q, way]."""
         code = self.variant == 'code'

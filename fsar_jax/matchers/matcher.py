@@ -1,5 +1,9 @@
 """What all matchers have in common."""
 
+from collections.abc import Mapping
+
+import jax
+
 from fsar_jax.fields import setting
 from fsar_jax.stage import Loss, Stage, cross_entropy
 
@@ -28,7 +32,9 @@ class Matcher(Stage):
         help="weight of the matcher's cross entropy in the loss",
     )
 
-    def losses(self, outputs, labels, classes=None):
+    def losses(
+        self, outputs: Mapping[str, jax.Array], labels: jax.Array, classes: jax.Array | None = None
+    ) -> dict[str, Loss]:
         """The cross entropy of the logits, one value per query."""
         return {
             'matching': Loss(self.loss_weight, cross_entropy(outputs['temporal_matching'], labels))

@@ -1,7 +1,7 @@
 """TA2N's spatial coordination: from the maps of a support-query pair to an offset per frame, and
 from it to pooling weights."""
 
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,7 @@ from fsar_jax.backbones.batch_norm import BatchNorm
 from fsar_jax.layers import Linear, linear_interpolation, torch_start
 
 OFFSET_SCALE = 0.75  # row A5 of docs/paper_vs_code.md
-DIRECTIONS = (
+DIRECTIONS: tuple[tuple[int, int], ...] = (
     (0, 0),
     (0, 1),
     (1, 0),
@@ -51,7 +51,14 @@ class OffsetPredictor(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, support, query, evolution=None, values=None, train: bool = False):
+    def __call__(
+        self,
+        support: jax.Array,
+        query: jax.Array,
+        evolution: jax.Array | None = None,
+        values: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
         channels, width = support.shape[-1], 128
         start = torch_start(27 * 2 * channels)
         kernel = self.param(
@@ -60,7 +67,7 @@ class OffsetPredictor(nn.Module):
         bias = self.param('conv1_bias', start, (width,), jnp.float32).astype(self.dtype)
         of_support, of_query = kernel[..., :channels, :], kernel[..., channels:, :]
         x = _conv(support, of_support) + _conv(query, of_query) + bias  # [Q, way, L, h, w, 128]
-        if evolution is not None:
+        if evolution is not None and values is not None:
             x = x + spread_over_space(
                 evolution.astype(self.dtype),
                 values.astype(self.dtype),
@@ -93,7 +100,9 @@ class OffsetPredictor(nn.Module):
         return OFFSET_SCALE * offsets.reshape(queries, way, -1, 2)
 
 
-def spread_over_space(evolution, values, kernel, height: int, width: int):
+def spread_over_space(
+    evolution: jax.Array, values: jax.Array, kernel: jax.Array, height: int, width: int
+) -> jax.Array:
     """3×3×3 convolution, zero padded, of maps that are constant in space: frame x of pair (q, c) is
     Σ_y evolution[q, c, x, y]·values[q, y].
 
@@ -115,7 +124,9 @@ def spread_over_space(evolution, values, kernel, height: int, width: int):
     return jnp.einsum('qwxnmf,in,jm->qwxijf', sums, inside(height), inside(width))
 
 
-def offset_mask(offset, height: int, width: int, slope: float | None = None):
+def offset_mask(
+    offset: jax.Array, height: int, width: int, slope: float | None = None
+) -> jax.Array:
     """Soft masks around shifted maps: 1 where |x + o| < 1, falling linearly to 0 outside (TA2N, Eq.
     11, for −o).
 
@@ -144,13 +155,13 @@ def offset_mask(offset, height: int, width: int, slope: float | None = None):
 
 
 def mask_weights(
-    offset,
+    offset: jax.Array,
     height: int,
     width: int,
     perturbation: float,
     slope: float | None = None,
-    directions=DIRECTIONS,
-):
+    directions: tuple[tuple[int, int], ...] = DIRECTIONS,
+) -> jax.Array:
     """Pooling weights of one side of a pair: the mean over perturbed offsets of mask / its sum
     (TA2N, Eq. 5 and what follows it).
 
@@ -160,17 +171,17 @@ def mask_weights(
     Returns:
       float32 [..., height, width], summing to 1. Memory: one mask at a time, not one per direction.
     """
-    total = 0.0
+    total: jax.Array | float = 0.0
     directions = directions if perturbation else ((0, 0),)
     for direction in directions:
         mask = offset_mask(
             offset + perturbation * jnp.asarray(direction, jnp.float32), height, width, slope
         )
         total = total + mask / mask.sum((-2, -1), keepdims=True)
-    return total / len(directions)
+    return cast(jax.Array, total / len(directions))
 
 
-def grid_weights(offset, height: int, width: int):
+def grid_weights(offset: jax.Array, height: int, width: int) -> jax.Array:
     """Pooling weights of one side of a pair by resampling: a grid over the intersection, read
     bilinearly and averaged.
 

@@ -1,6 +1,7 @@
 """OTAM: temporal alignment of a query with every support video by soft-min dynamic programming."""
 
 import chex
+import jax
 import jax.numpy as jnp
 
 from fsar_jax.enrichment import VideoFeatures
@@ -38,11 +39,11 @@ class OrderedAlignment(Matcher):
         help="'drop_dtw': share of frame pairs that are cheaper than dropping a frame",
     )
 
-    def project(self, features: VideoFeatures, train: bool = False):
+    def project(self, features: VideoFeatures, train: bool = False) -> jax.Array:
         """Per video: the frames themselves, [B, L, D]."""
         return features.frames
 
-    def __call__(self, support, query, train: bool = False):
+    def __call__(self, support: jax.Array, query: jax.Array, train: bool = False) -> jax.Array:
         """Per episode: support [way, shot, L, D], query [Q, L, D] → logits float32 [Q, way]."""
         distances = 1.0 - frame_cosine('qxd,wsyd->qwsxy', query, support, COSINE_MARGIN)
         cost, weight = ALIGNMENTS[self.alignment]

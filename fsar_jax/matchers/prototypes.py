@@ -1,6 +1,7 @@
 """ProtoNet for videos: distance to the class mean, frame by frame or of the mean frame."""
 
 import chex
+import jax
 import jax.numpy as jnp
 
 from fsar_jax.enrichment import VideoFeatures
@@ -28,11 +29,11 @@ class Prototypes(Matcher):
         help='distance to a prototype: frame by frame, or of the mean frame',
     )
 
-    def project(self, features: VideoFeatures, train: bool = False):
+    def project(self, features: VideoFeatures, train: bool = False) -> jax.Array:
         """Per video: the frames, [B, L, D], or their mean, [B, D]."""
         return features.frames if self.distance == 'frame_cosine' else features.frames.mean(1)
 
-    def __call__(self, support, query, train: bool = False):
+    def __call__(self, support: jax.Array, query: jax.Array, train: bool = False) -> jax.Array:
         """Per episode: support [way, shot, (L,) D], query [Q, (L,) D] → logits float32 [Q, way]."""
         support, query = support.astype(jnp.float32), query.astype(jnp.float32)
         if self.distance == 'frame_cosine':
@@ -48,7 +49,7 @@ class Prototypes(Matcher):
         return logits
 
 
-def frame_cosine_logits(prototypes, query):
+def frame_cosine_logits(prototypes: jax.Array, query: jax.Array) -> jax.Array:
     """−Σ_t (1 − cos(p_t, q_t)) (TA2N, Eq. 7 and 8): prototypes [way, L, D], query [Q, L, D] →
     float32 [Q, way]."""
     return (einsum_float32('qld,wld->qwl', unit(query), unit(prototypes)) - 1.0).sum(-1)

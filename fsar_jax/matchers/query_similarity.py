@@ -1,5 +1,6 @@
 """STRM's query-class similarity: a second classifier on the patch-level enriched frames."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import chex
@@ -27,12 +28,12 @@ class TupleFeatures(nn.Module):
     use_bias: bool
     dtype: Any
 
-    def setup(self):
+    def setup(self) -> None:
         self.projection = TupleLinear(
             self.dim, self.cardinality, use_bias=self.use_bias, dtype=self.dtype
         )
 
-    def __call__(self, frames):
+    def __call__(self, frames: jax.Array) -> jax.Array:
         return nn.relu(self.projection(frames))
 
 
@@ -69,11 +70,11 @@ class QueryClassSimilarity(Stage):
         help="lambda of STRM's second classifier, in the decision and in the loss; 0: none",
     )
 
-    def check(self, frames=None):
+    def check(self, frames: int | None = None) -> None:
         check_cardinalities(self.cardinalities, frames)
 
     @nn.compact
-    def project(self, features: VideoFeatures, train: bool = False):
+    def project(self, features: VideoFeatures, train: bool = False) -> dict[str, jax.Array]:
         """Per video: H [B, L, D] → {cardinality_ω: z [B, T, D″]}."""
         frames = nn.Dropout(self.dropout)(
             features.patch_level.astype(self.dtype), deterministic=not train
@@ -86,7 +87,9 @@ class QueryClassSimilarity(Stage):
             for w in self.cardinalities
         }
 
-    def __call__(self, support, query, train: bool = False):
+    def __call__(
+        self, support: dict[str, jax.Array], query: dict[str, jax.Array], train: bool = False
+    ) -> jax.Array:
         """Per episode: support leaves [way, shot, T, D″], query leaves [Q, T, D″] → logits float32
         [Q, way]."""
         logits = []
@@ -104,7 +107,9 @@ class QueryClassSimilarity(Stage):
         chex.assert_rank(logits, 2)
         return combine_cardinalities(logits, self.cardinality_reduction, self.variant)
 
-    def losses(self, outputs, labels, classes=None):
+    def losses(
+        self, outputs: Mapping[str, jax.Array], labels: jax.Array, classes: jax.Array | None = None
+    ) -> dict[str, Loss]:
         """L_QC of L = L_TM + λ L_QC (STRM, Eq. 7, 9 and 10): the cross entropy of these logits."""
         return {
             'query similarity': Loss(

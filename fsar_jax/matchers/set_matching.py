@@ -1,5 +1,6 @@
 """HyRSM: hybrid relation of frames and of videos, then videos matched as sets of frames."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import chex
@@ -32,7 +33,7 @@ def channel_positions(length: int, dim: int) -> np.ndarray:
     return np.where(channel % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32)
 
 
-def attend(query, key, value, heads: int):
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, heads: int) -> jax.Array:
     """softmax(q kᵀ/√(D/heads)) v with heads of consecutive channels: [..., N, D] each → [..., N,
     D]. Scores are float32."""
     split = lambda x: x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
@@ -49,7 +50,7 @@ class WithinVideo(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, frames):
+    def __call__(self, frames: jax.Array) -> jax.Array:
         dim = frames.shape[-1]
         x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm')(frames)
         query, key, value = jnp.split(
@@ -68,7 +69,7 @@ class AcrossVideos(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, tokens):
+    def __call__(self, tokens: jax.Array) -> jax.Array:
         project = lambda name: Linear(None, use_bias=False, dtype=self.dtype, name=name)(tokens)
         attended = attend(project('query'), project('key'), project('value'), self.heads)
         x = tokens + Linear(None, dtype=self.dtype, name='out')(attended).astype(jnp.float32)
@@ -80,7 +81,7 @@ class Fusion(nn.Module):
     the videos' tokens [..., D] broadcast."""
 
     @nn.compact
-    def __call__(self, frames, token):
+    def __call__(self, frames: jax.Array, token: jax.Array) -> jax.Array:
         dim = frames.shape[-1]
         kernel = self.param('kernel', torch_start(2 * dim), (2 * dim, dim), jnp.float32)
         bias = self.param('bias', torch_start(2 * dim), (dim,), jnp.float32)
@@ -125,14 +126,14 @@ class SetMatching(Matcher):
     dtype: Any = jnp.float32
     classifier_weight: float = 0.0
 
-    def check(self, frames=None):
+    def check(self, frames: int | None = None) -> None:
         if self.position[0] < SMALLEST:
             raise ValueError(
                 f'config.model.matcher.position={tuple(self.position)}: the first, by which '
                 'features are divided, must be greater than 0'
             )
 
-    def setup(self):
+    def setup(self) -> None:
         self.within, self.across = (
             WithinVideo(self.heads, self.dtype),
             AcrossVideos(self.heads, self.dtype),
@@ -141,7 +142,7 @@ class SetMatching(Matcher):
         if self.classes:
             self.classifier = Linear(self.classes, dtype=self.dtype)
 
-    def project(self, features: VideoFeatures, train: bool = False):
+    def project(self, features: VideoFeatures, train: bool = False) -> jax.Array:
         """Per video: frames [B, L, D], related to each other."""
         frames = features.frames.astype(jnp.float32)
         length, dim = frames.shape[-2:]
@@ -157,7 +158,9 @@ class SetMatching(Matcher):
         ) * channel_positions(length, dim)
         return nn.relu(self.within(frames))
 
-    def __call__(self, support, query, train: bool = False):
+    def __call__(
+        self, support: jax.Array, query: jax.Array, train: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Per episode: support [way, shot, L, D], query [Q, L, D] → (logits float32 [Q, way],
         auxiliary).
 
@@ -182,7 +185,9 @@ class SetMatching(Matcher):
         chex.assert_shape(logits, (query.shape[0], support.shape[0]))
         return logits, auxiliary
 
-    def losses(self, outputs, labels, classes=None):
+    def losses(
+        self, outputs: Mapping[str, jax.Array], labels: jax.Array, classes: jax.Array | None = None
+    ) -> dict[str, Loss]:
         """Beside the matching, the classifier's mean cross entropy over every frame of support and
         query."""
         found = super().losses(outputs, labels, classes)
@@ -193,7 +198,7 @@ class SetMatching(Matcher):
         mean = jnp.concatenate([support.ravel(), query.ravel()]).mean()
         return found | {'classifier': Loss(self.classifier_weight, mean, 'training classes')}
 
-    def relate(self, support, query):
+    def relate(self, support: jax.Array, query: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Relation across videos, for each query apart: support [Q, way, 1 or shot, L, D] and query
         [Q, L, D]."""
         if self.variant == 'code':

@@ -9,6 +9,11 @@ fields become keys of config.model.sampler (fsar_jax.fields).
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+from ml_collections import ConfigDict
 
 from fsar_jax.backbones.scan import SCAN_NETWORKS, create_scan_network
 from fsar_jax.fields import Path, setting
@@ -44,12 +49,12 @@ class SamplerChoice:
     )
 
 
-def chosen(model) -> dict:
+def chosen(model: ConfigDict) -> dict:
     """What config.model chooses: {stage of the learner: (section of config.model, class)}."""
     return {'sampler': ('sampler', SAMPLERS[model.sampler.name])}
 
 
-def scan_network(model, shared):
+def scan_network(model: ConfigDict, shared: Mapping[str, Any]) -> nn.Module | None:
     """The scan network that config.model.sampler names, for a sampler that scans."""
     return create_scan_network(
         model.sampler.scan_network, frozen=shared['frozen'], dtype=shared['dtype']

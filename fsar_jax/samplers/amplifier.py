@@ -5,6 +5,9 @@ Every grid here is separable: output row i is read at one height, output column 
 all of the frame.
 """
 
+from collections.abc import Sequence
+from typing import cast
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -20,7 +23,12 @@ DENSITY_FLOOR = (
 CROP_SIDE = 0.75  # of the frame's
 
 
-def min_max(x: jax.Array, axes=-1, low=None, high=None) -> jax.Array:
+def min_max(
+    x: jax.Array,
+    axes: int | tuple[int, ...] = -1,
+    low: jax.Array | None = None,
+    high: jax.Array | None = None,
+) -> jax.Array:
     """(x − min)/(max − min + 1e-4) over `axes`, float32; or with another `low` and `high` of x."""
     x = x.astype(jnp.float32)
     low = x.min(axes, keepdims=True) if low is None else low
@@ -36,14 +44,15 @@ def enlarge(maps: jax.Array, height: int, width: int) -> jax.Array:
     )[..., 0]
 
 
-def stage_saliency(stages) -> jax.Array:
+def stage_saliency(stages: Sequence[jax.Array]) -> jax.Array:
     """The published map (row V11): the channel means of stages 2, 3 and 4, enlarged to the size of
     stage 2, averaged.
 
     stages: (f2, f3, f4), each [..., h, w, C] with sizes of its own; returns float32 [..., h2, w2].
     """
     means = [f.astype(jnp.float32).mean(-1) for f in stages]
-    return sum([means[0]] + [enlarge(m, *means[0].shape[-2:]) for m in means[1:]]) / 3.0
+    maps = [means[0]] + [enlarge(m, *means[0].shape[-2:]) for m in means[1:]]
+    return cast(jax.Array, sum(maps)) / 3.0
 
 
 def min_max_enlarged(maps: jax.Array, height: int, width: int) -> jax.Array:

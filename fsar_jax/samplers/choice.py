@@ -1,11 +1,20 @@
 """What the samplers that choose L of M frames have in common."""
 
+from typing import Protocol
+
 FRAMES = 'L, frames that are chosen: the same as episode.frames, in one place'
 DENSE_FRAMES = 'M, frames of a clip that they are chosen among'
 AT_TEST = 'False: evaluation takes evenly spaced frames, as if there were no sampler'
 
 
-def check_dense_frames(sampler) -> None:
+class ChoosesFrames(Protocol):
+    """A sampler that chooses `frames` of `dense_frames` frames."""
+
+    frames: int
+    dense_frames: int
+
+
+def check_dense_frames(sampler: ChoosesFrames) -> None:
     """ValueError, one line, where a sampler has fewer frames to choose among than it
     chooses."""
     if sampler.dense_frames < sampler.frames:

@@ -35,10 +35,10 @@ class MotionGuidedSampler(Stage):
 
     per_episode = False
 
-    def check(self, frames=None):
+    def check(self, frames: int | None = None) -> None:
         check_dense_frames(self)
 
-    def __call__(self, videos, train: bool = False):
+    def __call__(self, videos: jax.Array, train: bool = False) -> dict[str, jax.Array]:
         """videos [B, M, H, W, 3] uint8 or float → {'frames': [B, T, H, W, 3], in order, 'indices':
         int32 [B, T] among the M}.
 
@@ -53,7 +53,8 @@ class MotionGuidedSampler(Stage):
         if train or self.at_test:
             indices = motion_indices(videos, self.frames, self.smoothing, draws)
         else:
-            indices = jnp.argmax(evenly_spaced_indicator(*videos.shape[:2], self.frames), -1)
+            batch, dense = videos.shape[:2]
+            indices = jnp.argmax(evenly_spaced_indicator(batch, dense, self.frames), -1)
         return {
             'frames': jnp.take_along_axis(videos, indices[:, :, None, None, None], axis=1),
             'indices': indices,

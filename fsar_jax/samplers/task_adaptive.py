@@ -1,12 +1,14 @@
 """VIM's sampler: it scans many small frames, chooses a few of them and amplifies where they are
 salient, as the task asks."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fsar_jax.fields import setting
@@ -137,7 +139,7 @@ class TaskAdaptiveSampler(Stage):
     )
     dtype: Any = jnp.float32
 
-    def check(self, frames=None):
+    def check(self, frames: int | None = None) -> None:
         check_dense_frames(self)
         constant = self.sigma_schedule == 'constant'
         if not constant and self.sigma_end > self.sigma:
@@ -154,7 +156,7 @@ class TaskAdaptiveSampler(Stage):
                 'which the released code keeps at 0.01 at least'
             )
 
-    def setup(self):
+    def setup(self) -> None:
         if self.spatial not in SPATIAL:
             raise ValueError(
                 f"the sampler's spatial={self.spatial!r} is not one of {', '.join(SPATIAL)}"
@@ -166,7 +168,7 @@ class TaskAdaptiveSampler(Stage):
             self.score = Linear(1)
             self.saliency = nn.Dense(1, use_bias=False, kernel_init=nn.initializers.ones)
 
-    def scan(self, videos, train: bool = False):
+    def scan(self, videos: jax.Array, train: bool = False) -> dict[str, jax.Array]:
         """Per video: all that sampling needs of it. The cost of sampling is here, so it is worth
         keeping.
 
@@ -210,12 +212,14 @@ class TaskAdaptiveSampler(Stage):
         return kept
 
     @property
-    def per_episode(self):
+    def per_episode(self) -> bool:
         """Whether what is sampled of a video depends on its episode."""
         by_task = self.temporal or (self.spatial != 'none' and self.variant == 'paper')
         return self.adaptive and by_task
 
-    def sample_episode(self, support, query, train: bool = False):
+    def sample_episode(
+        self, support: dict[str, jax.Array], query: dict[str, jax.Array], train: bool = False
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """One episode: support leaves [way, shot, …] and query leaves [Q, …] of `scan` → a dict of
         leaves [way, shot, …] and one of [Q, …].
 
@@ -244,13 +248,15 @@ class TaskAdaptiveSampler(Stage):
         support = jax.tree.map(lambda x: x.reshape(way, shot, *x.shape[1:]), sampled)
         return support, self.sample(query, query['features'].mean(1), weights, train)
 
-    def __call__(self, videos, train: bool = False):
+    def __call__(self, videos: jax.Array, train: bool = False) -> dict[str, jax.Array]:
         """Per video, for adaptive=False: videos [B, M, H, W, 3] → a dict as of `sample_episode`,
         leaves [B, …]."""
         scanned = self.scan(videos, train)
         return self.sample(scanned, scanned['features'].mean(1), {}, train)
 
-    def losses(self, outputs, labels, classes=None):
+    def losses(
+        self, outputs: Mapping[str, jax.Array], labels: jax.Array, classes: jax.Array | None = None
+    ) -> dict[str, Loss]:
         """L_intra, on class means of the scan features over all and over the chosen frames."""
         if not self.intra_weight:
             return {}
@@ -261,7 +267,7 @@ class TaskAdaptiveSampler(Stage):
         intra = intra_video_loss(dense, selected, labels, self.variant)
         return {'L_intra': Loss(self.intra_weight, intra, 'regulariser')}
 
-    def schedules(self, num_steps):
+    def schedules(self, num_steps: int) -> dict[str, optax.Schedule]:
         """σ over optimiser steps, as `sigma_schedule` says."""
         start, end, factor, steps = (
             self.sigma,
@@ -276,22 +282,33 @@ class TaskAdaptiveSampler(Stage):
         }
         return {'sigma': schedules[self.sigma_schedule]}
 
-    def task_weights(self, guide, noise=None):
+    def task_weights(
+        self, guide: jax.Array, noise: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
         """Unit weights by name from guides [videos, c] of the support and noise ε [task_dim] (None
         for 0); {} if not adaptive."""
         if not self.adaptive:
             return {}
         return {name: unit(theta) for name, theta in self.generator(guide, noise).items()}
 
-    def sample(self, scanned, guide, weights, train: bool = False):
+    def sample(
+        self,
+        scanned: dict[str, jax.Array],
+        guide: jax.Array,
+        weights: dict[str, jax.Array],
+        train: bool = False,
+    ) -> dict[str, jax.Array]:
         """Scan leaves [B, …], guide [B, c], weights of the task → a dict as of `sample_episode`,
         leaves [B, …]."""
         frames, features = scanned['frames'], scanned['features']
         active, sampled = train or self.at_test or self.is_initializing(), {}
+        hard: jax.Array | np.ndarray
+        indicator: jax.Array | np.ndarray
         if self.temporal and active:
             hard, indicator, sampled['scores'] = self.choose(features, guide, weights, train)
         else:
-            hard = indicator = evenly_spaced_indicator(*features.shape[:2], self.frames)
+            batch, dense = features.shape[:2]
+            hard = indicator = evenly_spaced_indicator(batch, dense, self.frames)
         sampled['indices'] = jnp.argmax(hard, -1)
         sampled['dense_features'] = features.mean(1)
         sampled['selected_features'] = einsum_float32('btm,bmc->btc', indicator, features).mean(1)
@@ -303,7 +320,14 @@ class TaskAdaptiveSampler(Stage):
         sampled['frames'] = self.render(frames, sampled['indices'], mixed, sampled.get('saliency'))
         return sampled
 
-    def choose(self, features, guide, weights, train: bool = False, noise=None):
+    def choose(
+        self,
+        features: jax.Array,
+        guide: jax.Array,
+        weights: dict[str, jax.Array],
+        train: bool = False,
+        noise: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Eq. 1 to 6: features [B, M, c], guide [B, c] → (hard indicator, the one to use, both [B,
         T, M], scores [B, M]).
 
@@ -333,7 +357,9 @@ class TaskAdaptiveSampler(Stage):
         )
         return hard, soft, scores
 
-    def saliency_maps(self, scanned, weights):
+    def saliency_maps(
+        self, scanned: dict[str, jax.Array], weights: dict[str, jax.Array]
+    ) -> jax.Array:
         """Maps float32 [B, M, h, w], each with its own range 0 to 1 (V12)."""
         if self.variant == 'code':
             return scanned['saliency']
@@ -346,12 +372,18 @@ class TaskAdaptiveSampler(Stage):
             self.saliency(attended.astype(jnp.float32))[..., 0] / attended.shape[-1], (-2, -1)
         )
 
-    def positions(self, maps, height: int, width: int):
+    def positions(self, maps: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:
         """Where a frame is read that these maps [..., h, w] resample: (rows [..., height], columns
         [..., width])."""
         return amplifier.positions(maps, height, width, self.spatial, self.variant)
 
-    def render(self, frames, indices, mixed=None, maps=None):
+    def render(
+        self,
+        frames: jax.Array,
+        indices: jax.Array,
+        mixed: jax.Array | np.ndarray | None = None,
+        maps: jax.Array | None = None,
+    ) -> jax.Array:
         """Frames [B, M, H, W, 3] → the chosen ones [B, T, H, W, 3]: mixed by [B, T, M] if given,
         resampled by maps [B, T, h, w] if given.
 
@@ -397,7 +429,7 @@ class TaskGenerator(nn.Module):
     variant: str = 'code'
 
     @nn.compact
-    def __call__(self, guide, noise=None):
+    def __call__(self, guide: jax.Array, noise: jax.Array | None = None) -> dict[str, jax.Array]:
         chex.assert_rank(guide, 2)
         x = guide
         if self.variant == 'paper':
@@ -413,7 +445,7 @@ class TaskGenerator(nn.Module):
         return theta
 
 
-def tiled_class_means(guide, way: int):
+def tiled_class_means(guide: jax.Array, way: int) -> jax.Array:
     """Rows V6 and V7: guides [videos, c] cut into `way` consecutive groups; video b gets the mean
     of group b mod way."""
     means = guide.reshape(way, -1, guide.shape[-1]).mean(1)

@@ -26,14 +26,14 @@ def hard_top_k(scores: jax.Array, k: int) -> jax.Array:
 
 
 def perturbed_top_k(
-    key_or_noise,
-    scores,
+    key_or_noise: jax.Array,
+    scores: jax.Array,
     k: int,
-    sigma,
+    sigma: jax.Array | float,
     num_samples: int = 500,
     chunk: int = 50,
     variant: str = 'paper',
-):
+) -> jax.Array:
     """I_σ = E_Z[hard_top_k(scores + σZ)], Z normal, one number per frame (VIM, Eq. 5; rows V2 to V4
     of docs/paper_vs_code.md).
 

@@ -1,5 +1,7 @@
 """The sampler that takes the frames as the data loader hands them over."""
 
+import jax
+
 from fsar_jax.stage import Stage
 
 
@@ -9,6 +11,6 @@ class UniformSampler(Stage):
 
     per_episode = False
 
-    def __call__(self, videos, train: bool = False):
+    def __call__(self, videos: jax.Array, train: bool = False) -> dict[str, jax.Array]:
         """videos [B, L, H, W, 3] (or maps [B, L, h, w, C]) → {'frames': the same}."""
         return {'frames': videos}
