@@ -12,6 +12,7 @@ from fsar_jax.fields import setting
 from fsar_jax.matchers.action_coordination import ActionCoordination
 from fsar_jax.matchers.attention_fusion import AttentionFusion
 from fsar_jax.matchers.cross_transformer import CrossTransformer
+from fsar_jax.matchers.matching_net import MatchingNet
 from fsar_jax.matchers.otam import OrderedAlignment
 from fsar_jax.matchers.prototypes import Prototypes
 from fsar_jax.matchers.query_similarity import QueryClassSimilarity
@@ -19,6 +20,7 @@ from fsar_jax.matchers.set_matching import SetMatching
 
 MATCHERS = {
     'prototypes': Prototypes,
+    'matching_net': MatchingNet,
     'cross_transformer': CrossTransformer,
     'otam': OrderedAlignment,
     'action_coordination': ActionCoordination,
