@@ -20,9 +20,11 @@ ROWS = (
     'weights',
     'learner',
     'config plan',
+    'stages',
     'backbones data enrichment matchers samplers',
     # single files that rooms share
-    'fields layers mesh mutual_information named_arrays processes progress recipe stage torch_names',
+    'fields layers mesh mutual_information named_arrays processes progress recipe stage',
+    'torch_names',
     'checksums files machine messages moved stopping',
 )
 # Read and write videos in processes and threads that would wait seconds for JAX.

@@ -1,4 +1,4 @@
-"""Which names, containers and encoders are video files: tables, and how a file of any name starts."""
+"""Tables of video files: suffixes, containers, encoders, and the first bytes of each kind."""
 
 from __future__ import annotations
 

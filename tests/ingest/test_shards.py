@@ -60,7 +60,7 @@ def unbroken(unbroken_directory):
 
 
 def test_each_shard_holds_the_videos_that_the_list_gives_it(unbroken_directory):
-    """Against the table of classes, one clip of each: the other tests compare builds with builds."""
+    """Against the table of classes, one clip of each; other tests compare builds with builds."""
     data_dir = unbroken_directory.parents[2]
     for split, names in motions.SPLITS.items():
         listed = [f'{name}/000' for name in names]
