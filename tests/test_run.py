@@ -228,6 +228,20 @@ def test_the_tiers_of_the_suite(checkout):
     assert installed(calls_of(checkout, 'test', '--oldest')) == (0, [])
 
 
+def test_lint_and_format_come_before_the_tests(checkout):
+    lint, form, tests = calls_of(checkout, 'test', 'tests/data')[-3:]
+    assert (lint, form) == ('-m ruff check --quiet .', '-m ruff format --check --quiet .')
+    assert tests.startswith('-m pytest')
+    python = checkout / '.venv/bin/python'
+    python.write_text(python.read_text() + '[ "$2 $3" != "ruff format" ]\n')
+    calls, done = start(checkout, 'test')
+    assert calls == [lint, form] and done.returncode == 1
+    assert done.stderr == (
+        'error: the code does not pass ruff: .venv/bin/ruff check --fix . && .venv/bin/ruff '
+        'format .\n'
+    )
+
+
 def test_windows_is_sent_to_wsl(checkout):
     (checkout / 'programs/uname').write_text('#!/bin/bash\necho MINGW64_NT-10.0\n')
     (checkout / 'programs/uname').chmod(0o755)
