@@ -1,4 +1,4 @@
-"""Writing: video and frame files, records, the base of the builders, shards, workers, archives.
+"""Writing: from video and frame files to records in shards. The builders in tfds_builders use it.
 
-Nothing here imports jax, and only its builders import tensorflow_datasets.
+Nothing here imports JAX.
 """

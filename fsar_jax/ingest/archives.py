@@ -24,17 +24,19 @@ EXTRACTORS = {
 
 
 def extracted(
-    root: pathlib.Path, archives: tuple[str, ...], class_names: list[str], place: pathlib.Path
+    root: pathlib.Path, archives: tuple[str, ...], class_names: list[str], target_dir: pathlib.Path
 ) -> pathlib.Path:
-    """`root`, or where its .rar was extracted to: `place`/<name>-<digest of names and sizes>, once,
-    whichever process comes first.
+    """The folder with the videos: `root`, or the folder that its .rar was extracted to.
+
+    An archive is extracted once, by whichever process comes first, to
+    `target_dir`/<name>-<digest of names and sizes>.
 
     Args:
-      root: a .rar; or a folder with one of `archives`, or with a .rar for each class, and no folder
-        of a class.
+      root: a .rar; or a folder with one of `archives`, or with a .rar for each class, and without
+        folders of classes.
 
     Raises:
-      ValueError: no program here extracts .rar, or all that are here failed.
+      ValueError: no program that extracts .rar is installed, or all that are failed.
     """
     sources = [root]
     if root.is_dir():
@@ -47,13 +49,13 @@ def extracted(
             return root
     elif root.suffix.lower() != '.rar':
         return root
-    # Archives that come later, or whole where a download broke off, are others.
+    # Archives that were added later, or replaced after a broken download, give another digest.
     digest = hashlib.sha256(
         repr([(path.name, path.stat().st_size) for path in sources]).encode()
     ).hexdigest()[:8]
-    target = place / f'{sources[0].stem if len(sources) == 1 else root.name}-{digest}'
-    place.mkdir(parents=True, exist_ok=True)
-    with file_lock(place / f'{target.name}.lock'):  # the other slices of a build wait here
+    target = target_dir / f'{sources[0].stem if len(sources) == 1 else root.name}-{digest}'
+    target_dir.mkdir(parents=True, exist_ok=True)
+    with file_lock(target_dir / f'{target.name}.lock'):  # the other slices of a build wait here
         if not target.is_dir():
             _extract_all(sources, target)
     return target
@@ -64,7 +66,7 @@ def _extract_all(sources, target):
     for program in filter(shutil.which, EXTRACTORS):
         try:
             return _extract_all_with(program, sources, target)
-        except ValueError as error:  # 7z without its part for .rar, for one: another may do it
+        except ValueError as error:  # such as 7z without support for .rar: another may do it
             failed.append(str(error))
     raise ValueError(
         '; '.join(failed)
@@ -101,9 +103,9 @@ def _extract(program, archive, folder):
         command, cwd=folder, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, **options
     )
     with done, finish_first(done.kill):
-        said, complained = done.communicate()
+        output, errors = done.communicate()
     if done.returncode:
-        words = ' '.join((complained or said).split())[-200:]
+        words = ' '.join((errors or output).split())[-200:]
         raise ValueError(
             f'{program} could not extract {printable(archive, 1000)}: '
             f'{printable(words) or f"status {done.returncode}"}'

@@ -1,9 +1,10 @@
-"""Finds the videos in what the authors of a benchmark hand out, and in what became of it on
-people's disks."""
+"""Finds the videos of a benchmark, in the layout that its authors hand out and in those that people
+have made of it."""
 
 from __future__ import annotations
 
 import collections
+import functools
 import os
 import pathlib
 
@@ -14,20 +15,20 @@ from fsar_jax.messages import printable
 
 
 def normal(name: str) -> str:
-    """A class name as letters and digits alone: 'air_drumming', 'Air drumming' and 'AirDrumming'
-    are the same."""
+    """A class name with nothing but its letters and digits: the same for 'air_drumming', 'Air
+    drumming' and 'AirDrumming'."""
     return ''.join(filter(str.isalnum, text(name).casefold()))
 
 
 class SourceFiles:
     """The videos below a folder, or in a .zip of frames.
 
-    A video is a file with a video's suffix (or the first bytes of one), a folder of nothing but
-    JPEG files, or such a folder in a .zip; the folder it lies in may be its class. Whatever is
-    above does not matter. Names are compared in NFC.
+    A video is a file with the suffix or the first bytes of a video, a folder with nothing but JPEG
+    files, or such a folder in a .zip. The folder that it is in may be its class; the folders above
+    do not matter. Names are compared in NFC.
 
-    unreadable: [(folder, name, the system's words)] of what could not be looked into; the rest
-    counts. no_videos: [(class folder, name, why)] of the other files in the folders of classes.
+    unreadable: [(folder, name, the system's message)] of what could not be read; the rest counts.
+    no_videos: [(class folder, name, why)] of the other files in the folders of classes.
     """
 
     def __init__(self, root: pathlib.Path, class_names: list[str]):
@@ -40,24 +41,24 @@ class SourceFiles:
 
     @property
     def unused(self) -> int:
-        """Videos that nobody asked for."""
+        """How many videos were never asked for."""
         return len(self._by_stem.keys() - self._used)
 
     def find(self, class_name: str, stems: tuple[str, ...]) -> tuple[object, str, list[str]]:
         """(origin or None, file name, further files of the same name) of the first of `stems` that
-        there is."""
+        exists."""
         for stem in map(text, stems):
-            there = self._by_stem.get(stem)
-            if there:
+            files = self._by_stem.get(stem)
+            if files:
                 self._used.add(stem)
                 wanted = normal(class_name)
-                in_class = [file for file in there if normal(file[0]) == wanted]
-                # A file in the folder of another class of the benchmark is that class's; flat
-                # layouts have neither.
-                neutral = [file for file in there if normal(file[0]) not in self._classes]
-                # Kinetics comes with a folder of whole files for those that were broken.
+                in_class = [file for file in files if normal(file[0]) == wanted]
+                # A file in the folder of another class belongs to that class. In flat layouts, no
+                # file is in the folder of a class.
+                neutral = [file for file in files if normal(file[0]) not in self._classes]
+                # Kinetics comes with a folder of intact files that replace broken ones.
                 chosen = sorted(
-                    in_class + neutral or there,
+                    in_class + neutral or files,
                     key=lambda file: not normal(file[0]).startswith('replacement'),
                 )
                 return chosen[0][2], chosen[0][1], [name for _, name, _ in chosen[1:]]
@@ -66,13 +67,8 @@ class SourceFiles:
     def of_class(
         self, class_name: str
     ) -> tuple[list[tuple[str, object, str]], list[tuple[str, str]]]:
-        """([(stem, origin, file name)] in the order of bytes, [(file name, the file whose id it
-        shares)])."""
-        if not hasattr(self, '_by_class'):
-            self._by_class = collections.defaultdict(dict)
-            for stem, there in self._by_stem.items():
-                for folder, name, origin in there:
-                    self._by_class[normal(folder)].setdefault(stem, []).append((name, origin))
+        """([(stem, origin, file name)] in the order of bytes, [(file name, 'as ' and the file whose
+        id it shares)])."""
         videos = self._by_class.get(normal(class_name), {})
         self._used.update(videos)
         order = sorted(videos, key=lambda stem: stem.encode('utf-8', 'surrogateescape'))
@@ -81,21 +77,26 @@ class SourceFiles:
         ]
         return [(stem, videos[stem][0][1], videos[stem][0][0]) for stem in order], twice
 
+    @functools.cached_property
+    def _by_class(self):
+        """{normal class name: {stem: [(file name, origin)]}}."""
+        by_class = collections.defaultdict(dict)
+        for stem, files in self._by_stem.items():
+            for folder, name, origin in files:
+                by_class[normal(folder)].setdefault(stem, []).append((name, origin))
+        return by_class
+
     def other_folders(self) -> dict[str, int]:
-        """{folder that is no class: videos in it}."""
-        folders = (folder for there in self._by_stem.values() for folder, _, _ in there)
-        return dict(
-            sorted(
-                collections.Counter(f for f in folders if normal(f) not in self._classes).items()
-            )
-        )
+        """{folder that is not a class: number of videos in it}."""
+        folders = (folder for files in self._by_stem.values() for folder, _, _ in files)
+        counts = collections.Counter(f for f in folders if normal(f) not in self._classes)
+        return dict(sorted(counts.items()))
 
     def _walk(self, folder, depth):
         """(folder's name, stem, name, path or FrameFolder), sorted."""
         status = os.stat(folder)
-        # A link to a folder that was seen, or that this one is in.
         if (status.st_dev, status.st_ino) in self._walked:
-            return
+            return  # it was reached through a link as well
         self._walked.add((status.st_dev, status.st_ino))
         found = [entry for entry in entries(folder) if not entry.name.startswith('.')]
         is_class = normal(os.path.basename(folder)) in self._classes
@@ -104,19 +105,10 @@ class SourceFiles:
             is_folder(entry) or os.path.splitext(entry.name)[1].lower() in SUFFIXES
             for entry in found
         )
-        if (
-            depth > 0
-            and not is_class
-            and not others
-            and any(is_frame(entry.name) for entry in found)
-        ):
-            name = os.path.basename(folder)
-            yield (
-                os.path.basename(os.path.dirname(folder)),
-                name,
-                name,
-                FrameFolder(os.fspath(folder)),
-            )
+        has_frames = any(is_frame(entry.name) for entry in found)
+        if depth > 0 and has_frames and not is_class and not others:
+            above, name = os.path.split(os.fspath(folder))
+            yield os.path.basename(above), name, name, FrameFolder(os.fspath(folder))
             return
         for entry in found:
             try:
@@ -138,11 +130,12 @@ class SourceFiles:
                     )
                 elif is_class:
                     self.no_videos.append((os.path.basename(folder), entry.name, why))
-            except (OSError, ValueError) as error:
+            except OSError as error:
+                why = error.strerror or str(error)
+                self.unreadable.append((os.path.basename(folder), entry.name, why))
+            except ValueError as error:  # of a .zip; the table has its name already
                 path = printable(entry.path, 1000)
-                why = getattr(error, 'strerror', None) or str(error).removeprefix(
-                    f'{path}: '
-                ).removeprefix(f'{path} is ')
+                why = str(error).removeprefix(f'{path}: ').removeprefix(f'{path} is ')
                 self.unreadable.append((os.path.basename(folder), entry.name, why))
 
 

@@ -1,8 +1,6 @@
-"""Videos that come as JPEG files: a folder per video, or all of them in one .zip that is stored,
-not compressed.
+"""Videos that come as JPEG files: a folder per video, or all of them in one uncompressed .zip.
 
-What many people already have from other codes. Frames are taken in the order of the numbers in
-their names.
+Many people already have them from other codes. Frames are ordered by the numbers in their names.
 """
 
 from __future__ import annotations
@@ -48,11 +46,11 @@ class FrameFolder:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ZippedFrames:
-    """The frames of one video in a .zip: int64 [N] offsets of the members and their sizes, in frame
-    order.
+    """The frames of one video in a .zip, in order: offsets of the members and their sizes, int64
+    [N].
 
-    Numbers and no names: 16 bytes a frame. Listing them costs more for a moment, about 0.9 KB a
-    frame inside `zipfile`.
+    Keeping numbers and no names takes 16 bytes per frame. Listing the .zip takes more for a moment,
+    about 0.9 KB per frame inside `zipfile`.
     """
 
     path: str
@@ -61,19 +59,19 @@ class ZippedFrames:
 
 
 def is_frame(name: str) -> bool:
-    """Whether a file, or a member of a .zip, is one; '._1.jpg' is what macOS leaves beside it."""
+    """Whether a file, or a member of a .zip, is a frame by its name. '._1.jpg', which macOS leaves
+    beside it, is not."""
     return name.lower().endswith(SUFFIXES) and not name.rpartition('/')[2].startswith('.')
 
 
 def is_decoded(origin) -> bool:
-    """Whether a video decoder makes the pixels of a video: not of JPEG files, nor of a video that
-    is not there."""
+    """Whether a video decoder makes the pixels of a video: not of JPEG files, nor of a missing
+    file."""
     return origin is not None and not isinstance(origin, (FrameFolder, ZippedFrames))
 
 
 def bytes_of(origin) -> int:
-    """Size of what a video is made of: a file, a FrameFolder or ZippedFrames; -1 where that cannot
-    be told."""
+    """Size in bytes of a video file, a FrameFolder or ZippedFrames; -1 where it is not known."""
     try:
         if isinstance(origin, FrameFolder):
             return sum(
@@ -98,7 +96,7 @@ def zipped_videos(path: str | os.PathLike) -> Iterator[tuple[str, str, ZippedFra
 
     Raises:
       OSError: it cannot be read.
-      ValueError: no .zip, or one with frames that are compressed or encrypted.
+      ValueError: it is not a .zip, or its frames are compressed or encrypted.
     """
     videos = {}
     try:
@@ -108,25 +106,22 @@ def zipped_videos(path: str | os.PathLike) -> Iterator[tuple[str, str, ZippedFra
         raise
     except Exception as error:  # zipfile has no common base for what is wrong with a file
         raise ValueError(
-            f'{printable(path, 1000)} is no .zip, or one whose end is missing: {one_line(error)}'
+            f'{printable(path, 1000)} is not a .zip, or its end is missing: {one_line(error)}'
         ) from None
     for member in members:
         name = member.filename if '/' in member.filename else member.filename.replace('\\', '/')
         if not is_frame(name):
             continue
-        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+        encrypted = member.flag_bits & 1
+        if encrypted or member.compress_type != zipfile.ZIP_STORED:
+            state = 'encrypted' if encrypted else 'compressed, which costs time and saves no space'
             raise ValueError(
-                f'{printable(path, 1000)}: {printable(name)} is '
-                + (
-                    'encrypted'
-                    if member.flag_bits & 1
-                    else 'compressed; JPEG does not get smaller, and this costs time'
-                )
-                + ': extract it and give the folder, or zip it again with zip -0'
+                f'{printable(path, 1000)}: {printable(name)} is {state}: extract it and give the '
+                'folder, or zip it again with zip -0'
             )
         *parents, name = name.split('/')
         key = ('', '', *parents)[-2:]
-        # Of two members of one name, the later: as every program that extracts them has it.
+        # Of two members of one name the later one counts, as for every program that extracts them.
         videos.setdefault(key, {})[name] = (
             frame_order(name),
             member.header_offset,
@@ -144,11 +139,12 @@ def zipped_videos(path: str | os.PathLike) -> Iterator[tuple[str, str, ZippedFra
 def record_from_frames(
     source: FrameFolder | ZippedFrames, video_id: str, label: int, settings
 ) -> dict:
-    """The record of a video that comes as JPEG files; fields as of records.record_from_file, fps 0.
+    """The record of a video that comes as JPEG files; the fields are those of
+    records.record_from_file, with fps 0.
 
-    A frame that has the wanted short side already keeps its bytes: it is decoded to see that it is
-    whole, but not encoded again. One with an EXIF orientation is turned upright as viewers do, and
-    CMYK becomes RGB.
+    A frame that already has the wanted short side keeps its bytes: it is decoded to check that it
+    is whole, but not encoded again. A frame with an EXIF orientation is turned upright, as viewers
+    do, and CMYK becomes RGB.
 
     Raises:
       VideoError: 'missing', 'unreadable', 'too short', 'too large', 'decode errors', 'frame size
@@ -160,9 +156,9 @@ def record_from_frames(
     if count < settings.min_frames:
         raise VideoError('too short', f'{count} frames, at least {settings.min_frames} are needed')
     index, stored, size = kept_frames(count, settings.max_frames), [], None
-    for place in index.tolist():
-        which = f'frame {place} of {count}' + (f' ({names[place]})' if names else '')
-        data = read(place, which)
+    for i in index.tolist():
+        which = f'frame {i} of {count}' + (f' ({names[i]})' if names else '')
+        data = read(i, which)
         frame, as_stored = _decoded(data, which)
         if settings.short_side and min(frame.shape[:2]) != settings.short_side:
             frame, as_stored = resize_short_side(frame, settings.short_side), False
@@ -193,14 +189,11 @@ def _decoded(data, which) -> tuple[np.ndarray, bool]:
     """(uint8 [H, W, 3] RGB, upright; whether that is what decoding `data` gives)."""
     try:
         with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as header:
-            (width, height), mode, orientation = (
-                header.size,
-                header.mode,
-                header.getexif().get(ORIENTATION, 1),
-            )
-    except Exception as error:  # of Pillow, for what strangers may have put there
+            (width, height), mode = header.size, header.mode
+            orientation = header.getexif().get(ORIENTATION, 1)
+    except Exception as error:  # Pillow may raise anything for the files of strangers
         raise VideoError(
-            'decode errors', f'{which} is damaged, or no JPEG file ({one_line(error)[:80]})'
+            'decode errors', f'{which} is damaged, or not a JPEG file ({one_line(error)[:80]})'
         ) from None
     if width * height > MAX_PIXELS:  # 65500x65500 would take 13 GB
         raise VideoError('too large', f'{which} claims {width}x{height} pixels')
@@ -213,7 +206,7 @@ def _decoded(data, which) -> tuple[np.ndarray, bool]:
 
 
 def _opened(source) -> tuple[int, Callable[[int, str], bytes], list[str]]:
-    """(frames there are, function that reads one, their names where they have some)."""
+    """(number of frames, function that reads one of them, their file names, [] in a .zip)."""
     if isinstance(source, ZippedFrames):
         return len(source.offsets), lambda i, which: _read_member(source, i, which), []
     try:
@@ -239,12 +232,12 @@ def _read_member(source, i, which):
 
 
 def _read(path, offset, size, which):
-    """`size` bytes of a file, None: all of it."""
+    """`size` bytes of a file from `offset` on; size None reads all of it."""
     try:
         with open(path, 'rb', opener=_open_at_once) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise VideoError('decode errors', f'{which} is a pipe or a device, no file')
+                raise VideoError('decode errors', f'{which} is a pipe or a device, not a file')
             size = status.st_size if size is None else size
             if size > MAX_BYTES or offset + size > status.st_size:
                 raise VideoError('decode errors', f'{which} claims {size:,} bytes')
@@ -253,11 +246,11 @@ def _read(path, offset, size, which):
     except FileNotFoundError:
         raise VideoError('missing', which) from None
     except IsADirectoryError:
-        raise VideoError('decode errors', f'{which} is a folder, no file') from None
+        raise VideoError('decode errors', f'{which} is a folder, not a file') from None
     except OSError as error:
         raise VideoError('unreadable', f'{which}: {error.strerror or error}') from None
 
 
 def _open_at_once(path, flags):
-    """A pipe would be waited for until somebody writes to it."""
+    """Opens a file without waiting: a pipe would wait until somebody writes to it."""
     return os.open(path, flags | os.O_NONBLOCK)

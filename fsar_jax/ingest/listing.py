@@ -1,5 +1,5 @@
-"""What lies in a folder that somebody else filled: names as text, and what each thing is, without
-waiting for any of them."""
+"""Lists folders that somebody else filled: names as text, and what each entry is. Never waits for a
+pipe or a device."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ SYSTEM_NAMES = frozenset(
 
 
 def is_system(name: str) -> bool:
-    """Whether a file or folder is a system's own: .DS_Store, Thumbs.db, desktop.ini, what macOS
-    leaves beside files ('._clip.mp4')."""
+    """Whether a system left the file or folder: .DS_Store, Thumbs.db, desktop.ini, or what macOS
+    puts beside files ('._clip.mp4')."""
     return name.startswith('._') or name.lower() in SYSTEM_NAMES
 
 
 def text(name: str) -> str:
-    """A name as it is stored and compared. macOS has e and an accent for é (NFD), others one letter
-    (NFC): NFC."""
+    """A name as we store and compare it, in NFC: macOS writes é as e and an accent (NFD), other
+    systems as one letter."""
     return unicodedata.normalize('NFC', name)
 
 
 def entries(folder: str | os.PathLike) -> list[os.DirEntry]:
-    """What is in a folder but for a system's own, in the order of the names.
+    """The entries of a folder in the order of their names, without what systems left there.
 
     Raises:
-      OSError: the folder cannot be looked into.
+      OSError: the folder cannot be listed.
     """
     with os.scandir(folder) as found:
         return sorted(
@@ -44,7 +44,7 @@ def entries(folder: str | os.PathLike) -> list[os.DirEntry]:
 
 
 def is_folder(entry: os.DirEntry) -> bool:
-    """Also through a link; not where links go round."""
+    """Whether it is a folder, or a link to one. Links in a ring are not."""
     try:
         return entry.is_dir()
     except OSError:
@@ -52,11 +52,11 @@ def is_folder(entry: os.DirEntry) -> bool:
 
 
 def why_no_video(entry: os.DirEntry) -> str | None:
-    """Why something that is no folder is no video either, None where it may be one: reading it
+    """Why an entry that is not a folder is not a video; None where it may be one, which reading it
     tells.
 
-    It is taken for one by its suffix, and where that says nothing ('clip.bin', 'clip') by its first
-    bytes. A link to nothing may be one too: that it is missing shows later.
+    The suffix decides, and where that says nothing ('clip.bin', 'clip') the first bytes. A link to
+    nothing may be a video too: reading it finds that it is missing.
     """
     suffix = os.path.splitext(entry.name)[1].lower()
     try:

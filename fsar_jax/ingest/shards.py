@@ -1,9 +1,9 @@
-"""Shards on disk, written one at a time, each finished for good.
+"""Writes shards to disk, one at a time; a finished shard is never touched again.
 
-A shard is an ArrayRecord file and, beside it, a JSON note with what is in it and what was left out.
-The note is written last: a shard without one does not count and is written again. The note also
-carries a fingerprint of everything that decides the records, so that what another list of videos or
-other settings left behind is never taken over.
+A shard is an ArrayRecord file and, beside it, a JSON note of what it holds and what was left out.
+The note is written last: a shard without a note does not count and is written again. The note also
+has a fingerprint of everything that decides the records, so that shards of another list of videos
+or of other settings are never used.
 """
 
 from __future__ import annotations
@@ -22,19 +22,18 @@ from array_record.python import array_record_module
 
 from fsar_jax.checksums import sha256_of
 
-_naming = threading.Lock()  # held while files of shards come or get their names
+_naming = threading.Lock()  # held while files of shards are created or renamed
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DiskFullError(OSError):
-    """The disk took no more; what is finished is kept."""
+    """The disk is full; finished shards are kept."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """Shard `number` of the `count` that split `split` has; `sources` are the VideoSources that go
-    into it, in order."""
+    """Shard `number` of the `count` shards of a split; `sources` are its VideoSources, in order."""
 
     split: str
     number: int
@@ -49,47 +48,41 @@ def cut_into_shards(
 ) -> list[Shard]:
     """All shards of all splits, `length` videos each.
 
-    decides: JSON, whatever besides the sources decides the records: settings, class names, version.
+    decides: JSON, what decides the records besides the sources: settings, class names, version.
     """
     shards = []
     for split, sources in splits.items():
         count = -(-len(sources) // length)
         for number in range(count):
             part = tuple(sources[number * length : (number + 1) * length])
-            # Not the paths, which differ from machine to machine, but whether there is a file at
-            # all.
+            # Paths differ from machine to machine and do not count, only whether there is a file.
             listed = [(s.video_id, s.label, s.name, s.origin is None) for s in part]
             text = json.dumps([decides, split, number, count, listed], sort_keys=True, default=list)
+            fingerprint = hashlib.sha256(text.encode()).hexdigest()
             file_name = f'{dataset}-{split}.array_record-{number:05d}-of-{count:05d}'
-            shards.append(
-                Shard(
-                    split, number, count, file_name, part, hashlib.sha256(text.encode()).hexdigest()
-                )
-            )
+            shards.append(Shard(split, number, count, file_name, part, fingerprint))
     return shards
 
 
 def read_note(folder: pathlib.Path, shard: Shard) -> dict | None:
-    """What is in a finished shard; None when it is not finished, or is one of another list or other
+    """The note of a finished shard; None when it is not finished, or is of another list or of other
     settings."""
     try:
         note = json.loads((folder / f'{shard.file_name}.json').read_text())
         size = (folder / shard.file_name).stat().st_size
     except (OSError, ValueError):
         return None
-    if not isinstance(note, dict) or (note.get('fingerprint'), note.get('file_bytes')) != (
-        shard.fingerprint,
-        size,
-    ):
+    if not isinstance(note, dict):
         return None
-    return note
+    same = (note.get('fingerprint'), note.get('file_bytes')) == (shard.fingerprint, size)
+    return note if same else None
 
 
 def write_shard(folder: pathlib.Path, shard: Shard, records: Iterable[bytes], note: dict) -> None:
-    """Writes the records, then the note; `note` may be filled while the records are drawn.
+    """Writes the records, then the note. `records` may fill `note` while it is iterated.
 
     Raises:
-      DiskFullError: nothing of this shard is left.
+      DiskFullError: no part of this shard is left on the disk.
     """
     draft = folder / f'.{shard.file_name}{_draft_ending()}'
     draft_note = draft.with_name(draft.name + '.json')
@@ -110,7 +103,7 @@ def write_shard(folder: pathlib.Path, shard: Shard, records: Iterable[bytes], no
             draft.replace(folder / shard.file_name)
             draft_note.replace(folder / f'{shard.file_name}.json')
     except (OSError, RuntimeError, ValueError) as error:
-        if not _is_disk_full(error, folder):
+        if not _is_disk_full(error):
             raise
         raise DiskFullError(
             errno.ENOSPC, f'no room for shard {shard.number + 1} of {shard.count} of {shard.split}'
@@ -121,23 +114,23 @@ def write_shard(folder: pathlib.Path, shard: Shard, records: Iterable[bytes], no
 
 
 def stop_writing(folder: pathlib.Path) -> None:
-    """For the end of the process, in another thread: a shard that is nearly finished gets its name,
-    then nothing more does."""
-    _naming.acquire()  # for good
+    """Called in another thread when the process ends: a shard that is being renamed is finished,
+    then no other is."""
+    _naming.acquire()  # never released
     for path in folder.iterdir():
         if path.name.removesuffix('.json').endswith(_draft_ending()):
             path.unlink(missing_ok=True)
 
 
 def _draft_ending():
-    """Two machines that write the same shard do not meet: the files get their names when they are
-    whole."""
+    """The end of a draft's name, so that two machines may write the same shard at once: files get
+    their final names when they are whole."""
     return f'.{socket.gethostname()}.{os.getpid()}'
 
 
 def _check_count(path, count):
-    """OSError where the file does not hold all records: the disk was full, and the writer did not
-    notice."""
+    """OSError unless the file holds all records: where the disk was full, the writer may not have
+    noticed."""
     found = array_record_module.ArrayRecordReader(os.fspath(path))
     try:
         if found.num_records() != count:
@@ -147,8 +140,8 @@ def _check_count(path, count):
 
 
 def _write_records(path, records):
-    """(how many, bytes of them). Without compression: JPEG does not shrink, and reading and writing
-    are twice as fast."""
+    """(number of records, their bytes). Not compressed: JPEG does not shrink, and reading and
+    writing are twice as fast."""
     count = size = 0
     with _naming:
         writer = array_record_module.ArrayRecordWriter(os.fspath(path), 'group_size:1,uncompressed')
@@ -163,11 +156,11 @@ def _write_records(path, records):
     return count, size
 
 
-def _is_disk_full(error, folder):
-    """The writer is C++ code whose errors carry no number, only words."""
+def _is_disk_full(error):
+    """Also reads the message, because the errors of the writer, C++ code, have no number."""
     words = str(error)
     return (
-        getattr(error, 'errno', None) in DISK_FULL
+        (isinstance(error, OSError) and error.errno in DISK_FULL)
         or any(os.strerror(code) in words for code in DISK_FULL)
         or 'RESOURCE_EXHAUSTED' in words
     )
@@ -182,7 +175,7 @@ def remove_all_but(folder: pathlib.Path, shards: list[Shard]) -> None:
 
 
 def remove_notes(folder: pathlib.Path) -> None:
-    """Removes what only a restart needs: after the dataset has its final name, so that a kill never
-    costs a shard."""
+    """Removes the notes, which only an unfinished build needs. Call it when the dataset has its
+    final name, so that a kill never costs a shard."""
     for path in folder.glob('*.array_record-*.json'):
         path.unlink()

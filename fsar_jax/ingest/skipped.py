@@ -1,5 +1,5 @@
-"""What is not in a dataset, and why: one line per file, in a table at the end of a build and in
-skipped.tsv."""
+"""Lists what is not in a dataset, and why: one line per file, in skipped.tsv and at the end of a
+build."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Skipped:
     """A file (or folder) that is not in the dataset, and why; `class_name` and `split` may be
     empty.
 
-    Names are made printable, so that each stays in its column and line; bytes that are not UTF-8
-    are kept as '\\xe9'.
+    Names are made printable, so that each stays in its column and line. Bytes that are not UTF-8
+    become '\\xe9' and the like.
     """
 
     split: str
@@ -36,8 +36,8 @@ class Skipped:
 
 
 def is_utf8(name: str) -> bool:
-    """Names of files may hold any bytes, which Python keeps as surrogates; records and metadata
-    take text only."""
+    """Whether a file name is text, as records and metadata need it. Other bytes are surrogates in
+    Python."""
     return _text(name) == name
 
 
@@ -46,7 +46,8 @@ def _text(name):
 
 
 def write_skipped(path: str | os.PathLike, skipped: list[Skipped]) -> None:
-    """One line per file: split, class, name, reason, detail; tabs between, a header line first."""
+    """Writes a header, then one line per file: split, class, name, reason, detail, with tabs
+    between."""
     with open(path, 'w', encoding='utf-8', newline='') as file:
         rows = csv.writer(file, delimiter='\t', lineterminator='\n')
         rows.writerow(('split', 'class', 'name', 'reason', 'detail'))
@@ -54,16 +55,15 @@ def write_skipped(path: str | os.PathLike, skipped: list[Skipped]) -> None:
 
 
 def skipped_table(skipped: list[Skipped], limit: int = 60) -> str:
-    """The table at the end of a build: how many by reason and class, then each file, `limit` at
-    most."""
+    """The table at the end of a build: counts by reason and class, then each file, at most
+    `limit`."""
     if not skipped:
         return 'nothing was skipped'
-    places = collections.Counter(
+    groups = collections.Counter(
         (skip.reason, '/'.join(filter(None, (skip.split, skip.class_name)))) for skip in skipped
     )
-    counts = [('count', 'reason', 'class')] + [
-        (str(count), *place) for place, count in sorted(places.items())
-    ]
+    counts = [('count', 'reason', 'class')]
+    counts += [(str(count), *group) for group, count in sorted(groups.items())]
     files = [('reason', 'file', 'detail')]
     files += [(skip.reason, skip.path, skip.detail) for skip in skipped]
     lines = [f'skipped: {len(skipped)}', *_columns(counts), '', *_columns(files[: limit + 1])]

@@ -1,5 +1,5 @@
-"""The official annotations of Something-Something V2: do they give a listed video the class that
-the list gives it?"""
+"""Compares the lists of Something-Something V2 with its official annotations: is each listed video
+annotated with the class that the list gives it?"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pathlib
 from fsar_jax.ingest.benchmark_files import normal
 from fsar_jax.messages import printable
 
-# Both namings that the dataset was handed out with.
+# The dataset was handed out with both of these names.
 NAMES = (
     ('something-something-v2-train.json', 'something-something-v2-validation.json'),
     ('train.json', 'validation.json'),
@@ -17,11 +17,11 @@ NAMES = (
 
 
 def annotated_classes(folders: list[pathlib.Path]) -> tuple[dict[str, str], list[str]]:
-    """({video id: normal(template)} of the first folder with annotation files, [a note per file
-    that is something else]).
+    """({video id: normal(template)} from the first folder with annotation files, [a note for each
+    file that cannot be read as such]).
 
-    The comparison is worth having and nothing depends on it: a file of another project with such a
-    name stops no build.
+    Nothing depends on the comparison, so a file of another project with such a name does not stop a
+    build.
     """
     notes = []
     for folder in folders:
@@ -34,11 +34,11 @@ def annotated_classes(folders: list[pathlib.Path]) -> tuple[dict[str, str], list
                         for row in json.loads(path.read_text(encoding='utf-8'))
                         if 'template' in row
                     ]
-                    # No row at all: KeyError.
+                    # Without a single row, it is another file: KeyError.
                     found |= {str(row['id']): normal(row['template']) for row in rows or [{}]}
                 except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
                     notes.append(
-                        f'annotations: {printable(path, 1000)} is not read, it is no list of '
+                        f'annotations: {printable(path, 1000)} is ignored, it is not a list of '
                         f'videos with id and template ({type(error).__name__})'
                     )
             if found:
@@ -47,8 +47,8 @@ def annotated_classes(folders: list[pathlib.Path]) -> tuple[dict[str, str], list
 
 
 def disagreements(folders: list[pathlib.Path], listed: list[tuple[str, str]]) -> list[str]:
-    """Notes about the `listed` (video id, class name) whose annotation in `folders` is another
-    class."""
+    """Notes about those of `listed`, [(video id, class name)], that the annotations in `folders`
+    give another class."""
     classes, notes = annotated_classes(folders)
     if not classes:
         return [

@@ -1,8 +1,8 @@
-"""Video files: every frame decoded, only the kept ones converted, and a reason for each file that
-is no good.
+"""Reads video files: decodes every frame, converts only those that are kept, and gives a reason for
+each file that cannot be used.
 
 Frames are taken in decoder order, never by seeking or by time stamps: the stamps of .avi files are
-scrambled, and a clip of a few seconds is read faster from end to end.
+scrambled, and reading a clip of a few seconds from end to end is faster.
 """
 
 from __future__ import annotations
@@ -28,54 +28,47 @@ from fsar_jax.messages import one_line
 MAX_PIXELS = 8192 * 8192  # of one picture
 LARGEST = '8192x8192'
 
-# reason -> what it means; the only reasons a VideoError has.
+# reason -> what it means. A VideoError has no other reasons.
 REASONS = {
     'missing': 'there is no such file',
-    'unreadable': 'the file is there, but the system does not let it be read; a call that goes on '
-    'with the build tries again',
-    'ended the process': 'twice the process that read it died: out of memory, or the decoder '
-    'crashes; tried again as well',
+    'unreadable': 'the file exists, but the system cannot read it; the next call of an unfinished '
+    'build tries it again',
+    'ended the process': 'the process that read it died twice: out of memory, or the decoder '
+    'crashed; tried again as well',
     'empty file': 'the file has 0 bytes',
-    'not a video': 'no container of videos: a text file, an archive, a playlist, a folder, a pipe, '
-    'or a header that is damaged',
+    'not a video': 'not a container of video: a text file, an archive, a playlist, a folder, a '
+    'pipe, or a file with a damaged header',
     'no video stream': 'a container without pictures: audio, subtitles or a cover only',
-    'no frames': 'a video stream of which not one frame could be decoded',
-    'too large': f'pictures of more pixels than {LARGEST}: a header that lies, or is made to '
+    'no frames': 'a video stream without a single frame that could be decoded',
+    'too large': f'pictures with more pixels than {LARGEST}: the header is wrong, or made to '
     'exhaust the memory',
-    'truncated': 'the file ends before it should by the sizes in it, or by its header where it '
-    'holds none: cut, or the download broke off; 95% of the promised frames or time count as all',
+    'truncated': 'the file ends earlier than the sizes in it say, or its header where it holds no '
+    'sizes: it was cut, or the download broke off; 95% of the promised frames or time count as all',
     'decode errors': 'more than 5% of the frames are damaged',
     'frame size changes': 'the kept frames do not all have the same size',
     'too short': 'fewer frames than asked for',
-    'decoder failed': 'there is none for the codec, or it raised an error of its own: the detail '
-    'says which',
+    'decoder failed': 'the codec has no decoder, or the decoder raised an error: the detail says '
+    'which',
 }
-# Sound files measure 1.00 to 1.01 of the promised frames, cut ones 0.5 to 0.85.
+# Of the promised frames, intact files hold 1.00 to 1.01 and cut ones 0.5 to 0.85.
 COMPLETE_FRACTION = 0.95
 DAMAGED_FRACTION = 0.05
-MAX_ASPECT = 10  # of one pixel; beyond it a header is wrong
+MAX_ASPECT = 10  # of one pixel; a header that says more is wrong
 # swscale's SWS_BILINEAR, SWS_FULL_CHR_H_INT and SWS_ACCURATE_RND: without the latter two, 10 bits
 # come out up to 3 too dark.
 EXACT = 0x2 | 0x2000 | 0x40000
-OF_THE_SYSTEM = (
-    errno.EIO,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-    errno.ENOMEM,
-    errno.EACCES,
-    errno.EMFILE,
-    errno.ENFILE,
-)
+# Errors of the system, which say nothing about the file.
+OF_THE_SYSTEM = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.EACCES)
+OF_THE_SYSTEM += (errno.EMFILE, errno.ENFILE)
 
 PYAV = int(av.__version__.split('.')[0])
-# Below it, BT.709 is converted with the matrix of BT.601: colours up to 25 of 255 off.
+# Older ones convert BT.709 with the matrix of BT.601: colours are up to 25 of 255 off.
 OLDEST_PYAV = 17
 
-# Titles are in any encoding: PyAV decodes them as it is told until 18, with replacements from 19
-# on.
+# Titles may have any encoding. PyAV 19 replaces what it cannot decode; older ones must be told to.
 OPENING = {'metadata_errors': 'replace'} if PYAV < 19 else {}
 
-# Also while a file is opened, which decodes a picture of some.
+# Also for opening a file, because that decodes a picture of some files.
 DECODER_OPTIONS = {'max_pixels': str(MAX_PIXELS)}
 OPTIONS = {'format_whitelist': ','.join(CONTAINERS)} | DECODER_OPTIONS
 
@@ -92,8 +85,7 @@ class VideoError(ValueError):
         self.reason, self.detail = reason, detail
         super().__init__(f'{reason}: {detail}' if detail else reason)
 
-    # Exceptions with two arguments do not survive a process boundary otherwise.
-    def __reduce__(self):
+    def __reduce__(self):  # else exceptions with two arguments cannot leave a worker process
         return type(self), (self.reason, self.detail)
 
 
@@ -102,11 +94,13 @@ class Video:
     """What was kept of a file.
 
     frames: list of uint8 [H, W, 3] RGB as a player shows them, or of what `convert` made of them.
-    frame_index: int32 [stored], place of each kept frame among the decoded ones.
-    source_frames: frames decoded from the file.
-    fps: frames per second: the header's value where the time stamps agree with it, else theirs; 0
-    when neither is there. decode_errors: packets that could not be decoded and frames that the
-    decoder marked as damaged. source_stream: the stream's index in the file.
+    frame_index: int32 [stored], index of each kept frame among the decoded ones.
+    source_frames: number of frames decoded from the file.
+    fps: frames per second: the header's value where the time stamps agree with it, else that of the
+        time stamps; 0 where the file has neither.
+    decode_errors: number of packets that could not be decoded and of frames that the decoder marked
+        as damaged.
+    source_stream: the stream's index in the file.
     """
 
     frames: list[Any]
@@ -118,22 +112,21 @@ class Video:
 
 
 def decoder_versions() -> dict[str, str]:
-    """What decodes here: {'av': '19.0.2', 'libavformat': '63.1.102', 'libavcodec': ...,
+    """Versions of what decodes here: {'av': '19.0.2', 'libavformat': '63.1.102', 'libavcodec': ...,
     'libswscale': ...}."""
     libraries = {name: '.'.join(map(str, av.library_versions[name])) for name in DECODING_LIBRARIES}
     return {'av': av.__version__} | libraries
 
 
 def decoder_generation() -> str:
-    """What makes the pixels of a video, such as 'av 19, libavformat 63, libavcodec 63, libswscale
-    10'.
+    """The major versions that decide the pixels of a video, such as 'av 19, libavformat 63,
+    libavcodec 63, libswscale 10'.
 
-    PyAV's major version decides how frames are converted to RGB (17 mended BT.709 with the FFmpeg
-    that 16 had); FFmpeg's majors which packets a file is taken apart into, which frames come of
-    them, and how each is converted. Files decoded by two generations may differ in colours and in
-    the frames of a damaged file, so they are never mixed in one dataset. Minor versions only mend
-    faults, and the same version on another kind of processor may round a value by 1: neither is
-    told apart here.
+    PyAV's major version decides how frames are converted to RGB (17 corrected BT.709, with the same
+    FFmpeg as 16). FFmpeg's decide how a file is split into packets, which frames these give, and
+    how each is converted. Files decoded by two generations may differ in colours and in the frames
+    of a damaged file, so one dataset never mixes them. Minor versions only fix faults, and the same
+    version may round a value by 1 on another kind of processor: both count as the same generation.
 
     Raises:
       ValueError: PyAV is too old to give the right colours.
@@ -149,8 +142,8 @@ def decoder_generation() -> str:
 
 
 def kept_frames(source_frames: int, max_frames: int) -> np.ndarray:
-    """int32 [min(source_frames, max_frames)], evenly spaced from first to last frame; max_frames 0
-    keeps all."""
+    """Indices of the frames to keep, int32 [min(source_frames, max_frames)]: evenly spaced from the
+    first frame to the last. max_frames 0 keeps all."""
     if max_frames == 0 or source_frames <= max_frames:
         return np.arange(source_frames, dtype=np.int32)
     if max_frames == 1:
@@ -168,10 +161,10 @@ def read_video(
     """Decodes a whole file and keeps at most `max_frames` evenly spaced frames (0: all), as a
     player shows them.
 
-    Of several streams with pictures, the one that a player shows (`_shown`). Frames are turned and
-    mirrored as the display matrix says. Colours follow the stream's tags, BT.709 or BT.601, limited
-    or full range; what has no tag is taken for BT.601 in limited range, whatever its size, as
-    ffmpeg does.
+    Of several streams with pictures, it takes the one that a player shows (`_shown`). Frames are
+    turned and mirrored as the display matrix says. Colours follow the stream's tags: BT.709 or
+    BT.601, limited or full range. A stream without tags counts as BT.601 in limited range, whatever
+    its size, as in ffmpeg.
 
     Args:
       path: a file of one of CONTAINERS, with any codec that FFmpeg reads; the suffix does not
@@ -190,18 +183,16 @@ def read_video(
     path = pathlib.Path(os.path.abspath(path))  # FFmpeg takes 'data:x.mp4' for an address
     end = _check_file(path)
     file = _count(path, end)
-    # How many frames there are is only known after decoding. The packets tell it nearly always;
-    # when they do not and the frames kept are not the right ones, the file is decoded again.
+    # Only decoding tells how many frames there are. The number of packets is nearly always the
+    # same; where it is not, and other frames should have been kept, the file is decoded again.
     wanted = kept_frames(file.packets, max_frames)
     video, kept, sizes = _decode(path, file.stream, wanted, convert, square_pixels)
-    # Packets count too: an edit list hides frames that are there.
+    # Packets count too: an edit list hides frames that the file holds.
     found = max(video.source_frames, file.packets)
     if _is_cut(end, file, found):
-        promised = (
-            f', the header promises {file.promised}'
-            if end.promises and file.promised > found
-            else ''
-        )
+        promised = ''
+        if end.promises and file.promised > found:
+            promised = f', the header promises {file.promised}'
         why = f'; {end.why}' if end.why and end.whole is False else ''
         raise VideoError('truncated', f'{video.source_frames} frames{promised}{why}')
     if video.source_frames == 0:
@@ -228,10 +219,10 @@ def read_video(
 def write_video(
     path: str | os.PathLike, frames: np.ndarray, fps: int = 12, codec: str | None = None
 ) -> None:
-    """Encodes uint8 [N, H, W, 3] RGB to a file, 4:2:0, the same bytes every time.
+    """Encodes uint8 [N, H, W, 3] RGB to a file, with 4:2:0 chroma, to the same bytes every time.
 
-    codec: an FFmpeg encoder; by default that of the suffix (.mp4 and .mkv H.264, .avi MPEG-4, .webm
-    VP9).
+    codec: an FFmpeg encoder; by default the one for the suffix (.mp4 and .mkv H.264, .avi MPEG-4,
+    .webm VP9).
     """
     suffix = pathlib.Path(path).suffix.lower()
     if suffix not in CODECS:
@@ -259,8 +250,8 @@ def write_video(
 
 
 def _check_file(path) -> End:
-    """That there is a file that can be read; what it says about its end. A pipe or a device is not
-    even opened."""
+    """What a file says about its end; VideoError unless it exists and can be read. A pipe or a
+    device is not even opened."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -287,7 +278,7 @@ def _open(path):
         container = av.open(os.fspath(path), options=OPTIONS, **OPENING)
     except av.error.FFmpegError as error:
         end = _end(path)
-        # What FFmpeg says of damage.
+        # FFmpeg reports damage to these files as an error of the disk.
         of_the_file = end.kind == 'Matroska' and error.errno == errno.EIO and _can_be_read(path)
         if end.whole is not False and not of_the_file:
             _raise_if_of_the_system(error)
@@ -314,7 +305,7 @@ def _can_be_read(path):
 
 
 def _no_pictures(path, container):
-    """The error for a container that opens but has no stream to read, None for the others."""
+    """The error for a container that opens but has no stream to read, else None."""
     moving = [
         stream
         for stream in container.streams.video
@@ -337,8 +328,8 @@ def _no_pictures(path, container):
 
 
 def _not_a_video(path, number, words):
-    """The error for what cannot be opened. An .mp4 has its index last by default: a cut one only
-    starts well."""
+    """The error for a file that cannot be opened. An .mp4 has its index at the end by default, so a
+    cut one may still begin as it should."""
     end = _end(path)
     if end.kind and end.whole is False:
         return VideoError('truncated', f'the file starts as {end.kind}, but {end.why}')
@@ -350,7 +341,7 @@ def _not_a_video(path, number, words):
         start = file.read(64).lstrip(b'\xef\xbb\xbf \t\r\n')
     if start.startswith((b'#EXTM3U', b'ffconcat', b'[playlist]', b'v=0', b'<?xml', b'<MPD')):
         return VideoError('not a video', 'a playlist or description, which points to other files')
-    # What FFmpeg says of formats that are not in CONTAINERS is no help.
+    # FFmpeg's message about formats that are not in CONTAINERS does not help.
     return VideoError(
         'not a video', 'not a container of videos' if number == errno.EINVAL else words
     )
@@ -363,15 +354,15 @@ def _raise_if_of_the_system(error):
 
 
 def _packets(container, streams) -> Iterator[av.Packet | None]:
-    """The streams' packets, the closing empty ones included; None where the damage is too much to
-    go on."""
+    """The streams' packets, including the empty ones at the end; None, as the last, where the file
+    is too damaged to go on."""
     packets = container.demux(streams)
     while True:
         try:
             yield next(packets)
         except StopIteration:
             return
-        # PyAV before 19, after the last packet of a .ts that has more streams than it began with
+        # PyAV before 19, after the last packet of a .ts that has more streams than it began with.
         except IndexError:
             return
         except av.error.FFmpegError as error:
@@ -383,10 +374,12 @@ def _packets(container, streams) -> Iterator[av.Packet | None]:
 class _Counted(NamedTuple):
     """What is known of a file before it is decoded.
 
-    stream: index of the one that is shown.  promised: frames by the header, 0 where it does not
-    say. packets: with a frame that is shown.  covered: share of the promised time, None where the
-    header says no time. lost: the index lists pictures beyond the end of the file, or the damage
-    was too much to go on. choice: there were several streams.
+    stream: index of the stream that is shown.
+    promised: how many frames the header promises, 0 where it does not say.
+    packets: how many packets hold a frame that is shown.
+    covered: share of the promised time, None where the header promises none.
+    lost: the index lists pictures beyond the end of the file, or the file was too damaged to go on.
+    choice: there were several streams.
     """
 
     stream: int
@@ -398,7 +391,7 @@ class _Counted(NamedTuple):
 
 
 def _count(path, end) -> _Counted:
-    """Takes the file apart; nothing is decoded."""
+    """Splits the file into packets, and decodes nothing."""
     with _open(path) as container:
         streams = [stream for stream in container.streams.video if stream.codec_context]
         counts, last, broken = dict.fromkeys((s.index for s in streams), 0), {}, False
@@ -416,7 +409,7 @@ def _count(path, end) -> _Counted:
             if stream.duration
             else _tagged_seconds(stream.metadata) or (container.duration or 0) / av.time_base
         )
-        # .webm has no count.
+        # A .webm does not say how many frames it has.
         promised = stream.frames or int(seconds * float(stream.average_rate or 0))
         # In fragments the duration is that of the last picture's end, counted from 0.
         start = (stream.start_time or 0) if end.promises else 0
@@ -433,12 +426,11 @@ def _count(path, end) -> _Counted:
 
 
 def _shown(streams, counts):
-    """The stream that a player shows: no cover, thumbnail or preview, the one marked as default,
-    the largest, the longest.
+    """The stream that a player shows: not a cover, thumbnail or preview; of the others, the one
+    marked as default, else the largest, else the longest.
 
     counts: {index: packets}. A stream with less than a quarter of another's pictures is a preview.
-    The mark of the first stream says nothing: programs that write files give it to whichever comes
-    first.
+    The mark means nothing on the first stream: programs that write files put it there by default.
     """
     still = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
     most = max(counts.values())
@@ -451,11 +443,10 @@ def _shown(streams, counts):
 
 
 def _is_cut(end, file, found):
-    """Whether a file with `found` frames ends too early. The sizes in it count more than its
-    header's times."""
+    """Whether a file with `found` frames ends too early. The sizes in it are trusted more than the
+    times in its header."""
     by_frames, by_time = file.promised > 0, file.covered is not None
-    # Where the rate varies, headers promise a frame for every place in time: so time counts as
-    # well.
+    # Where the rate varies, headers promise too many frames: so covering the time is enough.
     short = (by_frames or by_time) and not (
         by_frames
         and found >= COMPLETE_FRACTION * file.promised
@@ -466,7 +457,7 @@ def _is_cut(end, file, found):
         return short
     if end.whole:
         return short and file.lost
-    # Where the end is missing, the stream that is there may not be the one that was shown.
+    # Where the end is missing, the stream that is left may not be the one that was shown.
     return (
         short
         or end.missing > 1 - COMPLETE_FRACTION
@@ -490,8 +481,8 @@ def _tagged_seconds(metadata):
 
 
 def _decode(path, index, frame_index, convert, square_pixels):
-    """(Video without frames, {place: frame}, sizes of the kept frames) for the places in
-    `frame_index` that exist."""
+    """(Video without frames, {index: frame}, sizes of the kept frames) for those of `frame_index`
+    that exist."""
     wanted = set(frame_index.tolist())
     kept, sizes, times, errors, duration = {}, [], [], 0, 0
     with _open(path) as container:
@@ -512,7 +503,7 @@ def _decode(path, index, frame_index, convert, square_pixels):
                 _raise_if_of_the_system(error)
                 errors += 1
                 continue
-            # of PyAV itself: there is a decoder, but it was given nothing to start with
+            # PyAV's own: there is a decoder, but the file gave it nothing to start with.
             except ValueError as error:
                 raise VideoError('decoder failed', one_line(error)) from None
             for frame in frames:
@@ -520,8 +511,7 @@ def _decode(path, index, frame_index, convert, square_pixels):
                 if frame.width * frame.height > MAX_PIXELS:
                     raise VideoError('too large', f'{frame.width}x{frame.height}')
                 if frame.is_corrupt and (frame.width, frame.height) != usual:
-                    # FFmpeg from 9 on gives a frame where a damaged header was, of a size that is
-                    # nonsense
+                    # From FFmpeg 9 on, a damaged header gives a frame of a nonsensical size.
                     continue
                 if len(times) in wanted:
                     rgb = _upright(_as_seen(frame, stream, square_pixels), frame)
@@ -530,12 +520,11 @@ def _decode(path, index, frame_index, convert, square_pixels):
                     kept[len(times)] = convert(rgb) if convert else rgb
                 times.append((frame.pts, frame.dts))
                 duration = frame.duration
-        # A .gif says how long its last picture stays; elsewhere that is a guess.
+        # A .gif says how long its last picture is shown; in other files that is a guess.
         stays = duration if container.format.name == 'gif' else None
         # A raw stream has no clock: FFmpeg makes one up.
-        fps = _rate(
-            stream, [] if container.format.flags & Flags.no_timestamps.value else times, stays
-        )
+        has_clock = not container.format.flags & Flags.no_timestamps.value
+        fps = _rate(stream, times if has_clock else [], stays)
     return Video([], frame_index, len(times), fps, int(errors), index), kept, sizes
 
 
@@ -544,7 +533,7 @@ def _as_seen(frame, stream, square_pixels):
     how = {'interpolation': EXACT} if frame.format.components[0].bits > 8 else {}
     try:
         rgb = frame.to_ndarray(format='rgb24', threads=1, **how)
-    # YCgCo, ICtCp and others that swscale does not know, or a damaged tag.
+    # YCgCo, ICtCp and others that swscale cannot convert, or a damaged tag.
     except av.error.FFmpegError as error:
         _raise_if_of_the_system(error)
         tags = f'{frame.format.name}, matrix {int(frame.colorspace)} of ITU-T H.273'
@@ -559,11 +548,11 @@ def _as_seen(frame, stream, square_pixels):
 
 
 def _upright(rgb, frame):
-    """Turns and mirrors as the frame's display matrix says: phones store what the sensor saw, and
-    how to show it."""
+    """Turns and mirrors a picture as the frame's display matrix says: phones store what the sensor
+    saw, and how to show it."""
     try:
         matrix = frame.side_data.get('DISPLAYMATRIX')
-    # PyAV before 19 does not know all kinds of side data; rotation is then all it tells.
+    # PyAV before 19 does not know all kinds of side data, and then tells only the rotation.
     except ValueError:
         return np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90)))
     if matrix is None:
@@ -578,16 +567,16 @@ def _upright(rgb, frame):
 
 
 def _rate(stream, times, last_duration) -> float:
-    """Frames per second of frames at `times`, [(pts, dts)]; the header's where they agree with it
-    within 1% and a tick of the clock.
+    """Frames per second of frames at `times`, [(pts, dts)]: the header's rate where they agree with
+    it within 1% and a tick of the clock.
 
-    last_duration: of the last frame, where it is known.
+    last_duration: how long the last frame is shown, where that is known.
     """
     header = [float(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
     usual = header[0] if header else 0.0
     shown, decoded = zip(*times) if times else ((), ())
     times = decoded if None in shown else shown  # .avi has the latter only
-    # No stamps, or a clock that was set back.
+    # Time stamps are missing, or the clock was set back.
     if None in times or any(b <= a for a, b in zip(times, times[1:])):
         return usual
     tick, count = float(stream.time_base), len(times) - 1 + bool(last_duration)

@@ -1,5 +1,5 @@
-"""Processes that read videos: in order, a few ahead, and without the file that ends the one that
-reads it."""
+"""Worker processes that read videos: in order, a few ahead, and leaving out files that crash the
+process that reads them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from fsar_jax.stopping import finish_first
 
 @contextlib.contextmanager
 def ordered_pool(processes: int, make_record) -> Iterator[Callable]:
-    """A function that maps sources to (record, None) or (None, VideoError): lazily, in order, a few
-    videos ahead.
+    """Gives a function that maps sources to (record, None) or (None, VideoError): lazily, in order,
+    reading a few videos ahead.
 
     Args:
-      processes: 0 reads in this process.
+      processes: how many; 0 reads in this process.
       make_record: source -> record, or raises VideoError; must pickle.
 
     Raises:
-      ChildProcessError: by the function, where workers die whatever they do.
+      ChildProcessError: the function raises it where workers die whatever they do.
     """
     attempt = functools.partial(_attempt, make_record)
     if not processes:
@@ -39,7 +39,7 @@ def ordered_pool(processes: int, make_record) -> Iterator[Callable]:
         return
     before, starting = set(multiprocessing.active_children()), threading.Lock()
     with _quiet_tracker():
-        pool, single = _pool(processes), _pool(1)  # which starts with its first file
+        pool, single = _pool(processes), _pool(1)  # each starts with its first file
 
     def run(sources):
         pending = collections.deque()
@@ -67,8 +67,8 @@ def ordered_pool(processes: int, make_record) -> Iterator[Callable]:
             return alone(source)
 
     def alone(source):
-        """A worker died, of this file or of another that was read then: in a process of its own the
-        guilty one shows."""
+        """Reads a file in a process of its own, after a worker died: that shows whether this file
+        is to blame, or another that was read at the time."""
         nonlocal single
         try:
             with starting, _without_ctrl_c():
@@ -89,8 +89,7 @@ def ordered_pool(processes: int, make_record) -> Iterator[Callable]:
         return None, VideoError('ended the process', 'out of memory, or the decoder crashes')
 
     def kill():
-        # for good: nothing starts any more, however many ends of processes are noticed
-        starting.acquire()
+        starting.acquire()  # never released: no process starts any more
         for child in set(multiprocessing.active_children()) - before:
             child.kill()
 
@@ -98,7 +97,7 @@ def ordered_pool(processes: int, make_record) -> Iterator[Callable]:
         with finish_first(kill):
             yield run
     except BaseException:
-        kill()  # a video that nobody waits for any more may take minutes
+        kill()  # a video whose record nobody waits for may take minutes
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -113,18 +112,16 @@ def _attempt(make_record, source):
         return make_record(source), None
     except VideoError as error:
         return None, error
-    except MemoryError:  # a header may claim anything
+    except MemoryError:  # a header may claim any size
         return None, VideoError('unreadable', os.strerror(errno.ENOMEM))
-    # Of a decoder, which may raise anything: one file must not end the build.
-    except Exception as error:
+    except Exception as error:  # decoders may raise anything; one file must not end the build
         return None, VideoError(
             'decoder failed', ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
         )
 
 
 def _pool(processes):
-    # An executor, not multiprocessing.Pool: when a decoder crashes or memory runs out, Pool waits
-    # for ever.
+    # Not a multiprocessing.Pool, which waits for ever when a decoder crashes or memory runs out.
     return concurrent.futures.ProcessPoolExecutor(
         processes, multiprocessing.get_context('spawn'), _start_worker
     )
@@ -132,8 +129,8 @@ def _pool(processes):
 
 @contextlib.contextmanager
 def _without_ctrl_c():
-    """Processes that start in the block never see SIGINT, which a terminal sends to all of them,
-    from their first moment on."""
+    """Processes that start in the block never see SIGINT, which a terminal sends to all processes:
+    not even while they start."""
     if not hasattr(signal, 'pthread_sigmask'):
         yield
         return
@@ -146,8 +143,8 @@ def _without_ctrl_c():
 
 @contextlib.contextmanager
 def _quiet_tracker():
-    """multiprocessing's resource tracker, a process that starts in the block, tidies up after a
-    command that a signal ended at once, and would complain that it has to."""
+    """Silences multiprocessing's resource tracker, a process that starts in the block: it cleans up
+    after a command that a signal ended, and would print a warning about it."""
     filters = os.environ.get('PYTHONWARNINGS')
     os.environ['PYTHONWARNINGS'] = ','.join(filter(None, (filters, 'ignore:resource_tracker')))
     try:
@@ -167,6 +164,6 @@ def _start_worker():
 
 
 def _end_with_parent():
-    """Workers outlive a killed parent otherwise."""
+    """Ends this worker when its parent was killed; otherwise it would live on."""
     multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
     os._exit(1)

@@ -34,7 +34,7 @@ def test_what_lies_about_in_a_download(small, tmp_path):
     assert list(skipped_in(directory).items()) == [
         (
             ('', 'anet', 'labels.zip'),
-            ('unreadable', 'no .zip, or one whose end is missing: File is not a zip file'),
+            ('unreadable', 'not a .zip, or its end is missing: File is not a zip file'),
         )
     ]
     assert open_dataset('activitynet100', tmp_path, 'test').video_ids == lines['test']
@@ -129,7 +129,7 @@ def test_annotations_that_are_something_else(small, tmp_path, capsys):
             '--overwrite',
         )
         said = capsys.readouterr().out
-        assert 'ssv2/train.json is not read, it is no list of videos' in said, text
+        assert 'ssv2/train.json is ignored, it is not a list of videos' in said, text
         assert 'annotations: 0 of 27 listed videos have another class there' in said, text
     shutil.rmtree(tmp_path / 'ssv2' / 'labels')
     copies.build_copy('ssv2_small_cmn', tmp_path / 'data', videos, lists, '--overwrite')

@@ -370,7 +370,7 @@ def test_zips_that_are_encrypted_cut_or_pipes(tmp_path):
     ):
         list(zipped_videos(path))
     path = zipped(tmp_path / 'two.zip', ('jump/a/0.jpg',), lambda data: data[:-30])
-    with pytest.raises(ValueError, match='two.zip is no .zip, or one whose end is missing'):
+    with pytest.raises(ValueError, match='two.zip is not a .zip, or its end is missing'):
         list(zipped_videos(path))
     moved = zipped(tmp_path / 'three.zip', ('jump/a/0.jpg',), lambda data: b'PK\0\0' + data[4:])
     ((*_, video),) = zipped_videos(moved)
@@ -422,7 +422,7 @@ def test_a_png_under_the_name_of_a_jpeg(tmp_path):
     Image.new('RGB', (32, 24)).save(data, 'PNG')
     reason, detail = why(FrameFolder(str(frames(tmp_path / 'video', 1, data.getvalue()))))
     assert reason == 'decode errors' and detail.startswith(
-        'frame 0 of 1 (0.jpg) is damaged, or no JPEG file'
+        'frame 0 of 1 (0.jpg) is damaged, or not a JPEG file'
     )
 
 

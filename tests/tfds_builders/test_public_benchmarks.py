@@ -245,7 +245,7 @@ def test_a_compressed_zip_is_refused(small, tmp_path):
     with pytest.raises(ValueError, match='class/1/1.jpg is compressed'):
         copies.build_copy('ssv2_small_cmn', tmp_path, tmp_path / 'frames.zip', lists)
     (tmp_path / 'no.zip').write_text('text')
-    with pytest.raises(ValueError, match='no.zip is no .zip'):
+    with pytest.raises(ValueError, match='no.zip is not a .zip'):
         copies.build_copy('ssv2_small_cmn', tmp_path, tmp_path / 'no.zip', lists)
 
 
