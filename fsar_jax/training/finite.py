@@ -8,18 +8,8 @@ import numpy as np
 
 from fsar_jax.config import SETTINGS, setting_of
 from fsar_jax.messages import listed
+from fsar_jax.stages import chosen
 from fsar_jax.training.state import example_episode
-
-# In the order in which a clip passes them: module of the learner → its section of config.model.
-STAGES = {
-    'sampler': 'sampler',
-    'backbone': 'backbone',
-    'temporal_transform': 'enrichment',
-    'patch_enrichment': 'enrichment',
-    'frame_enrichment': 'enrichment',
-    'matcher': 'matcher',
-    'query_similarity': 'query_similarity',
-}
 
 
 def check_logits(learner, variables, config) -> None:
@@ -38,10 +28,10 @@ def check_logits(learner, variables, config) -> None:
     finite = jax.tree.map(np.asarray, _finite(learner, variables, noise(support), noise(query[:1])))
     if finite.pop('logits'):
         return
-    broken = next(
-        (stage for stage in STAGES if not finite.get(stage, True)), 'query_similarity'
-    )  # else what it is multiplied by
-    section = f'model.{STAGES[broken]}.'
+    sections = {stage: section for stage, (section, _) in chosen(config.model).items()}
+    # Where all stages are finite, it is the factor of the last one, the query similarity.
+    broken = next((stage for stage in sections if not finite.get(stage, True)), 'query_similarity')
+    section = f'model.{sections[broken]}.'
     changed = {
         key: value
         for key, known in SETTINGS.items()
@@ -50,8 +40,8 @@ def check_logits(learner, variables, config) -> None:
     not_default = listed(f'config.{key}={value!r}' for key, value in changed.items())
     raise ValueError(
         f'the logits of the model are not finite as it starts, from its {broken.replace("_", " ")} '
-        'on: change '
-        f'config.{section[:-1]}, of which these are not the default: {not_default or "none"}'
+        f'on: change config.{section[:-1]}, of which these are not the default: '
+        f'{not_default or "none"}'
     )
 
 

@@ -69,10 +69,9 @@ def test_logits_that_are_not_finite_at_the_start_name_stage_and_settings():
         check_logits(*made('mastaf', {'model.matcher.alpha': 3e38}))
     assert str(error.value) == (
         'the logits of the model are not finite as it starts, from its matcher on: change '
-        'config.model.matcher, of which these are not the '
-        "default: config.model.matcher.name='attention_fusion', config.model.matcher.dim=16, "
-        "config.model.matcher.alpha=3e+38, "
-        'config.model.matcher.loss_weight=0.5'
+        "config.model.matcher, of which these are not the default: config.model.matcher.name="
+        "'attention_fusion', config.model.matcher.loss_weight=0.5, config.model.matcher.dim=16, "
+        'config.model.matcher.alpha=3e+38'
     )
 
 
