@@ -88,6 +88,14 @@ def test_settings_that_are_named_exist(page):
     assert not [key for key in keys if key not in SETTINGS and key not in sections]
 
 
+def test_the_method_that_is_quoted_is_the_one_in_its_file():
+    """Its code lines stand in the file in this order; docstrings are left out."""
+    section = (REPOSITORY / 'docs/how_it_works.md').read_text().split('## Add a method\n')[1]
+    quoted = section.split('```python\n')[1].split('```')[0].splitlines()
+    lines = iter((REPOSITORY / 'fsar_jax/matchers/matching_net.py').read_text().splitlines())
+    assert not [line for line in quoted if line and line not in lines]
+
+
 @pytest.mark.parametrize('text, found', [('fsar_jax.build', True), ('fsar_jax.built', False)])
 def test_a_name_that_does_not_exist_is_noticed(text, found):
     assert module_or_attribute(text) is found
