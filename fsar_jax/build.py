@@ -325,6 +325,21 @@ def _already_built(name, built, settings) -> str:
     return text + _other_decoder(metadata.get('made_with'))
 
 
+def _check_same(name, built, settings):
+    """ValueError if a dataset was built with other settings than those asked for. Settings that are
+    newer than the dataset are not compared."""
+    different = [
+        f'{key} is {built[key]}, asked for {value}'
+        for key, value in settings.items()
+        if key in built and built[key] != value
+    ]
+    if different:
+        raise ValueError(
+            f'{name} is built already with other settings ({"; ".join(different)}): '
+            'use --overwrite to build it again, or another --dir'
+        )
+
+
 def _build(args, builder, slice_, directory, built) -> pathlib.Path:
     """Builds a slice, or all, in the builder's `incomplete` folder, which then becomes `directory`
     in the place of `built`."""

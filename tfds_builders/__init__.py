@@ -1,1 +1,1 @@
-"""One folder per dataset, as `tfds new` lays it out. Their common base is fsar_jax/ingest."""
+"""One folder per dataset, laid out as by `tfds new`. Their common base is in fsar_jax/ingest."""

@@ -1,9 +1,9 @@
-"""The public few-shot benchmarks: published class splits and video lists, and files as their
-authors hand them out.
+"""The base of the public few-shot benchmarks: published classes and video lists, and the videos as
+their authors hand them out.
 
-Each benchmark is a folder beside this file with its class list (classes.json), the SHA-256 of the
-authors' list files (checksums.tsv) and a README. A list line, `<label>/<video>`, is the id of a
-video, and the records are in the order of the list: so the hash over all ids of a complete build is
+Each benchmark is a folder in tfds_builders with its class list (classes.json), the SHA-256 of the
+authors' list files (checksums.tsv) and a README. A line of a list, `<label>/<video>`, is the id of
+a video, and the records are in the order of the list: so the hash of all ids of a complete build is
 the SHA-256 of the list file itself.
 """
 
@@ -31,8 +31,8 @@ SPLITS = ('train', 'val', 'test')
 
 
 class ListFile(NamedTuple):
-    """A published list: its address, and the name it has there and under which it may lie in
-    manual_dir."""
+    """A published list: its address, its file name, which it must also have in manual_dir, and its
+    hash."""
 
     url: str
     name: str
@@ -41,9 +41,10 @@ class ListFile(NamedTuple):
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class BenchmarkConfig(VideoConfig):
-    """videos: the folder, .zip or .rar with the videos; '' looks in manual_dir.
+    """Where the files of a benchmark are.
 
-    manual_dir: folder with list files for a machine without network.
+    videos: the folder, .zip or .rar with the videos; '' looks in manual_dir.
+    manual_dir: folder with the list files, for a machine without network.
     own_lists: accept list files that are not the published ones.
     """
 
@@ -58,9 +59,9 @@ class BenchmarkConfig(VideoConfig):
 class BenchmarkBuilder(VideoBuilder, skip_registration=True):
     """Base of the benchmarks; a subclass says which lists there are and what its files are called.
 
-    LISTS_FROM: what the addresses of its lists in checksums.tsv have in common; several are
-    mirrors, in this order. FOLDERS_ARE_THE_LIST: a class split fixes the videos, so that no list
-    file is needed.
+    LISTS_FROM: what the addresses of its lists in checksums.tsv have in common; where there are
+        several, they are mirrors, tried in this order.
+    FOLDERS_ARE_THE_LIST: all videos of a class belong to it, so no list file is needed.
     ARCHIVES: names of the archives that the authors hand out.
     """
 
@@ -72,7 +73,7 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
     ARCHIVES: tuple[str, ...] = ()
 
     def other_names(self, name: str) -> tuple[str, ...]:
-        """Under which else the file of video `name` may be found, without suffix."""
+        """Other names that the file of video `name` may have, without suffix."""
         return ()
 
     @classmethod
@@ -151,16 +152,16 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
         )
 
     def _manual_dir(self) -> pathlib.Path | None:
-        """Of the config, else of tfds' download manager; None where that has none."""
+        """The config's folder, else that of tfds' download manager; None where there is neither."""
         if self.builder_config.manual_dir:
             return pathlib.Path(self.builder_config.manual_dir)
         try:
             return pathlib.Path(self.downloads.manual_dir)
-        except AssertionError:  # how tfds says that the folder is not there, or empty
+        except AssertionError:  # tfds' error for a folder that is missing or empty
             return None
 
     def _from_folders(self, files, published, label):
-        """Every file in a class folder is a video of the class, in the order of bytes."""
+        """Every file in the folder of a class is one of its videos, in the order of bytes."""
         splits, skipped, notes = {}, [], []
         for split in SPLITS:
             splits[split] = []
@@ -194,7 +195,7 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
         return splits, skipped, notes
 
     def _from_lists(self, files, published, label):
-        """A video for every line, in the order of the lists, whether there is a file or not."""
+        """A video for every line of the lists, in their order, whether its file exists or not."""
         splits, skipped, notes = {}, [], []
         texts = self._list_texts()
         for split in SPLITS:
@@ -232,11 +233,11 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
         return splits, skipped, notes + self.check_annotations(splits, label)
 
     def check_annotations(self, splits, label) -> list[str]:
-        """Notes where other files of the authors contradict the lists."""
+        """Notes on contradictions between the lists and other files of the authors."""
         return []
 
     def annotation_folders(self) -> list[pathlib.Path]:
-        """Where files of the authors besides the videos may lie."""
+        """Folders that may hold other files of the authors than the videos."""
         roots = [
             pathlib.Path(path) for path in (self.builder_config.videos, self._manual_dir()) if path
         ]
@@ -258,11 +259,11 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
         mirrors, texts, local, others = self.list_files(), {}, {}, _lists_of_others(type(self))
         for split in SPLITS:
             names = dict.fromkeys(mirror[split].name for mirror in mirrors)
-            places = [folder / name for folder in self.annotation_folders() for name in names]
-            # The lists of several benchmarks have one name, and may lie in one folder.
+            paths = [folder / name for folder in self.annotation_folders() for name in names]
+            # The lists of several benchmarks have the same name, and may be in one folder.
             found = {
                 path: sha
-                for path in places
+                for path in paths
                 if path.is_file() and (sha := _sha256(path)) not in others
             }
             published = (path for path, sha in found.items() if sha == mirrors[0][split].sha256)
@@ -295,8 +296,8 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
         return texts
 
     def _downloaded(self, mirrors):
-        # Without its manual_dir: tfds would take a file of the same name there, which is another
-        # benchmark's list.
+        # Without its manual_dir: tfds would take a file of the same name from there, which may be
+        # another benchmark's list.
         folder = pathlib.Path(self.downloads.download_dir)
         network = self.download_manager(folder, manual_dir=folder / 'nothing')
         errors = []
@@ -304,7 +305,7 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
             try:
                 paths = network.download({split: mirror[split].url for split in SPLITS})
                 return {split: pathlib.Path(path) for split, path in paths.items()}
-            except Exception as error:  # of requests, of tfds: they have no common base
+            except Exception as error:  # those of requests and of tfds have no common base
                 errors.append(type(error).__name__)
         urls = ', '.join(mirrors[0][split].url for split in SPLITS)
         raise FileNotFoundError(

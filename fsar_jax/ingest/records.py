@@ -1,7 +1,7 @@
-"""The record of one video: JPEG frames that are ready to use, and where they came from.
+"""The record of one video: its stored frames as JPEG, and where they come from.
 
-A record is stored as one entry of an ArrayRecord file. Its frames stay encoded when it is read, so
-that looking at 8 of them decodes 8.
+A record is one entry of an ArrayRecord file. Its frames stay encoded when it is read, so that using
+8 of them decodes 8.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from fsar_jax.ingest.video_files import read_video
 
 @dataclasses.dataclass(frozen=True)
 class RecordSettings:
-    """How a file becomes a record; kept in the dataset's metadata.
+    """How a file becomes a record; the dataset's metadata keep it.
 
-    short_side: pixels, 0 keeps the size of the file.  max_frames: evenly spaced over the clip, 0
-    keeps all. min_frames: a clip with fewer is 'too short'.  jpeg_quality: 1..100.
-    square_pixels: 1 stores frames as they are seen, stretched where the file's pixels are not
-    square; 0 as coded.
+    short_side: of the stored frames, in pixels; 0 keeps the size of the file.
+    max_frames: how many frames are stored, evenly spaced over the clip; 0 stores all.
+    min_frames: a clip with fewer frames is 'too short'.
+    jpeg_quality: 1..100.
+    square_pixels: 1 stores frames as players show them, stretched where the file's pixels are not
+        square; 0 stores them as coded.
     """
 
     short_side: int = 256
@@ -47,11 +49,11 @@ class RecordSettings:
 def record_features(
     class_names: list[str] | None = None, **truth: tfds.features.FeatureConnector
 ) -> tfds.features.FeaturesDict:
-    """Features of a record; `truth`: further ones of a dataset that knows more about its clips.
+    """Features of a record; `truth` are additional ones, of a dataset that knows more about its
+    clips.
 
-    frames are JPEG byte strings (tfds' own Image and Video features need TensorFlow to write).
+    frames are JPEG byte strings: writing tfds' own Image and Video features needs TensorFlow.
     """
-    # Place of each stored frame in the file.
     return tfds.features.FeaturesDict(
         {
             'frames': tfds.features.Sequence(tfds.features.Text()),
@@ -59,9 +61,9 @@ def record_features(
             'video_id': tfds.features.Text(),
             'num_frames': np.int32,  # stored
             'source_frames': np.int32,  # in the file
-            'frame_index': tfds.features.Sequence(np.int32),
-            'source_stream': np.int32,  # index in the file of the stream that they are from
-            'fps': np.float32,  # of the file, 0 when it does not say
+            'frame_index': tfds.features.Sequence(np.int32),  # of the stored frames in the file
+            'source_stream': np.int32,  # index of their stream in the file
+            'fps': np.float32,  # of the file, 0 where it does not say
             'width': np.int32,
             'height': np.int32,  # of the stored frames
             'decode_errors': np.int32,
@@ -73,7 +75,7 @@ def record_features(
 def record_from_file(
     path: str | os.PathLike, video_id: str, label: int, settings: RecordSettings
 ) -> dict:
-    """Decodes, resizes and encodes one file; VideoError when it gives no usable clip."""
+    """Decodes, resizes and encodes one file; VideoError where it gives no usable clip."""
     size = None
 
     def store(frame):

@@ -1,9 +1,9 @@
-"""From a list of videos to ArrayRecord shards: the base of all builders.
+"""The base of all builders: turns a list of videos into ArrayRecord shards.
 
 A builder says which videos there are (`list_videos`) and how one of them becomes a record
-(`record_maker`); everything else is here. Videos go through one pool of processes (workers.py), in
-order, and each record to its shard as it comes, so that memory holds a few records and the index.
-Which video lands in which shard depends on the list and the settings only, never on timing: shards
+(`record_maker`); the rest is here. Videos go through one pool of processes (workers.py), in order,
+and each record is written to its shard at once, so that memory holds a few records and the index.
+Which video goes into which shard depends only on the list and the settings, never on timing: shards
 may be built in any order, on any machine, and again after a kill (shards.py). A video that gives no
 record is not an error: it is listed in skipped.tsv, in the metadata, and in the table at the end.
 """
@@ -45,7 +45,7 @@ from fsar_jax.stopping import finish_first
 
 FILE_FORMAT = 'array_record'  # tfds' default needs TensorFlow
 SHARD_BYTES = 250e6
-AGAIN = ('unreadable', 'ended the process')  # reasons that the next call looks at again
+AGAIN = ('unreadable', 'ended the process')  # files with these reasons are tried again
 
 
 class NoVideoError(ValueError):
@@ -54,11 +54,12 @@ class NoVideoError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class VideoSource:
-    """A video to be ingested. `origin`: what the record maker needs to make it (a path, a seed);
-    must pickle.
+    """A video to be ingested.
 
-    name: of the file, for the table of those that failed.  An origin of None: listed, but there is
-    no such file.
+    label: index into the class names.
+    origin: what the record maker needs (a path, a seed); must pickle. None: the video is listed,
+        but there is no such file.
+    name: of the file, for the table of skipped files.
     """
 
     video_id: str
@@ -69,11 +70,14 @@ class VideoSource:
 
 @dataclasses.dataclass(frozen=True)
 class VideoList:
-    """class_names: a label is a place in it.  splits: {split: videos}.  skipped: what is no video
-    at all.
+    """The videos of a dataset.
 
-    expected: {split: {'videos': count, 'hash': of all video ids or None, 'classes': {class:
-    count}}}, where it is known what a complete copy holds.  notes: lines for the end of the build.
+    class_names: a label is an index into it.
+    splits: {split: videos}.
+    skipped: files that are not videos at all.
+    expected: what a complete copy holds, {split: {'videos': count, 'hash': of all video ids or
+        None, 'classes': {class: count}}}; None where that is not known.
+    notes: lines for the end of the build.
     """
 
     class_names: list[str]
@@ -103,22 +107,23 @@ class VideoConfig(tfds.core.BuilderConfig):
         )
 
     def settings(self) -> dict[str, Any]:
-        """The values that decide what the records hold, kept in the metadata; JSON."""
+        """The values that decide what the records hold; JSON. The metadata keep them."""
         return dataclasses.asdict(self.record_settings())
 
 
 class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     """Base of the builders; a subclass gives VERSION, `list_videos` and `record_maker`.
 
-    USUAL_FRAMES: of a whole video, for the size of the shards where all frames are kept.
+    `plan`, `write_shards` and `finish` are the steps of a build that may be killed, and spread over
+    machines; `download_and_prepare` does all three. Afterwards `skipped` lists what was left out.
+
+    USUAL_FRAMES: how many frames a video usually has: where all are kept, it decides how many
+    videos make a shard.
 
     Args:
       config: a VideoConfig, or the name of one of BUILDER_CONFIGS.
-      processes: that decode; 0 decodes in this process; None: one per usable core.
+      processes: how many decode; 0 decodes in this process; None: one per usable core.
       strict: the first file that cannot be used is a ValueError instead of a line in the table.
-
-    `plan`, `write_shards` and `finish` are the steps of a build that may be killed and spread over
-    machines; `download_and_prepare` is all three. Then `skipped` is the list of what was left out.
     """
 
     USUAL_FRAMES = 300
@@ -135,68 +140,36 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         self.downloads = None
 
     def list_videos(self) -> VideoList:
-        """All videos, in the order of the records; the same on every machine. `downloads`: tfds'
-        download manager."""
+        """All videos, in the order of the records; the same on every machine. `self.downloads` is
+        tfds' download manager."""
         raise NotImplementedError
 
     def record_maker(self) -> Callable[[VideoSource], dict]:
-        """A function that pickles and makes the record of a video, or raises VideoError."""
+        """A function that makes the record of a video, or raises VideoError; it must pickle."""
         raise NotImplementedError
 
     def truth_features(self) -> dict[str, tfds.features.FeatureConnector]:
-        """Features that the records have besides the common ones."""
+        """Features that the records have in addition to the common ones."""
         return {}
 
     def plan(self, downloads=None) -> list[Shard]:
-        """Lists the videos and cuts the list into shards; two videos with one id are noticed here.
+        """Lists the videos and cuts the list into shards. Skips the second of two videos with the
+        same id.
 
         Raises:
-          ValueError: with `strict`, the first that cannot be used.
+          ValueError: with `strict`, a video cannot be used.
         """
         self.downloads = downloads
         videos, config = self.list_videos(), self.builder_config
         self.info.features['label'].names = videos.class_names
-        self.notes, listed = list(videos.notes), list(videos.skipped)
-        splits, first = {split: [] for split in videos.splits}, {}
-        for split, sources in videos.splits.items():
-            for source in sources:
-                if not is_utf8(source.video_id):
-                    listed.append(
-                        Skipped(
-                            split,
-                            videos.class_names[source.label],
-                            source.name,
-                            'name is not UTF-8',
-                        )
-                    )
-                elif source.video_id in first:
-                    where = f'as {first[source.video_id]}'
-                    listed.append(
-                        Skipped(
-                            split,
-                            videos.class_names[source.label],
-                            source.name,
-                            'duplicate id',
-                            where,
-                        )
-                    )
-                else:
-                    first[source.video_id] = source.name
-                    splits[split].append(source)
+        self.notes = list(videos.notes)
+        splits, self.skipped = _with_distinct_ids(videos)
         if self.strict:
-            missing = (
-                Skipped(split, videos.class_names[source.label], source.name, 'missing')
-                for split, sources in splits.items()
-                for source in sources
-                if source.origin is None
-            )
-            for skip in itertools.chain(listed, missing):
-                raise _strict_error(skip)
-        self.skipped = listed
+            self._refuse_skipped(videos.class_names, splits)
         self.info.metadata.update(
             videos={split: {'video_id': [], 'label': [], 'num_frames': []} for split in splits},
             settings=config.settings(),
-            failed={skip.path: skip.reason for skip in listed},
+            failed={skip.path: skip.reason for skip in self.skipped},
             expected=videos.expected,
         )
         decides = {
@@ -210,13 +183,24 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         )
         return cut_into_shards(self.name, splits, length, decides)
 
+    def _refuse_skipped(self, class_names, splits):
+        """ValueError for the first file that cannot be used."""
+        missing = (
+            Skipped(split, class_names[source.label], source.name, 'missing')
+            for split, sources in splits.items()
+            for source in sources
+            if source.origin is None
+        )
+        for skip in itertools.chain(self.skipped, missing):
+            raise _strict_error(skip)
+
     def download_manager(
         self, folder: str | os.PathLike, manual_dir: str | os.PathLike | None = None
     ):
         """tfds' download manager, which keeps files in `folder` and checks them by the package's
         checksums.tsv.
 
-        manual_dir: where it takes files from before it downloads them; None: `folder`/manual.
+        manual_dir: where it looks for files before it downloads them; None: `folder`/manual.
         """
         folder = pathlib.Path(folder)
         return tfds.download.DownloadManager(
@@ -231,15 +215,14 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     def write_shards(
         self, shards: list[Shard], folder: str | os.PathLike, overwrite: bool = False
     ) -> int:
-        """Writes those of `shards` that are not finished yet to `folder`; how many these were.
+        """Writes those of `shards` that are not finished yet to `folder`; returns how many.
 
-        overwrite: also those that another decoder has finished.
+        overwrite: also write those again that another decoder has finished.
 
         Raises:
-          DiskFullError: those that are finished are kept, the others are not there.
+          DiskFullError: finished shards are kept, of the others nothing is left.
           OSError: too little memory, or too few threads.
-          ValueError: another decoder has finished some; with `strict`, the first video that cannot
-            be used.
+          ValueError: another decoder has finished some; with `strict`, a video cannot be used.
         """
         start_reader_threads()  # each finished shard is opened; better now than after the first
         folder = pathlib.Path(folder)
@@ -270,18 +253,17 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
                     'made_with': _made_with(shard),
                 }
                 records = self._records(shard, stream, progress, note)
-                # Protobuf orders a map by a hash that differs from process to process unless told
-                # not to.
+                # Otherwise protobuf orders maps by a hash that differs from process to process.
                 examples = map(serialise.get_tf_example, records)
                 encoded = (example.SerializeToString(deterministic=True) for example in examples)
                 write_shard(folder, shard, encoded, note)
         return len(to_do)
 
     def _records(self, shard, stream, progress, note):
-        """Yields the records of the videos that give one, in order, and takes down both kinds in
-        `note`."""
+        """Yields the records of the videos that give one, in order, and notes every video in
+        `note`, read or skipped."""
         names, index = self.info.features['label'].names, note['videos']
-        # The stream last: it must not lose one.
+        # `stream` is last, so that zip takes nothing from it after the shard's last video.
         for source, (record, error) in zip(shard.sources, stream):
             progress.update()
             if error is not None:
@@ -298,52 +280,29 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             yield self.info.features.encode_example(record)
 
     def finish(self, shards: list[Shard], folder: str | os.PathLike) -> None:
-        """Writes the metadata, skipped.tsv and SHA256SUMS to `folder`, once all shards are there;
-        other shards are removed.
+        """Writes the metadata, skipped.tsv and SHA256SUMS to `folder`, which must hold all shards,
+        and removes other shards.
 
-        What it leaves behind is a dataset, and the shards' notes (shards.remove_notes).
+        Afterwards `folder` holds a dataset, and the notes of the shards (shards.remove_notes).
 
         Raises:
-          ValueError: shards that are not there, of other files, or of two decoders; with `strict`,
-            a video that was skipped; not one usable video.
+          ValueError: shards are missing, were made of other files, or by two decoders; with
+            `strict`, a video was skipped; not a single video is usable.
         """
         folder, metadata = pathlib.Path(folder), self.info.metadata
+        notes = _finished_notes(folder, shards)
         lengths, sizes = {split: [] for split in metadata['videos']}, collections.Counter()
-        absent, made_with, digests = [], [], {}
-        for shard in shards:
-            note = read_note(folder, shard)
-            if note is None:
-                absent.append(shard)
-                continue
-            if note.get('source_bytes') != _source_bytes(shard):
-                raise ValueError(
-                    f'{shard.file_name} was made of other files than those that are there now: '
-                    'give the command without --finish to build such shards again'
-                )
-            if 'made_with' not in note:
-                raise ValueError(
-                    f'{shard.file_name} does not say which decoder made its pixels (an older '
-                    'version wrote it): give the command without --finish to build such shards '
-                    'again'
-                )
-            made_with.append(note['made_with'])
+        for shard, note in zip(shards, notes):
             if self.strict and note['skipped']:
                 raise _strict_error(Skipped(*note['skipped'][0][1:]))
             lengths[shard.split].append(len(note['videos']['label']))
             sizes[shard.split] += note['record_bytes']
-            digests[shard.file_name] = note.get('sha256')  # notes of older versions lack it
             for key, values in note['videos'].items():
                 metadata['videos'][shard.split][key] += values
             for video_id, *skip in note['skipped']:
                 self.skipped.append(Skipped(*skip))
                 metadata['failed'][video_id] = self.skipped[-1].reason
-        if absent:
-            raise ValueError(
-                f'{len(absent)} of {len(shards)} shards are not in {printable(folder, 1000)}, the '
-                f'first is {absent[0].file_name}: give the command without --shards to build what '
-                'is missing'
-            )
-        metadata['made_with'] = _one_decoder(made_with)
+        metadata['made_with'] = _one_decoder([note['made_with'] for note in notes])
         if not any(map(sum, lengths.values())):
             raise NoVideoError(
                 f'no video could be used: all {len(self.skipped)} were skipped, the table says why'
@@ -368,10 +327,12 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         remove_all_but(folder, shards)
         write_skipped(folder / 'skipped.tsv', self.skipped)
         self.info.write_to_directory(folder)
-        write_sums(folder, digests)
+        # Notes of older versions have no checksum.
+        sums = {shard.file_name: note.get('sha256') for shard, note in zip(shards, notes)}
+        write_sums(folder, sums)
 
     def collect_skipped(self, shards: list[Shard], folder: str | os.PathLike) -> None:
-        """Adds to `skipped` what the finished ones of `shards` left out: for the table of an
+        """Adds to `skipped` what those of `shards` that are finished left out: for the table of an
         unfinished build."""
         for shard in shards:
             note = read_note(pathlib.Path(folder), shard)
@@ -386,8 +347,8 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         )
 
     def _create_builder_config(self, builder_config, version):
-        # tfds refuses other values under the name of a listed config; here the metadata tell them
-        # apart.
+        # tfds refuses other values under the name of a listed config. Here they are allowed: the
+        # metadata keep the values.
         if isinstance(builder_config, tfds.core.BuilderConfig):
             return builder_config
         return super()._create_builder_config(builder_config, version)
@@ -406,8 +367,8 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
 
 def _end_line():
-    """What is said when a signal ends the process comes after the bar, whose line is open. On a
-    terminal that is known already."""
+    """Ends the line of the progress bar, so that the message about a signal has its own. On a
+    terminal that is done already."""
     if not sys.stderr.isatty():
         os.write(2, b'\n')
 
@@ -419,44 +380,87 @@ def _strict_error(skip):
     )
 
 
-def _is_to_do(shard, note, overwrite):
-    """Not finished, or without a video that may be readable now, or made of files that have changed
-    since.
+def _with_distinct_ids(videos: VideoList):
+    """({split: videos}, skipped): without those whose id is not text, or that of another video."""
+    splits, skipped = {split: [] for split in videos.splits}, list(videos.skipped)
+    first = {}  # id -> name of its video
+    for split, sources in videos.splits.items():
+        for source in sources:
+            if not is_utf8(source.video_id):
+                why = ('name is not UTF-8',)
+            elif source.video_id in first:
+                why = ('duplicate id', f'as {first[source.video_id]}')
+            else:
+                first[source.video_id] = source.name
+                splits[split].append(source)
+                continue
+            skipped.append(Skipped(split, videos.class_names[source.label], source.name, *why))
+    return splits, skipped
 
-    Somebody may have put a whole file where a broken one was, or named another copy of the dataset:
-    one built from two copies would be like neither. So would one of two decoders, but which of them
-    is wanted only the user knows.
+
+def _finished_notes(folder, shards):
+    """The notes of all shards; ValueError where one is missing or does not fit."""
+    notes = [read_note(folder, shard) for shard in shards]
+    for shard, note in zip(shards, notes):
+        if note is not None and note.get('source_bytes') != _source_bytes(shard):
+            raise ValueError(
+                f'{shard.file_name} was made of other files than those that are there now: '
+                'give the command without --finish to build such shards again'
+            )
+        if note is not None and 'made_with' not in note:
+            raise ValueError(
+                f'{shard.file_name} does not say which decoder made its pixels (an older '
+                'version wrote it): give the command without --finish to build such shards again'
+            )
+    absent = [shard for shard, note in zip(shards, notes) if note is None]
+    if absent:
+        raise ValueError(
+            f'{len(absent)} of {len(shards)} shards are not in {printable(folder, 1000)}, the '
+            f'first is {absent[0].file_name}: give the command without --shards to build what '
+            'is missing'
+        )
+    return notes
+
+
+def _is_to_do(shard, note, overwrite):
+    """Whether to write a shard: it is not finished, it skipped a video that may be readable now, or
+    its files have changed since.
+
+    Somebody may have replaced a broken file, or named another copy of the dataset: a build from two
+    copies would be like neither. The same is true of two decoders, but only the user knows which of
+    them is wanted.
 
     Raises:
       ValueError: another decoder has finished it, and `overwrite` is not given.
     """
-    here, there = decoder_generation(), note and note.get('made_with', {}).get('decoder')
-    if there not in (None, here) and not overwrite:
+    installed = decoder_generation()
+    decoder = note and note.get('made_with', {}).get('decoder')
+    if decoder not in (None, installed) and not overwrite:
         raise ValueError(
-            f'this build was begun with {printable(there)}, and {here} is installed here, which '
-            'makes other pixels: go on with those versions, or give --overwrite to build again '
-            'what they made'
+            f'this build was begun with {printable(decoder)}, and {installed} is installed here, '
+            'which makes other pixels: go on with those versions, or give --overwrite to build '
+            'again what they made'
         )
     return (
         note is None
         or 'made_with' not in note  # an older version wrote it
-        or there not in (None, here)
+        or decoder not in (None, installed)
         or any(reason in AGAIN for _, _, _, _, reason, _ in note['skipped'])
         or note.get('source_bytes') != _source_bytes(shard)
     )
 
 
 def _made_with(shard):
-    """Of a shard: {'decoder': of its videos, None where JPEG files need none, package: version of
-    all that makes pixels}."""
+    """What makes the pixels of a shard: {'decoder': None where its videos are JPEG files, package:
+    version, …}."""
     if not any(is_decoded(source.origin) for source in shard.sources):
         return {'decoder': None} | codec_versions()
     return {'decoder': decoder_generation()} | decoder_versions() | codec_versions()
 
 
 def _one_decoder(made_with):
-    """What all shards were made with; where versions differ within a generation, 'version,
-    version'."""
+    """What all shards were made with, {'decoder': …, package: version, …}. Where versions differ
+    within a generation, all are listed: '19.0.0, 19.0.2'."""
     decoders = collections.Counter(made['decoder'] for made in made_with if made['decoder'])
     if len(decoders) > 1:
         raise ValueError(
@@ -470,9 +474,7 @@ def _one_decoder(made_with):
     versions = collections.defaultdict(set)
     for name, version in itertools.chain.from_iterable(made.items() for made in made_with):
         versions[name].add(version)
-    return {
-        name: ', '.join(sorted(filter(None, there))) or None for name, there in versions.items()
-    }
+    return {name: ', '.join(sorted(filter(None, all_))) or None for name, all_ in versions.items()}
 
 
 def _source_bytes(shard):
@@ -482,7 +484,7 @@ def _source_bytes(shard):
 def videos_per_shard(
     settings: RecordSettings, usual_frames: int = VideoBuilder.USUAL_FRAMES
 ) -> int:
-    """How many videos make a shard of about SHARD_BYTES, a function of the settings alone."""
+    """How many videos make a shard of about SHARD_BYTES. Depends only on the settings."""
     short_side, frames = settings.short_side or 720, settings.max_frames or usual_frames
     # JPEG at quality 95: a third of a byte per pixel.
     bytes_per_frame = 0.33 * short_side * short_side * 4 / 3

@@ -1,11 +1,11 @@
-"""The 100 actions of the synthetic dataset, as motion programs, and how they are split by class.
+"""The 100 actions of the synthetic dataset, as motion programs, and their split by class.
 
-A program says where up to three objects are at progress u in [0, 1] of the action. It is a polyline
-of key states, so its time reversal is exact: `reverse(program).at(u) == program.at(1 - u)`. Most
-classes have such a partner, and partners are always in the same split: telling them apart needs the
-order of the frames, not the frames themselves.
+A program gives the state of up to three objects at progress u in [0, 1] of the action. It is a
+polyline of key states, so its time reversal is exact: `reverse(program).at(u) == program.at(1 -
+u)`. Most classes have such a partner, and partners are always in the same split: telling them apart
+needs the order of the frames, not the frames themselves.
 
-Nothing here is random, and nothing here knows about appearance; see renderer.py for that.
+Nothing here is random, and appearance is not decided here, but in renderer.py.
 """
 
 import dataclasses
@@ -33,23 +33,22 @@ class Program:
     def at(self, progress):
         """States [..., objects, 8] float64 at `progress` [...] in [0, 1] (clipped to it)."""
         progress = np.clip(np.asarray(progress, np.float64), 0, 1)
-        place = np.clip(
-            np.searchsorted(self.times, progress, side='right') - 1, 0, len(self.times) - 2
-        )
-        share = (progress - self.times[place]) / (self.times[place + 1] - self.times[place])
+        key = np.searchsorted(self.times, progress, side='right') - 1
+        key = np.clip(key, 0, len(self.times) - 2)
+        share = (progress - self.times[key]) / (self.times[key + 1] - self.times[key])
         share = share[..., None, None]
-        return (1 - share) * self.states[place] + share * self.states[place + 1]
+        return (1 - share) * self.states[key] + share * self.states[key + 1]
 
 
 def pose(x=0.0, y=0.0, **fields):
-    """One state [8]; fields not named are 0, opacity is 1."""
+    """One state [8]. Fields that are not given are 0, except for an opacity of 1."""
     values = dict.fromkeys(FIELDS, 0.0) | {'x': x, 'y': y, 'opacity': 1.0} | fields
     return np.array([values[name] for name in FIELDS], np.float64)
 
 
 def keys(*states, times=None):
-    """Program through `states`, each a pose or a tuple of poses (one per object), at `times`
-    (default: equally spaced)."""
+    """The program through `states`, each a pose or a tuple of poses (one per object), at `times`,
+    equally spaced by default."""
     states = np.stack([np.stack(s) if isinstance(s, tuple) else s[None] for s in states])
     times = np.linspace(0, 1, len(states)) if times is None else np.array(times, np.float64)
     return Program(times, states)
@@ -61,8 +60,8 @@ def reverse(program):
 
 
 def join(*programs):
-    """The programs one after the other, each given the same time; each starts where the one before
-    ends."""
+    """The programs one after the other, in equal shares of the time. Each must start where the one
+    before ends."""
     times, states = [np.zeros(1)], [programs[0].states[:1]]
     for i, program in enumerate(programs):
         if not np.allclose(program.states[0], states[-1][-1]):

@@ -1,9 +1,9 @@
 """Draws clips of the synthetic actions, with the truth about when and where the action happens.
 
-A clip is a scene (objects, background, place, extent, timing, camera, light; drawn from the seed
-alone, never from the class) in which the class's motion program is played. Two classes with the
-same seed show the same objects in the same place with the same timing, so nothing but the motion
-tells the class.
+A clip is a scene in which the motion program of a class is played. The scene (objects, background,
+position, extent, timing, camera, light) depends only on the seed, never on the class. With the same
+seed, two classes show the same objects at the same position with the same timing, so only the
+motion tells the class.
 """
 
 import dataclasses
@@ -18,8 +18,9 @@ MISALIGNMENTS = ('aligned', 'misaligned', 'shifted', 'untrimmed')
 
 @dataclasses.dataclass(frozen=True)
 class ClipSettings:
-    """size: height and width in pixels.  fps: frames per second.
+    """How clips are rendered.
 
+    size: height and width in pixels.  fps: frames per second.
     misalignment: 'aligned' (the action fills the clip at constant speed), 'misaligned' (random
     onset, duration and speed, the objects rest before and after), 'shifted' (as aligned, the whole
     action displaced by up to a quarter of the frame) or 'untrimmed' (the action takes about 30% of
@@ -43,9 +44,11 @@ class ClipSettings:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Clip:
-    """frames: uint8 [N, H, W, 3] RGB.  action_start, action_end: the action's first and last frame;
-    frames up to action_start show the start state, frames from action_end on the end state.
+    """A rendered clip.
 
+    frames: uint8 [N, H, W, 3] RGB.
+    action_start, action_end: the action's first and last frame. Frames up to action_start show the
+        start state, frames from action_end on the end state.
     boxes: float32 [N, 4], x0, y0, x1, y1 of the acting object in pixels, clipped to the frame,
     zeros where it is not visible.
     """
@@ -58,8 +61,12 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sprite:
-    """image: float32 [s, s, 4], colour times coverage (0..255) and coverage (0..1).  outline:
-    float64 [P, 2] in units of the object's diameter, centred.  diameter: in pixels of the clip."""
+    """An object.
+
+    image: float32 [s, s, 4], colour times coverage (0..255) and coverage (0..1).
+    outline: float64 [P, 2] in units of the object's diameter, centred.
+    diameter: in pixels of the clip.
+    """
 
     image: np.ndarray
     outline: np.ndarray
@@ -68,13 +75,15 @@ class Sprite:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scene:
-    """Everything of a clip but its class; N frames.  Lengths in pixels.
+    """Everything in a clip of N frames that does not depend on its class. Lengths are in pixels.
 
-    objects: the three sprites a program may use.  movers, mover_states: sprites that move on their
-    own, and their x, y, turn [N, movers, 3].  home: [2], where the program's origin is.  reach:
-    length of its unit. turns: [3], of the objects at rest. progress: [N] in [0, 1]. drift: [N, 2]
-    displacement of the objects outside the action.  camera: [N, 2] displacement of everything.
-    light: [N] factor.
+    objects: the three sprites that a program may use.
+    movers, mover_states: sprites that move on their own, and their x, y, turn [N, movers, 3].
+    home: [2], position of the program's origin.  reach: length of the program's unit.
+    turns: [3], rotation of the objects at rest.
+    progress: [N] in [0, 1].
+    drift: [N, 2], displacement of the objects outside the action.
+    camera: [N, 2], displacement of everything.  light: [N], factor.
     """
 
     background: np.ndarray
@@ -237,9 +246,9 @@ def _smooth_walk(rng, num_frames, columns, step=8):
     `step` frames."""
     knots = rng.uniform(-1, 1, (num_frames // step + 3, columns))
     time = np.arange(num_frames) / step
-    place = time.astype(int)
-    share = (1 - np.cos(np.pi * (time - place)))[:, None] / 2
-    return (1 - share) * knots[place] + share * knots[place + 1]
+    knot = time.astype(int)
+    share = (1 - np.cos(np.pi * (time - knot)))[:, None] / 2
+    return (1 - share) * knots[knot] + share * knots[knot + 1]
 
 
 def _timing(rng, settings):
@@ -264,8 +273,8 @@ def _timing(rng, settings):
 
 
 def draw_scene(seed, settings):
-    """Scene of a clip, a pure function of `seed` (int or tuple of ints, none negative) and
-    `settings`; the class is not seen."""
+    """The scene of a clip, a pure function of `seed` (int or tuple of ints, none negative) and
+    `settings`."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
     size, num_frames = settings.size, settings.num_frames
     start, end, progress = _timing(rng, settings)
@@ -316,8 +325,8 @@ def draw_scene(seed, settings):
 
 
 def render_clip(class_name, seed, settings):
-    """Clip of the class with that name (ValueError for another), a pure function of its arguments
-    on any machine and process.
+    """A clip of a class of motions.CLASSES (else ValueError): a pure function of its arguments, in
+    any process on any machine.
 
     seed: int or tuple of ints, none negative.
     """

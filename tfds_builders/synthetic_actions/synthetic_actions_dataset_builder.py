@@ -1,4 +1,4 @@
-"""synthetic_actions: 100 actions, real encoded video, and the truth about when and where they
+"""synthetic_actions: 100 actions as real encoded video, with the truth about when and where they
 happen."""
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from tfds_builders.synthetic_actions import motions, renderer
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class SyntheticActionsConfig(VideoConfig):
-    """size: height and width in pixels.  num_frames, fps: of a clip.  seed: of everything that is
-    drawn."""
+    """What is rendered.
+
+    size: height and width in pixels.  num_frames, fps: of a clip.  seed: of everything that is
+    drawn.
+    """
 
     short_side: int = 0  # 0: stored as rendered
     size: int = 64
@@ -68,10 +71,10 @@ class Builder(VideoBuilder):
     ]
 
     def truth_features(self):
-        # x0, y0, x1, y1 in stored pixels.
         return {
-            'action_start': np.int32,
-            'action_end': np.int32,  # places in the stored frames, both inclusive
+            'action_start': np.int32,  # index of a stored frame
+            'action_end': np.int32,  # inclusive
+            # x0, y0, x1, y1 in stored pixels
             'boxes': tfds.features.Tensor(shape=(None, 4), dtype=np.float32),
         }
 
@@ -80,22 +83,16 @@ class Builder(VideoBuilder):
         if config.clips_per_class < 1:
             raise ValueError(f'clips_per_class={config.clips_per_class} must be at least 1')
         label = {name: i for i, name in enumerate(motions.CLASSES)}
-        return VideoList(
-            list(motions.CLASSES),
-            {
-                split: [
-                    VideoSource(
-                        f'{name}/{clip:03d}',
-                        label[name],
-                        (name, (config.seed, label[name], clip)),
-                        f'{clip:03d}',
-                    )
-                    for name in names
-                    for clip in range(config.clips_per_class)
-                ]
-                for split, names in motions.SPLITS.items()
-            },
-        )
+
+        def source(name, clip):
+            seed = (config.seed, label[name], clip)
+            return VideoSource(f'{name}/{clip:03d}', label[name], (name, seed), f'{clip:03d}')
+
+        splits = {
+            split: [source(name, clip) for name in names for clip in range(config.clips_per_class)]
+            for split, names in motions.SPLITS.items()
+        }
+        return VideoList(list(motions.CLASSES), splits)
 
     def record_maker(self):
         config = self.builder_config
@@ -106,8 +103,8 @@ class Builder(VideoBuilder):
 def render_record(
     source: VideoSource, clip: renderer.ClipSettings, settings: RecordSettings
 ) -> dict:
-    """Renders, encodes to an .mp4 file, and ingests that file like any other; then adds the
-    truth."""
+    """Renders a clip, encodes it as an .mp4 file and ingests that file like any other; then adds
+    the truth."""
     class_name, seed = source.origin
     rendered = renderer.render_clip(class_name, seed, clip)
     with tempfile.TemporaryDirectory(prefix='synthetic_actions_') as folder:

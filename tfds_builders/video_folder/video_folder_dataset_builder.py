@@ -18,7 +18,7 @@ from fsar_jax.ingest.video_builder import VideoBuilder, VideoConfig, VideoList, 
 from fsar_jax.messages import printable
 
 SPLITS = ('train', 'val', 'test')
-# Of the classes; the rest is train. Those of the public benchmarks.
+# Of the classes; the rest is train. As in the public benchmarks.
 VAL_FRACTION, TEST_FRACTION = (0.12, 0.24)
 
 
@@ -29,7 +29,8 @@ class VideoFolderConfig(VideoConfig):
     root: str = ''
 
     def settings(self):
-        # Not the path: a folder may move. A file that comes, goes or changes its size shows.
+        # Not the path, because a folder may move. A file that is added, removed or changes its size
+        # changes the hash.
         return super().settings() | {'folder_hash': folder_hash(self.root)}
 
 
@@ -50,13 +51,13 @@ def file_record(source: VideoSource, settings: RecordSettings) -> dict:
 
 
 def list_folder(root: str | os.PathLike) -> VideoList:
-    """What is in a folder of clips: every file is either a video of the list or in its `skipped`,
-    but for a system's own.
+    """Lists a folder of clips: every file is either one of the videos or in `skipped`, except what
+    systems left there.
 
-    The first layout is taken when `root` has a folder train, val or test that holds folders;
-    otherwise each folder is a class, and classes are split by `split_classes`. A video's id is
-    <class>/<file name without suffix>, with the suffix where two files of a class differ in nothing
-    else. Names are compared and kept in NFC: folders that are then equal are one class.
+    The first layout is used when `root` has a folder train, val or test that holds folders;
+    otherwise each folder is a class, and `split_classes` splits them. A video's id is <class>/<file
+    name without suffix>, with the suffix where two files of a class differ only in it. Names are
+    compared and stored in NFC: folders whose names are then equal are one class.
     """
     root = pathlib.Path(root)
     _check_root(root)
@@ -79,7 +80,7 @@ def list_folder(root: str | os.PathLike) -> VideoList:
         classes = _by_class(folders, {})
         split_of = split_classes(list(classes))
         class_folders = {
-            split: {name: there for name, there in classes.items() if split_of[name] == split}
+            split: {name: paths for name, paths in classes.items() if split_of[name] == split}
             for split in SPLITS
         }
     _check_different(class_folders, root)
@@ -94,8 +95,8 @@ def list_folder(root: str | os.PathLike) -> VideoList:
     splits = {
         split: [
             video
-            for name, there in class_folders[split].items()
-            for video in _class_videos(there, split, name, label[name], skipped)
+            for name, paths in class_folders[split].items()
+            for video in _class_videos(paths, split, name, label[name], skipped)
         ]
         for split in SPLITS
         if split in class_folders
@@ -104,10 +105,10 @@ def list_folder(root: str | os.PathLike) -> VideoList:
 
 
 def split_classes(class_names: list[str]) -> dict[str, str]:
-    """Class name -> split: in the order of the SHA-256 of the names, the first 24% test, the next
-    12% val.
+    """Class name -> split. In the order of the SHA-256 of the names, the first 24% are test, the
+    next 12% val, the rest train.
 
-    Depends on nothing but the set of names. val and test get two classes at least, one where there
+    Depends only on the set of names. val and test get at least two classes each, or one where there
     are fewer than six. ValueError for fewer than three classes.
     """
     count = len(class_names)
@@ -128,8 +129,8 @@ def split_classes(class_names: list[str]) -> dict[str, str]:
 
 
 def folder_hash(root: str | os.PathLike) -> str:
-    """16 hex digits over the relative path and size of every file below `root`, but for a system's
-    own."""
+    """16 hex digits, a hash of the relative path and size of every file below `root`, except what
+    systems left there."""
     root = pathlib.Path(root)
     _check_root(root)
     digest = hashlib.sha256()
@@ -146,8 +147,8 @@ def folder_hash(root: str | os.PathLike) -> str:
 def _files(folder, links):
     """Paths of the files below a folder, in order.
 
-    links: in how many levels of folders links are followed, where `list_folder` does; others may
-    lead anywhere.
+    links: in how many levels of folders links are followed: those in which `list_folder` follows
+        them. Other links may lead anywhere.
     """
     folders = []
     for entry in _readable(folder, [], ''):
@@ -171,9 +172,9 @@ def _is_split(folder):
 def _by_class(folders, classes):
     """`classes`, class name -> its folders, with `folders` added, in the order of the names.
 
-    A class has its folder's name, in text and in a file with a class per line.
+    ValueError for a folder whose name cannot be a line of the file of class names.
     """
-    classes = {name: list(there) for name, there in classes.items()}
+    classes = {name: list(paths) for name, paths in classes.items()}
     for folder in folders:
         name = text(folder.name)
         if not is_utf8(name) or len(name.splitlines()) > 1:
@@ -186,7 +187,8 @@ def _by_class(folders, classes):
 
 
 def _check_different(class_folders, root):
-    """Few-shot splits share no class, and 'Jump' and 'jump' are the same to whoever named them."""
+    """ValueError if two splits share a class, or names differ only in case: 'Jump' and 'jump' are
+    the same to those who named them."""
     first = {}  # the name without case and spaces around it -> (split, name)
     for split in filter(class_folders.get, SPLITS):
         for name in class_folders[split]:
@@ -207,7 +209,7 @@ def _check_different(class_folders, root):
 
 
 def _readable(folder, skipped, split, class_name=''):
-    """The entries of a folder; one that cannot be looked into is skipped, and empty."""
+    """The entries of a folder; [] for one that cannot be listed, which is added to `skipped`."""
     try:
         return entries(folder)
     except OSError as error:
@@ -217,7 +219,7 @@ def _readable(folder, skipped, split, class_name=''):
 
 
 def _folders(found, split, skipped, reason):
-    """The visible folders among entries; files are skipped for `reason`, hidden things as
+    """The visible folders among entries. Files are skipped with `reason`, hidden entries as
     hidden."""
     folders = []
     for entry in found:
@@ -231,8 +233,8 @@ def _folders(found, split, skipped, reason):
 
 
 def _skip_tree(entry, split, class_name, skipped, reason):
-    """Every file below `entry` is skipped; `entry` itself where there is none, or where it is a
-    link, which may lead anywhere."""
+    """Skips every file below `entry`; `entry` itself where there is none, or where it is a link,
+    which may lead anywhere."""
     above = os.path.dirname(entry.path)
     files = sorted(
         os.path.relpath(os.path.join(folder, name), above)
