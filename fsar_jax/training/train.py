@@ -89,7 +89,7 @@ def train_and_evaluate(
     note_random_starts(config, state.params)
 
     # ── Resume: from the checkpoint with the highest step, or start ───────────────────────────────
-    workdirs.check_resumable(directory, config, learner)
+    workdirs.check_resumable(directory, config)
     with (
         workdirs.lock_workdir(workdir),
         Checkpoints(directory, keep=train.keep_checkpoints, config=config) as checkpoints,

@@ -418,13 +418,11 @@ def check_settings(directory, config, matters) -> None:
         )
 
 
-def check_resumable(directory, config, learner) -> None:
+def check_resumable(directory, config) -> None:
     """Checks that a run can go on with these settings. Another train.num_steps lengthens a run, or
     shortens it, if the steps that it has done would have been the same.
 
-    Args:
-      directory: of the checkpoints of the run.
-      learner: of config.model.
+    directory: of the checkpoints of the run.
 
     Raises:
       ValueError: it cannot; one line with the settings in question and what to do.
@@ -439,7 +437,7 @@ def check_resumable(directory, config, learner) -> None:
             f'{directory} holds a run that has done {done} steps, more than '
             f'config.train.num_steps={now}: set at least {done}, or use another --workdir'
         )
-    earlier = config.copy_and_resolve_references()
+    earlier, learner = config.copy_and_resolve_references(), create_learner(config.model)
     earlier.train.num_steps = before
     in_run, here = (
         {
