@@ -298,23 +298,9 @@ def _built_before(args, directory) -> pathlib.Path | None:
 
 
 def _already_built(name, built, settings) -> str:
-    """What to print about a dataset that is built already.
-
-    Raises:
-      ValueError: it was built with other settings than those asked for. Settings that are newer
-        than the dataset are not compared.
-    """
+    """What to print about a dataset that is built already; ValueError if with other settings."""
     metadata = described(built, name)[1]
-    different = [
-        f'{key} is {metadata["settings"][key]}, asked for {value}'
-        for key, value in settings.items()
-        if key in metadata['settings'] and metadata['settings'][key] != value
-    ]
-    if different:
-        raise ValueError(
-            f'{name} is built already with other settings ({"; ".join(different)}): use '
-            '--overwrite to build it again, or another --dir'
-        )
+    _check_same(name, metadata['settings'], settings)
     failed = metadata.get('failed') or {}
     again = sum(reason in video_builder.AGAIN for reason in failed.values())
     text = f'{name} is built already: {printable(built, 1000)}'
