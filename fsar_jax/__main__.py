@@ -17,6 +17,7 @@ COMMANDS = {
     'train': ('train', [], 'train a method, then evaluate it on test once'),
     'evaluate': ('train', ['--mode=evaluate'], 'evaluate a trained run, or published weights'),
     'export': ('export', [], 'write a trained model as .safetensors and .json'),
+    'settings': ('settings', [], 'print every setting of a run, and what it does'),
     'compare': ('compare', [], 'compare results on the same episodes in pairs'),
 }
 

@@ -6,11 +6,13 @@ enrichment, matchers); the others are the dataclasses below. docs/settings.md li
 The files in configs/ start from `default_config()` and change a few values. Nothing that influences
 a number is hidden in code: what the papers leave out and their codes decide silently (input
 scaling, loss reduction, batch statistics, frame sampling, short videos, flips, resize and crop,
-cardinalities, test queries, seeds, model selection) is a setting, marked with the letter under
-which docs/paper_vs_code.md discusses it.
+cardinalities, test queries, seeds, model selection) is a setting, and its `factor` is the letter
+under which docs/paper_vs_code.md discusses it.
 """
 
 import dataclasses
+import json
+from collections.abc import Callable
 from typing import NamedTuple
 
 import ml_collections
@@ -30,7 +32,11 @@ class Run:
     """Keys of the config itself."""
 
     seed: int = setting(
-        0, at_least=0, at_most=2**32 - 1, help='Z: episodes, augmentation, initialisation, dropout'
+        0,
+        at_least=0,
+        at_most=2**32 - 1,
+        factor='Z',
+        help='seed of training: episodes, augmentation, initialisation, dropout',
     )
 
 
@@ -39,54 +45,66 @@ class Episode:
     """config.episode."""
 
     way: int = setting(
-        5, at_least=2, why='an episode needs at least two classes to choose between', help='classes'
+        5,
+        at_least=2,
+        why='an episode needs at least two classes to choose between',
+        help='classes of an episode',
     )
     shot: int = setting(1, at_least=1, help='support clips per class')
     query: int = setting(3, at_least=1, help='query clips per class, in training')
-    frames: int = setting(8, at_least=1, affects='model', help='L: frames of a clip')
-    image_size: int = setting(64, at_least=1, affects='model', help='pixels per side')
+    frames: int = setting(8, at_least=1, affects='model', help='L, frames of a clip')
+    image_size: int = setting(64, at_least=1, affects='model', help='pixels per side of a frame')
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
     """config.data."""
 
-    dataset: str = setting('synthetic_actions/misaligned', help='as fsar_jax.build names it')
+    dataset: str = setting(
+        'synthetic_actions/misaligned', help='the dataset, as fsar_jax.build names it'
+    )
     dir: Path = setting(
-        'data', affects='cost', help='of the built datasets; what they hold is hashed'
+        'data',
+        affects='cost',
+        help='folder of the built datasets; results depend on what they hold',
     )
     resize: int = setting(
         64,
         at_least=1,
         affects='model',
-        help='R: short side; frames stored at that size are left as they are',
+        factor='R',
+        help='short side of a frame before the crop; frames stored at that size are left alone',
     )
     crop: str = setting(
         'random',
         choices=('random', 'centre'),
-        help='R: in training, one offset per clip; evaluation crops the centre',
+        factor='R',
+        help='where training crops, one place per clip; evaluation crops the centre',
     )
-    flip: bool = setting(False, help='F: horizontal, with probability 0.5, in training')
+    flip: bool = setting(False, factor='F', help='mirror training clips with probability 0.5')
     sampling: str = setting(
         'trx',
         choices=RULES,
         affects='model',
-        help="S: 'trx' has jittered ends, 'segment' takes a frame of each of L segments",
+        factor='S',
+        help="which L frames: evenly spaced ('uniform'; 'trx' with jittered ends), or one of each "
+        "of L segments",
     )
     short_videos: str = setting(
         'drop',
         choices=('drop', 'repeat'),
         affects='model',
-        help='D: clips with fewer than L frames, or their frames',
+        factor='D',
+        help='what happens to clips of fewer than L frames',
     )
     num_threads: int = setting(
-        0, at_least=0, at_most=1024, affects='cost', help='that read, 0: one per core'
+        0, at_least=0, at_most=1024, affects='cost', help='threads that read; 0: one per core'
     )
     num_workers: int = setting(
         0, at_least=0, at_most=1024, affects='cost', help='processes that read'
     )
     prefetch: int = setting(
-        4, at_least=0, at_most=10_000, affects='cost', help='batches kept ready'
+        4, at_least=0, at_most=10_000, affects='cost', help='batches that are kept ready'
     )
 
 
@@ -94,9 +112,9 @@ class Data:
 class Train:
     """config.train."""
 
-    num_steps: int = setting(240, at_least=1, affects='training', help='of the optimiser')
+    num_steps: int = setting(240, at_least=1, affects='length', help='steps of the optimiser')
     episodes_per_step: int = setting(
-        4, at_least=1, affects='training', help='whose losses are averaged'
+        4, at_least=1, affects='training', help='episodes whose losses are averaged in a step'
     )
     accumulation_steps: int = setting(
         1, at_least=1, affects='cost', help="split a step's episodes in this many sequential parts"
@@ -105,41 +123,55 @@ class Train:
         'sum',
         choices=('sum', 'mean'),
         affects='training',
-        help='L: over the queries of an episode; episodes are averaged',
+        factor='L',
+        help='of the losses of the queries of an episode; episodes are averaged',
     )
     optimizer: str = setting(
-        'adam', choices=('adam', 'sgd'), affects='training', help='with decoupled weight decay'
+        'adam',
+        choices=('adam', 'sgd'),
+        affects='training',
+        help='the optimiser, with decoupled weight decay',
     )
-    learning_rate: float = setting(1e-3, at_least=0, affects='training', help='after the warm-up')
-    momentum: float = setting(0.0, at_least=0, below=1, affects='training', help="of 'sgd'")
-    weight_decay: float = setting(0.0, at_least=0, affects='training', help='0: none')
+    learning_rate: float = setting(
+        1e-3, at_least=0, affects='training', help='learning rate after the warm-up'
+    )
+    momentum: float = setting(
+        0.0, at_least=0, below=1, affects='training', help="momentum of 'sgd'"
+    )
+    weight_decay: float = setting(0.0, at_least=0, affects='training', help='weight decay; 0: none')
     schedule: str = setting(
         'cosine',
         choices=('constant', 'cosine', 'steps'),
         affects='training',
-        help="'cosine' falls to 0 at num_steps",
+        help="of the learning rate; 'cosine' falls to 0 at num_steps",
     )
     warmup_steps: int = setting(
-        0, at_least=0, affects='training', help='in which the rate rises from 0'
+        0, at_least=0, affects='training', help='steps in which the learning rate rises from 0'
     )
     schedule_steps: tuple[int, ...] = setting(
         (),
         at_least=1,
         affects='training',
-        help="'steps': multiply by schedule_factor at each of these",
+        help="'steps': the rate is multiplied by schedule_factor at each of these steps",
     )
-    schedule_factor: float = setting(0.1, at_least=0, affects='training', help='see there')
+    schedule_factor: float = setting(0.1, at_least=0, affects='training', help='see schedule_steps')
     clip_norm: float = setting(
-        0.0, at_least=0, affects='training', help='global gradient norm; 0: off'
+        0.0, at_least=0, affects='training', help='largest global norm of the gradient; 0: any'
     )
     checkpoint_steps: int = setting(
-        60, at_least=1, affects='training', help='val is evaluated at every checkpoint'
+        60,
+        at_least=1,
+        affects='training',
+        help='steps between two checkpoints; val is evaluated at each',
     )
     keep_checkpoints: int = setting(
-        2, at_least=1, affects='cost', help='the last so many, and the best'
+        2,
+        at_least=1,
+        affects='cost',
+        help='how many of the last checkpoints are kept, beside the best',
     )
     log_steps: int = setting(
-        25, at_least=1, affects='cost', help='between two lines of metrics.jsonl'
+        25, at_least=1, affects='cost', help='steps between two lines of metrics.jsonl'
     )
 
 
@@ -148,42 +180,52 @@ class Eval:
     """config.eval."""
 
     split: str = setting(
-        'test', choices=('train', 'val', 'test'), affects='evaluation', help='of the results'
+        'test',
+        choices=('train', 'val', 'test'),
+        affects='evaluation',
+        help='the split that is evaluated',
     )
     seed: int = setting(
         0,
         at_least=0,
         at_most=2**63 - 1,
         unless='eval.episodes_file',
-        help='Z: of the evaluation episodes, apart from `seed`, so that runs can be paired',
+        factor='Z',
+        help='seed of the evaluation episodes, not `seed`, so that runs can be compared in pairs',
     )
     num_episodes: int = setting(
         10_000,
         at_least=1,
         affects='evaluation',
         unless='eval.episodes_file',
-        help='E: test episodes',
+        factor='E',
+        help='how many episodes are evaluated',
     )
     val_episodes: int = setting(
         500,
         at_least=0,
         affects='training',
-        help='T: val selects the checkpoint; 0: the last step is kept',
+        factor='T',
+        help='episodes of val that select the checkpoint; 0: the last one counts',
     )
-    query: int = setting(1, at_least=1, help='E: per class')
+    query: int = setting(1, at_least=1, factor='E', help='query clips per class in evaluation')
     cache: bool = setting(
         True, affects='cost', help='embed each video once; False: everything again per episode'
     )
     episodes_file: Path | None = setting(
         None, affects='list', help='an episode list to read instead of drawing episodes'
     )
-    episodes_per_chunk: int = setting(250, at_least=1, affects='cost', help='matched at once')
-    videos_per_batch: int = setting(32, at_least=1, affects='cost', help='embedded at once')
+    episodes_per_chunk: int = setting(
+        250, at_least=1, affects='cost', help='episodes that are matched at once'
+    )
+    videos_per_batch: int = setting(
+        32, at_least=1, affects='cost', help='videos that are embedded at once'
+    )
     measured_episodes: int = setting(
         0,
         at_least=0,
         affects='evaluation',
-        help='main.py measures alignment and selection over the first so many test episodes',
+        help='alignment and selection are measured over so many of the first test episodes',
     )
 
 
@@ -195,10 +237,12 @@ class Model:
         'code',
         choices=VARIANTS,
         affects='model',
-        help="what produced the published numbers; 'paper': the equations",
+        help="'code': what produced the published numbers; 'paper': the printed equations",
     )
     dtype: str = setting(
-        'float32', choices=('float32', 'bfloat16'), help='of computing; parameters stay float32'
+        'float32',
+        choices=('float32', 'bfloat16'),
+        help='type of computation; parameters stay float32',
     )
     align_at_test: bool = setting(
         True, help='False: evaluation leaves out temporal transform and action coordination'
@@ -212,20 +256,27 @@ class Section(NamedTuple):
       plain: dataclass of the settings that no stage has as fields; None for none.
       stages: {choice: module}, whose fields are the others.
       users: {name: module} of further modules that read these settings.
+      prefix: of the names that these settings have as fields of others.
     """
 
     plain: type | None = None
     stages: dict = {}
     users: dict = {}
+    prefix: str = ''
 
     def settings(self) -> dict[str, Setting]:
         """Of this section, by name."""
         return union(x for x in (self.plain, *self.stages.values()) if x is not None)
 
-    def used_by(self, name: str) -> list[str]:
-        """The choices that read a setting; [] where it does not depend on a choice."""
-        modules = {**self.stages, **self.users}
-        return [x for x, module in modules.items() if module and has_field(module, name)]
+    def used_by(self, name: str) -> dict[str, Callable]:
+        """The choices that read a setting, and their modules; {} where all do. Their field has its
+        name, or that with `prefix`."""
+        names = (name, self.prefix + name)
+        return {
+            choice: module
+            for choice, module in {**self.stages, **self.users}.items()
+            if module and any(has_field(module, field) for field in names)
+        }
 
 
 SECTIONS = {  # in order; '' is the config itself
@@ -243,7 +294,7 @@ SECTIONS = {  # in order; '' is the config itself
         matchers.MATCHERS,
         {'query_similarity': matchers.QueryClassSimilarity},
     ),
-    'model.classifier': Section(matchers.Classifier),
+    'model.classifier': Section(matchers.Classifier, users=matchers.MATCHERS, prefix='classifier_'),
     'model.query_similarity': Section(None, {'query_similarity': matchers.QueryClassSimilarity}),
     'data': Section(Data),
     'train': Section(Train),
@@ -267,13 +318,13 @@ def default_config() -> ml_collections.ConfigDict:
             if part not in section:
                 section[part] = ml_collections.ConfigDict()
             section = section[part]
-        # As a flag, a value that may be None is read as Python would: --config.….dim=None, or 64.
-        section[name] = (
-            ml_collections.FieldReference(known.default, field_type=object)
-            if known.optional
-            else known.default
-        )
-    config.model.sampler.frames = config.episode.get_ref('frames')
+        section[name] = known.default
+        if known.optional:
+            # As a flag, its value is read as Python would read it: --config.….dim=None, or =64.
+            section[name] = ml_collections.FieldReference(known.default, field_type=object)
+        if known.same_as:
+            within, _, other = known.same_as.rpartition('.')
+            section[name] = setting_of(config, within).get_ref(other)
     return config.lock()
 
 
@@ -371,6 +422,20 @@ def flatten(tree: dict, prefix: str = '') -> dict:
             flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
         )
     return flat
+
+
+def settings_by_key(config: ml_collections.ConfigDict) -> dict:
+    """{'model.matcher.dim': 128, …} of every key, as in JSON."""
+    return flatten(json.loads(config.to_json()))
+
+
+def with_newer_settings(saved: dict) -> dict:
+    """The saved settings {key: value} of a run, and those that are newer than it: with the value of
+    the key that meant it before (`Setting.formerly`), else their default."""
+    meant_before = {
+        key: saved[known.formerly] for key, known in SETTINGS.items() if known.formerly in saved
+    }
+    return settings_by_key(default_config()) | meant_before | saved
 
 
 def keys_that_affect(*kinds: str) -> tuple[str, ...]:

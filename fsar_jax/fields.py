@@ -23,6 +23,7 @@ AFFECTS = (
     'model',  # what the classifier is, so the same in training and evaluation
     'result',  # numbers of both, but an evaluation may take another value
     'training',  # what is trained; a finished checkpoint no longer depends on it
+    'length',  # likewise, but a run may go on with more where nothing before depends on it
     'evaluation',  # what is evaluated, and no parameter
     'list',  # likewise, but what counts is what the file holds, wherever it lies
     'start',  # the parameters that a new run starts from
@@ -45,7 +46,9 @@ class Setting:
       at_least, above, at_most, below: the range of a number, of each where there is a list.
       choices: all values there are; () for any.
       affects: one of AFFECTS.
+      same_as: a key; both have one value, whichever is set.
       unless: a key; while that has a value, an evaluation does not depend on this one.
+      factor: the letter under which docs/paper_vs_code.md discusses it; '' where it does not.
       formerly: the key that meant this in runs from before this setting existed.
       why: added to the error of a value outside the range.
       help: what it is.
@@ -61,7 +64,9 @@ class Setting:
     below: float | None = None
     choices: tuple[str, ...] = ()
     affects: str = 'result'
+    same_as: str = ''
     unless: str = ''
+    factor: str = ''
     formerly: str = ''
     why: str = ''
     help: str = ''

@@ -2,92 +2,105 @@
 
 import ml_collections
 
+from fsar_jax.config import SECTIONS, SETTINGS, setting_of
+from fsar_jax.stages import chosen
 
-def loss_weights(model) -> dict[str, tuple[float, bool]]:
-    """What training minimises (fsar_jax.training.losses): {name: (weight, whether this model has
-    what the loss is of)}.
-
-    A weight without effect is no error: ablations change the sampler or the matcher by one flag,
-    and the plan says what is off.
-    """
-    matcher = model.matcher
-    return {
-        'matching': (matcher.loss_weight, True),
-        'query similarity': (model.query_similarity.weight, True),
-        'classes': (model.classifier.weight, matcher.name in ('set_matching', 'attention_fusion')),
-        'L_intra': (model.sampler.intra_weight, model.sampler.name == 'task_adaptive'),
-        'L_inter': (
-            matcher.inter_weight,
-            matcher.name == 'action_coordination' and matcher.spatial != 'enumerate',
-        ),
-    }
+# What the papers leave out and their codes decide silently: docs/paper_vs_code.md.
+FACTORS = {
+    'N': 'input scaling',
+    'L': 'loss over queries',
+    'B': 'batch norm',
+    'S': 'frame sampling',
+    'D': 'short videos',
+    'F': 'flip',
+    'R': 'resize and crop',
+    'C': 'cardinalities',
+    'E': 'queries at test',
+    'Z': 'seeds',
+    'T': 'selection',
+}
 
 
 def resolved_plan(config: ml_collections.ConfigDict, mode: str, runtime: dict[str, str]) -> str:
-    """The text printed at start: what will run (mode 'train' or 'evaluate'), each hidden factor by
-    name, and `runtime`, the lines about data and devices (training.inputs.runtime_summary)."""
-    m, e, d, t, v = config.model, config.episode, config.data, config.train, config.eval
+    """The text printed at start: what will run (mode 'train' or 'evaluate').
+
+    It has a row per stage with its settings, one per hidden factor, one that lists the settings
+    which are not the default and yet change nothing, and `runtime`, the lines about data and
+    devices (training.inputs.runtime_summary).
+    """
+    episode, train = config.episode, config.train
     rows = {
-        'method': f'{m.backbone.name} (weights: {m.backbone.weights or "random start"}) -> '
-        f'enrichment {m.enrichment.patch}/{m.enrichment.frame} -> {m.matcher.name}, '
-        f'variant {m.variant}',
-        'episode': f'{e.way}-way {e.shot}-shot, {e.query} queries per class in training, '
-        f'{e.frames} frames of {e.image_size} px',
-        'sampler': m.sampler.name
-        if m.sampler.name == 'uniform'
-        else f'{m.sampler.name}: {e.frames} of {m.sampler.dense_frames} frames, '
-        f'{_parts(m.sampler)}',
-        'losses': ', '.join(
-            f'{name} {weight:g}' + ('' if there else ' (without effect)')
-            for name, (weight, there) in loss_weights(m).items()
-            if weight
-        ),
-        'optimisation': f'{t.num_steps} steps of {t.episodes_per_step} episodes (in '
-        f'{t.accumulation_steps} parts), {t.optimizer}, '
-        f'rate {t.learning_rate:g} {t.schedule}',
-        'N  input scaling': m.backbone.normalize,
-        'L  loss over queries': t.loss_reduction + ', then the mean over the episodes of a step',
-        'B  batch norm': f'{m.backbone.batch_norm}, {m.backbone.batch_norm_groups} group(s)',
-        'S  frame sampling': d.sampling,
-        'D  short videos': d.short_videos,
-        'F  flip': str(d.flip),
-        'R  resize and crop': f'short side {d.resize}, {d.crop} crop {e.image_size} in training, '
-        'centre crop in evaluation',
-        'C  cardinalities': f'{tuple(m.matcher.cardinalities)}, '
-        f'{m.matcher.cardinality_reduction or "as variant " + m.variant}'
-        if m.matcher.name == 'cross_transformer'
-        else 'none',
-        'E  queries at test': f'{v.query} per class, {v.num_episodes} episodes',
-        'Z  seeds': f'{config.seed} in training, {v.seed} for the evaluation episodes',
-        'T  selection': f'val, {v.val_episodes} episodes at every {t.checkpoint_steps} steps; test '
-        'is touched once, at the end'
-        if v.val_episodes
-        else 'the last step; test is touched once, at the end',
+        'episode': f'{episode.way}-way {episode.shot}-shot, {episode.query} queries per class in '
+        f'training, {episode.frames} frames of {episode.image_size} px',
+        'variant': config.model.variant,
+        **stage_rows(config),
     }
-    if mode == 'evaluate':
-        for row in ('losses', 'optimisation', 'L  loss over queries', 'T  selection'):
-            del rows[row]
+    if mode == 'train':
+        rows['optimisation'] = (
+            f'{train.num_steps} steps of {train.episodes_per_step} episodes (in '
+            f'{train.accumulation_steps} parts), {train.optimizer}, '
+            f'rate {train.learning_rate:g} {train.schedule}'
+        )
+    for letter, name in FACTORS.items():
+        of_factor = {
+            key: setting_of(config, key)
+            for key, known in SETTINGS.items()
+            if known.factor == letter
+            and has_effect(config, key)
+            and (mode == 'train' or known.affects not in ('training', 'length'))
+        }
+        if of_factor or letter == 'C':
+            short = {key.removeprefix('model.'): value for key, value in of_factor.items()}
+            rows[f'{letter}  {name}'] = listed_values(short) or 'none'
+    idle = {
+        key: setting_of(config, key)
+        for key, known in SETTINGS.items()
+        if not has_effect(config, key) and not same(setting_of(config, key), known.default)
+    }
+    if idle:
+        rows['without effect'] = listed_values(idle, '=')
     rows.update(runtime)
     width = max(map(len, rows))
     return '\n'.join(f'  {key:<{width}}  {value}' for key, value in rows.items())
 
 
-def _parts(sampler) -> str:
-    """What a sampler that chooses is made of."""
-    at_test = '' if sampler.at_test else '; at test evenly spaced ones'
-    if sampler.name != 'task_adaptive':
-        return f'smoothing {sampler.smoothing:g}' + at_test
-    sigma = (
-        f'{sampler.sigma:g} '
-        + {
-            'constant': 'throughout',
-            'linear': f'falling to {sampler.sigma_end:g}',
-            'steps': f'times {sampler.sigma_factor:g} every {sampler.sigma_steps} steps, at least '
-            f'{sampler.sigma_end:g}',
-        }[sampler.sigma_schedule]
-    )
-    return (
-        f"{f'chosen with sigma {sigma}' if sampler.temporal else 'evenly spaced'}, spatial "
-        f"{sampler.spatial}, "
-        f"{'adaptive' if sampler.adaptive else 'not adaptive'}, variant {sampler.variant}{at_test}"
-    )
+def stage_rows(config) -> dict[str, str]:
+    """{'sampler': 'task_adaptive: frames 8, …', …}, with the settings that change results and are
+    not a hidden factor; a section that changes nothing is left out."""
+    rows = {}
+    for section, part in SECTIONS.items():
+        if not section.startswith('model.'):
+            continue
+        values = {
+            name: setting_of(config, f'{section}.{name}')
+            for name, known in part.settings().items()
+            if has_effect(config, f'{section}.{name}')
+            and known.affects != 'cost'
+            and not known.factor
+        }
+        values = {name: value for name, value in values.items() if value is not None}
+        name = values.pop('name', None)
+        text = ': '.join(filter(None, (name, listed_values(values))))
+        if text:
+            rows[section.removeprefix('model.').replace('_', ' ')] = text
+    return rows
+
+
+def has_effect(config, key: str) -> bool:
+    """Whether a module that config.model chooses reads this setting; True for one that does not
+    depend on a choice."""
+    section, _, name = key.rpartition('.')
+    readers = SECTIONS[section].used_by(name).values()
+    modules = [module for _, module in chosen(config.model).values()]
+    return not readers or any(module in modules for module in readers)
+
+
+def same(value, default) -> bool:
+    """Whether a value is the default; a list is the same as a tuple."""
+    return (tuple(value) if isinstance(default, tuple) else value) == default
+
+
+def listed_values(values: dict, between: str = ' ') -> str:
+    """'frames 8, sigma 0.1'."""
+    text = lambda value: f'{value:g}' if isinstance(value, float) else f'{value}'
+    return ', '.join(f'{name}{between}{text(value)}' for name, value in values.items())

@@ -173,7 +173,8 @@ def parse(argv: list[str]) -> flags.FlagValues:
         if 'get_config' in str(error):
             sys.exit('error: --config names a file without get_config(), as those in configs/ have')
         sys.exit(
-            f'error: no such config key: {in_one_line(error)} (fsar_jax/config.py has them all)'
+            f'error: no such config key: {in_one_line(error)} (python -m fsar_jax.settings lists '
+            'them)'
         )
     except (flags.Error, TypeError, ValueError) as error:
         sys.exit(f'error: {in_one_line(error)}')

@@ -25,7 +25,6 @@ from fsar_jax.learner import create_learner
 from fsar_jax.matchers import action_coordination, attention_fusion
 from fsar_jax.matchers.alignments import ALIGNMENTS
 from fsar_jax.mesh import episode_mesh, replicate, shard
-from fsar_jax.plan import resolved_plan
 from fsar_jax.samplers import task_adaptive
 from fsar_jax.training import train
 from fsar_jax.training.losses import episode_loss
@@ -646,50 +645,6 @@ def test_a_home_is_expanded_in_every_path_and_an_address_refused(monkeypatch):
             match=f'config.{key}=gs://bucket/runs: gs:// addresses are not read or written here',
         ):
             configuration.resolve_paths(config)
-
-
-def row(config, name):
-    """Of the plan."""
-    lines = resolved_plan(config, 'train', {}).splitlines()
-    return next(line.split(maxsplit=1)[1] for line in lines if line.split()[0] == name)
-
-
-def test_the_plan_tells_the_losses_that_act():
-    config = get_config('vim')
-    assert row(config, 'losses') == 'matching 1, L_intra 0.5, L_inter 1'
-    config.model.sampler.name = 'uniform'
-    assert row(config, 'losses') == 'matching 1, L_intra 0.5 (without effect), L_inter 1'
-    config.model.matcher.name = 'otam'
-    assert (
-        row(config, 'losses')
-        == 'matching 1, L_intra 0.5 (without effect), L_inter 1 (without effect)'
-    )
-    assert (
-        row(get_config('vim', 'strm-ssv2'), 'losses')
-        == 'matching 1, query similarity 0.1, L_intra 0.5'
-    )
-    assert row(get_config('hyrsm'), 'losses') == 'matching 1, classes 0.6'
-    assert row(get_config('mastaf'), 'losses') == 'matching 0.5, classes 1'
-    assert 'losses' not in resolved_plan(config, 'evaluate', {})
-
-
-def test_the_plan_tells_the_parts_of_the_sampler():
-    config = get_config('vim')
-    assert row(config, 'sampler') == (
-        'task_adaptive: 8 of 20 frames, chosen with sigma 0.1 falling to 0, spatial amplify, '
-        'adaptive, variant paper'
-    )
-    config.model.sampler.update(temporal=False, adaptive=False, at_test=False)
-    assert row(config, 'sampler') == (
-        'task_adaptive: 8 of 20 frames, evenly spaced, spatial amplify, not adaptive, variant '
-        'paper; at test evenly spaced ones'
-    )
-    assert 'chosen with sigma 0.1 times 0.8 every 50000 steps, at least 0, spatial' in row(
-        get_config('vim', 'ssv2'), 'sampler'
-    )
-    config.model.sampler.update(name='motion_guided', at_test=True)
-    assert row(config, 'sampler') == 'motion_guided: 8 of 20 frames, smoothing 0.5'
-    assert row(get_config('trx'), 'sampler') == 'uniform'
 
 
 def test_values_that_do_not_fit_together():

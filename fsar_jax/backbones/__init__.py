@@ -62,7 +62,8 @@ class BackboneChoice:
         'split',
         choices=('split', 'joint', 'frozen'),
         affects='model',
-        help="B: statistics of support and query apart, or of both; 'frozen': running statistics",
+        factor='B',
+        help="statistics of support and query apart, or of both; 'frozen': running statistics",
     )
 
 

@@ -164,7 +164,8 @@ class FrameNetwork(Stage):
         kw_only=True,
         at_least=1,
         affects='model',
-        help='B: 4 emulates the statistics of DataParallel on four GPUs',
+        factor='B',
+        help='4 emulates the statistics of DataParallel on four GPUs',
     )
     frozen: bool = dataclasses.field(default=False, kw_only=True)
     normalize: str = setting(
@@ -172,7 +173,8 @@ class FrameNetwork(Stage):
         kw_only=True,
         choices=('unit', 'imagenet', 'grey'),
         affects='model',
-        help="N: pixels / 255 only; 'imagenet' subtracts mean, divides by std; 'grey': 0.45, 0.225",
+        factor='N',
+        help="pixels / 255 only; 'imagenet' subtracts mean, divides by std; 'grey': 0.45, 0.225",
     )
     remat: bool = setting(
         False,

@@ -56,7 +56,10 @@ class CrossTransformer(Matcher):
     """
 
     cardinalities: tuple[int, ...] = setting(
-        (2,), affects='model', help='C: Omega, the numbers of frames in a tuple, each from 1 to L'
+        (2,),
+        affects='model',
+        factor='C',
+        help='Omega, the numbers of frames in a tuple, each from 1 to L',
     )
     dim: int | None = setting(
         128,
@@ -70,7 +73,8 @@ class CrossTransformer(Matcher):
         None,
         choices=('mean', 'sum'),
         affects='model',
-        help="C: over Omega; None: as the variant says ('code' mean, 'paper' sum)",
+        factor='C',
+        help="over Omega; None: as the variant says ('code' mean, 'paper' sum)",
     )
     dropout: float = setting(
         0.1, at_least=0, below=1, affects='model', help='dropout rate in training'

@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-FRAMES = 'L, frames that are chosen: the same as episode.frames, in one place'
+FRAMES = 'L, frames that are chosen: the same value as episode.frames'
 DENSE_FRAMES = 'M, frames of a clip that they are chosen among'
 AT_TEST = 'False: evaluation takes evenly spaced frames, as if there were no sampler'
 

@@ -22,7 +22,7 @@ class MotionGuidedSampler(Stage):
       at_test: False takes evenly spaced frames at test.
     """
 
-    frames: int = setting(8, at_least=1, affects='model', help=FRAMES)
+    frames: int = setting(8, at_least=1, affects='model', same_as='episode.frames', help=FRAMES)
     dense_frames: int = setting(20, at_least=1, affects='model', help=DENSE_FRAMES)
     smoothing: float = setting(
         0.5,

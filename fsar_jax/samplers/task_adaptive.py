@@ -70,7 +70,7 @@ class TaskAdaptiveSampler(Stage):
     """
 
     scan_network: nn.Module
-    frames: int = setting(8, at_least=1, affects='model', help=FRAMES)
+    frames: int = setting(8, at_least=1, affects='model', same_as='episode.frames', help=FRAMES)
     dense_frames: int = setting(20, at_least=1, affects='model', help=DENSE_FRAMES)
     variant: str = setting(
         'paper',

@@ -14,7 +14,13 @@ import ml_collections
 import numpy as np
 
 from fsar_jax.checksums import sha256_of
-from fsar_jax.config import SETTINGS, default_config, flatten, keys_that_affect
+from fsar_jax.config import (
+    SETTINGS,
+    default_config,
+    keys_that_affect,
+    settings_by_key,
+    with_newer_settings,
+)
 from fsar_jax.data.dataset import Videos, content_hash, videos_present
 from fsar_jax.data.episodes import episodes_hash
 from fsar_jax.evaluation.evaluate import episodes_of
@@ -32,8 +38,10 @@ TRAINED_ON, TESTED_ON, METHOD = 'trained_on.json', 'tested_on.json', 'method.txt
 # on them.
 MAY_CHANGE_ON_RESUME = keys_that_affect('cost', 'start', 'evaluation', 'list')
 # A checkpoint has the same results with another value of these, because its training is over.
-SAME_RESULTS = keys_that_affect('cost', 'start', 'training')
-NUM_STEPS = 'train.num_steps'  # may change where no schedule depends on it, see `check_resumable`
+SAME_RESULTS = keys_that_affect('cost', 'start', 'training', 'length')
+(NUM_STEPS,) = keys_that_affect(
+    'length'
+)  # may change where no schedule depends on it, see `check_resumable`
 (EPISODE_LIST,) = keys_that_affect('list')  # it counts by what it holds
 
 
@@ -161,7 +169,7 @@ def run_config(workdir) -> ml_collections.ConfigDict:
         )
     config = default_config().unlock()
     try:
-        config.update_from_flattened_dict(settings)
+        config.update_from_flattened_dict(with_newer_settings(settings))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f'{printable(directory / CONFIG_FILE, 1000)} is damaged, or of a release with other '
@@ -297,11 +305,10 @@ def changed_settings(directory, config, matters) -> dict[str, tuple]:
     Returns:
       {key: (in the run, in `config`)}; {} where there is no run.
     """
-    settings = lambda config: flatten(json.loads(config.to_json()))
-    before, now = saved_settings(directory), settings(config)
-    if not before:
+    saved = saved_settings(directory)
+    if not saved:
         return {}
-    before = settings(default_config()) | before  # for settings that are newer than the run
+    before, now = with_newer_settings(saved), settings_by_key(config)
     return {
         key: (before.get(key), now.get(key))
         for key in sorted(before | now)
@@ -389,7 +396,7 @@ def departures_of_published(config, given: dict, dataset, published) -> dict[str
 def content_of_evaluation(config, dataset, published) -> str:
     """SHA-256 of all that decides the results of published weights: the bytes of the file, the
     settings, the videos and the list of episodes."""
-    settings = flatten(json.loads(config.to_json()))
+    settings = settings_by_key(config)
     settings = {
         key: value
         for key, value in settings.items()

@@ -1,0 +1,138 @@
+"""Prints every setting of a run: key, default, range, and what it does.
+
+    python -m fsar_jax.settings                     all of them
+    python -m fsar_jax.settings model.matcher       those whose key begins so
+    python -m fsar_jax.settings --markdown          docs/settings.md
+
+Any of them is a flag of training and evaluation: --config.episode.shot=5.
+"""
+
+import argparse
+import sys
+import textwrap
+
+from fsar_jax.config import SECTIONS, SETTINGS
+from fsar_jax.fields import AFFECTS, Setting, described
+from fsar_jax.messages import printable
+
+MEANING = dict(
+    zip(
+        AFFECTS,
+        (
+            'what the classifier is: the same in training and evaluation',
+            'numbers of both; an evaluation may take another value than the training',
+            'the training alone',
+            'how long is trained',
+            'the evaluation alone',
+            'the evaluation alone, by what the file holds',
+            'what a new run starts from',
+            'memory, speed, places and printing: no number',
+        ),
+        strict=True,
+    )
+)
+
+
+def values(known: Setting) -> str:
+    """Which values a setting takes: 'a whole number, at least 1, or None'."""
+    choices = ', '.join(known.choices)
+    return (choices or described(known)) + (', or None' if known.optional else '')
+
+
+def shown(value) -> str:
+    """A default, as a flag takes it."""
+    return f'{value:g}' if isinstance(value, float) else f'{value}'
+
+
+def used_by(key: str) -> str:
+    """'cross_transformer, query_similarity'; '' where every choice of the section reads it."""
+    section, _, name = key.rpartition('.')
+    part = SECTIONS[section]
+    readers = part.used_by(name)
+    every = part.stages and all(choice in readers for choice in part.stages if part.stages[choice])
+    return '' if every else ', '.join(readers)
+
+
+def text(prefix: str = '') -> str:
+    """The settings whose key begins with `prefix`, for a terminal."""
+    lines = []
+    for key, known in SETTINGS.items():
+        if not key.startswith(prefix):
+            continue
+        users = used_by(key)
+        about = f'{known.help}. ' + (f'Used by {users}. ' if users else '')
+        about += f'Affects: {known.affects}.'
+        lines += [
+            f'{key} = {shown(known.default)}    ({values(known)})',
+            *textwrap.wrap(about, 96, initial_indent='    ', subsequent_indent='    '),
+        ]
+    return '\n'.join(lines)
+
+
+def markdown() -> str:
+    """docs/settings.md."""
+    lines = [
+        '# Settings',
+        '',
+        'Written by `python -m fsar_jax.settings --markdown`; a test keeps it current.',
+        '',
+        'Every value is a flag: `--config.episode.shot=5`, `--config.model.matcher.dim=None`. A',
+        'setting of a stage is a field of the module that reads it, so its line stands in',
+        '`fsar_jax/samplers`, `backbones`, `enrichment` or `matchers`; the others stand in',
+        '`fsar_jax/config.py`. A letter in brackets is a hidden factor of',
+        '[paper_vs_code.md](paper_vs_code.md).',
+        '',
+        'What a change of a setting affects:',
+        '',
+        *(f'- **{kind}**: {meaning}' for kind, meaning in MEANING.items()),
+        '',
+        'A run goes on with other values of *cost*, *start*, *evaluation* and *list*. An',
+        'evaluation may change all but *model*; its results get a file of their own where a number',
+        'can change.',
+    ]
+    for section, part in SECTIONS.items():
+        title = f'config.{section}' if section else 'config'
+        lines += [
+            '',
+            f'## {title}',
+            '',
+            '| key | default | values | used by | affects | what it is |',
+            '| --- | --- | --- | --- | --- | --- |',
+        ]
+        for name, known in part.settings().items():
+            key = f'{section}.{name}'.removeprefix('.')
+            letter = f' ({known.factor})' if known.factor else ''
+            cells = (
+                f'`{name}`',
+                f'`{shown(known.default)}`',
+                values(known),
+                used_by(key),
+                known.affects,
+                known.help + letter,
+            )
+            lines.append('| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog='python -m fsar_jax.settings',
+        description='Prints every setting of a run: key, default, range, and what it does.',
+    )
+    parser.add_argument('prefix', nargs='?', default='', help='such as model.matcher')
+    parser.add_argument('--markdown', action='store_true', help='print docs/settings.md')
+    args = parser.parse_args()
+    prefix = args.prefix.removeprefix('--').removeprefix('config.')
+    if args.markdown:
+        sys.stdout.write(markdown())
+        return
+    found = text(prefix)
+    if not found:
+        sections = ', '.join(filter(None, SECTIONS))
+        sys.exit(f"error: no setting begins with '{printable(args.prefix)}': try one of {sections}")
+    print(found)
+
+
+if __name__ == '__main__':
+    main()

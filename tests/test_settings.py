@@ -1,0 +1,288 @@
+"""Settings: one line each, in the module that reads it; what is made of these lines."""
+
+import ast
+import dataclasses
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import flax.linen as nn
+import pytest
+from tiny_run import REPOSITORY, get_config
+
+from fsar_jax import config as configuration
+from fsar_jax import settings
+from fsar_jax.config import SECTIONS, SETTINGS, default_config, validate, with_newer_settings
+from fsar_jax.fields import Path, build, check_section, setting, settings_of, union
+from fsar_jax.learner import create_learner
+from fsar_jax.stages import chosen
+from fsar_jax.training import workdir
+
+OLDER = REPOSITORY / 'tests/fixtures/config_of_an_older_run.json'
+STAGES = {
+    f'{section}.{choice}': module
+    for section, part in SECTIONS.items()
+    for choice, module in part.stages.items()
+    if module
+}
+
+
+class One(nn.Module):
+    width: int = setting(4, at_least=1, affects='model', help='width')
+    rate: float | None = setting(None, affects='training', help='rate')
+    sizes: tuple[int, ...] = setting((2,), affects='model', help='sizes')
+    pair: tuple[float, float] = setting((1.0, 2.0), affects='model', help='pair')
+    file: Path | None = setting(None, affects='start', help='file')
+    shared: str = 'code'
+
+
+class Another(nn.Module):
+    width: int = setting(8, at_least=1, affects='model', help='width')
+
+
+def test_the_annotation_gives_the_type():
+    found = {
+        name: (known.kind, known.optional, known.length) for name, known in settings_of(One).items()
+    }
+    assert found == {
+        'width': (int, False, None),
+        'rate': (float, True, None),
+        'sizes': (int, False, None),
+        'pair': (float, False, 2),
+        'file': ('path', True, None),
+    }
+    with pytest.raises(TypeError, match='Wrong.x is a setting of type .*dict.*: give it one of'):
+        settings_of(
+            dataclasses.make_dataclass('Wrong', [('x', dict, setting(None, affects='model'))])
+        )
+
+
+def test_one_name_with_two_lines_is_an_error():
+    with pytest.raises(ValueError) as error:
+        union((One, Another))
+    assert str(error.value) == (
+        "One and Another both have a setting 'width', with different lines (default 4 and 8): make "
+        'them equal, or rename one'
+    )
+    assert union((One, One)) == settings_of(One)
+
+
+def test_a_stage_is_built_of_its_section_and_of_what_all_share():
+    section = {'width': 6, 'sizes': [1, 3], 'shared': 'of the section', 'unknown': 1}
+    assert build(One, section, {'shared': 'paper', 'width': 7}) == One(
+        6, sizes=(1, 3), shared='paper'
+    )
+    assert build(One, section, {}).shared == 'of the section'
+    assert build(None, section, {}) is None
+
+
+@pytest.mark.parametrize('name', STAGES)
+def test_every_registered_choice_is_reached_through_the_default_config(name):
+    section, choice = name.rsplit('.', 1)
+    section = section.removeprefix('model.')
+    reached = []
+    for key in SECTIONS[f'model.{section}'].settings():
+        known = SETTINGS[f'model.{section}.{key}']
+        value = {str: choice, bool: True, float: 0.5}.get(known.kind)
+        config = default_config()
+        if (
+            known.choices
+            and choice not in known.choices
+            or key not in ('name', 'patch', 'frame', 'temporal_transform', 'weight')
+        ):
+            continue
+        config.model[section][key] = value
+        if any(module is STAGES[name] for _, module in chosen(config.model).values()):
+            create_learner(config.model)
+            reached.append(key)
+    assert reached, f'no setting of model.{section} chooses {choice}'
+
+
+@pytest.mark.parametrize('name', STAGES)
+def test_the_default_of_a_module_is_that_of_the_config(name):
+    section = name.rsplit('.', 1)[0]
+    values = default_config().model[section.removeprefix('model.')]
+    module = STAGES[name]
+    for key, known in settings_of(module).items():
+        assert known == SETTINGS[f'{section}.{key}']
+        default = next(
+            field.default
+            for field in dataclasses.fields(getattr(module, 'func', module))
+            if field.name == key
+        )
+        assert values[key] == default == known.default, key
+
+
+def test_every_setting_is_read():
+    """Each is a field that its module reads as self.<name>, or an attribute that code reads."""
+    code = {
+        path: path.read_text()
+        for path in (REPOSITORY / 'fsar_jax').rglob('*.py')
+        if path.name not in ('recipe.py', 'plan.py') and 'configs' not in path.parts
+    }
+    for key in SETTINGS:
+        name = key.rpartition('.')[2]
+        reads = re.compile(rf"\.{name}\b(?! *=[^=])|settings\.{name}\b")
+        assert any(reads.search(text) for text in code.values()), f'nothing reads {key}'
+
+
+def statements(path: pathlib.Path) -> str:
+    """The code of a file without comments and docstrings."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        body = getattr(node, 'body', None)
+        first = body[0] if isinstance(body, list) and body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+            body[0] = ast.Pass()
+    return ast.unparse(tree)
+
+
+def test_a_setting_of_a_stage_is_named_in_its_room_alone():
+    """Elsewhere in fsar_jax/ no code has 'model.matcher.dim' or matcher.dim, but for the presets of
+    the papers (recipe) and the number of frames that the loader hands over (frame_sampling)."""
+    rooms = {'samplers', 'backbones', 'enrichment', 'matchers', 'configs'}
+    own = {
+        f'{section.removeprefix("model.")}.{name}'
+        for section, part in SECTIONS.items()
+        if section.startswith('model.')
+        for module in part.stages.values()
+        if module
+        for name in settings_of(module)
+    }
+    found = {
+        f'{path.relative_to(REPOSITORY / "fsar_jax")}: {key}'
+        for path in (REPOSITORY / 'fsar_jax').rglob('*.py')
+        if not rooms & set(path.parts)
+        for code in [statements(path)]
+        for key in own
+        if re.search(rf'\b{re.escape(key)}\b', code)
+    }
+    assert found <= {
+        'data/frame_sampling.py: sampler.dense_frames',
+        'recipe.py: matcher.dim',
+    }
+
+
+def test_the_documents_and_the_command_list_every_setting():
+    page = REPOSITORY / 'docs/settings.md'
+    assert page.read_text() == settings.markdown(), (
+        'run python -m fsar_jax.settings --markdown > docs/settings.md'
+    )
+    for key in SETTINGS:
+        assert f'| `{key.rpartition(".")[2]}` |' in settings.markdown()
+    assert settings.text('model.query_similarity.dim').splitlines()[0] == (
+        'model.query_similarity.dim = None    (a whole number, at least 1, or None)'
+    )
+    assert len(re.findall(r'^\S', settings.text(), re.M)) == len(SETTINGS)
+    assert settings.used_by('model.matcher.cardinalities') == 'cross_transformer, query_similarity'
+    assert settings.used_by('model.matcher.loss_weight') == settings.used_by('seed') == ''
+
+
+@pytest.mark.slow
+def test_the_command_refuses_an_unknown_prefix_in_one_line():
+    done = subprocess.run(
+        [sys.executable, '-m', 'fsar_jax.settings', 'model.mather'],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode and done.stdout == ''
+    assert done.stderr.startswith(
+        "error: no setting begins with 'model.mather': try one of episode"
+    )
+    assert done.stderr.count('\n') == 1
+
+
+OPTIONAL = [key for key, known in SETTINGS.items() if known.optional]
+
+
+def test_none_is_a_flag(monkeypatch):
+    """--config.model.matcher.dim=None, and likewise for every setting that may be None."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    argv = ['main.py', *(f'--config.{key}=None' for key in OPTIONAL)]
+    monkeypatch.setattr(sys, 'argv', argv)
+    config = get_config('strm', 'ssv2')
+    assert config.model.matcher.dim == 1152 and type(config.model.matcher.dim) is int
+    holder = flags.FlagValues()
+    flag = config_flags.DEFINE_config_dict('config', config, flag_values=holder)
+    holder(argv)
+    assert all(configuration.setting_of(flag.value, key) is None for key in OPTIONAL)
+    assert json.loads(flag.value.to_json())['model']['matcher']['dim'] is None
+    validate(flag.value)
+
+
+# What may differ from the run on resuming, and in an evaluation of it.
+RESUME = {
+    'model': False,
+    'result': False,
+    'training': False,
+    'length': False,
+    'evaluation': True,
+    'list': True,
+    'start': True,
+    'cost': True,
+}
+
+
+@pytest.mark.parametrize('key', SETTINGS)
+def test_what_may_change_follows_from_what_a_setting_affects(key):
+    known = SETTINGS[key]
+    assert (key in workdir.MAY_CHANGE_ON_RESUME) == RESUME[known.affects]
+    assert workdir.must_agree(key) == (known.affects == 'model')
+    assert (key in workdir.SAME_RESULTS) == (
+        known.affects in ('training', 'length', 'start', 'cost')
+    )
+    assert known.unless == '' or known.unless in SETTINGS
+    assert known.formerly == '' or known.formerly in SETTINGS
+
+
+def older_run(directory: pathlib.Path, saved: dict) -> pathlib.Path:
+    """A workdir with a checkpoint's folder and these settings."""
+    (directory / 'checkpoints/1').mkdir(parents=True)
+    (directory / 'checkpoints/config.json').write_text(json.dumps(saved))
+    return directory
+
+
+def test_a_run_from_before_is_read_with_the_same_values(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        workdir,
+        'saved_settings',
+        lambda directory: configuration.flatten(
+            json.loads((directory / 'config.json').read_text())
+        ),
+    )
+    saved = json.loads(OLDER.read_text())
+    read = workdir.run_config(older_run(tmp_path / 'a', saved))
+    now, before = configuration.settings_by_key(read), configuration.flatten(saved)
+    assert {key: now[key] for key in before} == before
+    assert now.keys() - before.keys() == {'model.matcher.inter_variant'}
+    validate(read)
+    # One variant was that of the sampler and of L_inter.
+    saved['model']['sampler']['variant'] = 'code'
+    directory = older_run(tmp_path / 'b', saved)
+    assert workdir.run_config(directory).model.matcher.inter_variant == 'code'
+    changed = workdir.changed_settings(directory / 'checkpoints', read, lambda key: True)
+    assert changed == {
+        'model.sampler.variant': ('code', 'paper'),
+        'model.matcher.inter_variant': ('code', 'paper'),
+    }
+
+
+def test_settings_that_are_newer_than_a_run_have_their_default():
+    completed = with_newer_settings({'episode.way': 3, 'of.another.release': 1})
+    assert completed['episode.way'] == 3 and completed['of.another.release'] == 1
+    assert completed['episode.shot'] == 1 and completed['model.matcher.inter_variant'] == 'paper'
+    assert (
+        with_newer_settings({'model.sampler.variant': 'code'})['model.matcher.inter_variant']
+        == 'code'
+    )
+
+
+def test_a_section_is_checked_by_name():
+    with pytest.raises(ValueError, match=r'^config.a.width=0 is too small, it must be at least 1$'):
+        check_section({'width': 0}, settings_of(One), 'a')
+    check_section({'other': 0}, settings_of(One), 'a')
