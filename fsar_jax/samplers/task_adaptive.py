@@ -372,6 +372,7 @@ class TaskAdaptiveSampler(Stage):
             self.saliency(attended.astype(jnp.float32))[..., 0] / attended.shape[-1], (-2, -1)
         )
 
+    @nn.nowrap  # called inside jax.lax.map, where Flax must not keep what it returns
     def positions(self, maps: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:
         """Where a frame is read that these maps [..., h, w] resample: (rows [..., height], columns
         [..., width])."""
