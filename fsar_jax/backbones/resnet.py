@@ -184,6 +184,15 @@ class FrameNetwork(Stage):
     )
     dtype: Any = dataclasses.field(default=jnp.float32, kw_only=True)
 
+    def input_scaling(self) -> dict:
+        """{'name', 'mean', 'std'}: a pixel x of 0 … 1 becomes (x − mean) / std, per channel."""
+        mean, std = {
+            'unit': ((0.0,) * 3, (1.0,) * 3),
+            'imagenet': (IMAGENET_MEAN, IMAGENET_STD),
+            'grey': ((0.45,) * 3, (0.225,) * 3),
+        }[self.normalize]
+        return {'name': self.normalize, 'mean': mean, 'std': std}
+
     @property
     def norm(self) -> dict[str, Any]:
         """Arguments of every BatchNorm."""

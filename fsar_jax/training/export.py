@@ -18,7 +18,6 @@ import ml_collections
 import numpy as np
 from safetensors.numpy import save
 
-from fsar_jax.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD
 from fsar_jax.checksums import sha256_of
 from fsar_jax.config import default_config, flatten
 from fsar_jax.data.dataset import content_hash, open_dataset
@@ -29,6 +28,7 @@ from fsar_jax.files import write_whole
 from fsar_jax.learner import create_learner
 from fsar_jax.messages import listed, one_line, printable
 from fsar_jax.named_arrays import by_name, params_hash
+from fsar_jax.stages import build_stages
 from fsar_jax.training.state import create_train_state
 from fsar_jax.training.workdir import (
     METHOD,
@@ -46,11 +46,6 @@ from fsar_jax.weights.safetensors_file import read_metadata
 
 FORMAT = 'fsar_jax'  # the key of the metadata in the header
 SUFFIX = '.safetensors'
-SCALING = {  # config.model.backbone.normalize: what a pixel x of 0 … 255 becomes
-    'unit': {'mean': (0.0,) * 3, 'std': (1.0,) * 3},
-    'imagenet': {'mean': IMAGENET_MEAN, 'std': IMAGENET_STD},
-    'grey': {'mean': (0.45,) * 3, 'std': (0.225,) * 3},
-}
 SAMPLING = {  # config.data.sampling: which of the n frames of a clip are used outside training
     'trx': 'L positions evenly spaced from 1 to n - 2, truncated to integers; from 0 to n - 1 '
     'where n = L or that span is shorter than L',
@@ -151,9 +146,8 @@ def input_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
         'crop': {'height': size, 'width': size, 'where': 'centre; half pixels round to even'},
         'pixels': 'RGB, 0 … 255, divided by 255',
         'scaling': {
-            'name': config.model.backbone.normalize,
             'rule': '(x / 255 - mean) / std, per channel',
-            **SCALING[config.model.backbone.normalize],
+            **build_stages(config.model)['backbone'].input_scaling(),
         },
         'compute_dtype': config.model.dtype,
     }
