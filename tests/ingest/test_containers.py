@@ -98,8 +98,8 @@ def test_an_mp4_with_its_index_first_or_in_fragments(tmp_path, options):
     for share in (0.2, 0.4, 0.6, 0.8):
         assert outcome(path, data[: int(share * len(data))]) == 'truncated', share
     if 'sidx' in str(options):  # between two fragments
-        for place in places(data, b'moof')[1:-1]:
-            assert outcome(path, data[: place - 4]) == 'truncated', place
+        for start in places(data, b'moof')[1:-1]:
+            assert outcome(path, data[: start - 4]) == 'truncated', start
 
 
 def test_a_cut_between_two_frames_or_two_clusters(tmp_path):
@@ -107,50 +107,50 @@ def test_a_cut_between_two_frames_or_two_clusters(tmp_path):
     data = write(path, OPTIONS_WITH_PARTS['.mkv'])
     clusters = places(data, bytes.fromhex('1f43b675'))
     assert len(clusters) > 4 and outcome(path, data) == FRAMES
-    for place in clusters[1:-1]:
-        assert outcome(path, data[:place]) == 'truncated', place
+    for start in clusters[1:-1]:
+        assert outcome(path, data[:start]) == 'truncated', start
     path = tmp_path / 'clip.avi'
     data = write(path)
-    for place in places(data, b'00dc')[5:35:6]:
-        assert outcome(path, data[:place]) == 'truncated', place
+    for start in places(data, b'00dc')[5:35:6]:
+        assert outcome(path, data[:start]) == 'truncated', start
     path = tmp_path / 'clip.mp4'
     data = write(path, OPTIONS_WITH_PARTS['.mp4'])
     path.write_bytes(data)
     with av.open(str(path)) as container:
         starts = [entry.pos for entry in container.streams.video[0].index_entries]
-    for place in starts[3:35:6]:
-        assert outcome(path, data[:place]) == 'truncated', place
+    for start in starts[3:35:6]:
+        assert outcome(path, data[:start]) == 'truncated', start
 
 
 def lie_mp4(data, times):
     for box, at in ((b'mvhd', 20), (b'tkhd', 24), (b'mdhd', 20)):
-        for place in places(data, box):
-            told = int.from_bytes(data[place + at : place + at + 4])
-            data[place + at : place + at + 4] = int(times * told).to_bytes(4)
+        for start in places(data, box):
+            promised = int.from_bytes(data[start + at : start + at + 4])
+            data[start + at : start + at + 4] = int(times * promised).to_bytes(4)
 
 
 def lie_matroska(data, times):
-    place = data.find(bytes.fromhex('448988')) + 3
-    data[place : place + 8] = struct.pack(
-        '>d', times * struct.unpack('>d', data[place : place + 8])[0]
+    start = data.find(bytes.fromhex('448988')) + 3
+    data[start : start + 8] = struct.pack(
+        '>d', times * struct.unpack('>d', data[start : start + 8])[0]
     )
-    for place in places(data, b'00:00:01.6'):
-        data[place : place + 10] = f'00:00:{1.6 * times:04.1f}'.encode()
+    for start in places(data, b'00:00:01.6'):
+        data[start : start + 10] = f'00:00:{1.6 * times:04.1f}'.encode()
 
 
 def lie_avi(data, times):
-    for place in (48, data.find(b'strh') + 8 + 32):
-        data[place : place + 4] = int(times * FRAMES).to_bytes(4, 'little')
+    for start in (48, data.find(b'strh') + 8 + 32):
+        data[start : start + 4] = int(times * FRAMES).to_bytes(4, 'little')
 
 
 def lie_flv(data, times):
-    place = data.find(b'\0\x08duration\0') + 11
-    data[place : place + 8] = struct.pack('>d', 1.6 * times)
+    start = data.find(b'\0\x08duration\0') + 11
+    data[start : start + 8] = struct.pack('>d', 1.6 * times)
 
 
 def lie_asf(data, times):
-    place = data.find(bytes.fromhex('a1dcab8c47a9cf118ee400c00c205365')) + 64
-    for at in (place, place + 8):
+    start = data.find(bytes.fromhex('a1dcab8c47a9cf118ee400c00c205365')) + 64
+    for at in (start, start + 8):
         data[at : at + 8] = int(16_000_000 * times + 3000 * 10_000).to_bytes(8, 'little')
 
 
@@ -173,10 +173,10 @@ def test_a_header_that_promises_too_much_or_too_little_is_no_damage(tmp_path, su
 
 
 def test_sizes_that_lie_are_no_damage_where_the_index_follows(tmp_path):
-    for suffix, place, size in (('.mkv', bytes.fromhex('18538067'), 8), ('.avi', b'RIFF', 4)):
+    for suffix, start, size in (('.mkv', bytes.fromhex('18538067'), 8), ('.avi', b'RIFF', 4)):
         path = tmp_path / f'clip{suffix}'
         data = bytearray(write(path))
-        at = data.find(place) + 4
+        at = data.find(start) + 4
         order = 'big' if size == 8 else 'little'
         data[at : at + size] = (int.from_bytes(data[at : at + size], order) + 100_000).to_bytes(
             size, order
@@ -245,20 +245,20 @@ def test_what_follows_the_end_is_no_damage(tmp_path):
 def test_an_index_that_is_missing_is_told_from_one_that_is_damaged(tmp_path):
     path = tmp_path / 'clip.mp4'
     data = write(path)
-    place = data.find(b'moov')
-    path.write_bytes(data[: place - 4])
+    start = data.find(b'moov')
+    path.write_bytes(data[: start - 4])
     with pytest.raises(VideoError, match='^truncated: .*its index is missing'):
         read_video(path)
-    path.write_bytes(data[: place + 100])
+    path.write_bytes(data[: start + 100])
     with pytest.raises(VideoError, match="^truncated: .*its part 'moov' goes on beyond its end"):
         read_video(path)
     # A download that reserved its place.
-    path.write_bytes(data[: place - 4] + bytes(len(data) - place + 4))
+    path.write_bytes(data[: start - 4] + bytes(len(data) - start + 4))
     with pytest.raises(VideoError, match='^truncated: .*its index is missing'):
         read_video(path)
     for damage in (
-        data[: place + 4] + b'\xff' * (len(data) - place - 4),
-        data[: place + 4] + bytes(len(data) - place - 4),
+        data[: start + 4] + b'\xff' * (len(data) - start - 4),
+        data[: start + 4] + bytes(len(data) - start - 4),
         data.replace(b'moov', b'moow'),
     ):
         path.write_bytes(damage)

@@ -14,9 +14,9 @@ SPACED = [0, 5, 10, 14, 19]  # 5 of 20: 0, 4.75, 9.5, 14.25, 19, rounded to the 
 
 @pytest.mark.parametrize('zipped', (False, True), ids=('in a folder', 'in a .zip'))
 @pytest.mark.parametrize(
-    'max_frames, places', ((5, SPACED), (1, [10]), (0, list(range(20)))), ids=('5', '1', 'all')
+    'max_frames, indices', ((5, SPACED), (1, [10]), (0, list(range(20)))), ids=('5', '1', 'all')
 )
-def test_the_stored_frames_are_spaced_over_the_whole_video(zipped, max_frames, places, tmp_path):
+def test_the_stored_frames_are_spaced_over_the_whole_video(zipped, max_frames, indices, tmp_path):
     """20 frames, each a grey of its own, in files whose names sort otherwise than their numbers."""
     folder = tmp_path / 'jump' / 'clip'
     folder.mkdir(parents=True)
@@ -33,6 +33,6 @@ def test_the_stored_frames_are_spaced_over_the_whole_video(zipped, max_frames, p
     settings = RecordSettings(short_side=0, max_frames=max_frames, min_frames=1)
     record = record_from_frames(source, 'jump/clip', 0, settings)
     greys = [decode_jpeg(data).mean() for data in record['frames']]
-    np.testing.assert_allclose(greys, [10 * place for place in places], atol=1)
-    assert record['frame_index'].tolist() == places
-    assert (record['num_frames'], record['source_frames']) == (len(places), 20)
+    np.testing.assert_allclose(greys, [10 * i for i in indices], atol=1)
+    assert record['frame_index'].tolist() == indices
+    assert (record['num_frames'], record['source_frames']) == (len(indices), 20)

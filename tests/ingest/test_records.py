@@ -54,9 +54,9 @@ def test_frames_are_those_of_the_file_resized(clip, short_side, size):
     record = record_from_file(clip, 'clip', 0, settings)
     assert (record['width'], record['height']) == size
     source = read_video(clip).frames
-    for jpeg, place in zip(record['frames'], record['frame_index'], strict=True):
+    for jpeg, index in zip(record['frames'], record['frame_index'], strict=True):
         stored = decode_jpeg(jpeg)
-        expected = resize_short_side(source[place], short_side) if short_side else source[place]
+        expected = resize_short_side(source[index], short_side) if short_side else source[index]
         assert stored.shape == (size[1], size[0], 3)
         assert np.abs(stored.astype(int) - expected).mean() < 2.5
 

@@ -57,8 +57,8 @@ def test_paths_with_any_characters(odd, clips, tmp_path, monkeypatch, capsys):
     dataset = open_dataset(NAME, data_dir, 'train')
     assert directory == data_dir / NAME / '1.0.0' and dataset.read(0)['num_frames'] == 8
     assert run(videos, data_dir) == directory and run(videos, data_dir, '--overwrite') == directory
-    said = capsys.readouterr().out.encode()  # strict: half a character would raise
-    assert b'is built already' in said
+    printed = capsys.readouterr().out.encode()  # strict: half a character would raise
+    assert b'is built already' in printed
     monkeypatch.chdir(tmp_path)  # relative, as most give them
     assert run(pathlib.Path('videos', odd), pathlib.Path('data', odd)) == pathlib.Path(
         'data', odd, NAME, '1.0.0'
@@ -207,8 +207,8 @@ def test_names_in_what_it_prints_stay_in_their_line(clips, tmp_path, capsys):
     videos = shutil.copytree(clips, tmp_path / 'videos')
     (videos / 'train' / 'jump' / 'b.mp4\nbuilt other\x1b[2J.txt').write_text('')
     directory = run(videos, tmp_path)
-    said = capsys.readouterr().out
-    assert 'b.mp4\\nbuilt other\\x1b[2J.txt' in said and '\x1b' not in said
+    printed = capsys.readouterr().out
+    assert 'b.mp4\\nbuilt other\\x1b[2J.txt' in printed and '\x1b' not in printed
     assert len((directory / 'skipped.tsv').read_text().splitlines()) == 2
     with pytest.raises(ValueError, match=r"unknown dataset 'x\\ny'"):
         build.build(build.parse(['--dataset=x\ny']))
@@ -279,14 +279,14 @@ def test_a_signal_ends_a_build_with_one_line(moment, processes, number, tmp_path
     os.killpg(process.pid, number)
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number, errors.decode()
-    said = [
+    printed = [
         line
         for line in errors.decode().replace('\r', '\n').splitlines()
         if line and 'videos/s]' not in line
     ]
     name = {signal.SIGINT: 'Ctrl-C', signal.SIGTERM: 'SIGTERM'}[number]
     assert (
-        said
+        printed
         == [f'stopped ({name}): the same command goes on with the shards that are not finished']
         and not out
     )
@@ -311,8 +311,8 @@ def test_a_limit_on_memory_is_one_line_and_no_wait(megabytes, tmp_path):
     limit = f'ulimit -v {megabytes * 1000}; exec "$@"'
     command = ['sh', '-c', limit, 'sh', sys.executable, '-m', 'fsar_jax.build', *flags]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
-    (said,) = done.stderr.splitlines()
-    assert done.returncode == 1 and said.startswith('error: ') and 'ulimit -v' in said
+    (printed,) = done.stderr.splitlines()
+    assert done.returncode == 1 and printed.startswith('error: ') and 'ulimit -v' in printed
 
 
 def test_extraction_ends_with_the_build(tmp_path, monkeypatch):

@@ -30,12 +30,12 @@ def run(data_dir, *flags):
 def another_decoder(monkeypatch):
     """Function: from now on another decoder is installed, or the real one again."""
 
-    def install(there):
+    def install(other):
         for module in (video_builder, build):
             monkeypatch.setattr(
                 module,
                 'decoder_generation',
-                lambda: OTHER if there else video_files.decoder_generation(),
+                lambda: OTHER if other else video_files.decoder_generation(),
             )
 
     return install
@@ -52,37 +52,37 @@ def test_a_dataset_says_what_made_its_pixels(tmp_path, another_decoder, capsys):
     assert 'made with' not in capsys.readouterr().out
     another_decoder(True)
     run(tmp_path)
-    said = (
+    message = (
         f'made with {video_files.decoder_generation()}, and {OTHER} is installed here, which '
         'makes other pixels'
     )
-    assert said in capsys.readouterr().out
+    assert message in capsys.readouterr().out
 
 
 def test_a_build_does_not_go_on_with_another_decoder(tmp_path, another_decoder):
     run(tmp_path, '--shards=0/2')
     folder = tmp_path / NAME / 'incomplete'
-    there = {path.name: path.stat().st_ino for path in folder.glob('*-of-?????')}
+    before = {path.name: path.stat().st_ino for path in folder.glob('*-of-?????')}
     another_decoder(True)
     begun = f'begun with {video_files.decoder_generation()}, and {OTHER} is installed here'
     for flags in ((), ('--shards=0/2',)):
         with pytest.raises(ValueError, match=begun) as caught:
             run(tmp_path, *flags)
         assert '\n' not in str(caught.value) and '--overwrite' in str(caught.value)
-    assert {path.name: path.stat().st_ino for path in folder.glob('*-of-?????')} == there, (
+    assert {path.name: path.stat().st_ino for path in folder.glob('*-of-?????')} == before, (
         'finished work was lost'
     )
     directory = run(tmp_path, '--overwrite')
     assert open_dataset(NAME, tmp_path, 'val').made_with['decoder'] == OTHER
-    assert not any((directory / name).stat().st_ino == number for name, number in there.items())
+    assert not any((directory / name).stat().st_ino == number for name, number in before.items())
 
 
 def test_slices_of_two_decoders_are_not_put_together(tmp_path, another_decoder):
     run(tmp_path, '--shards=0/2')
     another_decoder(True)
     run(tmp_path, '--shards=1/2')  # a slice of its own, on a machine that has another version
-    for there in (False, True):
-        another_decoder(there)
+    for other in (False, True):
+        another_decoder(other)
         with pytest.raises(
             ValueError,
             match='3 shards were made with .*, 2 shards were made with .*, and their pixels differ',

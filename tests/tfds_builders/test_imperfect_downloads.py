@@ -128,9 +128,9 @@ def test_annotations_that_are_something_else(small, tmp_path, capsys):
             lists,
             '--overwrite',
         )
-        said = capsys.readouterr().out
-        assert 'ssv2/train.json is ignored, it is not a list of videos' in said, text
-        assert 'annotations: 0 of 27 listed videos have another class there' in said, text
+        printed = capsys.readouterr().out
+        assert 'ssv2/train.json is ignored, it is not a list of videos' in printed, text
+        assert 'annotations: 0 of 27 listed videos have another class there' in printed, text
     shutil.rmtree(tmp_path / 'ssv2' / 'labels')
     copies.build_copy('ssv2_small_cmn', tmp_path / 'data', videos, lists, '--overwrite')
     assert 'annotations: none found' in capsys.readouterr().out

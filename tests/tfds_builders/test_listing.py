@@ -455,6 +455,6 @@ def test_a_benchmark_with_names_of_another_system(small, tmp_path):
         ('', 'ApplyEyeMakeup', 'notes.txt'): ('not a video', "a '.txt' file"),
         ('', 'ApplyEyeMakeup', 'pipe.avi'): ('not a video', 'a pipe, a socket or a device'),
     }
-    there = open_dataset('ucf101_arn', tmp_path, 'train').video_ids
+    stored = open_dataset('ucf101_arn', tmp_path, 'train').video_ids
     names = (NFC, second.stem, third.stem)
-    assert {f'ApplyEyeMakeup/{name}' for name in names} <= set(there)
+    assert {f'ApplyEyeMakeup/{name}' for name in names} <= set(stored)
