@@ -84,12 +84,12 @@ def train_and_evaluate(
 
     # ── Model and state ───────────────────────────────────────────────────────────────────────────
     config = with_training_classes(config, train_set)
+    workdirs.check_resumable(directory, config)  # before seconds of compiling
     learner = create_learner(config.model)
     state = replicate(mesh, create_train_state(config, learner))
     note_random_starts(config, state.params)
 
     # ── Resume: from the checkpoint with the highest step, or start ───────────────────────────────
-    workdirs.check_resumable(directory, config)
     with (
         workdirs.lock_workdir(workdir),
         Checkpoints(directory, keep=train.keep_checkpoints, config=config) as checkpoints,
