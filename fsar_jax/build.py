@@ -443,7 +443,7 @@ def _summary(builder):
     return '\n'.join(lines + builder.notes + [skipped_table(builder.skipped)])
 
 
-def main():
+def main() -> None:
     try:
         build(parse())
     except (ValueError, OSError) as error:

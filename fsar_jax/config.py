@@ -13,7 +13,7 @@ under which docs/paper_vs_code.md discusses it.
 import dataclasses
 import json
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 
@@ -341,7 +341,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     check_training(config.train)
 
 
-def check_values(config, inside: str = '') -> None:
+def check_values(config: ml_collections.ConfigDict, inside: str = '') -> None:
     """Types, ranges and choices of what is there; `config`: the whole or, with inside 'model', that
     section. Raises as `validate`."""
     for section, part in SECTIONS.items():
@@ -350,7 +350,7 @@ def check_values(config, inside: str = '') -> None:
             check_section(known, part.settings(), section)
 
 
-def check_shapes(config) -> None:
+def check_shapes(config: ml_collections.ConfigDict) -> None:
     """ValueError where frames, pixels and the model's parts do not fit each other."""
     if config.model.backbone.name == 'features':
         raise ValueError(
@@ -364,7 +364,7 @@ def check_shapes(config) -> None:
         )
 
 
-def check_training(train) -> None:
+def check_training(train: ml_collections.ConfigDict) -> None:
     """ValueError where the values of config.train do not fit each other."""
     if train.episodes_per_step % train.accumulation_steps:
         raise ValueError(
@@ -404,7 +404,7 @@ def resolve_paths(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
     return config
 
 
-def setting_of(config, key: str, absent=None):
+def setting_of(config: ml_collections.ConfigDict, key: str, absent: Any = None) -> Any:
     """The value of a key such as 'model.matcher.dim' ('': all of it); `absent` where there is
     none."""
     for part in filter(None, key.split('.')):
@@ -416,7 +416,7 @@ def setting_of(config, key: str, absent=None):
 
 def flatten(tree: dict, prefix: str = '') -> dict:
     """{'a': {'b': 1}} → {'a.b': 1}."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= (
             flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}

@@ -30,7 +30,7 @@ AFFECTS = (
     'cost',  # memory, speed, where things lie, what is printed: no number
 )
 # Where no smaller limit is given: of the int32 and float32 that JAX computes with.
-LARGEST = {int: 2**31 - 1, float: 3.4028234663852886e38}
+LARGEST: dict[Any, float] = {int: 2**31 - 1, float: 3.4028234663852886e38}
 SMALLEST = 1.1754943508222875e-38  # a smaller float32 is 0 to a CPU
 
 
@@ -72,7 +72,7 @@ class Setting:
     help: str = ''
 
 
-def setting(default, kw_only: bool = False, **line) -> Any:
+def setting(default: Any, kw_only: bool = False, **line: Any) -> Any:
     """A dataclass field that is a setting: its default, and the attributes of `Setting` but for
     those that the annotation gives (kind, optional, length). kw_only: as of a dataclass field."""
     return dataclasses.field(
@@ -120,7 +120,7 @@ def union(modules: Iterable[Callable]) -> dict[str, Setting]:
     return found
 
 
-def build(module: Callable | None, section: Mapping, shared: Mapping):
+def build(module: Callable | None, section: Mapping, shared: Mapping) -> Any:
     """An instance of a Linen module: its settings from `section` of the config, its other fields
     from what all stages share or, where that has no such name, from `section` too.
 
@@ -161,7 +161,7 @@ def check_section(section: Mapping, known: Mapping[str, Setting], name: str) -> 
             raise ValueError(f'{full}={printable(repr(section[key]))} {wrong}')
 
 
-def complaint(known: Setting, value) -> str:
+def complaint(known: Setting, value: Any) -> str:
     """What is wrong with a value of this setting, and what it may be; '' where nothing is."""
     if value is None and known.optional:
         return ''
@@ -175,7 +175,7 @@ def complaint(known: Setting, value) -> str:
         )
     if known.choices:
         return '' if value in known.choices else f'is not one of {", ".join(known.choices)}'
-    allowed = {'path': str, float: (int, float)}.get(known.kind, known.kind)
+    allowed: Any = {'path': str, float: (int, float)}.get(known.kind, known.kind)
     if not isinstance(value, allowed) or isinstance(value, bool) != (known.kind is bool):
         return f'must be {described(known)}'
     if known.kind in (str, 'path'):

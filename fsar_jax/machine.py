@@ -9,6 +9,7 @@ import functools
 import os
 import sys
 import threading
+from collections.abc import Iterator
 
 from fsar_jax.messages import printable
 
@@ -66,7 +67,9 @@ def start_reader_threads() -> None:
 
 
 @contextlib.contextmanager
-def file_lock(path: str | os.PathLike, busy: str | None = None, *, shared: bool = False):
+def file_lock(
+    path: str | os.PathLike, busy: str | None = None, *, shared: bool = False
+) -> Iterator[None]:
     """Holds a lock on `path`, an empty file, until the block or the process ends, however that
     ends. Where the file system has no locks, a warning is printed and the block runs.
 

@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from fsar_jax.stage import ArrayTree
+
 AXIS = 'episodes'
 
 
@@ -34,7 +36,7 @@ def along(mesh: Mesh, axis: int) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
 
 
-def replicate(mesh: Mesh, tree):
+def replicate(mesh: Mesh, tree: ArrayTree) -> ArrayTree:
     """Puts a whole copy of every leaf on every device. All processes must pass the same values.
 
     The result may share memory with a leaf that is on the device already: donating the one loses
@@ -54,7 +56,7 @@ def replicate(mesh: Mesh, tree):
     return jax.tree.map(put, tree)
 
 
-def shard(mesh: Mesh, batch, axis: int):
+def shard(mesh: Mesh, batch: ArrayTree, axis: int) -> ArrayTree:
     """Splits `axis` of every leaf over the devices.
 
     Args:

@@ -6,14 +6,16 @@ from concurrent import futures
 import jax
 import numpy as np
 
+from fsar_jax.stage import ArrayTree
 
-def by_name(tree) -> dict:
+
+def by_name(tree: ArrayTree) -> dict:
     """{'params/conv/kernel': leaf}, in the order of the tree."""
     paths, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in paths}
 
 
-def params_hash(params) -> str:
+def params_hash(params: ArrayTree) -> str:
     """SHA-256, hexadecimal, of a parameter tree: name, dtype, shape and bytes of each array, in the
     order of their names."""
     digest, arrays = hashlib.sha256(), by_name(params)

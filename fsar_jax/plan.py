@@ -64,7 +64,7 @@ def resolved_plan(config: ml_collections.ConfigDict, mode: str, runtime: dict[st
     return '\n'.join(f'  {key:<{width}}  {value}' for key, value in rows.items())
 
 
-def stage_rows(config) -> dict[str, str]:
+def stage_rows(config: ml_collections.ConfigDict) -> dict[str, str]:
     """{'sampler': 'task_adaptive: frames 8, …', …}, with the settings that change results and are
     not a hidden factor; a section that changes nothing is left out."""
     rows = {}
@@ -86,7 +86,7 @@ def stage_rows(config) -> dict[str, str]:
     return rows
 
 
-def has_effect(config, key: str) -> bool:
+def has_effect(config: ml_collections.ConfigDict, key: str) -> bool:
     """Whether a module that config.model chooses reads this setting; True for one that does not
     depend on a choice."""
     section, _, name = key.rpartition('.')

@@ -9,6 +9,8 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Callable
+from typing import Any, TextIO
 
 import jax
 import tensorboardX
@@ -42,10 +44,10 @@ class Progress:
         title: str,
         unit: str,
         initial: int = 0,
-        stream=None,
+        stream: TextIO | None = None,
         line_seconds: float = 30.0,
-        clock=time.monotonic,
-    ):
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._total, self._title, self._unit = total, title, unit
         self._done = self._initial = initial
         self._stream = sys.stderr if stream is None else stream
@@ -63,10 +65,10 @@ class Progress:
                 dynamic_ncols=True,
             )
 
-    def __enter__(self):
+    def __enter__(self) -> 'Progress':
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
 
@@ -101,10 +103,17 @@ class MetricWriter:
       stream: where log lines go; None is standard output.
     """
 
-    def __init__(self, directory, log_steps: int = 1, resume_step: int = 0, stream=None):
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        log_steps: int = 1,
+        resume_step: int = 0,
+        stream: TextIO | None = None,
+    ) -> None:
         self._log_steps = log_steps
         self._stream = stream
-        self._file = self._events = None
+        self._file: TextIO | None = None
+        self._events: Any = None
         if jax.process_index() == 0:
             directory = pathlib.Path(directory)
             directory.mkdir(parents=True, exist_ok=True)
@@ -114,10 +123,10 @@ class MetricWriter:
             self._file = self._path.open('a', encoding='utf-8')
             self._events = tensorboardX.SummaryWriter(str(directory), purge_step=resume_step + 1)
 
-    def __enter__(self):
+    def __enter__(self) -> 'MetricWriter':
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
@@ -152,7 +161,7 @@ class MetricWriter:
             self._file = None
 
 
-def read_metrics(directory) -> list[dict]:
+def read_metrics(directory: str | os.PathLike[str]) -> list[dict]:
     """The lines of metrics.jsonl, oldest first: {'step': int, name: float or None, ...}. A last
     line that was cut short by a kill is left out.
 

@@ -72,7 +72,12 @@ def _ignore_signals() -> None:
 def _wait_for_signal(pipe: int, message: str) -> None:
     number = _next_signal(pipe)
     over = threading.Event()
-    for target in (lambda: _finish(over), lambda: (_next_signal(pipe), over.set())):
+
+    def at_next_signal() -> None:
+        _next_signal(pipe)
+        over.set()
+
+    for target in (lambda: _finish(over), at_next_signal):
         threading.Thread(target=target, daemon=True).start()
     over.wait(PATIENCE)
     _leave(number, message)

@@ -20,6 +20,7 @@ import collections
 import concurrent.futures
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from fsar_jax.stopping import on_signals
 
@@ -106,14 +107,14 @@ def everything(datasets: list[VideoDataset], sums: dict[str, str]) -> Iterator[t
     """
     directory = datasets[0].directory
     lost = [dataset.lost_files() for dataset in datasets]
-    of_shard = {}
+    of_shard: dict[str, list[tuple[VideoDataset, int]]] = {}
     for dataset, gone in zip(datasets, lost):
         yield from ((LOST, f'{name} {reason}') for name, reason in gone.items())
         for position in range(len(dataset)):
             name = dataset.file_of(position)[0]
             if name not in gone:
                 of_shard.setdefault(name, []).append((dataset, position))
-    gone = set().union(*lost)
+    absent = {name for files in lost for name in files}
 
     def look(task):
         if isinstance(task, tuple):
@@ -125,7 +126,7 @@ def everything(datasets: list[VideoDataset], sums: dict[str, str]) -> Iterator[t
         return [] if same else [(f'files differ from {SUMS}', printable(directory / task, 1000))]
 
     # A file's records follow its checksum: they come from memory.
-    tasks = [name for name in sums if name not in of_shard and name not in gone]
+    tasks: list[Any] = [name for name in sums if name not in of_shard and name not in absent]
     for name, records in of_shard.items():
         tasks += [name] * (name in sums) + records
     pool = concurrent.futures.ThreadPoolExecutor(usable_cores())
@@ -297,7 +298,7 @@ def _listed(damage):
     return lines
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(
         prog='python -m fsar_jax.verify',
         allow_abbrev=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from fsar_jax.data import frames as frame_tools
 from fsar_jax.data.dataset import Videos
@@ -20,7 +21,7 @@ class Clips:
       ValueError: settings that no clip can meet.
     """
 
-    def __init__(self, dataset: Videos, config):
+    def __init__(self, dataset: Videos, config: ConfigDict) -> None:
         data, episode = config.data, config.episode
         if episode.image_size > data.resize:
             raise ValueError(
@@ -45,7 +46,7 @@ class Clips:
         videos at `positions`, int [...]."""
         clips, flips = self.empty(*positions.shape), np.zeros(positions.shape, bool)
         for index in np.ndindex(positions.shape):
-            flips[index] = self.read(positions[index], clips[index], rng)
+            flips[index] = self.read(int(positions[index]), clips[index], rng)
         return clips, flips
 
     def read(self, position: int, out: np.ndarray, rng: np.random.Generator | None = None) -> bool:

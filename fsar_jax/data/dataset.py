@@ -12,6 +12,8 @@ import pathlib
 import re
 import shlex
 import threading
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -82,7 +84,7 @@ class Videos:
         """SHA-256 of each record file, in order; None where there is no list of them."""
         return None
 
-    def subset(self, positions) -> Videos:
+    def subset(self, positions: Sequence[int] | np.ndarray) -> Videos:
         """The same split with only the videos at `positions`, int [n], in that order.
 
         Raises:
@@ -144,7 +146,7 @@ class VideoDataset(Videos):
         FileNotFoundError: one is lost.
     """
 
-    def __init__(self, directory: pathlib.Path, name: str, split: str):
+    def __init__(self, directory: pathlib.Path, name: str, split: str) -> None:
         self.name, self.split, self.directory = name, split, directory
         builder, metadata = described(directory, name)
         index = metadata['videos']
@@ -170,7 +172,8 @@ class VideoDataset(Videos):
         self.num_bytes = 0 if info is None else int(info.num_bytes)
         self.files = [] if info is None else [os.path.basename(path) for path in info.filepaths]
         self._ends = [] if info is None else list(itertools.accumulate(info.shard_lengths))
-        self._source, self._lock = None, threading.Lock()
+        self._source: Any = None
+        self._lock = threading.Lock()
         self._check_index()
 
     def _check_index(self):

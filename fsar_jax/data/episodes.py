@@ -23,6 +23,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from fsar_jax.data.dataset import Videos
 from fsar_jax.files import write_whole
 from fsar_jax.messages import listed, one_line, printable
 
@@ -61,7 +62,7 @@ def episode_generator(seed: int, split: str, index: int, stream: int) -> np.rand
     )
 
 
-def clips_by_class(dataset) -> list[tuple[int, np.ndarray]]:
+def clips_by_class(dataset: Videos) -> list[tuple[int, np.ndarray]]:
     """(label, positions int32 [clips]) of each class that has clips; classes are ordered by name,
     clips by video id."""
     order = np.array(
@@ -72,7 +73,7 @@ def clips_by_class(dataset) -> list[tuple[int, np.ndarray]]:
     return [(label, order[labels[order] == label]) for label in present]
 
 
-def check_dataset(dataset, way: int, shot: int, query: int) -> None:
+def check_dataset(dataset: Videos, way: int, shot: int, query: int) -> None:
     """Raises ValueError when `dataset` is too small for episodes of `way` classes with `shot` +
     `query` clips each.
 
@@ -112,7 +113,13 @@ def check_dataset(dataset, way: int, shot: int, query: int) -> None:
 
 
 def draw_episode(
-    dataset, way: int, shot: int, query: int, seed: int, index: int, clips=None
+    dataset: Videos,
+    way: int,
+    shot: int,
+    query: int,
+    seed: int,
+    index: int,
+    clips: list[tuple[int, np.ndarray]] | None = None,
 ) -> Episodes:
     """Episode `index` of (seed, dataset.split), E = 1; `query` is per class.
 
@@ -136,7 +143,7 @@ def draw_episode(
 
 
 def draw_episodes(
-    dataset, way: int, shot: int, query: int, seed: int, count: int, start: int = 0
+    dataset: Videos, way: int, shot: int, query: int, seed: int, count: int, start: int = 0
 ) -> Episodes:
     """Episodes start .. start + count - 1 of (seed, dataset.split), see `draw_episode`. ValueError
     when the dataset is too small for them."""
@@ -154,7 +161,7 @@ def draw_episodes(
     )
 
 
-def episodes_hash(dataset, episodes: Episodes) -> str:
+def episodes_hash(dataset: Videos, episodes: Episodes) -> str:
     """SHA-256, hexadecimal, of video ids and labels: what `sha256sum` prints for the file that
     `write_episodes` writes."""
     digest = hashlib.sha256()
@@ -163,13 +170,13 @@ def episodes_hash(dataset, episodes: Episodes) -> str:
     return digest.hexdigest()
 
 
-def write_episodes(path: str | os.PathLike, dataset, episodes: Episodes) -> None:
+def write_episodes(path: str | os.PathLike, dataset: Videos, episodes: Episodes) -> None:
     """Writes one JSON object per line and episode: {"support": [way][shot] ids, "query": [Q] ids,
     "labels": [Q] rows of support}."""
     write_whole(path, b''.join(_lines(dataset, episodes)))
 
 
-def read_episodes(path: str | os.PathLike, dataset) -> Episodes:
+def read_episodes(path: str | os.PathLike, dataset: Videos) -> Episodes:
     """Reads a list that `write_episodes` wrote, for this or another build of the same clips.
 
     A byte order mark and blank lines at the end are ignored.
@@ -238,8 +245,7 @@ def _draw(rng, population, count):
 def _positions(dataset) -> dict[str, int]:
     position_of = {video_id: position for position, video_id in enumerate(dataset.video_ids)}
     if len(position_of) < len(dataset.video_ids):
-        seen = set()
-        twice = next(v for v in dataset.video_ids if v in seen or seen.add(v))
+        twice = next(v for i, v in enumerate(dataset.video_ids) if position_of[v] != i)
         raise ValueError(
             f"video id '{printable(twice)}' occurs twice in {dataset.name} {dataset.split}: an "
             'episode list cannot tell the two apart, rename one'

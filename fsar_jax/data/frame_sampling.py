@@ -17,12 +17,13 @@ times. `config.data.short_videos` decides whether such clips are used at all.
 from __future__ import annotations
 
 import numpy as np
+from ml_collections import ConfigDict
 
 RULES = ('trx', 'uniform', 'segment')
 MAX_JITTER = 5  # frames at either end, as published
 
 
-def frames_read(config) -> int:
+def frames_read(config: ConfigDict) -> int:
     """How many frames of a clip the loader hands over: L, or the M among which a sampler chooses L.
     Without config.model: L."""
     chooses = 'model' in config and config.model.sampler.name != 'uniform'

@@ -17,11 +17,11 @@ from PIL import Image
 try:
     import simplejpeg
 except ImportError:  # no wheel for this platform: slower codecs, the same pixels
-    simplejpeg = None
+    simplejpeg = None  # type: ignore[assignment]
 try:
     import cv2
 except ImportError:
-    cv2 = None
+    cv2 = None  # type: ignore[assignment]
 
 
 def codec_versions() -> dict[str, str]:

@@ -22,12 +22,13 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
 from fsar_jax.data import episodes as episode_lists
 from fsar_jax.data import shared_memory
@@ -40,7 +41,7 @@ ENDLESS = 1 << 40  # elements of the training stream: the caller decides when it
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # parameters of glibc's mallopt
 
 
-def usable(dataset: Videos, config) -> Videos:
+def usable(dataset: Videos, config: ConfigDict) -> Videos:
     """The videos that config.data.short_videos allows: with 'drop', those of at least
     config.episode.frames frames. `dataset` itself where that is all of them.
 
@@ -64,7 +65,11 @@ def usable(dataset: Videos, config) -> Videos:
 
 
 def training_batches(
-    dataset: Videos, config, start_step: int, process_index: int = 0, process_count: int = 1
+    dataset: Videos,
+    config: ConfigDict,
+    start_step: int,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Iterator[dict]:
     """Batches of step start_step, start_step + 1, … without end; `close()` stops the reading.
 
@@ -108,7 +113,9 @@ def training_batches(
     )
 
 
-def video_batches(dataset: Videos, config, positions, batch_size: int) -> Iterator[np.ndarray]:
+def video_batches(
+    dataset: Videos, config: ConfigDict, positions: Sequence[int] | np.ndarray, batch_size: int
+) -> Iterator[np.ndarray]:
     """The test view of `positions`, in their order: uint8 [<= batch_size, L, S, S, 3],
     deterministic per video."""
     source = TestVideos(dataset, config, _checked(dataset, config, positions))
@@ -116,7 +123,7 @@ def video_batches(dataset: Videos, config, positions, batch_size: int) -> Iterat
 
 
 def episode_batches(
-    dataset: Videos, config, episodes: episode_lists.Episodes, batch_size: int
+    dataset: Videos, config: ConfigDict, episodes: episode_lists.Episodes, batch_size: int
 ) -> Iterator[dict]:
     """The test view of every clip of every episode: what evaluation without a cache reads.
 
@@ -136,7 +143,9 @@ def episode_batches(
 class TrainingEpisodes:
     """Element k is the k-th episode that this process trains on, counted from start_step."""
 
-    def __init__(self, dataset, config, start_step, process_index, share):
+    def __init__(
+        self, dataset: Videos, config: ConfigDict, start_step: int, process_index: int, share: int
+    ) -> None:
         episode, train = config.episode, config.train
         self.clips, self.by_class = Clips(dataset, config), episode_lists.clips_by_class(dataset)
         self.classes = np.unique(dataset.labels)
@@ -145,7 +154,7 @@ class TrainingEpisodes:
         self.per_step, self.parts = train.episodes_per_step, train.accumulation_steps
         self.start_step, self.process_index, self.share = start_step, process_index, share
 
-    def __len__(self):
+    def __len__(self) -> int:
         return ENDLESS
 
     def __repr__(self):
@@ -161,7 +170,7 @@ class TrainingEpisodes:
             + of_part
         )
 
-    def __getitem__(self, element):
+    def __getitem__(self, element: int) -> dict[str, np.ndarray]:
         index = self.episode_index(int(element))
         dataset = self.clips.dataset
         drawn = episode_lists.draw_episode(dataset, *self.shape, self.seed, index, self.by_class)
@@ -186,16 +195,18 @@ class TestVideos:
     __test__ = False  # the name is not for pytest
     clips_each = 1
 
-    def __init__(self, dataset, config, positions):
+    def __init__(
+        self, dataset: Videos, config: ConfigDict, positions: Sequence[int] | np.ndarray
+    ) -> None:
         self.clips, self.positions = Clips(dataset, config), positions
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.positions)
 
     def __repr__(self):
         return 'TestVideos()'
 
-    def __getitem__(self, element):
+    def __getitem__(self, element: int) -> dict[str, np.ndarray]:
         frames = self.clips.empty()
         self.clips.read(self.positions[element], frames)
         return dict(frames=frames)
@@ -206,19 +217,21 @@ class TestEpisodes:
 
     __test__ = False
 
-    def __init__(self, dataset, config, episodes):
+    def __init__(
+        self, dataset: Videos, config: ConfigDict, episodes: episode_lists.Episodes
+    ) -> None:
         self.clips, self.episodes = Clips(dataset, config), episodes
         self.clips_each = sum(
             part[0].size if len(part) else 0 for part in (episodes.support, episodes.query)
         )
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.episodes.support)
 
     def __repr__(self):
         return 'TestEpisodes()'
 
-    def __getitem__(self, element):
+    def __getitem__(self, element: int) -> dict[str, np.ndarray]:
         support, _ = self.clips.read_all(self.episodes.support[element])
         query, _ = self.clips.read_all(self.episodes.query[element])
         return dict(

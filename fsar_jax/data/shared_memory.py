@@ -7,22 +7,24 @@ import mmap
 import os
 import sys
 
+from ml_collections import ConfigDict
+
 from fsar_jax.data.frame_sampling import frames_read
 
 FOLDER = '/dev/shm'  # Linux's; macOS has shared memory, but no such folder
 
 
-def batches_ahead(config, batch_size: int) -> int:
+def batches_ahead(config: ConfigDict, batch_size: int) -> int:
     """Elements that the loader keeps ready."""
     return max(1, config.data.prefetch) * batch_size
 
 
-def per_worker(config, batch_size: int) -> int:
+def per_worker(config: ConfigDict, batch_size: int) -> int:
     """Elements that each worker process keeps ready."""
     return -(-batches_ahead(config, batch_size) // config.data.num_workers)
 
 
-def bytes_needed(config, clips_each: int, batch_size: int, count: int) -> int:
+def bytes_needed(config: ConfigDict, clips_each: int, batch_size: int, count: int) -> int:
     """The most bytes that config.data.num_workers processes keep in shared memory, for `count`
     elements of `clips_each` clips.
 
@@ -34,7 +36,7 @@ def bytes_needed(config, clips_each: int, batch_size: int, count: int) -> int:
     return held * (pixels + 8 * mmap.PAGESIZE)  # labels, flips and the like take a page each
 
 
-def bytes_for_validation(config, process_count: int, count: int) -> int:
+def bytes_for_validation(config: ConfigDict, process_count: int, count: int) -> int:
     """What the evaluation on val (fsar_jax/evaluation/evaluate.py) needs. It runs while batches of
     training are kept ready."""
     if not config.data.num_workers or not config.get('eval') or not config.eval.val_episodes:
@@ -46,7 +48,7 @@ def bytes_for_validation(config, process_count: int, count: int) -> int:
     return bytes_needed(config, clips, max(1, batch // clips), count)
 
 
-def check(config, needed: int) -> None:
+def check(config: ConfigDict, needed: int) -> None:
     """Raises ValueError unless `needed` bytes of shared memory are free: the system kills a process
     that writes beyond them."""
     asked = f'config.data.num_workers={config.data.num_workers}'

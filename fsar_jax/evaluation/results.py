@@ -45,9 +45,9 @@ def confusion_matrix(truth, predicted, num_classes: int) -> np.ndarray:
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def versions() -> dict[str, str]:
+def versions() -> dict[str, str | None]:
     """Of python, jax, flax, numpy and fsar_jax (None when it is used without being installed)."""
-    found = {'python': platform.python_version()}
+    found: dict[str, str | None] = {'python': platform.python_version()}
     for name in ('jax', 'flax', 'numpy', 'fsar_jax'):
         try:
             found[name] = importlib.metadata.version(name)

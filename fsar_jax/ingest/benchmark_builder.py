@@ -15,7 +15,8 @@ import functools
 import hashlib
 import json
 import pathlib
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
@@ -52,11 +53,11 @@ class BenchmarkConfig(VideoConfig):
     manual_dir: str = ''
     own_lists: bool = False
 
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         return super().settings() | {'lists': 'own' if self.own_lists else 'published'}
 
 
-class BenchmarkBuilder(VideoBuilder, skip_registration=True):
+class BenchmarkBuilder(VideoBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Base of the benchmarks; a subclass says which lists there are and what its files are called.
 
     LISTS_FROM: what the addresses of its lists in checksums.tsv have in common; where there are
@@ -131,7 +132,7 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
             notes.append(f'{files.unused} videos of {printable(root, 1000)} are not in the lists')
         return VideoList(class_names, splits, skipped, expected, notes)
 
-    def record_maker(self):
+    def record_maker(self) -> Callable[..., dict]:
         return functools.partial(source_record, settings=self.builder_config.record_settings())
 
     def _root(self):
@@ -232,7 +233,9 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):
                 )
         return splits, skipped, notes + self.check_annotations(splits, label)
 
-    def check_annotations(self, splits, label) -> list[str]:
+    def check_annotations(
+        self, splits: dict[str, list[VideoSource]], label: dict[str, int]
+    ) -> list[str]:
         """Notes on contradictions between the lists and other files of the authors."""
         return []
 

@@ -7,6 +7,7 @@ import collections
 import functools
 import os
 import pathlib
+from typing import Any
 
 from fsar_jax.ingest.frame_files import FrameFolder, is_frame, zipped_videos
 from fsar_jax.ingest.listing import entries, is_folder, text, why_no_video
@@ -33,8 +34,12 @@ class SourceFiles:
 
     def __init__(self, root: pathlib.Path, class_names: list[str]):
         self._classes = {normal(name) for name in class_names}
-        self._by_stem = collections.defaultdict(list)  # stem -> [(folder, name, origin)], sorted
-        self._used, self._walked, self.unreadable, self.no_videos = set(), set(), [], []
+        # stem -> [(folder, name, origin)], sorted
+        self._by_stem: dict[str, list[tuple[str, str, Any]]] = collections.defaultdict(list)
+        self._used: set = set()
+        self._walked: set = set()
+        self.unreadable: list[tuple[str, str, str]] = []
+        self.no_videos: list[tuple[str, str, str]] = []
         found = _zip(root) if root.is_file() else self._walk(root, 0)
         for folder, stem, name, origin in found:
             self._by_stem[text(stem)].append((text(folder), text(name), origin))
@@ -80,7 +85,7 @@ class SourceFiles:
     @functools.cached_property
     def _by_class(self):
         """{normal class name: {stem: [(file name, origin)]}}."""
-        by_class = collections.defaultdict(dict)
+        by_class: dict[str, dict] = collections.defaultdict(dict)
         for stem, files in self._by_stem.items():
             for folder, name, origin in files:
                 by_class[normal(folder)].setdefault(stem, []).append((name, origin))

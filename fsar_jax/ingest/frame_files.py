@@ -8,15 +8,18 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import pathlib
 import re
 import stat
 import zipfile
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from PIL import JpegImagePlugin
 
 from fsar_jax.data.frames import decode_jpeg, encode_jpeg, resize_short_side
+from fsar_jax.ingest.records import RecordSettings
 from fsar_jax.ingest.video_files import MAX_PIXELS, VideoError, kept_frames
 from fsar_jax.messages import one_line, printable
 
@@ -64,13 +67,13 @@ def is_frame(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.rpartition('/')[2].startswith('.')
 
 
-def is_decoded(origin) -> bool:
+def is_decoded(origin: pathlib.Path | FrameFolder | ZippedFrames | None) -> bool:
     """Whether a video decoder makes the pixels of a video: not of JPEG files, nor of a missing
     file."""
     return origin is not None and not isinstance(origin, (FrameFolder, ZippedFrames))
 
 
-def bytes_of(origin) -> int:
+def bytes_of(origin: pathlib.Path | FrameFolder | ZippedFrames | None) -> int:
     """Size in bytes of a video file, a FrameFolder or ZippedFrames; -1 where it is not known."""
     try:
         if isinstance(origin, FrameFolder):
@@ -98,7 +101,7 @@ def zipped_videos(path: str | os.PathLike) -> Iterator[tuple[str, str, ZippedFra
       OSError: it cannot be read.
       ValueError: it is not a .zip, or its frames are compressed or encrypted.
     """
-    videos = {}
+    videos: dict[Any, dict] = {}
     try:
         with open(path, 'rb', opener=_open_at_once) as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
@@ -137,7 +140,7 @@ def zipped_videos(path: str | os.PathLike) -> Iterator[tuple[str, str, ZippedFra
 
 
 def record_from_frames(
-    source: FrameFolder | ZippedFrames, video_id: str, label: int, settings
+    source: FrameFolder | ZippedFrames, video_id: str, label: int, settings: RecordSettings
 ) -> dict:
     """The record of a video that comes as JPEG files; the fields are those of
     records.record_from_file, with fps 0.
@@ -155,7 +158,8 @@ def record_from_frames(
         raise VideoError('no frames', 'no .jpg')
     if count < settings.min_frames:
         raise VideoError('too short', f'{count} frames, at least {settings.min_frames} are needed')
-    index, stored, size = kept_frames(count, settings.max_frames), [], None
+    index, stored = kept_frames(count, settings.max_frames), []
+    size: tuple[int, ...] = ()
     for i in index.tolist():
         which = f'frame {i} of {count}' + (f' ({names[i]})' if names else '')
         data = read(i, which)
@@ -164,7 +168,7 @@ def record_from_frames(
             frame, as_stored = resize_short_side(frame, settings.short_side), False
         if not as_stored:
             data = encode_jpeg(frame, settings.jpeg_quality)
-        if size not in (None, frame.shape):
+        if size not in ((), frame.shape):
             raise VideoError(
                 'frame size changes', f'{size[1]}x{size[0]}, then {frame.shape[1]}x{frame.shape[0]}'
             )

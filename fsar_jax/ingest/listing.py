@@ -30,7 +30,7 @@ def text(name: str) -> str:
     return unicodedata.normalize('NFC', name)
 
 
-def entries(folder: str | os.PathLike) -> list[os.DirEntry]:
+def entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
     """The entries of a folder in the order of their names, without what systems left there.
 
     Raises:

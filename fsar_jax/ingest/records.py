@@ -76,7 +76,7 @@ def record_from_file(
     path: str | os.PathLike, video_id: str, label: int, settings: RecordSettings
 ) -> dict:
     """Decodes, resizes and encodes one file; VideoError where it gives no usable clip."""
-    size = None
+    size: tuple[int, ...] = ()
 
     def store(frame):
         nonlocal size

@@ -26,7 +26,7 @@ def annotated_classes(folders: list[pathlib.Path]) -> tuple[dict[str, str], list
     notes = []
     for folder in folders:
         for names in NAMES:
-            found = {}
+            found: dict[str, str] = {}
             for path in (folder / name for name in names if (folder / name).is_file()):
                 try:
                     rows = [

@@ -111,7 +111,7 @@ class VideoConfig(tfds.core.BuilderConfig):
         return dataclasses.asdict(self.record_settings())
 
 
-class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
+class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Base of the builders; a subclass gives VERSION, `list_videos` and `record_maker`.
 
     `plan`, `write_shards` and `finish` are the steps of a build that may be killed, and spread over
@@ -129,15 +129,20 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     USUAL_FRAMES = 300
 
     def __init__(
-        self, *, processes: int | None = None, strict: bool = False, file_format=None, **kwargs
-    ):
+        self,
+        *,
+        processes: int | None = None,
+        strict: bool = False,
+        file_format: Any = None,
+        **kwargs: Any,
+    ) -> None:
         # tfds forgets the format when it copies a builder.
         super().__init__(file_format=file_format or FILE_FORMAT, **kwargs)
         self.processes = usable_cores() if processes is None else processes
         self.strict = strict
         self.skipped: list[Skipped] = []
         self.notes: list[str] = []
-        self.downloads = None
+        self.downloads: Any = None
 
     def list_videos(self) -> VideoList:
         """All videos, in the order of the records; the same on every machine. `self.downloads` is
@@ -152,7 +157,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         """Features that the records have in addition to the common ones."""
         return {}
 
-    def plan(self, downloads=None) -> list[Shard]:
+    def plan(self, downloads: Any = None) -> list[Shard]:
         """Lists the videos and cuts the list into shards. Skips the second of two videos with the
         same id.
 
@@ -196,7 +201,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     def download_manager(
         self, folder: str | os.PathLike, manual_dir: str | os.PathLike | None = None
-    ):
+    ) -> Any:
         """tfds' download manager, which keeps files in `folder` and checks them by the package's
         checksums.tsv.
 
@@ -245,7 +250,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             # One stream over all shards, so that no process waits where one shard ends.
             stream = run(source for shard in to_do for source in shard.sources)
             for shard in to_do:
-                videos = {'video_id': [], 'label': [], 'num_frames': []}
+                videos: dict[str, list] = {'video_id': [], 'label': [], 'num_frames': []}
                 note = {
                     'videos': videos,
                     'skipped': [],
@@ -291,7 +296,8 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         """
         folder, metadata = pathlib.Path(folder), self.info.metadata
         notes = _finished_notes(folder, shards)
-        lengths, sizes = {split: [] for split in metadata['videos']}, collections.Counter()
+        lengths: dict[str, list[int]] = {split: [] for split in metadata['videos']}
+        sizes: collections.Counter[str] = collections.Counter()
         for shard, note in zip(shards, notes):
             if self.strict and note['skipped']:
                 raise _strict_error(Skipped(*note['skipped'][0][1:]))

@@ -58,7 +58,13 @@ MAX_ASPECT = 10  # of one pixel; a header that says more is wrong
 # come out up to 3 too dark.
 EXACT = 0x2 | 0x2000 | 0x40000
 # Errors of the system, which say nothing about the file.
-OF_THE_SYSTEM = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.EACCES)
+OF_THE_SYSTEM: tuple[int, ...] = (
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.ENOMEM,
+    errno.EACCES,
+)
 OF_THE_SYSTEM += (errno.EMFILE, errno.ENFILE)
 
 PYAV = int(av.__version__.split('.')[0])
@@ -241,6 +247,7 @@ def write_video(
     name, options = CODECS[suffix]
     with av.open(os.fspath(path), 'w', options={'fflags': '+bitexact'}) as container:
         stream = container.add_stream(codec or name, rate=fps, options=dict(options))
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = 'yuv420p'
         stream.thread_count = 1  # with threads the bytes depend on the machine
@@ -394,7 +401,8 @@ def _count(path, end) -> _Counted:
     """Splits the file into packets, and decodes nothing."""
     with _open(path) as container:
         streams = [stream for stream in container.streams.video if stream.codec_context]
-        counts, last, broken = dict.fromkeys((s.index for s in streams), 0), {}, False
+        counts, broken = dict.fromkeys((s.index for s in streams), 0), False
+        last: dict[int, Any] = {}
         for packet in _packets(container, streams):
             broken |= packet is None
             if packet is not None and packet.size:

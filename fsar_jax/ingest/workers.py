@@ -22,7 +22,7 @@ from fsar_jax.stopping import finish_first
 
 
 @contextlib.contextmanager
-def ordered_pool(processes: int, make_record) -> Iterator[Callable]:
+def ordered_pool(processes: int, make_record: Callable[..., dict]) -> Iterator[Callable]:
     """Gives a function that maps sources to (record, None) or (None, VideoError): lazily, in order,
     reading a few videos ahead.
 

@@ -1,5 +1,7 @@
 """MatchingNet: a query takes the labels of the support clips that it attends to."""
 
+from collections.abc import Mapping
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -32,11 +34,11 @@ class MatchingNet(Matcher):
         help='c, factor of the cosine before the softmax over support clips; 1: as printed',
     )
 
-    def project(self, features: VideoFeatures, train: bool = False):
+    def project(self, features: VideoFeatures, train: bool = False) -> jax.Array:
         """Per video: the mean of its frames, [B, D]."""
         return features.frames.mean(1)
 
-    def __call__(self, support, query, train: bool = False):
+    def __call__(self, support: jax.Array, query: jax.Array, train: bool = False) -> jax.Array:
         """Per episode: support [way, shot, D], query [Q, D] → logits float32 [Q, way], log
         probabilities."""
         scores = self.scale * frame_cosine('qd,wsd->qws', query, support)
@@ -44,7 +46,9 @@ class MatchingNet(Matcher):
         chex.assert_shape(logits, (query.shape[0], support.shape[0]))
         return logits
 
-    def losses(self, outputs, labels, classes=None):
+    def losses(
+        self, outputs: Mapping[str, jax.Array], labels: jax.Array, classes: jax.Array | None = None
+    ) -> dict[str, Loss]:
         """−log of the attention that a query pays to its class. The logits are log probabilities
         already, so this is their cross entropy without another softmax."""
         of_class = jnp.take_along_axis(outputs['temporal_matching'], labels[:, None], axis=1)

@@ -429,7 +429,7 @@ REBUILDERS = frozenset(
 )
 
 
-def checked_key(key):
+def checked_key(key: Any) -> Any:
     """The key of a dict if it is cheap to hash and compare; an `Opaque` in the place of an object
     or tensor.
 

@@ -61,12 +61,12 @@ def list_folder(root: str | os.PathLike) -> VideoList:
     """
     root = pathlib.Path(root)
     _check_root(root)
-    skipped = []
+    skipped: list[Skipped] = []
     folders = _folders(entries(root), '', skipped, 'not in a class folder')
     if any(
         _is_split(folder) and any(map(is_folder, _readable(folder, [], ''))) for folder in folders
     ):
-        class_folders = {}  # split -> class -> its folders
+        class_folders: dict[str, dict] = {}  # split -> class -> its folders
         for folder in folders:
             if _is_split(folder):
                 split = folder.name.lower()
