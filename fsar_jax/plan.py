@@ -95,7 +95,7 @@ def has_effect(config: ml_collections.ConfigDict, key: str) -> bool:
     return not readers or any(module in modules for module in readers)
 
 
-def same(value, default) -> bool:
+def same(value: Any, default: Any) -> bool:
     """Whether a value is the default; a list is the same as a tuple."""
     return (tuple(value) if isinstance(default, tuple) else value) == default
 

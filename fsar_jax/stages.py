@@ -30,7 +30,7 @@ def build_stages(model: ConfigDict) -> dict[str, Any]:
     }
 
 
-def chosen(model) -> dict:
+def chosen(model: ConfigDict) -> dict:
     """{stage of the learner: (section of config.model, class)}; None for a stage that is left out.
     In the order in which a clip passes them."""
     return {

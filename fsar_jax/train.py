@@ -20,6 +20,7 @@ import pathlib
 import re
 import signal
 import sys
+from typing import Any
 
 from fsar_jax.stopping import RUN_STOPPED, on_signals
 
@@ -64,7 +65,8 @@ def main(argv: list[str]) -> None:
             '--weights evaluates a published checkpoint: add --mode=evaluate (to start training '
             'from ImageNet, set --config.model.backbone.weights)'
         )
-    path, _, preset = given['config'].config_filename.partition('.py:')
+    config_flag: Any = given['config']
+    path, _, preset = config_flag.config_filename.partition('.py:')
     method = pathlib.Path(path).stem
     workdir = local_path(given.workdir or f'runs/{method}-{preset}'.rstrip('-'), '--workdir')
     published = local_path(given.weights, '--weights') if given.weights else None
@@ -100,8 +102,8 @@ def start_distributed(spec: str) -> None:
         jax.distributed.initialize()
     else:
         try:
-            address, count, index = spec.split(',')
-            count, index = int(count), int(index)
+            address, *numbers = spec.split(',')
+            count, index = map(int, numbers)
         except ValueError:
             raise ValueError(
                 f"--distributed={printable(spec)} should be 'auto' or 'host:port,count,index', "

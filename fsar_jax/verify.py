@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import collections
 import concurrent.futures
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -148,7 +149,9 @@ def report(name: str, data_dir: str, fast: bool = False) -> str:
     return examine(name, data_dir, fast)[0]
 
 
-def examine(name: str, data_dir: str, fast: bool = False, limit: int = 40) -> tuple[str, bool]:
+def examine(
+    name: str, data_dir: str | os.PathLike[str], fast: bool = False, limit: int = 40
+) -> tuple[str, bool]:
     """(the text that the command prints, whether nothing is damaged).
 
     fast: check only the index, and how many records each record file has.  limit: how many

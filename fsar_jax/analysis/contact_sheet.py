@@ -5,6 +5,7 @@ where the record has it.
 """
 
 import io
+import pathlib
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -83,7 +84,7 @@ def _draw_row(dataset, label, record, length, height):
     return row
 
 
-def write_sheet(sheet: Image.Image, path) -> None:
+def write_sheet(sheet: Image.Image, path: pathlib.Path) -> None:
     """Writes the picture as its suffix says, whole or not at all. ValueError where PIL knows no
     such format, or cannot hold it in one."""
     content, suffix = io.BytesIO(), path.suffix.lower()

@@ -7,10 +7,12 @@ compared with that.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from fsar_jax.analysis.misalignment import (
     action_start,
@@ -28,12 +30,12 @@ from fsar_jax.data.episodes import Episodes
 from fsar_jax.data.frame_sampling import frame_indices, frames_read
 from fsar_jax.data.frames import centre_crop_offset, resized_size
 from fsar_jax.evaluation.evaluate import TrainedModel
-from fsar_jax.learner import create_learner
+from fsar_jax.learner import FewShotLearner, create_learner
 from fsar_jax.matchers.offset_masks import OFFSET_SCALE
 from fsar_jax.samplers import amplifier
 
 
-def describe(learner, support, query):
+def describe(learner: FewShotLearner, support: jax.Array, query: jax.Array) -> dict[str, Any]:
     """One episode as the learner sees it. To be called through `apply`, with the arguments of
     `FewShotLearner.__call__`.
 
@@ -92,7 +94,9 @@ def measure(model: TrainedModel, dataset: Videos, episodes: Episodes) -> dict:
     return found
 
 
-def alignment_measures(seen, truth, episodes, config) -> dict:
+def alignment_measures(
+    seen: dict[str, Any], truth: 'Truth | None', episodes: Episodes, config: ConfigDict
+) -> dict:
     """The section 'misalignment' of results.json: over all queries or, where a measure takes two
     videos, over each query with each support video of its class.
 
@@ -122,7 +126,7 @@ def alignment_measures(seen, truth, episodes, config) -> dict:
     moves = of_true_class(auxiliary['evolution']) if 'evolution' in auxiliary else None
     offsets = of_true_class(offsets) if offsets is not None else None
 
-    found = {'episodes': len(labels), 'action_start': {}, 'aem': {}}
+    found: dict[str, Any] = {'episodes': len(labels), 'action_start': {}, 'aem': {}}
     for name, (support, query) in zip(('before', 'after'), seen['class_probabilities']):
         support, query = (
             by_query(own(support)),
@@ -151,7 +155,9 @@ def alignment_measures(seen, truth, episodes, config) -> dict:
     }
 
 
-def selection_measures(auxiliary, truth, config) -> dict:
+def selection_measures(
+    auxiliary: dict[str, np.ndarray], truth: 'Truth | None', config: ConfigDict
+) -> dict:
     """The section 'selection' of results.json: what a sampler chooses, over all clips of the
     episodes.
 
@@ -167,8 +173,9 @@ def selection_measures(auxiliary, truth, config) -> dict:
           chosen frames where it is visible.
     """
     chosen = of_clips(auxiliary, 'indices')  # [E, clips, T]
+    assert chosen is not None, 'the sampler of this model does not choose'
     dense = frames_read(config)
-    found = {
+    found: dict[str, Any] = {
         'places': (np.bincount(chosen.ravel(), minlength=dense) / chosen[..., 0].size).tolist()
     }
     if truth is None:
@@ -186,13 +193,9 @@ def selection_measures(auxiliary, truth, config) -> dict:
         boxes = truth.boxes(config, truth.stored(config, chosen))  # [E, clips, T, 4]
         shares = []
         for maps, of_maps in zip(saliency, boxes):  # an episode at a time, for memory
-            positions = sampler.positions(jnp.asarray(maps), size, size)
+            rows, columns = map(np.asarray, sampler.positions(jnp.asarray(maps), size, size))
             shares.append(
-                box_share(
-                    np.asarray(amplifier.enlarge(maps, size, size)),
-                    *map(np.asarray, positions),
-                    of_maps,
-                )
+                box_share(np.asarray(amplifier.enlarge(maps, size, size)), rows, columns, of_maps)
             )
         found['inside_box'] = {
             name: _or_none(np.nanmean([share[name] for share in shares])) for name in shares[0]
@@ -200,7 +203,7 @@ def selection_measures(auxiliary, truth, config) -> dict:
     return found
 
 
-def of_clips(auxiliary, name):
+def of_clips(auxiliary: dict[str, np.ndarray], name: str) -> np.ndarray | None:
     """One output of the prediction for the clips of E episodes, support first: [E, clips, …]. None
     where it has no such output."""
     if f'query_{name}' not in auxiliary:
@@ -227,7 +230,7 @@ class Truth:
     end: np.ndarray
 
     @classmethod
-    def of(cls, dataset, episodes):
+    def of(cls, dataset: Videos, episodes: Episodes) -> 'Truth | None':
         """The truth about these episodes; None where the records do not hold it."""
         positions = np.concatenate([episodes.support.reshape(len(episodes), -1), episodes.query], 1)
         used, row = np.unique(positions, return_inverse=True)
@@ -241,19 +244,19 @@ class Truth:
         )
         return cls(records, dataset.num_frames[used], row, start, end)
 
-    def evenly_spaced(self, config, count):
+    def evenly_spaced(self, config: ConfigDict, count: int) -> np.ndarray:
         """The stored frames [E, clips, count] that the loader reads of each clip in a test."""
         return np.array(
             [frame_indices(int(n), count, config.data.sampling) for n in self.num_frames]
         )[self.row]
 
-    def stored(self, config, chosen=None):
+    def stored(self, config: ConfigDict, chosen: np.ndarray | None = None) -> np.ndarray:
         """The stored frames [E, clips, L] that the learner is given, or of these the `chosen` ones
         [E, clips, T]."""
         read = self.evenly_spaced(config, frames_read(config))
         return read if chosen is None else np.take_along_axis(read, chosen, -1)
 
-    def boxes(self, config, frames):
+    def boxes(self, config: ConfigDict, frames: np.ndarray) -> np.ndarray:
         """x0, y0, x1, y1 of the object at stored frames [E, clips, L], in the pixels of the test
         view. NaN where it is not visible."""
         return np.array(
@@ -264,7 +267,14 @@ class Truth:
         )
 
 
-def truth_measures(truth, episodes, config, windows, offsets, chosen=None) -> dict:
+def truth_measures(
+    truth: 'Truth',
+    episodes: Episodes,
+    config: ConfigDict,
+    windows: np.ndarray | None,
+    offsets: np.ndarray | None,
+    chosen: np.ndarray | None = None,
+) -> dict:
     """Compares windows and offsets with when and where the action is.
 
     Args:

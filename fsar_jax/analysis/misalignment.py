@@ -6,6 +6,8 @@ and correlation with the true window and offsets. `fsar_jax.analysis.episode_rep
 over the episodes of an evaluation.
 """
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ import numpy as np
 from fsar_jax.layers import frame_cosine
 
 
-def class_probabilities(frames, support):
+def class_probabilities(frames: jax.Array, support: jax.Array) -> jax.Array:
     """Probability of each class of an episode at each frame.
 
     TA2N's supplement takes it from a trained classifier. Novel classes have none, so this is the
@@ -34,7 +36,7 @@ def class_probabilities(frames, support):
     return jax.nn.softmax(frames.shape[-2] * cosine).reshape(*frames.shape[:-1], -1)
 
 
-def action_start(probabilities) -> np.ndarray:
+def action_start(probabilities: np.ndarray) -> np.ndarray:
     """The first frame t with p_t ≥ 0.5 (TA2N, supplement), L where there is none.
 
     Args:
@@ -47,7 +49,7 @@ def action_start(probabilities) -> np.ndarray:
     return np.where(begun.any(-1), begun.argmax(-1), begun.shape[-1])
 
 
-def aem_score(probabilities, others) -> float:
+def aem_score(probabilities: np.ndarray, others: np.ndarray) -> float:
     """Action evolution misalignment (AEM): the mean over pairs of videos of 1 − cos(P_i, P_j), from
     0 to 1 (TA2N, Eq. 10; row A20 of docs/paper_vs_code.md).
 
@@ -62,7 +64,11 @@ def aem_score(probabilities, others) -> float:
     return float((1.0 - cosine).mean())
 
 
-def alignment_cost(window=None, evolution=None, offsets=None) -> dict[str, np.ndarray]:
+def alignment_cost(
+    window: np.ndarray | None = None,
+    evolution: np.ndarray | None = None,
+    offsets: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
     """How much an alignment moves: C = (|1 − a| + |b|) + ‖M − I‖ + ‖O‖ (VIM, Eq. 35), with norms
     over all entries.
 
@@ -73,7 +79,7 @@ def alignment_cost(window=None, evolution=None, offsets=None) -> dict[str, np.nd
     Returns:
       {'transform', 'rearrangement', 'offset', 'total'}, [...] each.
     """
-    cost = {}
+    cost: dict[str, np.ndarray] = {}
     if window is not None:
         cost['transform'] = np.abs(1.0 - window[..., 0]) + np.abs(window[..., 1])
     if evolution is not None:
@@ -82,10 +88,10 @@ def alignment_cost(window=None, evolution=None, offsets=None) -> dict[str, np.nd
         )
     if offsets is not None:
         cost['offset'] = np.linalg.norm(offsets, axis=(-2, -1))
-    return {**cost, 'total': sum(cost.values())} if cost else {}
+    return {**cost, 'total': cast(np.ndarray, sum(cost.values()))} if cost else {}
 
 
-def stored_positions(times, indices) -> np.ndarray:
+def stored_positions(times: np.ndarray, indices: np.ndarray) -> np.ndarray:
     """Which stored frames the times of a clip are: −1 is the first sampled frame, 1 the last, and
     between two neighbours it is linear.
 
@@ -102,7 +108,9 @@ def stored_positions(times, indices) -> np.ndarray:
     return np.where(np.abs(times) <= 1, left + (position - below) * (right - left), np.nan)
 
 
-def temporal_overlap(window, indices, true_start, true_end) -> np.ndarray:
+def temporal_overlap(
+    window: np.ndarray, indices: np.ndarray, true_start: np.ndarray, true_end: np.ndarray
+) -> np.ndarray:
     """Intersection over union, in time, of a window and the true action. A frame is 1 wide.
 
     Args:
@@ -123,7 +131,7 @@ def temporal_overlap(window, indices, true_start, true_end) -> np.ndarray:
     return np.where(beyond, 0.0, np.maximum(shared, 0.0) / together)
 
 
-def offset_correlation(offsets, true_offsets) -> np.ndarray:
+def offset_correlation(offsets: np.ndarray, true_offsets: np.ndarray) -> np.ndarray:
     """Pearson correlation of predicted and true offsets, along x and along y. NaN where one of them
     does not vary, such as zero offsets.
 

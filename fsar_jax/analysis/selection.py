@@ -7,7 +7,7 @@ is known.
 import numpy as np
 
 
-def share_inside(frames, true_start, true_end) -> float:
+def share_inside(frames: np.ndarray, true_start: np.ndarray, true_end: np.ndarray) -> float:
     """Share of the chosen frames that show the action.
 
     Args:
@@ -17,7 +17,9 @@ def share_inside(frames, true_start, true_end) -> float:
     return float(((frames >= true_start[..., None]) & (frames <= true_end[..., None])).mean())
 
 
-def box_share(maps, rows, columns, boxes) -> dict[str, np.ndarray]:
+def box_share(
+    maps: np.ndarray, rows: np.ndarray, columns: np.ndarray, boxes: np.ndarray
+) -> dict[str, np.ndarray]:
     """Which share the object's box has of a saliency map, of the frame that is resampled by it, and
     of the plain frame.
 

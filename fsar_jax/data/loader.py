@@ -22,7 +22,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import grain
@@ -70,7 +70,7 @@ def training_batches(
     start_step: int,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[dict]:
+) -> Generator[dict, None, None]:
     """Batches of step start_step, start_step + 1, … without end; `close()` stops the reading.
 
     Step s holds the episodes s·episodes_per_step … of (config.seed, dataset.split), cut into A =
@@ -115,7 +115,7 @@ def training_batches(
 
 def video_batches(
     dataset: Videos, config: ConfigDict, positions: Sequence[int] | np.ndarray, batch_size: int
-) -> Iterator[np.ndarray]:
+) -> Generator[np.ndarray, None, None]:
     """The test view of `positions`, in their order: uint8 [<= batch_size, L, S, S, 3],
     deterministic per video."""
     source = TestVideos(dataset, config, _checked(dataset, config, positions))
@@ -124,7 +124,7 @@ def video_batches(
 
 def episode_batches(
     dataset: Videos, config: ConfigDict, episodes: episode_lists.Episodes, batch_size: int
-) -> Iterator[dict]:
+) -> Generator[dict, None, None]:
     """The test view of every clip of every episode: what evaluation without a cache reads.
 
     Returns:

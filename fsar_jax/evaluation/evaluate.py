@@ -10,7 +10,8 @@ import dataclasses
 import functools
 import json
 import time
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -80,7 +81,9 @@ class Description(NamedTuple):
     changed: dict[str, tuple] = {}
 
 
-def embed_videos(model: TrainedModel, dataset: Videos, positions=None):
+def embed_videos(
+    model: TrainedModel, dataset: Videos, positions: Sequence[int] | np.ndarray | None = None
+) -> dict[str, Any]:
     """Embeds videos of a split, each once: test frames, centre crop, running batch statistics.
 
     config.eval.videos_per_batch is rounded up to a multiple of the devices.
@@ -103,7 +106,7 @@ def embed_videos(model: TrainedModel, dataset: Videos, positions=None):
     rows = meshes.local_rows(mesh, batch)
     starts = range(0, len(positions), batch)
     padded = _pad(positions, len(starts) * batch).reshape(-1, batch)
-    store = None
+    store: Any = None
     batches = loader.video_batches(dataset, config, padded[:, rows].ravel(), len(rows))
     with contextlib.closing(batches), Progress(len(positions), 'embedding', 'video') as progress:
         for start, frames in zip(starts, batches, strict=True):
@@ -240,7 +243,7 @@ def summarise(
     }
 
 
-def episodes_of(dataset: Videos, config, num_episodes: int) -> Episodes:
+def episodes_of(dataset: Videos, config: ml_collections.ConfigDict, num_episodes: int) -> Episodes:
     """The evaluation episodes of the split that `dataset` holds: drawn from config.eval.seed, or
     for config.eval.split those in config.eval.episodes_file where it is set.
 

@@ -8,9 +8,11 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import os
 import pathlib
 import platform
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,7 +25,9 @@ from fsar_jax.messages import listed, printable
 FILE = 'results.json'
 
 
-def accuracy_with_interval(correct, queries: int) -> tuple[float, float]:
+def accuracy_with_interval(
+    correct: Sequence[int] | np.ndarray, queries: int
+) -> tuple[float, float]:
     """Mean accuracy over episodes and the half-width of its 95% interval, both as fractions.
 
     The half-width is 1.96 · σ / sqrt(E), σ the standard deviation of the E episode accuracies with
@@ -38,7 +42,7 @@ def accuracy_with_interval(correct, queries: int) -> tuple[float, float]:
     return float(accuracies.mean()), float(1.96 * accuracies.std() / np.sqrt(len(accuracies)))
 
 
-def confusion_matrix(truth, predicted, num_classes: int) -> np.ndarray:
+def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
     """int64 [C, C]: row, the true class; column, the answer. `truth`, `predicted`: ints of one
     shape, any."""
     pairs = np.asarray(truth).ravel().astype(np.int64) * num_classes + np.asarray(predicted).ravel()
@@ -86,7 +90,9 @@ def _short(key: str, keys) -> str:
     )
 
 
-def write_results(workdir, results: dict, changed: dict | None = None) -> pathlib.Path:
+def write_results(
+    workdir: str | os.PathLike[str], results: dict, changed: dict | None = None
+) -> pathlib.Path:
     """Writes workdir/results.json, or the file that `file_name` names, and returns its path.
 
     Only process 0 writes. Lists of numbers take one line each.
@@ -108,7 +114,7 @@ def write_results(workdir, results: dict, changed: dict | None = None) -> pathli
     return path
 
 
-def with_nulls(tree, prefix: str = '') -> tuple[Any, list[str]]:
+def with_nulls(tree: Any, prefix: str = '') -> tuple[Any, list[str]]:
     """A tree of dicts and lists with None for each float that is not finite, and where those were:
     ['aem.after']."""
     if isinstance(tree, (dict, list, tuple)):
@@ -122,7 +128,7 @@ def with_nulls(tree, prefix: str = '') -> tuple[Any, list[str]]:
     return (None, [prefix.rstrip('.')]) if wrong else (tree, [])
 
 
-def read_results(path) -> dict:
+def read_results(path: str | os.PathLike[str]) -> dict:
     """Reads results.json, or the one in a directory, and checks that its numbers can be those of an
     evaluation.
 

@@ -7,12 +7,12 @@ from jax.experimental import multihost_utils
 from fsar_jax.messages import printable
 
 
-def without_key(leaf):
+def without_key(leaf: jax.Array) -> jax.Array:
     """The leaf, or for a typed PRNG key the integers that are stored."""
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
-def on_host(leaf) -> np.ndarray:
+def on_host(leaf: jax.Array) -> np.ndarray:
     """The whole array in this process's memory.
 
     On a CPU it may share the memory of a jax.Array. That is safe even when the array is donated:
@@ -25,7 +25,7 @@ def on_host(leaf) -> np.ndarray:
     return np.asarray(leaf)
 
 
-def placed(value: np.ndarray, like) -> jax.Array:
+def placed(value: np.ndarray, like: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
     """The value on the devices of `like`, as a typed PRNG key where `like` is one."""
     sharding = getattr(like, 'sharding', None) or jax.sharding.SingleDeviceSharding(
         jax.local_devices()[0]

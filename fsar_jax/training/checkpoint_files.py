@@ -23,6 +23,7 @@ from fsar_jax.config import flatten
 from fsar_jax.files import read_json, write_whole
 from fsar_jax.messages import one_line, printable
 from fsar_jax.named_arrays import state_hash
+from fsar_jax.stage import ArrayTree
 from fsar_jax.training import orbax_files
 
 CONFIG_FILE = 'config.json'
@@ -57,7 +58,7 @@ def step_directories(directory: pathlib.Path) -> list[pathlib.Path]:
     return sorted(named, key=lambda path: int(path.name))
 
 
-def saved_settings(directory) -> dict:
+def saved_settings(directory: str | os.PathLike[str]) -> dict:
     """{'model.matcher.name': value, …}: the settings of the run that wrote the checkpoints in
     `directory`; {} where there are none. It reads the files and nothing else.
 
@@ -137,7 +138,7 @@ def read_description(path: pathlib.Path) -> tuple[Manifest, dict]:
         return manifest, tree
 
 
-def read_arrays(path: pathlib.Path, tree, manifest: Manifest) -> dict[str, np.ndarray]:
+def read_arrays(path: pathlib.Path, tree: ArrayTree, manifest: Manifest) -> dict[str, np.ndarray]:
     """{name: array} of a checkpoint.
 
     Args:

@@ -13,7 +13,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent import futures
 
 import jax
@@ -24,6 +24,7 @@ from fsar_jax.files import write_whole
 from fsar_jax.messages import listed, printable
 from fsar_jax.named_arrays import by_name
 from fsar_jax.processes import all_or_none, from_first_process, print_once, wait_for_all
+from fsar_jax.stage import ArrayTree
 from fsar_jax.training import checkpoint_files as files
 from fsar_jax.training import orbax_files
 from fsar_jax.training.checkpoint_arrays import differences, on_host, placed, shapes, without_key
@@ -61,14 +62,15 @@ class Checkpoints:
 
     def __init__(
         self,
-        directory,
+        directory: str | os.PathLike[str],
         keep: int = 3,
         config: ml_collections.ConfigDict | None = None,
         read_only: bool = False,
-    ):
+    ) -> None:
         self.directory = pathlib.Path(os.path.abspath(directory))
         self._keep, self._config, self._config_written = keep, config, False
-        self._saving = None  # (step, future) of the save in progress
+        # (step, future) of the save in progress
+        self._saving: tuple[int, futures.Future] | None = None
         self._writer = futures.ThreadPoolExecutor(1, 'checkpoints')
         orbax_files.check_directory(self.directory, read_only)
         if not read_only:
@@ -92,10 +94,10 @@ class Checkpoints:
                 )
             )
 
-    def __enter__(self):
+    def __enter__(self) -> 'Checkpoints':
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
@@ -128,7 +130,7 @@ class Checkpoints:
             or _best(self._saved | {step: self._damaged[step]}) == step
         ]
 
-    def save(self, step: int, state, metrics: dict | None = None) -> bool:
+    def save(self, step: int, state: ArrayTree, metrics: dict | None = None) -> bool:
         """Starts writing a checkpoint and returns. Waits only for the save before it.
 
         Args:
@@ -169,7 +171,7 @@ class Checkpoints:
         self._saved[step] = metrics
         return True
 
-    def restore(self, abstract_state, step: int | None = None) -> tuple:
+    def restore(self, abstract_state: ArrayTree, step: int | None = None) -> tuple:
         """Reads a checkpoint onto the devices that `abstract_state` names, whatever it was saved
         on.
 
@@ -201,7 +203,7 @@ class Checkpoints:
             self._saved[step]
         )
 
-    def restore_best(self, abstract_state) -> tuple:
+    def restore_best(self, abstract_state: ArrayTree) -> tuple:
         """(state, metrics) of `best_step`, or of the last step where none has a 'val_accuracy'. A
         damaged checkpoint is no longer among `steps`, and the next best is restored.
 
@@ -213,7 +215,7 @@ class Checkpoints:
             abstract_state, lambda: self.latest_step if self.best_step is None else self.best_step
         )
 
-    def resume(self, abstract_state) -> tuple:
+    def resume(self, abstract_state: ArrayTree) -> tuple:
         """(state, step) of the last good checkpoint, to go on from; (None, 0) for a directory
         without any.
 
@@ -306,13 +308,13 @@ class Checkpoints:
             except DamagedCheckpoint as error:
                 if os.path.lexists(path):  # else a training run has just deleted it
                     found.append((int(path.name), None, str(error)))
-        for step, metrics, error in from_first_process(found):
-            if error is None:
+        for step, metrics, damage in from_first_process(found):
+            if damage is None:
                 self._saved[step] = metrics
             else:
-                self._set_aside(step, error)
+                self._set_aside(step, damage)
 
-    def _restore_first_good(self, abstract_state, choose: Callable[[], int]):
+    def _restore_first_good(self, abstract_state, choose: Callable[[], int | None]):
         while self._saved:
             with contextlib.suppress(DamagedCheckpoint):
                 return self.restore(abstract_state, choose())
@@ -393,15 +395,15 @@ class Checkpoints:
             )
 
 
-def _best(metrics: dict[int, dict]) -> int | None:
+def _best(metrics: Mapping[int, dict | None]) -> int | None:
     """The step of the highest 'val_accuracy', of equals the first."""
-    scores = {step: metrics[step].get(SELECTION_METRIC) for step in sorted(metrics)}
+    values = {step: (metrics[step] or {}).get(SELECTION_METRIC) for step in sorted(metrics)}
     scores = {
         step: score
-        for step, score in scores.items()
+        for step, score in values.items()
         if isinstance(score, (int, float)) and math.isfinite(score)
     }
-    return max(scores, key=scores.get, default=None)
+    return max(scores, key=scores.__getitem__, default=None)
 
 
 def _in_all_processes(action):

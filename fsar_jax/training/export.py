@@ -64,7 +64,12 @@ LAYOUTS = {
 }
 
 
-def export_run(workdir, out, overwrite: bool, mesh) -> dict[str, Any]:
+def export_run(
+    workdir: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    overwrite: bool,
+    mesh: jax.sharding.Mesh,
+) -> dict[str, Any]:
     """Writes the parameters and batch statistics of the best checkpoint of the run in `workdir`.
 
     Args:
@@ -163,7 +168,7 @@ def training_classes(config: ml_collections.ConfigDict, trained_on: dict) -> lis
     return None
 
 
-def read_about(path) -> dict[str, Any] | None:
+def read_about(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """What the header of an exported file says; None of any other file.
 
     Raises:
@@ -186,7 +191,11 @@ def read_about(path) -> dict[str, Any] | None:
 
 
 def exported_config(
-    path, about: dict, overrides: dict[str, Any], method: str, preset: str = ''
+    path: str | os.PathLike[str],
+    about: dict,
+    overrides: dict[str, Any],
+    method: str,
+    preset: str = '',
 ) -> ml_collections.ConfigDict:
     """The settings with which to evaluate an exported file: those of its run, with `overrides`.
 
@@ -227,7 +236,9 @@ def exported_config(
     return config.lock()
 
 
-def exported_variables(path, config: ml_collections.ConfigDict) -> dict[str, Any]:
+def exported_variables(
+    path: str | os.PathLike[str], config: ml_collections.ConfigDict
+) -> dict[str, Any]:
     """{'params': …, 'batch_stats': …} of an exported file, for the learner of `config`.
 
     Raises:

@@ -1,18 +1,21 @@
 """Checks that a model's logits are finite before it is trained or evaluated."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from fsar_jax.config import SETTINGS, setting_of
+from fsar_jax.learner import FewShotLearner
 from fsar_jax.messages import listed
 from fsar_jax.stages import chosen
 from fsar_jax.training.state import example_episode
 
 
-def check_logits(learner, variables, config) -> None:
+def check_logits(learner: FewShotLearner, variables: dict[str, Any], config: ConfigDict) -> None:
     """Runs one query of noise against an episode of noise, in evaluation mode.
 
     Args:

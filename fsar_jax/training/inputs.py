@@ -9,7 +9,7 @@ from fsar_jax.data.dataset import Videos, open_dataset, videos_present
 from fsar_jax.data.frame_sampling import frames_read
 
 
-def open_split(config, split: str, query: int) -> Videos:
+def open_split(config: ml_collections.ConfigDict, split: str, query: int) -> Videos:
     """The clips of a split that are long enough.
 
     Args:
@@ -24,7 +24,9 @@ def open_split(config, split: str, query: int) -> Videos:
     return dataset
 
 
-def with_training_classes(config, train_set: Videos) -> ml_collections.ConfigDict:
+def with_training_classes(
+    config: ml_collections.ConfigDict, train_set: Videos
+) -> ml_collections.ConfigDict:
     """The config with the number of training classes, where a classifier is trained
     (model.classifier.weight) and the config does not say.
 
@@ -44,7 +46,7 @@ def with_training_classes(config, train_set: Videos) -> ml_collections.ConfigDic
     return config
 
 
-def fit_accumulation(config, devices: int) -> ml_collections.ConfigDict:
+def fit_accumulation(config: ml_collections.ConfigDict, devices: int) -> ml_collections.ConfigDict:
     """The config with as many sequential parts per step as it asks for, or fewer, so that each part
     has an episode for every device.
 
@@ -67,7 +69,9 @@ def fit_accumulation(config, devices: int) -> ml_collections.ConfigDict:
     return config
 
 
-def runtime_summary(config, mesh, datasets: list[Videos]) -> dict[str, str]:
+def runtime_summary(
+    config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, datasets: list[Videos]
+) -> dict[str, str]:
     """Lines of the printed plan that the config does not hold: {'devices': …, 'data train': …}."""
     lines = {'devices': _devices(config, mesh)}
     for dataset in datasets:

@@ -2,11 +2,17 @@
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from fsar_jax.learner import create_learner
+from fsar_jax.learner import Prediction, create_learner
 
 
-def episode_loss(prediction, query_labels, config, classes=None) -> jax.Array:
+def episode_loss(
+    prediction: Prediction,
+    query_labels: jax.Array,
+    config: ConfigDict,
+    classes: jax.Array | None = None,
+) -> jax.Array:
     """The weighted sum of the losses of a model's stages (`FewShotLearner.losses`), for one
     episode.
 

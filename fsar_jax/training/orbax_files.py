@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from absl import logging
 
 from fsar_jax.messages import printable
 from fsar_jax.named_arrays import by_name
+from fsar_jax.stage import ArrayTree
 
 try:
     from orbax.checkpoint import v1 as ocp
@@ -27,7 +29,7 @@ _LONGEST_PATH = 3800  # of Linux' 4,095 bytes, less what Orbax appends
 _DIRECTORIES_FIRST = ocp.options.AsyncOptions(create_directories_asynchronously=False)
 
 
-def check_directory(directory, read_only: bool = False) -> None:
+def check_directory(directory: str | os.PathLike[str], read_only: bool = False) -> None:
     """Refuses a directory whose name Orbax cannot write checkpoints to and read them again; with
     `read_only`, one that it cannot read from. To be called at the start of a run.
 
@@ -54,7 +56,7 @@ def check_directory(directory, read_only: bool = False) -> None:
         )
 
 
-def save_async(path, state, **noted):
+def save_async(path: str | os.PathLike[str], state: ArrayTree, **noted: Any) -> Any:
     """Starts writing a state and returns. `.result()` of what is returned waits for the files and
     raises what went wrong with them.
 
@@ -78,13 +80,13 @@ def noted_in(path: pathlib.Path) -> dict | None:
     return json.loads(metadata.read_bytes()).get('custom_metadata') or {}
 
 
-def description(path):
+def description(path: str | os.PathLike[str]) -> ArrayTree:
     """The state's tree, with Orbax's description of each array as its leaves. None where it is
     missing or damaged."""
     return ocp.checkpointables_metadata(path).metadata.get('state')
 
 
-def load(path, tree) -> dict[str, np.ndarray]:
+def load(path: str | os.PathLike[str], tree: ArrayTree) -> dict[str, np.ndarray]:
     """{name: array} of a state, of which `tree` is the `description`."""
     like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree)
     return by_name(ocp.load_checkpointables(path, {'state': like})['state'])

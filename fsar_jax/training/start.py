@@ -1,8 +1,12 @@
 """Parts of a model that start from a file or from another run."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
+
+import jax
+from ml_collections import ConfigDict
 
 from fsar_jax import weights
 from fsar_jax.config import flatten
@@ -10,6 +14,8 @@ from fsar_jax.files import local_path
 from fsar_jax.mesh import replicate
 from fsar_jax.messages import one_line, printable
 from fsar_jax.processes import print_once
+from fsar_jax.stage import ArrayTree
+from fsar_jax.training.state import TrainState
 from fsar_jax.training.workdir import best_of_run
 
 # Nobody has published weights of these.
@@ -33,12 +39,12 @@ class Start(NamedTuple):
     network: str
     load: Callable
 
-    def is_in(self, params) -> bool:
+    def is_in(self, params: ArrayTree) -> bool:
         """Whether a model with these parameters has this part."""
         return any(name.startswith('.'.join(self.part) + '.') for name in flatten(params))
 
 
-def starts_of(config) -> tuple[Start, ...]:
+def starts_of(config: ConfigDict) -> tuple[Start, ...]:
     """The parts that can start from a file or a run: the backbone, and a sampler's scan network."""
     backbone, sampler = config.model.backbone, config.model.sampler
     return (
@@ -59,7 +65,7 @@ def starts_of(config) -> tuple[Start, ...]:
     )
 
 
-def note_random_starts(config, params) -> None:
+def note_random_starts(config: ConfigDict, params: ArrayTree) -> None:
     """Prints a line for each part that starts from random weights, although there are published
     ones."""
     for start in starts_of(config):
@@ -70,7 +76,9 @@ def note_random_starts(config, params) -> None:
             )
 
 
-def with_pretrained_weights(state, config, mesh):
+def with_pretrained_weights(
+    state: TrainState, config: ConfigDict, mesh: jax.sharding.Mesh
+) -> TrainState:
     """The state with the parameters and statistics of those parts for which the config names a
     start: a file with torchvision's names (ImageNet), or the workdir of an earlier run, whose best
     checkpoint counts."""
@@ -81,16 +89,18 @@ def with_pretrained_weights(state, config, mesh):
             loaded = replicate(mesh, loaded)
             params = _replaced(params, start.part, loaded['params'])
             batch_stats = _replaced(batch_stats, start.part, loaded['batch_stats'])
-    return state.replace(params=params, batch_stats=batch_stats)
+    return dataclasses.replace(state, params=params, batch_stats=batch_stats)
 
 
-def part_of_run(start: Start, params, mesh) -> dict | None:
+def part_of_run(start: Start, params: ArrayTree, mesh: jax.sharding.Mesh) -> dict | None:
     """{'params', 'batch_stats'} of one part of the run in the workdir `start.path`; None where that
     is a file.
 
     Raises:
       OSError, ValueError: the run cannot be read, or its part has other shapes than in `params`.
     """
+    if start.path is None:
+        return None
     path = local_path(start.path, f'config.{start.setting}')
     if not path.is_dir():
         return None

@@ -1,16 +1,21 @@
 """The state of a run, its optimiser, and the one jitted step that advances it."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from fsar_jax.backbones.batch_norm import MOMENTUM
 from fsar_jax.data.frame_sampling import frames_read
+from fsar_jax.learner import FewShotLearner
 from fsar_jax.mesh import replicated
+from fsar_jax.stage import ArrayTree
 from fsar_jax.training.losses import episode_loss
 
 
@@ -25,11 +30,11 @@ class TrainState:
     opt_state: optax.OptState
 
     @property
-    def variables(self):
+    def variables(self) -> dict[str, Any]:
         return {'params': self.params, 'batch_stats': self.batch_stats}
 
 
-def learning_rate_schedule(train) -> optax.Schedule:
+def learning_rate_schedule(train: ConfigDict) -> optax.Schedule:
     """The learning rate over optimiser steps that config.train describes: linear warm-up, then
     constant, cosine or steps."""
     rate, warmup = train.learning_rate, train.warmup_steps
@@ -47,7 +52,7 @@ def learning_rate_schedule(train) -> optax.Schedule:
     )
 
 
-def schedules(config, learner) -> dict[str, optax.Schedule]:
+def schedules(config: ConfigDict, learner: FewShotLearner) -> dict[str, optax.Schedule]:
     """All values that change with the optimiser step, in words: {"learning rate (train.schedule=
     'constant')": function of the step, 'sampler sigma': …}."""
     train = config.train
@@ -60,7 +65,7 @@ def schedules(config, learner) -> dict[str, optax.Schedule]:
     return {rate: learning_rate_schedule(train)} | of_stages
 
 
-def create_optimizer(train) -> optax.GradientTransformation:
+def create_optimizer(train: ConfigDict) -> optax.GradientTransformation:
     """SGD or Adam over `learning_rate_schedule`, with optional clipping by global norm and
     decoupled weight decay."""
     rate = learning_rate_schedule(train)
@@ -76,7 +81,7 @@ def create_optimizer(train) -> optax.GradientTransformation:
     return optax.chain(*parts)
 
 
-def example_episode(config):
+def example_episode(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
     """Support and query of the run's shapes, for initialisation: uint8 zeros [way, shot, L, S, S,
     3] and [way, L, S, S, 3]."""
     e = config.episode
@@ -86,7 +91,7 @@ def example_episode(config):
     )
 
 
-def create_train_state(config, learner) -> TrainState:
+def create_train_state(config: ConfigDict, learner: FewShotLearner) -> TrainState:
     """Initial state from config.seed alone."""
     support, query = example_episode(config)
     variables = jax.jit(partial(learner.init, train=False))(
@@ -100,7 +105,9 @@ def create_train_state(config, learner) -> TrainState:
     )
 
 
-def make_train_step(learner, config, mesh):
+def make_train_step(
+    learner: FewShotLearner, config: ConfigDict, mesh: jax.sharding.Mesh
+) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
     """The jitted step: (state, batch) → (state, metrics). The state is donated.
 
     batch: from `fsar_jax.data.loader.training_batches`, axes [A, M, …]: A parts in sequence
@@ -181,7 +188,9 @@ def make_train_step(learner, config, mesh):
     return train_step
 
 
-def run_in_sequence(function, carry, batch):
+def run_in_sequence(
+    function: Callable, carry: ArrayTree, batch: ArrayTree
+) -> tuple[ArrayTree, ArrayTree]:
     """`jax.lax.scan`; unrolled for a single part and on CPUs, where XLA runs a convolution inside a
     loop ~50 times slower."""
     parts = len(jax.tree.leaves(batch)[0])
@@ -194,13 +203,13 @@ def run_in_sequence(function, carry, batch):
     return carry, jax.tree.map(lambda *x: jnp.stack(x), *outputs)
 
 
-def flip_clips(clips, flip):
+def flip_clips(clips: jax.Array, flip: jax.Array) -> jax.Array:
     """Mirrors the width of those clips whose flag is set: clips [..., L, H, W, 3], flip bool
     [...]."""
     return jnp.where(flip[..., None, None, None, None], clips[..., ::-1, :], clips)
 
 
-def fold_running_statistics(before, after, decay):
+def fold_running_statistics(before: ArrayTree, after: ArrayTree, decay: float) -> ArrayTree:
     """Running statistics after E episodes in a row, from each episode's own update of the same
     start.
 

@@ -2,6 +2,7 @@
 one look at test."""
 
 import contextlib
+import os
 import pathlib
 import threading
 
@@ -13,6 +14,7 @@ from fsar_jax import weights
 from fsar_jax.analysis.episode_report import measure
 from fsar_jax.config import resolve_paths, validate
 from fsar_jax.data import loader
+from fsar_jax.data.dataset import Videos
 from fsar_jax.evaluation import results
 from fsar_jax.evaluation.evaluate import Description, TrainedModel, episodes_of, evaluate
 from fsar_jax.files import local_path
@@ -39,7 +41,10 @@ from fsar_jax.training.state import create_train_state, make_train_step
 
 
 def train_and_evaluate(
-    config: ml_collections.ConfigDict, workdir, method: str, preset: str = ''
+    config: ml_collections.ConfigDict,
+    workdir: str | os.PathLike[str],
+    method: str,
+    preset: str = '',
 ) -> dict:
     """Trains, or goes on training what `workdir` holds, selects a checkpoint on val and evaluates
     it on config.eval.split once.
@@ -158,9 +163,9 @@ def train_and_evaluate(
 
 def evaluate_only(
     config: ml_collections.ConfigDict,
-    workdir,
+    workdir: str | os.PathLike[str],
     method: str,
-    published: str | None = None,
+    published: str | os.PathLike[str] | None = None,
     given: dict | None = None,
 ) -> dict:
     """Evaluates on config.eval.split: the best checkpoint of `workdir`, or a PyTorch checkpoint
@@ -225,7 +230,9 @@ def evaluate_only(
     return evaluate_and_write(model, dataset, workdir, Description(method, how, changed))
 
 
-def evaluate_and_write(model: TrainedModel, dataset, workdir, description: Description) -> dict:
+def evaluate_and_write(
+    model: TrainedModel, dataset: Videos, workdir: pathlib.Path, description: Description
+) -> dict:
     """Evaluates config.eval.num_episodes episodes, writes the results and prints the accuracy.
 
     The results go to results.json, or to a file beside it that is named after what has changed.

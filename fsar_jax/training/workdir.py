@@ -4,9 +4,10 @@ counts."""
 import contextlib
 import hashlib
 import json
+import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -29,9 +30,10 @@ from fsar_jax.learner import create_learner
 from fsar_jax.machine import file_lock
 from fsar_jax.mesh import replicated
 from fsar_jax.messages import listed, one_line, printable
+from fsar_jax.stage import ArrayTree
 from fsar_jax.training.checkpoint_files import CONFIG_FILE, saved_settings, step_directories
 from fsar_jax.training.checkpoints import Checkpoints
-from fsar_jax.training.state import create_train_state, schedules
+from fsar_jax.training.state import TrainState, create_train_state, schedules
 
 TRAINED_ON, TESTED_ON, METHOD = 'trained_on.json', 'tested_on.json', 'method.txt'
 # A run goes on with another value of these, because the parameters and the selection do not depend
@@ -63,7 +65,7 @@ def lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def make_workdir(workdir) -> None:
+def make_workdir(workdir: str | os.PathLike[str]) -> None:
     """Makes the directory if it does not exist. OSError, one line, where that fails or nothing can
     be written in it."""
     workdir = pathlib.Path(workdir)
@@ -80,7 +82,7 @@ def make_workdir(workdir) -> None:
         raise type(error)(error.errno, error.strerror, str(workdir)) from None
 
 
-def note_videos(workdir, start: int, datasets: list[Videos]) -> None:
+def note_videos(workdir: pathlib.Path, start: int, datasets: list[Videos]) -> None:
     """Writes which videos a run learns from and is selected on, for its results.
 
     Args:
@@ -113,7 +115,7 @@ def note_videos(workdir, start: int, datasets: list[Videos]) -> None:
         write_whole(path, json.dumps(now))
 
 
-def note_test(workdir, dataset: Videos, list_hash: str | None) -> None:
+def note_test(workdir: pathlib.Path, dataset: Videos, list_hash: str | None) -> None:
     """Writes what the run is evaluated on, so what results.json is of.
 
     list_hash: of the episodes, where a file lists them.
@@ -125,7 +127,7 @@ def note_test(workdir, dataset: Videos, list_hash: str | None) -> None:
         )
 
 
-def note_method(workdir, method: str, preset: str) -> None:
+def note_method(workdir: pathlib.Path, method: str, preset: str) -> None:
     """Writes which config file and preset the run is of."""
     if jax.process_index() == 0:
         write_whole(workdir / METHOD, f'{config_name(method, preset)}\n')
@@ -152,7 +154,7 @@ def read_note(path: pathlib.Path) -> dict:
     return note
 
 
-def run_config(workdir) -> ml_collections.ConfigDict:
+def run_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
     """The settings of the run in `workdir`. Settings that are newer than the run have their
     defaults.
 
@@ -180,7 +182,11 @@ def run_config(workdir) -> ml_collections.ConfigDict:
 
 
 def evaluation_config(
-    config: ml_collections.ConfigDict, given: dict, workdir, method: str, preset: str = ''
+    config: ml_collections.ConfigDict,
+    given: dict,
+    workdir: str | os.PathLike[str],
+    method: str,
+    preset: str = '',
 ) -> ml_collections.ConfigDict:
     """The settings that `evaluate_only` evaluates the run in `workdir` with: those of the run. Only
     what is given explicitly overrides them.
@@ -208,7 +214,7 @@ def evaluation_config(
     return run.lock()
 
 
-def read_method(workdir) -> str:
+def read_method(workdir: str | os.PathLike[str]) -> str:
     """The content of method.txt, for a message.
 
     Raises:
@@ -240,7 +246,7 @@ class Selected(NamedTuple):
       metrics: as saved with it, {'val_accuracy': …}.
     """
 
-    state: object
+    state: TrainState
     step: int
     how: str
     damaged: list[int]
@@ -252,7 +258,7 @@ class Selected(NamedTuple):
         return {'checkpoint': (max(self.damaged), self.step)} if self.damaged else {}
 
 
-def best_of_run(workdir, mesh) -> Selected:
+def best_of_run(workdir: str | os.PathLike[str], mesh: jax.sharding.Mesh) -> Selected:
     """The checkpoint that counts of the run in `workdir`, on the devices of the mesh.
 
     The state is built from the settings of the run, so nothing else has to be known of it.
@@ -266,7 +272,7 @@ def best_of_run(workdir, mesh) -> Selected:
         return select(checkpoints, like)
 
 
-def select(checkpoints: Checkpoints, like) -> Selected:
+def select(checkpoints: Checkpoints, like: ArrayTree) -> Selected:
     """The best checkpoint on val, or the last one where val was not evaluated. Where it is damaged,
     the next best, and `how` says so.
 
@@ -275,13 +281,16 @@ def select(checkpoints: Checkpoints, like) -> Selected:
     state, metrics = checkpoints.restore_best(like)
     best, damaged = checkpoints.best_step, checkpoints.damaged_and_better
     step = checkpoints.latest_step if best is None else best
+    assert step is not None  # one has just been restored
     how = f'last step ({step})' if best is None else f'val accuracy at step {step}'
     if damaged:
         how += f' (damaged: step {listed(damaged)})'
     return Selected(state, step, how, damaged, metrics)
 
 
-def with_classes_of_run(config, run):
+def with_classes_of_run(
+    config: ml_collections.ConfigDict, run: ml_collections.ConfigDict
+) -> ml_collections.ConfigDict:
     """The config with the number of training classes that the run counted, where it gives none."""
     if config.model.classifier.classes is not None:
         return config
@@ -295,7 +304,11 @@ def must_agree(key: str) -> bool:
     return SETTINGS[key].affects == 'model' if key in SETTINGS else key.startswith('model.')
 
 
-def changed_settings(directory, config, matters) -> dict[str, tuple]:
+def changed_settings(
+    directory: str | os.PathLike[str],
+    config: ml_collections.ConfigDict,
+    matters: Callable[[str], bool],
+) -> dict[str, tuple]:
     """The settings in which `config` differs from a run.
 
     Args:
@@ -316,7 +329,9 @@ def changed_settings(directory, config, matters) -> dict[str, tuple]:
     }
 
 
-def departures(workdir, config, dataset) -> dict[str, tuple]:
+def departures(
+    workdir: str | os.PathLike[str], config: ml_collections.ConfigDict, dataset: Videos
+) -> dict[str, tuple]:
     """In what an evaluation of a run differs from the one that its results.json is of.
 
     Datasets and episode lists are compared by what they hold, wherever they lie. 'content' is the
@@ -356,7 +371,7 @@ def departures(workdir, config, dataset) -> dict[str, tuple]:
     return changed
 
 
-def seems_the_same(workdir, dataset) -> bool:
+def seems_the_same(workdir: pathlib.Path, dataset: Videos) -> bool:
     """Whether the run's results may be of this dataset: False where they say that they are of other
     videos or records."""
     path = workdir / (
@@ -369,14 +384,19 @@ def seems_the_same(workdir, dataset) -> bool:
     return present == videos_present(dataset)['hash'] and found.get('records') == dataset.settings
 
 
-def hash_of_list(dataset, config) -> str | None:
+def hash_of_list(dataset: Videos, config: ml_collections.ConfigDict) -> str | None:
     """`episodes_hash` of the list in config.eval.episodes_file; None where there is none."""
     if not config.eval.episodes_file:
         return None
     return episodes_hash(dataset, episodes_of(dataset, config, config.eval.num_episodes))
 
 
-def departures_of_published(config, given: dict, dataset, published) -> dict[str, tuple]:
+def departures_of_published(
+    config: ml_collections.ConfigDict,
+    given: dict,
+    dataset: Videos,
+    published: str | os.PathLike[str],
+) -> dict[str, tuple]:
     """What a results file of published weights is named after, as from `departures`: the weights,
     the settings that are given explicitly, and what decides the results.
 
@@ -393,7 +413,9 @@ def departures_of_published(config, given: dict, dataset, published) -> dict[str
     return {key: (None, value) for key, value in names.items()}
 
 
-def content_of_evaluation(config, dataset, published) -> str:
+def content_of_evaluation(
+    config: ml_collections.ConfigDict, dataset: Videos, published: str | os.PathLike[str]
+) -> str:
     """SHA-256 of all that decides the results of published weights: the bytes of the file, the
     settings, the videos and the list of episodes."""
     settings = settings_by_key(config)
@@ -411,7 +433,11 @@ def content_of_evaluation(config, dataset, published) -> str:
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 
-def check_settings(directory, config, matters) -> None:
+def check_settings(
+    directory: str | os.PathLike[str],
+    config: ml_collections.ConfigDict,
+    matters: Callable[[str], bool],
+) -> None:
     """Raises ValueError, one line, where `config` differs from a run. Arguments as of
     `changed_settings`."""
     changed = '; '.join(
@@ -425,7 +451,7 @@ def check_settings(directory, config, matters) -> None:
         )
 
 
-def check_resumable(directory, config) -> None:
+def check_resumable(directory: str | os.PathLike[str], config: ml_collections.ConfigDict) -> None:
     """Checks that a run can go on with these settings. Another train.num_steps lengthens a run, or
     shortens it, if the steps that it has done would have been the same.
 
