@@ -388,8 +388,10 @@ def _strict_error(skip):
 
 def _with_distinct_ids(videos: VideoList):
     """({split: videos}, skipped): without those whose id is not text, or that of another video."""
-    splits, skipped = {split: [] for split in videos.splits}, list(videos.skipped)
-    first = {}  # id -> name of its video
+    splits: dict[str, list[VideoSource]] = {split: [] for split in videos.splits}
+    skipped = list(videos.skipped)
+    first: dict[str, str] = {}  # id -> name of its video
+    why: tuple[str, ...]
     for split, sources in videos.splits.items():
         for source in sources:
             if not is_utf8(source.video_id):
