@@ -1,5 +1,7 @@
 """The plan of a run, printed as it starts."""
 
+from typing import Any
+
 import ml_collections
 
 from fsar_jax.config import SECTIONS, SETTINGS, setting_of
