@@ -268,7 +268,7 @@ def help_text(given: flags.FlagValues) -> str:
     if given.config is not None:
         from fsar_jax.config import SETTINGS, setting_of
 
-        lines += ['\nSettings, with their values here (docs/settings.md has more):']
+        lines += ['\nSettings, with their values here (python -m fsar_jax.settings has more):']
         for key, known in SETTINGS.items():
             choices = f' ({", ".join(map(str, known.choices))})' if known.choices else ''
             line = f'  --config.{key}={setting_of(given.config, key)!r}'
