@@ -291,7 +291,7 @@ def _built_before(args, directory) -> pathlib.Path | None:
         return built
     if not args.overwrite:
         raise ValueError(
-            f'{printable(directory, 1000)} is there and is no dataset, dataset_info.json is '
+            f'{printable(directory, 1000)} exists, but is not a dataset: dataset_info.json is '
             'missing: copy it again, or give --overwrite to build it again'
         )
     return directory
@@ -321,8 +321,8 @@ def _check_same(name, built, settings):
     ]
     if different:
         raise ValueError(
-            f'{name} is built already with other settings ({"; ".join(different)}): '
-            'use --overwrite to build it again, or another --dir'
+            f'{name} is built already with other settings ({"; ".join(different)}): use '
+            '--overwrite to build it again, or another --dir'
         )
 
 

@@ -138,7 +138,8 @@ def test_exchanged_class_names_are_refused_when_opened(copy):
     path.write_text('\n'.join([second, first, *others]))
     with pytest.raises(
         ValueError,
-        match=f'^{path} is not the one that was built, SHA256SUMS says: see what is damaged with',
+        match=f'^{path} is not the one that was built, by its checksum in SHA256SUMS: see what is '
+        'damaged with',
     ):
         open_dataset(NAME, data_dir, 'test')
 

@@ -392,8 +392,8 @@ def _check_class_names(directory, advice):
         return
     if digest not in (None, sha256_of(directory / file)):
         raise ValueError(
-            f'{printable(directory / file, 1000)} is not the one that was built, {SUMS} says: '
-            f'{advice}'
+            f'{printable(directory / file, 1000)} is not the one that was built, by its checksum '
+            f'in {SUMS}: {advice}'
         )
 
 

@@ -230,7 +230,7 @@ def read_episodes(path: str | os.PathLike, dataset: Videos) -> Episodes:
     mixed |= (truth[query] != np.take_along_axis(classes, labels, 1)).any(1)
     if mixed.any():
         raise ValueError(
-            f'{shown} line {np.argmax(mixed) + 1}: clips of one class there are of different '
+            f'{shown} line {np.argmax(mixed) + 1}: clips of one class in the list are of different '
             f'classes in {dataset.name} {dataset.split}'
         )
     return Episodes(support, query, labels, classes)

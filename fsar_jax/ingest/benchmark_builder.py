@@ -124,9 +124,9 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):  # type: ignore[ca
         ]
         if not any(source.origin is not None for sources in splits.values() for source in sources):
             raise FileNotFoundError(
-                f'not one of the videos of {self.name} is in {printable(root, 1000)} '
-                f'({files.unused} other videos are; a .zip must hold frames as .jpg): give '
-                f'--videos=PATH, see {self.name}/README.md for what it may be'
+                f'none of the videos of {self.name} is in {printable(root, 1000)} ({files.unused} '
+                'other videos are; a .zip must hold frames as .jpg): give --videos=PATH, see '
+                f'{self.name}/README.md for what it may be'
             )
         if files.unused:
             notes.append(f'{files.unused} videos of {printable(root, 1000)} are not in the lists')

@@ -412,20 +412,20 @@ def _finished_notes(folder, shards):
     for shard, note in zip(shards, notes):
         if note is not None and note.get('source_bytes') != _source_bytes(shard):
             raise ValueError(
-                f'{shard.file_name} was made of other files than those that are there now: '
-                'give the command without --finish to build such shards again'
+                f'{shard.file_name} was made from other files than those that are there now: give '
+                'the command without --finish to build such shards again'
             )
         if note is not None and 'made_with' not in note:
             raise ValueError(
-                f'{shard.file_name} does not say which decoder made its pixels (an older '
-                'version wrote it): give the command without --finish to build such shards again'
+                f'{shard.file_name} does not say which decoder made its pixels (an older version '
+                'wrote it): give the command without --finish to build such shards again'
             )
     absent = [shard for shard, note in zip(shards, notes) if note is None]
     if absent:
         raise ValueError(
             f'{len(absent)} of {len(shards)} shards are not in {printable(folder, 1000)}, the '
-            f'first is {absent[0].file_name}: give the command without --shards to build what '
-            'is missing'
+            f'first is {absent[0].file_name}: give the command without --shards to build what is '
+            'missing'
         )
     return notes
 

@@ -225,7 +225,7 @@ def lines(dataset, **changes):
         (dict(query=['class 00/0', 'class 00/0']), "line 2 uses clip 'class 00/0' twice"),
         (
             dict(support=[['class 00/0'], ['class 01/0']], query=['class 01/1', 'class 00/1']),
-            'line 2: clips of one class there are of',
+            'line 2: clips of one class in the list are of',
         ),
         (dict(labels=[0, 2]), r'line 2 has a label outside 0\.\.1'),
         (dict(labels=[0]), 'line 2 is not an episode .*query and labels are not'),

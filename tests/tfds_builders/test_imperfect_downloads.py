@@ -195,7 +195,7 @@ def test_another_copy_of_the_videos_is_not_mixed_in(small, tmp_path):
             )
         )
     with pytest.raises(
-        ValueError, match='-00000-of-00... was made of other files than those that are there now'
+        ValueError, match='-00000-of-00... was made from other files than those that are there now'
     ):
         copies.build_copy('kinetics100_cmn', tmp_path, better, lists, *flags, '--finish')
     directory = copies.build_copy('kinetics100_cmn', tmp_path, better, lists, *flags)

@@ -192,7 +192,7 @@ def test_classes_that_differ_in_case_only(tmp_path):
     ):
         list_folder(tmp_path / 'one')
     touch(tmp_path, 'two/train/Jump/a.mp4', 'two/train/jump/a.mp4')
-    with pytest.raises(ValueError, match="'Jump' and 'jump' of .* differ in nothing but case"):
+    with pytest.raises(ValueError, match="'Jump' and 'jump' of .* differ only in case"):
         list_folder(tmp_path / 'two')
 
 

@@ -449,7 +449,7 @@ def test_where_the_videos_are_not(small, tmp_path):
         (tmp_path / 'wrong' / 'holiday.mp4').write_bytes(b'x')
         with pytest.raises(
             FileNotFoundError,
-            match=f'not one of the videos of {dataset} is in .*wrong .1 other videos are',
+            match=f'none of the videos of {dataset} is in .*wrong .1 other videos are',
         ) as caught:
             copies.build_copy(dataset, tmp_path / 'data', tmp_path / 'wrong', lists)
         assert '\n' not in str(caught.value) and not list((tmp_path / 'data' / dataset).glob('*/*'))

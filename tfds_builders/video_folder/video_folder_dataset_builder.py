@@ -203,8 +203,8 @@ def _check_different(class_folders, root):
             if other != name:
                 raise ValueError(
                     f"class folders '{printable(other)}' and '{printable(name)}' of "
-                    f'{printable(root, 1000)} differ in nothing but case: put their clips into '
-                    'one, or give one of them another name'
+                    f'{printable(root, 1000)} differ only in case: put their clips into one, or '
+                    'give one of them another name'
                 )
 
 
