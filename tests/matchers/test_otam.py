@@ -8,6 +8,7 @@ import pytest
 
 import fsar_jax
 from fsar_jax.layers import frame_cosine
+from fsar_jax.matchers import OrderedAlignment
 from fsar_jax.matchers.alignments import drop_dtw, ordered_alignment, soft_dtw
 from fsar_jax.training.losses import episode_loss
 
@@ -102,9 +103,13 @@ def slow_ordered_alignment(d, smoothness):
     return c[-1, -1]
 
 
-def slow_drop_dtw(d, smoothness, keep):
+def drop_cost(d, keep):
+    return np.sort(d.ravel())[max(1, int(keep * d.size)) - 1]
+
+
+def slow_drop_dtw(d, smoothness, keep, drop=None):
     rows, columns = d.shape
-    drop = np.sort(d.ravel())[max(1, int(keep * d.size)) - 1]
+    drop = drop_cost(d, keep) if drop is None else drop
     matched, total = (
         np.full((rows + 1, columns + 1), np.inf),
         np.full((rows + 1, columns + 1), np.inf),
@@ -137,6 +142,42 @@ def test_alignments_equal_loops_over_the_cells(shape, smoothness):
         rtol=1e-4,
         atol=1e-4,
     )
+
+
+def test_no_gradient_goes_through_the_drop_cost():
+    """Against differences of the loop over cells with the drop cost held."""
+    rng = np.random.default_rng(5)
+    d, direction, step = rng.uniform(0, 2, (4, 5)), rng.normal(size=(4, 5)), 1e-4
+    held = drop_cost(d, 0.3)
+    moved = [slow_drop_dtw(d + s * step * direction, 0.5, 0.3, held) for s in (1, -1)]
+    gradient = jax.grad(lambda d: drop_dtw(d, 0.5, 0.3))(jnp.asarray(d, jnp.float32))
+    np.testing.assert_allclose(
+        (np.asarray(gradient) * direction).sum(), (moved[0] - moved[1]) / (2 * step), rtol=1e-3
+    )
+
+
+SLOW = {  # and the weight of each of the two directions: OTAM adds them, the others are averaged
+    'otam': (lambda d: slow_ordered_alignment(d, 0.1), 1.0),
+    'soft_dtw': (lambda d: float(soft_dtw(jnp.asarray(d), 0.1)), 0.5),  # as published, above
+    'drop_dtw': (lambda d: slow_drop_dtw(d, 0.1, 0.3), 0.5),
+}
+
+
+@pytest.mark.parametrize('alignment', SLOW)
+def test_logits_are_of_both_directions_and_the_mean_over_shots(alignment):
+    rng = np.random.default_rng(6)
+    support, query = rng.normal(size=(3, 2, 5, 7)), rng.normal(size=(2, 5, 7))
+    align, weight = SLOW[alignment]
+    expected = np.zeros((2, 3))
+    for q, c, s in np.ndindex(2, 3, 2):
+        x, y = query[q], support[c, s]
+        lengths = np.linalg.norm(x, axis=-1)[:, None] * np.linalg.norm(y, axis=-1)
+        d = 1 - x @ y.T / (lengths + 0.01)
+        expected[q, c] -= weight * (align(d) + align(d.T)) / 2
+    found = OrderedAlignment(alignment).apply(
+        {}, jnp.asarray(support, jnp.float32), jnp.asarray(query, jnp.float32)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_dropping_spares_the_outlier_frames_of_a_sequence():
