@@ -183,6 +183,16 @@ def random_batch(config, seed=0):
     }
 
 
+def random_variables(learner, support, query):
+    """Random variables of a learner, without compiling their start."""
+    shapes = jax.eval_shape(learner.init, jax.random.key(0), support, query)
+    rng = np.random.default_rng(0)
+    draw = lambda path, x: jax.numpy.asarray(
+        rng.normal(1.0 if path[-1].key in ('scale', 'var') else 0.0, 0.1, x.shape), 'float32'
+    )
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
 def largest_difference(a, b):
     """max |a - b| over the leaves of two trees of one structure."""
     differences = jax.tree.map(

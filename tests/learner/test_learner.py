@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_run import tiny_config
+from tiny_run import random_variables, tiny_config
 
 import fsar_jax
 from fsar_jax.training.losses import episode_loss
@@ -53,6 +53,7 @@ def test_head_equals_published(published, assert_close_to_published, name):
         prediction = learner.apply(variables, support, query, train=False)
         return prediction, episode_loss(prediction, labels, config)
 
+    enrich = jax.jit(lambda variables, videos: learner.apply(variables, videos, method='enrich'))
     prediction, loss = run(variables, support, query)
     auxiliary = prediction.auxiliary
     assert_close_to_published(
@@ -69,7 +70,7 @@ def test_head_equals_published(published, assert_close_to_published, name):
             ('support', support.reshape(-1, *support.shape[2:])),
             ('query', query),
         ):
-            features = learner.apply(variables, videos, method='enrich')
+            features = enrich(variables, videos)
             H, E = f.outputs[f'{part}_H'], f.outputs[f'{part}_E']
             ours_H, ours_E = features.patch_level, features.frames
             if part == 'support':
@@ -127,10 +128,27 @@ def test_head_equals_published(published, assert_close_to_published, name):
             assert_close_to_published(mine, reference, name)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['protonet', 'strm'])
+def test_bfloat16_embeddings_are_numbers_when_compiled(method):
+    """Compiled with all optimisations, which JAX 0.12 on CPUs gets wrong by itself; small networks
+    do not show it."""
+    learner = fsar_jax.create_learner(tiny_config(method, {'model.dtype': 'bfloat16'}).model)
+    learner = learner.clone(backbone=learner.backbone.clone(width=16))
+    videos = jax.random.randint(jax.random.key(0), (4, 4, 64, 64, 3), 0, 256).astype(jnp.uint8)
+    variables = random_variables(learner, videos[:2, None], videos[2:])
+    embeddings = jax.jit(lambda variables: learner.apply(variables, videos, method='embed'))(
+        variables
+    )
+    assert all(jnp.isfinite(x.astype(jnp.float32)).all() for x in jax.tree.leaves(embeddings))
+
+
 @pytest.fixture(scope='module')
-def small():
+def small(quick_compilation):
     """A STRM config, variables, and an episode of 32×32 frames: 3-way 2-shot, 5 queries, L = 4."""
     config = fsar_jax.default_config()
+    with config.unlocked():
+        config.model.backbone.width = 8
     config.model.enrichment.update(patch='self_attention', frame='mlp_mixer', patches=2)
     config.model.matcher.dim = 16
     config.model.query_similarity.weight = 0.1
@@ -144,21 +162,15 @@ def small():
     return config, variables, support, query
 
 
-@pytest.mark.slow
 def test_embed_then_match_is_the_whole(small):
     config, variables, support, query = small
     learner = fsar_jax.create_learner(config.model)
-    whole = learner.apply(variables, support, query, train=False)
-    embed = lambda videos: learner.apply(variables, videos, train=False, method='embed')
+    whole = jax.jit(learner.apply)(variables, support, query)
+    embed = jax.jit(lambda videos: learner.apply(variables, videos, method='embed'))
     s, q = embed(support.reshape(6, *support.shape[2:])), embed(query)
     assert all(len(x) == 5 for x in jax.tree.leaves(q))
-    parts = learner.apply(
-        variables,
-        jax.tree.map(lambda x: x.reshape(3, 2, *x.shape[1:]), s),
-        q,
-        train=False,
-        method='match',
-    )
+    s = jax.tree.map(lambda x: x.reshape(3, 2, *x.shape[1:]), s)
+    parts = jax.jit(lambda s, q: learner.apply(variables, s, q, method='match'))(s, q)
     np.testing.assert_allclose(parts.logits, whole.logits, rtol=1e-5, atol=1e-5)
     assert set(whole.auxiliary) == {'temporal_matching', 'query_similarity'}
     np.testing.assert_allclose(
@@ -171,26 +183,28 @@ def test_embed_then_match_is_the_whole(small):
 def test_bytes_and_unit_floats_are_the_same_frames(small):
     config, variables, support, query = small
     learner = fsar_jax.create_learner(config.model)
-    a = learner.apply(variables, support, query).logits
-    b = learner.apply(variables, support / 255.0, query / 255.0).logits
+    run = jax.jit(learner.apply)
+    a = run(variables, support, query).logits
+    b = run(variables, support / 255.0, query / 255.0).logits
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('mode', ['split', 'joint', 'frozen'])
 def test_batch_norm_sees_support_and_query_as_the_config_says(small, mode):
     config, variables, support, query = small
     config = config.copy_and_resolve_references()
     config.model.backbone.batch_norm = mode
     learner = fsar_jax.create_learner(config.model)
-    _, updated = learner.apply(
-        variables,
-        support,
-        query,
-        train=True,
-        rngs={'dropout': jax.random.key(0)},
-        mutable=['batch_stats'],
-    )
+    updated = jax.jit(
+        lambda: learner.apply(
+            variables,
+            support,
+            query,
+            train=True,
+            rngs={'dropout': jax.random.key(0)},
+            mutable=['batch_stats'],
+        )[1]
+    )()
     stem = lambda stats: stats['batch_stats']['backbone']['bn1']['mean']
     weight = variables['params']['backbone']['conv1']['kernel']
     mean = lambda videos: jax.lax.conv_general_dilated(
@@ -212,32 +226,17 @@ def test_batch_norm_sees_support_and_query_as_the_config_says(small, mode):
     np.testing.assert_allclose(stem(updated), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_bfloat16_compute_keeps_float32_parameters_and_float32_logits_close(small):
     config, variables, support, query = small
-    exact = fsar_jax.create_learner(config.model).apply(variables, support, query).logits
+    exact = jax.jit(fsar_jax.create_learner(config.model).apply)(variables, support, query).logits
     config = config.copy_and_resolve_references()
     config.model.dtype = 'bfloat16'
     learner = fsar_jax.create_learner(config.model)
-    rounded = learner.apply(variables, support, query).logits
+    rounded = jax.jit(learner.apply)(variables, support, query).logits
     assert rounded.dtype == jnp.float32
     assert np.abs(rounded - exact).max() <= 0.01 * np.abs(exact).max()
     shapes = jax.eval_shape(lambda: learner.init(jax.random.key(0), support, query))
     assert {x.dtype.name for x in jax.tree.leaves(shapes)} == {'float32'}
-
-
-@pytest.mark.parametrize('method', ['protonet', 'strm'])
-def test_bfloat16_embeddings_are_numbers_when_compiled(method):
-    """Compiled with all optimisations, which JAX 0.12 on CPUs gets wrong by itself; small networks
-    do not show it."""
-    learner = fsar_jax.create_learner(tiny_config(method, {'model.dtype': 'bfloat16'}).model)
-    learner = learner.clone(backbone=learner.backbone.clone(width=16))
-    videos = jax.random.randint(jax.random.key(0), (4, 4, 64, 64, 3), 0, 256).astype(jnp.uint8)
-    variables = jax.jit(learner.init)(jax.random.key(0), videos[:2, None], videos[2:])
-    embeddings = jax.jit(lambda variables: learner.apply(variables, videos, method='embed'))(
-        variables
-    )
-    assert all(jnp.isfinite(x.astype(jnp.float32)).all() for x in jax.tree.leaves(embeddings))
 
 
 def test_loss_is_summed_or_averaged_over_queries_and_weighted():

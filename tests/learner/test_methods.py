@@ -61,7 +61,7 @@ def test_embed_then_match_is_the_whole(method):
     embed = jax.jit(lambda videos: learner.apply(variables, videos, train=False, method='embed'))
     s, q = embed(support.reshape(6, *query.shape[1:])), embed(query)
     s = jax.tree.map(lambda x: x.reshape(3, 2, *x.shape[1:]), s)
-    parts = learner.apply(variables, s, q, train=False, method='match')
+    parts = jax.jit(lambda s, q: learner.apply(variables, s, q, method='match'))(s, q)
     assert set(parts.auxiliary) == set(whole.auxiliary)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), parts, whole)
 

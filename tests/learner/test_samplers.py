@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_run import get_config
+from tiny_run import get_config, random_variables
 
 import fsar_jax
 from fsar_jax import samplers
@@ -59,16 +59,6 @@ def episode(way=2, shot=1, queries=3, dense=5):
     return clips(way, shot), clips(queries)
 
 
-def started(learner, support, query):
-    """Random variables, without compiling their start."""
-    shapes = jax.eval_shape(learner.init, jax.random.key(0), support, query)
-    rng = np.random.default_rng(0)
-    draw = lambda path, x: jnp.asarray(
-        rng.normal(1.0 if path[-1].key in ('scale', 'var') else 0.0, 0.1, x.shape), jnp.float32
-    )
-    return jax.tree_util.tree_map_with_path(draw, shapes)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('preset', ['', 'otam', 'strm'])
 def test_any_method_behind_the_sampler(preset):
@@ -77,7 +67,7 @@ def test_any_method_behind_the_sampler(preset):
     config = tiny_vim(preset)
     learner = fsar_jax.create_learner(config.model)
     support, query = episode()
-    variables, labels = started(learner, support, query), jnp.array([0, 1, 0])
+    variables, labels = random_variables(learner, support, query), jnp.array([0, 1, 0])
 
     @jax.jit
     def step(params):
@@ -120,7 +110,7 @@ def test_a_sampler_without_adaptation_is_part_of_the_embedding():
     config = tiny_vim(**{'model.sampler.adaptive': False})
     learner = fsar_jax.create_learner(config.model)
     support, query = episode()
-    variables = started(learner, support, query)
+    variables = random_variables(learner, support, query)
     embed = jax.jit(lambda v, x: learner.apply(v, x, method='embed'))
     kept = embed(variables, query)
     assert kept['temporal_matching'].shape[:2] == (3, 3) and 'frames' not in kept['sampling']
@@ -136,7 +126,7 @@ def test_turned_off_at_test():
     config = tiny_vim(**{'model.sampler.at_test': False, 'model.align_at_test': False})
     learner = fsar_jax.create_learner(config.model)
     support, query = episode()
-    variables = started(learner, support, query)
+    variables = random_variables(learner, support, query)
     with config.unlocked():
         (
             config.model.sampler.name,
@@ -159,7 +149,7 @@ def test_the_information_losses_are_weighted_and_counted_per_query():
     config = tiny_vim()
     learner = fsar_jax.create_learner(config.model)
     support, query = episode()
-    variables, labels = started(learner, support, query), jnp.array([0, 1, 0])
+    variables, labels = random_variables(learner, support, query), jnp.array([0, 1, 0])
     prediction = jax.jit(learner.apply)(variables, support, query)
     weights = [(0.0, 0.0), (1.0, 0.0), (2.0, 0.0), (0.0, 1.0), (2.0, 1.0)]
     values = []
