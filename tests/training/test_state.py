@@ -242,6 +242,9 @@ def test_learning_rates():
     steps = [0.5] * 3 + [0.05] * 4 + [0.005] * 4
     np.testing.assert_allclose(rates(schedule='steps', schedule_steps=(3, 7)), steps, rtol=1e-6)
     np.testing.assert_allclose(
+        rates(schedule='steps', schedule_steps=(4,), schedule_factor=0.5), [0.5] * 4 + [0.25] * 7
+    )
+    np.testing.assert_allclose(
         rates(schedule='steps', schedule_steps=(3, 7), warmup_steps=2)[2:], steps[2:], rtol=1e-6
     )
 
