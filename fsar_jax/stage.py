@@ -44,6 +44,8 @@ class Stage(nn.Module):
     share (fsar_jax.learner.create_learner).
     """
 
+    published_start = ''  # what the authors of a method start its weights from; '' for random ones
+
     def check(self, frames: int | None = None) -> None:
         """Raises ValueError, one line, where settings of this stage do not fit each other or clips
         of L = `frames` frames (None: of any length)."""

@@ -594,8 +594,7 @@ def test_the_choices_are_those_of_the_stages():
         (
             'model.matcher.name',
             'a\nb',
-            "config.model.matcher.name='a\\nb' is not one of prototypes, cross_transformer, otam, "
-            "action_coordination, set_matching, attention_fusion",
+            f"config.model.matcher.name='a\\nb' is not one of {', '.join(matchers.MATCHERS)}",
         ),
     ],
 )

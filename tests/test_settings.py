@@ -116,7 +116,8 @@ def test_the_default_of_a_module_is_that_of_the_config(name):
 
 
 def test_every_setting_is_read():
-    """Each is a field that its module reads as self.<name>, or an attribute that code reads."""
+    """Each is a field that its module reads as self.<name>, an attribute that code reads, or what a
+    part of the model starts from."""
     code = {
         path: path.read_text()
         for path in (REPOSITORY / 'fsar_jax').rglob('*.py')
@@ -124,7 +125,7 @@ def test_every_setting_is_read():
     }
     for key in SETTINGS:
         name = key.rpartition('.')[2]
-        reads = re.compile(rf"\.{name}\b(?! *=[^=])|settings\.{name}\b")
+        reads = re.compile(rf"\.{name}\b(?! *=[^=])|settings\.{name}\b|STARTS.*'{name}'")
         assert any(reads.search(text) for text in code.values()), f'nothing reads {key}'
 
 

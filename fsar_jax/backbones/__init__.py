@@ -67,6 +67,10 @@ class BackboneChoice:
     )
 
 
+# {part of the learner: key of this section that names what it starts from}
+STARTS: dict[tuple[str, ...], str] = {('backbone',): 'weights'}
+
+
 def chosen(model: ConfigDict) -> dict:
     """What config.model chooses: {stage of the learner: (section of config.model, class)}."""
     return {'backbone': ('backbone', BACKBONES[model.backbone.name])}

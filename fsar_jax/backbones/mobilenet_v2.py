@@ -69,6 +69,8 @@ class MobileNetV2(nn.Module):
     channels at strides 8, 16, 32.
     """
 
+    published_start = 'ImageNet'
+
     frozen: bool = False
     dtype: Any = jnp.float32
 

@@ -159,6 +159,8 @@ class FrameNetwork(Stage):
       dtype: compute dtype; parameters are float32.
     """
 
+    published_start = 'ImageNet'  # what the authors of the methods start it from
+
     batch_norm_groups: int = setting(
         1,
         kw_only=True,

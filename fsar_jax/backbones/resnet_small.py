@@ -28,6 +28,8 @@ class ResNetSmall(FrameNetwork):
     Input frames [B, H, W, 3] float in [0, 1], output maps [B, ⌈H / 16⌉, ⌈W / 16⌉, 4 · width].
     """
 
+    published_start = ''  # nobody has published weights of it
+
     width: int = 32
 
     @nn.compact

@@ -14,7 +14,7 @@ from fsar_jax.backbones.shufflenet_v2 import ShuffleNetV2
 SCAN_NETWORKS: dict[str, Callable[..., nn.Module]] = {
     # For 64×64 frames on two CPU cores: 6 blocks instead of 16, which also compile sooner.
     'shufflenet_v2_small': functools.partial(
-        ShuffleNetV2, widths=(8, 16, 32, 64, 128), blocks=(2, 2, 2)
+        ShuffleNetV2, widths=(8, 16, 32, 64, 128), blocks=(2, 2, 2), published_start=''
     ),
     'shufflenet_v2_x0_5': functools.partial(ShuffleNetV2, widths=(24, 48, 96, 192, 1024)),
     'shufflenet_v2_x1_0': functools.partial(ShuffleNetV2, widths=(24, 116, 232, 464, 1024)),

@@ -75,6 +75,7 @@ class ShuffleNetV2(nn.Module):
       blocks: how many in each stage.
       frozen: batch norm uses the running statistics in training too.
       dtype: compute dtype; parameters are float32.
+      published_start: what its authors start it from; '' for random weights.
 
     Input frames [N, s, s, 3] float in [0, 1], output `ScanMaps`.
     """
@@ -83,6 +84,7 @@ class ShuffleNetV2(nn.Module):
     blocks: tuple[int, int, int] = (4, 8, 4)
     frozen: bool = False
     dtype: Any = jnp.float32
+    published_start: str = 'ImageNet'
 
     @nn.compact
     def __call__(self, frames: jax.Array, train: bool = False) -> ScanMaps:

@@ -49,6 +49,10 @@ class SamplerChoice:
     )
 
 
+# {part of the learner: key of this section that names what it starts from}
+STARTS: dict[tuple[str, ...], str] = {('sampler', 'scan_network'): 'scan_weights'}
+
+
 def chosen(model: ConfigDict) -> dict:
     """What config.model chooses: {stage of the learner: (section of config.model, class)}."""
     return {'sampler': ('sampler', SAMPLERS[model.sampler.name])}

@@ -2,24 +2,22 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from fsar_jax import weights
+from fsar_jax import backbones, samplers, weights
 from fsar_jax.config import flatten
 from fsar_jax.files import local_path
+from fsar_jax.learner import create_learner
 from fsar_jax.mesh import replicate
 from fsar_jax.messages import one_line, printable
 from fsar_jax.processes import print_once
 from fsar_jax.stage import ArrayTree
 from fsar_jax.training.state import TrainState
 from fsar_jax.training.workdir import best_of_run
-
-# Nobody has published weights of these.
-SMALL_NETWORKS = ('resnet_small', 'shufflenet_v2_small')
 
 
 class Start(NamedTuple):
@@ -29,50 +27,48 @@ class Start(NamedTuple):
       part: its keys in the parameters, ('sampler', 'scan_network').
       setting: the key that names the start.
       path: the value of that setting: a file, the workdir of a run, or None.
-      network: name of the network.
-      load: reads a file: path → {'params': …, 'batch_stats': …}.
+      network: the module.
     """
 
     part: tuple[str, ...]
     setting: str
     path: str | None
-    network: str
-    load: Callable
+    network: nn.Module
+
+    @property
+    def name(self) -> str:
+        """'backbone', 'sampler scan network'."""
+        return ' '.join(self.part).replace('_', ' ')
 
     def is_in(self, params: ArrayTree) -> bool:
         """Whether a model with these parameters has this part."""
         return any(name.startswith('.'.join(self.part) + '.') for name in flatten(params))
 
 
-def starts_of(config: ConfigDict) -> tuple[Start, ...]:
-    """The parts that can start from a file or a run: the backbone, and a sampler's scan network."""
-    backbone, sampler = config.model.backbone, config.model.sampler
-    return (
-        Start(
-            ('backbone',),
-            'model.backbone.weights',
-            backbone.weights,
-            backbone.name,
-            lambda path: weights.load_backbone(path, backbone),
-        ),
-        Start(
-            ('sampler', 'scan_network'),
-            'model.sampler.scan_weights',
-            sampler.scan_weights,
-            sampler.scan_network,
-            lambda path: weights.load_scan_network(path, sampler.scan_network),
-        ),
-    )
+def starts_of(config: ConfigDict, params: ArrayTree) -> list[Start]:
+    """The parts of a model with these parameters that can start from a file or a run."""
+    starts = []
+    for part, key in (*samplers.STARTS.items(), *backbones.STARTS.items()):
+        network: Any = create_learner(config.model)
+        for name in part:
+            network = getattr(network, name, None)
+        section = part[0]
+        start = Start(part, f'model.{section}.{key}', config.model[section][key], network)
+        if start.is_in(params):
+            starts.append(start)
+    return starts
 
 
 def note_random_starts(config: ConfigDict, params: ArrayTree) -> None:
-    """Prints a line for each part that starts from random weights, although there are published
-    ones."""
-    for start in starts_of(config):
-        if not start.path and start.network not in SMALL_NETWORKS and start.is_in(params):
+    """Prints a line for each part that starts from random weights, although its authors start it
+    from others."""
+    for start in starts_of(config, params):
+        published = getattr(start.network, 'published_start', '')
+        if not start.path and published:
             print_once(
-                f'note: {start.network} starts from random weights, in the published runs from '
-                f'ImageNet: set --config.{start.setting} to a torchvision .pth or .safetensors file'
+                f'note: the {start.name} starts from random weights, in the published runs from '
+                f'{published}: set --config.{start.setting} to a torchvision .pth or .safetensors '
+                'file'
             )
 
 
@@ -83,9 +79,10 @@ def with_pretrained_weights(
     start: a file with torchvision's names (ImageNet), or the workdir of an earlier run, whose best
     checkpoint counts."""
     params, batch_stats = state.params, state.batch_stats
-    for start in starts_of(config):
-        if start.path and start.is_in(params):
-            loaded = part_of_run(start, params, mesh) or start.load(start.path)
+    for start in starts_of(config, params):
+        if start.path:
+            loaded = part_of_run(start, params, mesh)
+            loaded = loaded or weights.load_network(start.path, start.network, start.name)
             loaded = replicate(mesh, loaded)
             params = _replaced(params, start.part, loaded['params'])
             batch_stats = _replaced(batch_stats, start.part, loaded['batch_stats'])
@@ -122,7 +119,7 @@ def part_of_run(start: Start, params: ArrayTree, mesh: jax.sharding.Mesh) -> dic
     if in_run != wanted:
         raise ValueError(
             f'config.{start.setting}={printable(path, 1000)} holds a run whose '
-            f'{" ".join(start.part)} is another one: name a run with the same, or a file'
+            f'{start.name} is another one: name a run with the same, or a file'
         )
     return {
         kind: functools.reduce(lambda tree, name: tree[name], start.part, variables[kind])

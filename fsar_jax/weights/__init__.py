@@ -19,6 +19,7 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import flax.linen as nn
 from ml_collections import ConfigDict
 
 from fsar_jax.messages import printable
@@ -28,6 +29,7 @@ from fsar_jax.weights.published import (
     backbone_from_torch,
     from_torch,
     learner_from,
+    network_from,
     sampler_from_torch,
     scan_network_from,
     scan_network_from_torch,
@@ -39,6 +41,7 @@ __all__ = [
     'from_torch',
     'load',
     'load_backbone',
+    'load_network',
     'load_scan_network',
     'pick_state_dict',
     'read_torch',
@@ -47,7 +50,7 @@ __all__ = [
 ]
 
 Path = str | os.PathLike[str]
-_Config = TypeVar('_Config', ConfigDict, str)
+_Config = TypeVar('_Config', ConfigDict, str, nn.Module)
 
 
 def load(path: Path, model: ConfigDict) -> dict[str, Any]:
@@ -92,6 +95,12 @@ def load_scan_network(path: Path, name: str) -> dict[str, Any]:
     Files and errors are as in `load`; returns what `scan_network_from_torch` returns.
     """
     return _converted(path, scan_network_from, name)
+
+
+def load_network(path: Path, network: nn.Module, what: str = 'network') -> dict[str, Any]:
+    """Variables of a backbone or scan network, the module itself, from a file with torchvision's
+    names. `what` is how the log calls it; files and errors are as in `load`."""
+    return _converted(path, lambda found, module: network_from(found, module, what), network)
 
 
 def _converted(

@@ -38,8 +38,7 @@ METHODS = {
 # The place of a backbone's parts in a torch.nn.Sequential; relu and max pool are 2 and 3.
 SEQUENCE = {'conv1': '0', 'bn1': '1', 'layer1': '4', 'layer2': '5', 'layer3': '6', 'layer4': '7'}
 COUNTER = r'.*\.num_batches_tracked'  # in every file, and of no use here
-CLASSIFIER = r'fc\.(weight|bias)'
-SCAN_CLASSIFIER = r'(fc|classifier\.\d+)\.(weight|bias)'  # of ShuffleNetV2, MobileNetV2
+CLASSIFIER = r'(fc|classifier\.\d+)\.(weight|bias)'  # of ResNets and ShuffleNetV2, of MobileNetV2
 
 PROJECTION_SEED = 0
 
@@ -181,9 +180,7 @@ def sampler_from_torch(state_dict: Mapping[str, Any], model: ConfigDict) -> dict
     scan = scan_network_table(sampler.scan_network, 'backbone.', 'sampler/scan_network/')
     choice = entries_of(vim.SAMPLER, shapes)
     entries = scan | choice
-    unused = (
-        rf'{COUNTER}|{vim.UNUSED if choice else vim.UNUSED_CHOICE}|backbone\.({SCAN_CLASSIFIER})'
-    )
+    unused = rf'{COUNTER}|{vim.UNUSED if choice else vim.UNUSED_CHOICE}|backbone\.({CLASSIFIER})'
     found = find_names({(): state_dict}, _expected(entries, unused))
     return convert(found.arrays, entries, unused, found.notes, found.place)
 
@@ -211,8 +208,7 @@ def backbone_from(candidates: StateDicts, config: ConfigDict) -> dict[str, Any]:
     """`backbone_from_torch` of the one of several state dicts whose names fit."""
     if config.name == 'features':
         raise ValueError("config.model.backbone.name='features' has no weights to load")
-    entries, _ = backbone_table(config)
-    return _without_classifier(candidates, entries, CLASSIFIER, 'backbone')
+    return network_from(candidates, backbones.create(config), 'backbone')
 
 
 def scan_network_from_torch(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -235,8 +231,21 @@ def scan_network_from_torch(state_dict: Mapping[str, Any], name: str) -> dict[st
 
 def scan_network_from(candidates: StateDicts, name: str) -> dict[str, Any]:
     """`scan_network_from_torch` of the one of several state dicts whose names fit."""
-    entries = scan_network_table(create_scan_network(name))
-    return _without_classifier(candidates, entries, SCAN_CLASSIFIER, 'scan network')
+    return network_from(candidates, create_scan_network(name), 'scan network')
+
+
+def network_from(candidates: StateDicts, network: nn.Module, what: str) -> dict[str, Any]:
+    """Variables of a backbone or scan network from the one of several state dicts with
+    torchvision's names that fits, without the ImageNet classifier; `what` is its name in the
+    log."""
+    shapes, _ = shapes_of(network, _frames(network))
+    entries = torchvision_entries(shapes)
+    unused = f'{COUNTER}|{CLASSIFIER}'
+    found = find_names(candidates, _expected(entries, unused))
+    notes, left_out = found.notes, [x for x in found.arrays if name_matches(CLASSIFIER, x)]
+    if left_out:
+        notes = [*notes, f'left out the classifier of the {what}: {listed(left_out)}']
+    return convert(found.arrays, entries, unused, notes, found.place)
 
 
 def scan_network_table(network: nn.Module, published: str = '', ours: str = '') -> dict[str, Entry]:
@@ -252,18 +261,10 @@ def backbone_table(config: ConfigDict) -> tuple[dict[str, Entry], int]:
     config: config.model.backbone.
     """
     module = backbones.create(config)
-    frames = (1, 16, 64, 64, 3) if getattr(module, 'takes_clips', False) else (1, 64, 64, 3)
-    shapes, maps = shapes_of(module, frames)
+    shapes, maps = shapes_of(module, _frames(module))
     return torchvision_entries(shapes), maps.shape[-1]
 
 
-def _without_classifier(
-    candidates: StateDicts, entries: Mapping[str, Entry], classifier: str, what: str
-) -> dict[str, Any]:
-    """Variables of a network that needs `entries`, without the ImageNet classifier of its file."""
-    unused = f'{COUNTER}|{classifier}'
-    found = find_names(candidates, _expected(entries, unused))
-    notes, left_out = found.notes, [x for x in found.arrays if name_matches(classifier, x)]
-    if left_out:
-        notes = [*notes, f'left out the classifier of the {what}: {listed(left_out)}']
-    return convert(found.arrays, entries, unused, notes, found.place)
+def _frames(network: nn.Module) -> tuple[int, ...]:
+    """Shape of frames, or of a clip, that the network takes."""
+    return (1, 16, 64, 64, 3) if getattr(network, 'takes_clips', False) else (1, 64, 64, 3)

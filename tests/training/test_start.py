@@ -1,0 +1,57 @@
+"""Which parts of a model start from where, and what the run says of it."""
+
+import numpy as np
+import pytest
+from tiny_run import get_config
+
+from fsar_jax.backbones import BACKBONES
+from fsar_jax.backbones.scan import SCAN_NETWORKS
+from fsar_jax.training.start import note_random_starts, starts_of
+
+# Names are all that counts of the parameters.
+PARAMS = {'backbone': {'a': np.zeros(1)}, 'sampler': {'scan_network': {'a': np.zeros(1)}}}
+
+
+@pytest.mark.parametrize(
+    'method, preset, changes, expected',
+    [
+        ('protonet', '', {}, []),
+        ('vim', '', {}, []),
+        ('protonet', 'ssv2', {}, ['model.backbone.weights']),
+        ('protonet', 'ssv2', {'model.backbone.weights': 'a.pth'}, []),
+        ('mastaf', 'ssv2', {}, ['model.backbone.weights']),
+        ('vim', 'ssv2', {}, ['model.sampler.scan_weights', 'model.backbone.weights']),
+        ('vim', '', {'model.sampler.scan_network': 'mobilenet_v2'}, ['model.sampler.scan_weights']),
+    ],
+)
+def test_a_random_start_is_noted_where_the_published_one_is_not(
+    method, preset, changes, expected, capsys
+):
+    config = get_config(method, preset)
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    uniform = config.model.sampler.name == 'uniform'
+    note_random_starts(config, {'backbone': PARAMS['backbone']} if uniform else PARAMS)
+    notes = capsys.readouterr().out.splitlines()
+    assert [key for note in notes for key in expected if f'set --config.{key} to a' in note] == (
+        expected
+    )
+    assert len(notes) == len(expected) and all('from ImageNet' in note for note in notes)
+
+
+def test_only_parts_that_the_model_has_can_start():
+    config = get_config('vim')
+    assert [start.name for start in starts_of(config, PARAMS)] == [
+        'sampler scan network',
+        'backbone',
+    ]
+    assert [start.name for start in starts_of(config, {'backbone': PARAMS['backbone']})] == [
+        'backbone'
+    ]
+
+
+def test_every_network_says_what_its_authors_start_it_from():
+    small = {'features', 'resnet_small', 'shufflenet_v2_small'}
+    for name, network in {**BACKBONES, **SCAN_NETWORKS}.items():
+        start = network().published_start
+        assert start == ('' if name in small else 'ImageNet'), name
