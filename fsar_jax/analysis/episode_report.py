@@ -128,10 +128,8 @@ def alignment_measures(
 
     found: dict[str, Any] = {'episodes': len(labels), 'action_start': {}, 'aem': {}}
     for name, (support, query) in zip(('before', 'after'), seen['class_probabilities']):
-        support, query = (
-            by_query(own(support)),
-            of_true_class(np.moveaxis(query, -1, 2)),
-        )  # [E, Q, shot, L], [E, Q, L]
+        support = by_query(own(support))  # [E, Q, shot, L]
+        query = of_true_class(np.moveaxis(query, -1, 2))  # [E, Q, L]
         found['action_start'][name] = np.bincount(
             action_start(query).ravel(), minlength=query.shape[-1] + 1
         ).tolist()
@@ -309,9 +307,8 @@ def truth_measures(
     boxes = truth.boxes(config, stored_positions(times, indices))  # [E, clips, L, 4]
     centres = (boxes[..., :2] + boxes[..., 2:]) / config.episode.image_size  # half a frame is 1
     split = episodes.support[0].size
-    support = (
-        centres[:, :split].reshape(*episodes.support.shape, *centres.shape[2:]).mean(2)
-    )  # [E, way, L, 2]
+    support = centres[:, :split].reshape(*episodes.support.shape, *centres.shape[2:])
+    support = support.mean(2)  # [E, way, L, 2]
     true = centres[:, split:] - support[np.arange(len(centres))[:, None], episodes.labels]
     true = create_learner(config.model).matcher.offset_sign * true
     length = lambda x: (

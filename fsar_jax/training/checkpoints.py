@@ -334,8 +334,8 @@ class Checkpoints:
     def _none_is_good(self):
         return DamagedCheckpoint(
             f'all checkpoints in {printable(self.directory, 1000)} are damaged (steps '
-            f'{listed(sorted(self._damaged))}): '
-            'train again in another --workdir, or put back a copy of them'
+            f'{listed(sorted(self._damaged))}): train again in another --workdir, or put back a '
+            'copy of them'
         )
 
     def _remove(self, name):

@@ -58,10 +58,10 @@ def fit_accumulation(config: ml_collections.ConfigDict, devices: int) -> ml_coll
     """
     total, parts = config.train.episodes_per_step, config.train.accumulation_steps
     if total % devices:
+        multiple = -(-total // devices) * devices
         raise ValueError(
             f'config.train.episodes_per_step={total} must be a multiple of the {devices} devices '
-            'of all processes: set '
-            f'--config.train.episodes_per_step={-(-total // devices) * devices}'
+            f'of all processes: set --config.train.episodes_per_step={multiple}'
         )
     fitting = max(p for p in range(1, parts + 1) if total % (p * devices) == 0)
     config = config.copy_and_resolve_references()

@@ -101,15 +101,14 @@ def note_videos(workdir: pathlib.Path, start: int, datasets: list[Videos]) -> No
     for split in before.keys() & now.keys():
         if before[split]['hash'] != now[split]['hash']:
             raise ValueError(
-                f"{workdir} holds a run that began with other {split} videos "
-                f"({before[split]['present']:,} then, "
-                f"{now[split]['present']:,} now): use another --workdir, or the dataset as it was"
+                f'{workdir} holds a run that began with other {split} videos '
+                f"({before[split]['present']:,} then, {now[split]['present']:,} now): use another "
+                '--workdir, or the dataset as it was'
             )
         if before[split].get('content', now[split]['content']) != now[split]['content']:
             raise ValueError(
                 f'{workdir} holds a run that began with other pixels or labels of the same {split} '
-                'videos: use another '
-                '--workdir, or the dataset as it was'
+                'videos: use another --workdir, or the dataset as it was'
             )
     if jax.process_index() == 0 and not resumed:
         write_whole(path, json.dumps(now))
@@ -175,8 +174,7 @@ def run_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f'{printable(directory / CONFIG_FILE, 1000)} is damaged, or of a release with other '
-            f'settings ({one_line(error)}): '
-            'put back a copy of it'
+            f'settings ({one_line(error)}): put back a copy of it'
         ) from None
     return config
 

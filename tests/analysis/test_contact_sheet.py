@@ -30,9 +30,8 @@ def test_rows_are_classes_and_columns_the_test_frames():
     sheet = np.asarray(contact_sheet(ThreeClips(), length=4, columns=1, height=16))
     assert sheet.shape == (32, LABEL_WIDTH + 4 * 16, 3)
     shown = sheet[16:, LABEL_WIDTH:].reshape(16, 4, 16, 3).mean((0, 2, 3))
-    np.testing.assert_allclose(
-        shown, [10, 60, 120, 180], atol=2
-    )  # frames 1, 6, 12, 18: the published rule, from 1 to n − 2
+    # Frames 1, 6, 12, 18: the published rule, from 1 to n − 2.
+    np.testing.assert_allclose(shown, [10, 60, 120, 180], atol=2)
     assert (sheet[2, LABEL_WIDTH + 2 : LABEL_WIDTH + 13] == 255).all()  # the box of the first class
     assert (sheet[:16, :LABEL_WIDTH] > 200).any()  # its name is written
 

@@ -75,9 +75,9 @@ def test_times_become_places_of_stored_frames():
         ((0.5, 1.0), 1, 17, 5 / 17),  # half of it beyond the clip: 13 … 17
         ((0.2, -0.8), 10, 17, 0.0),
         ((0.1, 0.95), 0, 0, 0.0),
-        ((0.2, 1.5), 1, 17, 0.0),
+        ((0.2, 1.5), 1, 17, 0.0),  # all of it beyond
     ],
-)  # all of it beyond
+)
 def test_overlap_with_the_true_action(window, start, end, expected):
     assert misalignment.temporal_overlap(np.array(window), CLIP, start, end) == pytest.approx(
         expected

@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick_compilation')]
 
 
 def test_share_of_frames_inside_the_action():
-    places = np.array([[[0, 2, 5, 6], [3, 4, 5, 9]]])
-    assert selection.share_inside(places, np.array([[2, 3]]), np.array([[5, 3]])) == 3 / 8
+    frames = np.array([[[0, 2, 5, 6], [3, 4, 5, 9]]])
+    assert selection.share_inside(frames, np.array([[2, 3]]), np.array([[5, 3]])) == 3 / 8
 
 
 def test_share_of_a_box():
@@ -74,9 +74,8 @@ def test_selection_by_hand():
     early, late = np.flatnonzero((read >= 2) & (read <= 5)), np.flatnonzero(read >= 6)
     is_late = clips % 2 == 1
     takes_late = np.stack([is_late[0], ~is_late[1], is_late[2]])
-    chosen = np.where(
-        takes_late[..., None], [0, *late[:3]], [0, *early[:3]]
-    )  # three frames inside, or none
+    # Three frames inside, or none.
+    chosen = np.where(takes_late[..., None], [0, *late[:3]], [0, *early[:3]])
     maps = np.zeros((3, 9, 4, 12, 12), np.float32)
     maps[..., :4, :] = 1.0  # the object's rows, all columns
     auxiliary = {

@@ -80,8 +80,8 @@ def test_other_episodes_are_refused_in_one_line(tmp_path, capsys, changes, messa
     write(tmp_path / 'a.json', [1, 2, 3, 4])
     write(tmp_path / 'b.json', [1, 2, 3, 4], **changes)
     assert compare.main([str(tmp_path / 'a.json'), str(tmp_path / 'b.json')]) == 2
-    said = capsys.readouterr()
-    assert message in said.err and said.err.count('\n') == 1 and not said.out
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count('\n') == 1 and not printed.out
 
 
 @pytest.mark.parametrize(
@@ -118,20 +118,20 @@ def test_numbers_that_cannot_be_are_one_line_that_names_the_file(
     content = write(tmp_path / 'a.json', [1, 2, 3, 4])
     (tmp_path / 'b.json').write_text(json.dumps(content | changes))
     assert compare.main([str(tmp_path / 'a.json'), str(tmp_path / 'b.json')]) == 2
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     assert (
-        said.err.startswith(f'{tmp_path}/b.json: ')
-        and message in said.err
-        and said.err.count('\n') == 1
-        and not said.out
+        printed.err.startswith(f'{tmp_path}/b.json: ')
+        and message in printed.err
+        and printed.err.count('\n') == 1
+        and not printed.out
     )
 
 
 def test_a_name_from_a_file_stays_in_its_line(tmp_path, capsys):
     write(tmp_path / 'a.json', [1, 2], 'trx\n[9]  99%\x1b[2J')
     assert compare.main([str(tmp_path / 'a.json')] * 2) == 0
-    said = capsys.readouterr().out
-    assert r'trx\n[9]  99%\x1b[2J' in said and said.count('\n') == 3 and '\x1b' not in said
+    printed = capsys.readouterr().out
+    assert r'trx\n[9]  99%\x1b[2J' in printed and printed.count('\n') == 3 and '\x1b' not in printed
 
 
 def test_paths_that_cannot_be_read_are_one_line(tmp_path, capsys):
@@ -147,12 +147,12 @@ def test_paths_that_cannot_be_read_are_one_line(tmp_path, capsys):
         ('x' * 300, 'File name too long'),
     ):
         assert compare.main([f'{tmp_path}/a.json', path]) == 2
-        said = capsys.readouterr()
+        printed = capsys.readouterr()
         assert (
-            message in said.err
-            and said.err.count('\n') == 1
-            and 'Errno' not in said.err
-            and not said.out
+            message in printed.err
+            and printed.err.count('\n') == 1
+            and 'Errno' not in printed.err
+            and not printed.out
         )
 
 

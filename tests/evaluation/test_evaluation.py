@@ -72,9 +72,8 @@ def test_cached_equals_published_way_for_every_matcher(setting, method, quick_co
     ).model
     learner, episodes = create_learner(config.model), draw(dataset, config, 3)
     variables = jax.jit(lambda: make_variables(learner, config))()
-    move = lambda x: (
-        x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)
-    )  # windows and offsets start without effect
+    # Windows and offsets start without effect.
+    move = lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)
     variables = {**variables, 'params': jax.tree.map(move, variables['params'])}
     model = evaluation.TrainedModel(learner, variables, config, mesh)
     cached, published = (
@@ -93,9 +92,8 @@ def test_each_video_is_loaded_once_and_only_if_it_occurs(setting):
     dataset.reads.clear()
     evaluation.evaluate_episodes(model, dataset, episodes)
     assert set(dataset.reads) == set(used.tolist())
-    assert (
-        len(dataset.reads) <= len(used) + config.eval.videos_per_batch - 1
-    )  # repeats fill the last batch
+    repeats = config.eval.videos_per_batch - 1  # at most, to fill the last batch
+    assert len(dataset.reads) <= len(used) + repeats
 
 
 def test_embeddings_have_a_row_per_video_in_order(setting):

@@ -190,7 +190,7 @@ def test_where_all_are_damaged_nothing_starts_afresh(copy):
     } == before
 
 
-def test_a_damaged_best_gives_way_to_the_next_best_and_is_told(copy, capfd):
+def test_a_damaged_best_gives_way_to_the_next_best_and_is_named(copy, capfd):
     before = content_of(copy)
     flip(copy / '3' / 'state' / '_METADATA', 1000)  # its metrics are known
     with Checkpoints(copy, read_only=True) as checkpoints:
@@ -429,7 +429,7 @@ def test_odd_names_work(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'name, said',
+    'name, message',
     [
         ('a[x]', r"has '\[' in it"),
         ('a*', r"has '\*' in it"),
@@ -440,9 +440,9 @@ def test_odd_names_work(tmp_path, monkeypatch):
         ('/'.join(['y' * 200] * 19), 'bytes, checkpoints can lie in paths of 3,800'),
     ],
 )
-def test_names_to_which_orbax_cannot_write_are_refused_before_training(name, said, tmp_path):
+def test_names_to_which_orbax_cannot_write_are_refused_before_training(name, message, tmp_path):
     for refuse in (check_directory, Checkpoints):
-        with pytest.raises(ValueError, match=said) as error:
+        with pytest.raises(ValueError, match=message) as error:
             refuse(tmp_path / name / 'checkpoints')
         assert '\n' not in str(error.value) and str(error.value).isprintable()
     assert os.listdir(tmp_path) == []

@@ -168,10 +168,9 @@ def eight_devices(tmp_path_factory):
 
 
 @pytest.mark.parametrize('method', METHODS)
-def test_stopped_after_a_checkpoint_and_continued(
-    method, tmp_path, eight_devices
-):  # which start now, and work meanwhile
-    """Bit for bit: what a checkpoint holds is all that the next step depends on."""
+def test_stopped_after_a_checkpoint_and_continued(method, tmp_path, eight_devices):
+    """Bit for bit: what a checkpoint holds is all that the next step depends on. The eight devices
+    start now, and work meanwhile."""
     state, _ = run_steps(method, range(1))
     with Checkpoints(tmp_path / 'run') as checkpoints:
         checkpoints.save(1, state)
@@ -192,10 +191,9 @@ def test_one_device_and_eight(method, eight_devices):
     if method == 'vim':
         np.testing.assert_allclose(one['losses'][0], other['losses'][0], atol=2e-5)
         for part, allowed in (('params', 0.05), ('batch_stats', 1e-5)):
-            apart = jax.tree.map(np.subtract, one['update'][part], other['update'][part])
-            assert 0 < norm(one['update'][part]) and norm(apart) <= allowed * norm(
-                one['update'][part]
-            ), part
+            update = one['update'][part]
+            difference = jax.tree.map(np.subtract, update, other['update'][part])
+            assert 0 < norm(update) and norm(difference) <= allowed * norm(update), part
         assert largest_difference(one['logits'], other['logits']) < 1e-5
         assert np.ptp(one['logits']) > 1e-2
         return
@@ -233,9 +231,9 @@ def test_one_process_with_two_of_three_devices_and_two_processes(tiny_data, tmp_
         )
         for i in range(2)
     ]
-    said = finish(*both)
-    assert [process.returncode for process in both] == [0, 0], [err[-3000:] for _, err in said]
-    assert 'test, 2-way 1-shot: ' in said[0][0] and '2-way' not in said[1][0]  # one of them speaks
+    outputs = finish(*both)
+    assert [process.returncode for process in both] == [0, 0], [err[-3000:] for _, err in outputs]
+    assert 'test, 2-way 1-shot: ' in outputs[0][0] and '2-way' not in outputs[1][0]  # printed once
 
     one, two = (read_results(tmp_path / name) for name in ('one', 'two'))
     for key in ('accuracy', 'correct', 'confusion', 'episodes_hash', 'selected_on', 'config'):

@@ -36,8 +36,7 @@ def test_fewer_time_steps_than_a_tuple_are_one_line(method, frames):
     with pytest.raises(
         ValueError,
         match=f'config.model.matcher.cardinalities asks for {wanted} time steps in order, but the '
-        'backbone '
-        f'leaves {left} of a clip: raise config.episode.frames',
+        f'backbone leaves {left} of a clip: raise config.episode.frames',
     ) as error:
         initial_shapes(method, frames)
     assert '\n' not in str(error.value)

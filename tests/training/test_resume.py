@@ -114,8 +114,7 @@ def test_killed_again_and_again(tiny_data, unbroken, tmp_path):
         hits += kill_at(process, tmp_path / 'run', step, moment, delay)
     assert hits >= max(1, KILLS - 1), 'the kills came too late'
     assert not (tmp_path / 'run' / 'results.json').exists()
-    said = run_main(*flags)
-    assert 'resumed from step ' in said
+    assert 'resumed from step ' in run_main(*flags)
     found = read_results(tmp_path / 'run')
     for key in ('params_hash', 'accuracy', 'correct', 'selected_on'):
         assert found[key] == expected[key], key
@@ -157,11 +156,9 @@ def test_a_damaged_newest_checkpoint_and_a_damaged_best(tiny_data, unbroken, tmp
 
     cut(STEPS)
     found = train.train_and_evaluate(config, workdir, 'protonet')
-    said = capsys.readouterr().out
-    assert (
-        said.count(f'note: checkpoint {workdir}/checkpoints/{STEPS} is damaged (') == 1
-        and f'resumed from step {STEPS - 2}\n' in said
-    )
+    printed = capsys.readouterr().out
+    assert printed.count(f'note: checkpoint {workdir}/checkpoints/{STEPS} is damaged (') == 1
+    assert f'resumed from step {STEPS - 2}\n' in printed
     assert {**found, 'seconds': None} == {**expected, 'seconds': None}
     assert (workdir / METRICS_FILE).read_bytes() == (whole / METRICS_FILE).read_bytes()
     assert sorted(os.listdir(workdir / 'checkpoints')) == sorted(os.listdir(whole / 'checkpoints'))
@@ -196,8 +193,8 @@ def test_a_name_that_checkpoints_cannot_have_is_refused_before_training(tiny_dat
 def evaluated(workdir, data_dir, **changes):
     """The name of the results file that an evaluation writes; what results.json says stays, but for
     where the data lies."""
-    said = lambda: {**read_results(workdir), 'seconds': None, 'config': None}
-    before = said()
+    results = lambda: {**read_results(workdir), 'seconds': None, 'config': None}
+    before = results()
     config = tiny_config(
         'protonet',
         {
@@ -211,7 +208,7 @@ def evaluated(workdir, data_dir, **changes):
     [path] = [
         path for path in workdir.glob('results*') if known.get(path) != path.stat().st_mtime_ns
     ]
-    assert said() == before
+    assert results() == before
     return path.name
 
 
@@ -294,8 +291,7 @@ def test_what_may_change_and_what_may_not(tiny_data, unbroken):
     )
     assert error.endswith(
         f'{workdir}/checkpoints holds a run with other settings (episode.query=2 there, 1 here; '
-        'seed=0 there, 7 here): '
-        'use another --workdir, or those settings'
+        'seed=0 there, 7 here): use another --workdir, or those settings'
     )
     # Of two runs with different numbers of steps even the common part differs, as the learning rate
     # follows a cosine.
@@ -409,8 +405,7 @@ def test_a_run_starts_from_a_stage_of_another(tiny_data, unbroken, tmp_path, mon
     with pytest.raises(
         ValueError,
         match=rf'^config.model.backbone.weights={tmp_path}/damaged is the workdir of a run that '
-        r'cannot be read: '
-        rf'{settings} is damaged or cut \(line ',
+        rf'cannot be read: {settings} is damaged or cut \(line ',
     ):
         with_pretrained_weights(fresh, config, mesh)
 

@@ -214,9 +214,9 @@ def test_flips_mirror_the_width_of_flagged_clips_only():
     clips = np.arange(2 * 2 * 3 * 4 * 5 * 3).reshape(2, 2, 3, 4, 5, 3)
     flip = np.array([[True, False], [False, True]])
     flipped = np.asarray(flip_clips(clips, flip))
-    for place in np.ndindex(2, 2):
-        expected = clips[place][:, :, ::-1] if flip[place] else clips[place]
-        np.testing.assert_array_equal(flipped[place], expected)
+    for index in np.ndindex(2, 2):
+        expected = clips[index][:, :, ::-1] if flip[index] else clips[index]
+        np.testing.assert_array_equal(flipped[index], expected)
 
 
 def rates(**changes):
