@@ -1,4 +1,4 @@
-"""What benchmarks/ copies from elsewhere stays what it is there."""
+"""The benchmarks start, and what they copy or replace is what it says."""
 
 import functools
 import re
