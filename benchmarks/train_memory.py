@@ -1,5 +1,5 @@
 """What the backward pass of one training episode keeps: python benchmarks/train_memory.py
-[--methods=strm] [--preset=ssv2]
+[--methods=strm] [--preset=ssv2] [--backbone=resnet50] [--image_size=224]
 
 The compiler's count of temporary memory for the gradient of one episode, without and with
 `model.backbone.remat`. The program is compiled and not run, so it needs minutes and little memory,
@@ -18,7 +18,9 @@ from fsar_jax.training.losses import episode_loss
 from fsar_jax.training.state import create_train_state
 
 METHODS = flags.DEFINE_list('methods', ['strm'], 'Files in configs/.')
-PRESET = flags.DEFINE_string('preset', 'ssv2', "'' for the embedded default.")
+PRESET = flags.DEFINE_string('preset', '', "'' for the embedded default.")
+BACKBONE = flags.DEFINE_string('backbone', 'resnet50', 'config.model.backbone.name.')
+IMAGE_SIZE = flags.DEFINE_integer('image_size', 224, 'config.episode.image_size.')
 
 
 def gibibytes(config, remat):
@@ -55,15 +57,19 @@ def gibibytes(config, remat):
 def main(_):
     logging.set_verbosity(logging.WARNING)
     print(f'{jax.devices()[0].device_kind}: temporary memory of the gradient of one episode, GiB')
-    print(f"{'method':<10} {'clips':>6} {'plain':>8} {'remat':>8}")
+    print(f"{'method':<10} {'clips':>6} {'plain':>8} {'remat':>8}", flush=True)
     for method in METHODS.value:
         file = pathlib.Path(__file__).parents[1] / 'configs' / f'{method}.py'
         config = runpy.run_path(str(file))['get_config'](PRESET.value)
         config.model.classifier.classes = config.model.classifier.classes or 64
+        config.model.backbone.name = BACKBONE.value or config.model.backbone.name
+        config.episode.image_size = IMAGE_SIZE.value or config.episode.image_size
         episode = config.episode
         clips = episode.way * (episode.shot + episode.query)
-        plain, remat = (gibibytes(config, remat) for remat in (False, True))
-        print(f'{method:<10} {clips:>6} {plain:>8.1f} {remat:>8.1f}', flush=True)
+        print(f'{method:<10} {clips:>6}', end='', flush=True)
+        for remat in (False, True):
+            print(f' {gibibytes(config, remat):>8.1f}', end='', flush=True)
+        print()
 
 
 if __name__ == '__main__':
