@@ -151,9 +151,16 @@ def episode():
 
 
 def test_alpha_adds_the_score_of_self_attention(episode):
-    run = lambda alpha: AttentionFusion(alpha=alpha, kernel='mean').apply({}, *episode)[0]
-    np.testing.assert_allclose(run(1.0) - run(0.0), 2 * (run(0.5) - run(0.0)), atol=1e-4)
-    assert np.abs(run(1.0) - run(0.0)).max() > 0.1
+    """To the logits, and to the scores of positions that training minimises."""
+
+    @jax.jit
+    def run(alpha):
+        logits, auxiliary = AttentionFusion(alpha=alpha, kernel='mean').apply({}, *episode)
+        return logits, auxiliary['position_matching']
+
+    for none, half, whole in zip(run(0.0), run(0.5), run(1.0), strict=True):
+        np.testing.assert_allclose(whole - none, 2 * (half - none), atol=1e-4)
+        assert np.abs(whole - none).max() > 0.1
 
 
 def test_without_the_residual_attention_is_a_distribution(episode):
