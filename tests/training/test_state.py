@@ -35,7 +35,7 @@ class Run:
     """A method with its compiled step; `step` starts from the same state every time."""
 
     def __init__(self, method, changes=None):
-        self.config = tiny_config(method, {**SMALL, **(changes or {})})
+        self.config = tiny_config(method, {**SMALL, **(changes or {})}, width=8)
         self.learner = create_learner(self.config.model)
         self.mesh = episode_mesh()
         self.start = jax.tree.map(np.asarray, create_train_state(self.config, self.learner))
