@@ -179,7 +179,7 @@ def read_about(path: str | os.PathLike[str]) -> dict[str, Any] | None:
         return None
     try:
         about = json.loads(text)
-        for key, kind in (('config', dict), ('selected_on', str)):
+        for key, kind in (('config', dict), ('selected_on', str), ('trained_on', dict)):
             if not isinstance(about[key], kind):
                 raise ValueError(f"'{key}' is not a {kind.__name__}")
     except (KeyError, RecursionError, TypeError, ValueError) as error:

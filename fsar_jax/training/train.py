@@ -158,6 +158,7 @@ def train_and_evaluate(
         test_set,
         workdir,
         Description(method, selected.how, changed),
+        workdirs.read_note(workdir / workdirs.TRAINED_ON),
     )
 
 
@@ -217,8 +218,9 @@ def evaluate_only(
         exported = read_about(published)
         if exported:
             variables, how = exported_variables(published, config), exported['selected_on']
+            trained_on = exported['trained_on']
         else:
-            variables = weights.load(published, config.model)
+            variables, trained_on = weights.load(published, config.model), {}
             how = f'published weights, {pathlib.Path(published).name}'
         check_logits(learner, variables, config)
         changed = workdirs.departures_of_published(config, given or {}, dataset, published)
@@ -226,16 +228,24 @@ def evaluate_only(
         selected = workdirs.best_of_run(workdir, mesh)
         variables, how = selected.state.variables, selected.how
         changed |= selected.changed
+        trained_on = workdirs.read_note(workdir / workdirs.TRAINED_ON)
     model = TrainedModel(learner, variables, config, mesh)
-    return evaluate_and_write(model, dataset, workdir, Description(method, how, changed))
+    description = Description(method, how, changed)
+    return evaluate_and_write(model, dataset, workdir, description, trained_on)
 
 
 def evaluate_and_write(
-    model: TrainedModel, dataset: Videos, workdir: pathlib.Path, description: Description
+    model: TrainedModel,
+    dataset: Videos,
+    workdir: pathlib.Path,
+    description: Description,
+    trained_on: dict,
 ) -> dict:
     """Evaluates config.eval.num_episodes episodes, writes the results and prints the accuracy.
 
     The results go to results.json, or to a file beside it that is named after what has changed.
+
+    trained_on: which videos the model is trained on, as in trained_on.json; {} if that is unknown.
 
     Returns:
       The content of the file.
@@ -248,8 +258,8 @@ def evaluate_and_write(
         found |= measured
         if undefined:
             print_once(f'note: not finite, so null in the results: {listed(undefined)}')
-    if (workdir / workdirs.TRAINED_ON).exists() and 'weights' not in changed:
-        found['trained_on'] = workdirs.read_note(workdir / workdirs.TRAINED_ON)
+    if trained_on:
+        found['trained_on'] = trained_on
     print_once(  # before the file is written, for which the disk may have no room
         f"{found['method']}, {printable(found['dataset'])}, {found['split']}, {found['way']}-way "
         f"{found['shot']}-shot: {found['accuracy']:.2%} ± {found['ci95']:.2%} (95% interval over "
