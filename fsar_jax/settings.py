@@ -39,7 +39,7 @@ def values(known: Setting) -> str:
     return (choices or described(known)) + (', or None' if known.optional else '')
 
 
-def shown(value) -> str:
+def shown(value: object) -> str:
     """A default, as a flag takes it."""
     return f'{value:g}' if isinstance(value, float) else f'{value}'
 

@@ -83,7 +83,7 @@ class SourceFiles:
         return [(stem, videos[stem][0][1], videos[stem][0][0]) for stem in order], twice
 
     @functools.cached_property
-    def _by_class(self):
+    def _by_class(self) -> dict[str, dict]:
         """{normal class name: {stem: [(file name, origin)]}}."""
         by_class: dict[str, dict] = collections.defaultdict(dict)
         for stem, files in self._by_stem.items():

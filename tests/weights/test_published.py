@@ -12,10 +12,10 @@ from tiny_run import tiny_config
 from torch_files import Tensor, write_legacy, write_zip
 
 import fsar_jax
-from fsar_jax import backbones, matchers
+from fsar_jax import backbones
 from fsar_jax.matchers import CrossTransformer
 from fsar_jax.torch_names import TorchNames
-from fsar_jax.weights import backbone_from_torch, from_torch, load, load_backbone, published
+from fsar_jax.weights import backbone_from_torch, from_torch, load, load_backbone, published, trx
 
 FIXTURES = pathlib.Path(__file__).parents[1] / 'fixtures'
 
@@ -328,29 +328,20 @@ def test_a_parameter_without_a_published_name_is_an_error():
 
 
 def test_a_matcher_brings_its_own_published_names(monkeypatch):
-    names = published.METHODS['cross_transformer']
-    own = TorchNames(
-        table={theirs.replace('{}', 'x{}'): ours for theirs, ours in names.table.items()}
-    )
+    """One file is enough for a new matcher: the class attribute `published` is its table."""
+    table = {f'own.{name}': ours for name, ours in trx.CROSS_TRANSFORMER.table.items()}
     monkeypatch.delitem(published.METHODS, 'cross_transformer')
-    monkeypatch.setattr(CrossTransformer, 'published', own, raising=False)
-    monkeypatch.setitem(matchers.MATCHERS, 'cross_transformer', CrossTransformer)
-    monkeypatch.setattr(matchers, 'create', lambda model: CrossTransformer((2,), 24))
+    monkeypatch.setattr(CrossTransformer, 'published', TorchNames(table=table), raising=False)
     weights = drawn(head_shapes('trx', 16, 24))
-    weights = {
-        name.replace('transformers.', 'transformers.x'): value
+    own = {
+        f'own.{name}': value
         for name, value in weights.items()
-        if name.startswith('transformers.0') and '.pe.' not in name and '.norm_v.' not in name
+        if '.pe.' not in name and '.norm_v.' not in name
     }
-    params = from_torch(
-        weights,
-        model_config(
-            'strm', enrichment=dict(patch='none', frame='none'), query_similarity=dict(weight=0.0)
-        ),
-    )['params']
+    params = from_torch(own, model_config('trx'))['params']
     np.testing.assert_array_equal(
-        params['matcher']['cardinality_2']['key']['kernel'],
-        weights['transformers.x0.k_linear.weight'].T,
+        params['matcher']['cardinality_3']['key']['kernel'],
+        weights['transformers.1.k_linear.weight'].T,
     )
 
 
