@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import fsar_jax
+from fsar_jax.matchers import MATCHERS
 from fsar_jax.training.losses import episode_loss
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -19,6 +20,13 @@ METHODS = {
     'hyrsm_paper': dict(variant='paper', name='set_matching', heads=2),
     'mastaf': dict(name='attention_fusion'),
     'mastaf_mean_kernel': dict(name='attention_fusion', kernel='mean', residual=False),
+}
+# Those that take frames alone are in tests/matchers/test_matchers.py; any other comes by itself.
+OF_FRAMES = {'prototypes', 'cross_transformer', 'otam'}
+METHODS |= {
+    name: dict(name=name)
+    for name in MATCHERS
+    if name not in OF_FRAMES and name not in {row['name'] for row in METHODS.values()}
 }
 
 
