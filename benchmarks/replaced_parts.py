@@ -31,7 +31,8 @@ from fsar_jax.matchers.action_coordination import ActionCoordination
 from fsar_jax.matchers.offset_masks import OffsetPredictor
 from fsar_jax.mesh import episode_mesh
 from fsar_jax.training.inputs import open_split
-from fsar_jax.training.workdir import best_of_run, run_config
+from fsar_jax.training.run_settings import run_config
+from fsar_jax.training.selected import best_of_run
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'The workdir of a run.', required=True)
 DATA = flags.DEFINE_string('dir', 'data', 'Where datasets are kept.')

@@ -74,8 +74,8 @@ def main(argv: list[str]) -> None:
     if given.distributed:
         start_distributed(given.distributed)
     from fsar_jax.training.export import exported_config, read_about
+    from fsar_jax.training.run_settings import evaluation_config
     from fsar_jax.training.train import evaluate_only, train_and_evaluate
-    from fsar_jax.training.workdir import evaluation_config
 
     if given.mode == 'train':
         train_and_evaluate(given.config, workdir, method, preset)

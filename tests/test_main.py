@@ -17,8 +17,9 @@ from fsar_jax.data import loader
 from fsar_jax.data.dataset import open_dataset
 from fsar_jax.evaluation.results import read_results
 from fsar_jax.messages import one_line
+from fsar_jax.training.departures import content_of_evaluation
 from fsar_jax.training.train import evaluate_only, train_and_evaluate
-from fsar_jax.training.workdir import TRAINED_ON, content_of_evaluation, make_workdir
+from fsar_jax.training.workdir import TRAINED_ON, make_workdir
 
 TRAIN = {'train.num_steps': 2, 'episode.query': 1}
 KEYS = {

@@ -18,7 +18,7 @@ from fsar_jax.config import SECTIONS, SETTINGS, default_config, validate, with_n
 from fsar_jax.fields import Path, build, check_section, setting, settings_of, union
 from fsar_jax.learner import create_learner
 from fsar_jax.stages import chosen
-from fsar_jax.training import workdir
+from fsar_jax.training import run_settings
 
 OLDER = REPOSITORY / 'tests/fixtures/config_of_an_older_run.json'
 STAGES = {
@@ -235,9 +235,9 @@ RESUME = {
 @pytest.mark.parametrize('key', SETTINGS)
 def test_what_may_change_follows_from_what_a_setting_affects(key):
     known = SETTINGS[key]
-    assert (key in workdir.MAY_CHANGE_ON_RESUME) == RESUME[known.affects]
-    assert workdir.must_agree(key) == (known.affects == 'model')
-    assert (key in workdir.SAME_RESULTS) == (
+    assert (key in run_settings.MAY_CHANGE_ON_RESUME) == RESUME[known.affects]
+    assert run_settings.must_agree(key) == (known.affects == 'model')
+    assert (key in run_settings.SAME_RESULTS) == (
         known.affects in ('training', 'length', 'start', 'cost')
     )
     assert known.unless == '' or known.unless in SETTINGS
@@ -253,14 +253,14 @@ def older_run(directory: pathlib.Path, saved: dict) -> pathlib.Path:
 
 def test_a_run_from_before_is_read_with_the_same_values(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        workdir,
+        run_settings,
         'saved_settings',
         lambda directory: configuration.flatten(
             json.loads((directory / 'config.json').read_text())
         ),
     )
     saved = json.loads(OLDER.read_text())
-    read = workdir.run_config(older_run(tmp_path / 'a', saved))
+    read = run_settings.run_config(older_run(tmp_path / 'a', saved))
     now, before = configuration.settings_by_key(read), configuration.flatten(saved)
     assert {key: now[key] for key in before} == before
     newer = now.keys() - before.keys()
@@ -270,8 +270,8 @@ def test_a_run_from_before_is_read_with_the_same_values(tmp_path, monkeypatch):
     # One variant was that of the sampler and of L_inter.
     saved['model']['sampler']['variant'] = 'code'
     directory = older_run(tmp_path / 'b', saved)
-    assert workdir.run_config(directory).model.matcher.inter_variant == 'code'
-    changed = workdir.changed_settings(directory / 'checkpoints', read, lambda key: True)
+    assert run_settings.run_config(directory).model.matcher.inter_variant == 'code'
+    changed = run_settings.changed_settings(directory / 'checkpoints', read, lambda key: True)
     assert changed == {
         'model.sampler.variant': ('code', 'paper'),
         'model.matcher.inter_variant': ('code', 'paper'),

@@ -29,17 +29,16 @@ from fsar_jax.learner import create_learner
 from fsar_jax.messages import listed, one_line, printable
 from fsar_jax.named_arrays import by_name, params_hash
 from fsar_jax.stages import build_stages
+from fsar_jax.training.run_settings import must_agree, run_config
+from fsar_jax.training.selected import best_of_run
 from fsar_jax.training.state import create_train_state
 from fsar_jax.training.workdir import (
     METHOD,
     TESTED_ON,
     TRAINED_ON,
-    best_of_run,
     config_name,
-    must_agree,
     read_method,
     read_note,
-    run_config,
 )
 from fsar_jax.weights.checkpoint_file import read_torch
 from fsar_jax.weights.safetensors_file import read_metadata

@@ -16,8 +16,8 @@ from fsar_jax.mesh import replicate
 from fsar_jax.messages import one_line, printable
 from fsar_jax.processes import print_once
 from fsar_jax.stage import ArrayTree
+from fsar_jax.training.selected import best_of_run
 from fsar_jax.training.state import TrainState
-from fsar_jax.training.workdir import best_of_run
 
 
 class Start(NamedTuple):

@@ -25,8 +25,8 @@ from fsar_jax.plan import resolved_plan
 from fsar_jax.processes import print_once
 from fsar_jax.progress import MetricWriter, Progress
 from fsar_jax.stopping import finish_first
-from fsar_jax.training import workdir as workdirs
 from fsar_jax.training.checkpoints import Checkpoints
+from fsar_jax.training.departures import departures, departures_of_published, hash_of_list
 from fsar_jax.training.export import exported_variables, read_about
 from fsar_jax.training.finite import check_logits
 from fsar_jax.training.inputs import (
@@ -36,8 +36,25 @@ from fsar_jax.training.inputs import (
     with_training_classes,
 )
 from fsar_jax.training.orbax_files import check_directory
+from fsar_jax.training.run_settings import (
+    check_resumable,
+    check_settings,
+    must_agree,
+    run_config,
+    with_classes_of_run,
+)
+from fsar_jax.training.selected import best_of_run, select
 from fsar_jax.training.start import note_random_starts, with_pretrained_weights
 from fsar_jax.training.state import create_train_state, make_train_step
+from fsar_jax.training.workdir import (
+    TRAINED_ON,
+    lock_workdir,
+    make_workdir,
+    note_method,
+    note_test,
+    note_videos,
+    read_note,
+)
 
 
 def train_and_evaluate(
@@ -83,27 +100,27 @@ def train_and_evaluate(
     train_set = open_split(config, 'train', config.episode.query)
     val_set = open_split(config, 'val', config.eval.query) if config.eval.val_episodes else None
     test_set = open_split(config, config.eval.split, config.eval.query)
-    list_hash = workdirs.hash_of_list(test_set, config)  # also checks the file, if there is one
+    list_hash = hash_of_list(test_set, config)  # also checks the file, if there is one
     datasets = [dataset for dataset in (train_set, val_set, test_set) if dataset is not None]
     print_once(resolved_plan(config, 'train', runtime_summary(config, mesh, datasets)))
 
     # ── Model and state ───────────────────────────────────────────────────────────────────────────
     config = with_training_classes(config, train_set)
-    workdirs.check_resumable(directory, config)  # before seconds of compiling
+    check_resumable(directory, config)  # before seconds of compiling
     learner = create_learner(config.model)
     state = replicate(mesh, create_train_state(config, learner))
     note_random_starts(config, state.params)
 
     # ── Resume: from the checkpoint with the highest step, or start ───────────────────────────────
     with (
-        workdirs.lock_workdir(workdir),
+        lock_workdir(workdir),
         Checkpoints(directory, keep=train.keep_checkpoints, config=config) as checkpoints,
     ):
         resumed, start = checkpoints.resume(state)
-        workdirs.note_videos(workdir, start, [d for d in (train_set, val_set) if d is not None])
+        note_videos(workdir, start, [d for d in (train_set, val_set) if d is not None])
         if start < train.num_steps:
-            workdirs.note_test(workdir, test_set, list_hash)
-        workdirs.note_method(workdir, method, preset)
+            note_test(workdir, test_set, list_hash)
+        note_method(workdir, method, preset)
         if start:
             state = resumed
             print_once(f'resumed from step {start}')
@@ -149,16 +166,16 @@ def train_and_evaluate(
                     checkpoints.save(step, state, scores)
 
         # ── Selection on val, then the only look at test ──────────────────────────────────────────
-        selected = workdirs.select(checkpoints, state)
+        selected = select(checkpoints, state)
     changed = {}
     if start == train.num_steps:  # nothing was trained: the run may have its results already
-        changed = workdirs.departures(workdir, config, test_set) | selected.changed
+        changed = departures(workdir, config, test_set) | selected.changed
     return evaluate_and_write(
         TrainedModel(learner, selected.state.variables, config, mesh),
         test_set,
         workdir,
         Description(method, selected.how, changed),
-        workdirs.read_note(workdir / workdirs.TRAINED_ON),
+        read_note(workdir / TRAINED_ON),
     )
 
 
@@ -197,14 +214,14 @@ def evaluate_only(
     config = resolve_paths(config)
     workdir, mesh = local_path(workdir, '--workdir'), episode_mesh()
     if not published:
-        config = workdirs.with_classes_of_run(config, workdirs.run_config(workdir))
-        workdirs.check_settings(workdir / 'checkpoints', config, workdirs.must_agree)
+        config = with_classes_of_run(config, run_config(workdir))
+        check_settings(workdir / 'checkpoints', config, must_agree)
 
     # ── Data ──────────────────────────────────────────────────────────────────────────────────────
     dataset = open_split(config, config.eval.split, config.eval.query)
-    changed = {} if published else workdirs.departures(workdir, config, dataset)
+    changed = {} if published else departures(workdir, config, dataset)
     if jax.process_index() == 0:
-        workdirs.make_workdir(workdir)  # before the work, in case results cannot be written there
+        make_workdir(workdir)  # before the work, in case results cannot be written there
     summary = runtime_summary(config, mesh, [dataset])
     if changed:
         summary['not as the run'] = ', '.join(
@@ -223,12 +240,12 @@ def evaluate_only(
             variables, trained_on = weights.load(published, config.model), {}
             how = f'published weights, {pathlib.Path(published).name}'
         check_logits(learner, variables, config)
-        changed = workdirs.departures_of_published(config, given or {}, dataset, published)
+        changed = departures_of_published(config, given or {}, dataset, published)
     else:
-        selected = workdirs.best_of_run(workdir, mesh)
+        selected = best_of_run(workdir, mesh)
         variables, how = selected.state.variables, selected.how
         changed |= selected.changed
-        trained_on = workdirs.read_note(workdir / workdirs.TRAINED_ON)
+        trained_on = read_note(workdir / TRAINED_ON)
     model = TrainedModel(learner, variables, config, mesh)
     description = Description(method, how, changed)
     return evaluate_and_write(model, dataset, workdir, description, trained_on)

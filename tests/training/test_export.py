@@ -20,8 +20,9 @@ from fsar_jax.messages import one_line
 from fsar_jax.named_arrays import by_name
 from fsar_jax.training.checkpoints import Checkpoints
 from fsar_jax.training.export import exported_variables, read_about
+from fsar_jax.training.selected import best_of_run
 from fsar_jax.training.state import create_train_state
-from fsar_jax.training.workdir import METHOD, best_of_run, make_workdir, note_videos
+from fsar_jax.training.workdir import METHOD, make_workdir, note_videos
 
 SETTINGS = {'model.backbone.width': 4, 'eval.num_episodes': 20, 'eval.query': 1}
 

@@ -12,7 +12,8 @@ from fsar_jax.evaluation.results import read_results
 from fsar_jax.mesh import episode_mesh
 from fsar_jax.training import train
 from fsar_jax.training.checkpoint_files import CONFIG_FILE, saved_settings
-from fsar_jax.training.workdir import best_of_run, check_resumable
+from fsar_jax.training.run_settings import check_resumable
+from fsar_jax.training.selected import best_of_run
 
 
 def written(directory, config, done):

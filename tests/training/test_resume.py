@@ -36,19 +36,16 @@ from fsar_jax.progress import METRICS_FILE, read_metrics
 from fsar_jax.training import train
 from fsar_jax.training.checkpoint_files import CONFIG_FILE
 from fsar_jax.training.checkpoints import Checkpoints
-from fsar_jax.training.start import with_pretrained_weights
-from fsar_jax.training.state import create_train_state
-from fsar_jax.training.workdir import (
+from fsar_jax.training.departures import departures
+from fsar_jax.training.run_settings import (
     MAY_CHANGE_ON_RESUME,
-    METHOD,
-    TESTED_ON,
-    TRAINED_ON,
     check_settings,
-    departures,
     evaluation_config,
-    note_videos,
     run_config,
 )
+from fsar_jax.training.start import with_pretrained_weights
+from fsar_jax.training.state import create_train_state
+from fsar_jax.training.workdir import METHOD, TESTED_ON, TRAINED_ON, note_videos
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick_compilation')]
 KILLS = int(os.environ.get('FSAR_KILLS', 3))

@@ -7,7 +7,7 @@ import pytest
 from tiny_run import tiny_config
 
 from fsar_jax.config import SETTINGS, setting_of
-from fsar_jax.training import workdir
+from fsar_jax.training import run_settings
 from fsar_jax.training.checkpoints import CONFIG_FILE
 
 # Memory, speed, where things lie, what is printed.
@@ -98,10 +98,10 @@ def test_what_may_change_in_a_run(begun, key):
             assert f'{key}=' in str(error) and '\n' not in str(error)
             return False
 
-    assert accepted(workdir.check_resumable) == (key in COST | START | TEST)
-    assert accepted(workdir.check_settings, workdir.must_agree) == (key in EVALUATION)
-    matters = lambda key: not key.startswith(workdir.SAME_RESULTS)
-    assert accepted(workdir.check_settings, matters) == (key in SAME_RESULTS)
+    assert accepted(run_settings.check_resumable) == (key in COST | START | TEST)
+    assert accepted(run_settings.check_settings, run_settings.must_agree) == (key in EVALUATION)
+    matters = lambda key: not key.startswith(run_settings.SAME_RESULTS)
+    assert accepted(run_settings.check_settings, matters) == (key in SAME_RESULTS)
 
 
 def test_what_only_the_library_sets_is_of_the_model(begun):
@@ -110,8 +110,8 @@ def test_what_only_the_library_sets_is_of_the_model(begun):
     config['model']['backbone']['width'] = 8
     config = type(run)(config)
     for check in (
-        lambda: workdir.check_resumable(folder, config),
-        lambda: workdir.check_settings(folder, config, workdir.must_agree),
+        lambda: run_settings.check_resumable(folder, config),
+        lambda: run_settings.check_settings(folder, config, run_settings.must_agree),
     ):
         with pytest.raises(ValueError, match='model.backbone.width=None there, 8 here'):
             check()

@@ -1,0 +1,68 @@
+"""Which checkpoint of a run counts."""
+
+import os
+import pathlib
+from typing import NamedTuple
+
+import jax
+
+from fsar_jax.learner import create_learner
+from fsar_jax.mesh import replicated
+from fsar_jax.messages import listed
+from fsar_jax.stage import ArrayTree
+from fsar_jax.training.checkpoints import Checkpoints
+from fsar_jax.training.run_settings import run_config
+from fsar_jax.training.state import TrainState, create_train_state
+
+
+class Selected(NamedTuple):
+    """The checkpoint that counts.
+
+    Attributes:
+      state: on the devices.
+      step: its step.
+      how: how it was chosen, in words.
+      damaged: steps that may be better, but are damaged.
+      metrics: as saved with it, {'val_accuracy': …}.
+    """
+
+    state: TrainState
+    step: int
+    how: str
+    damaged: list[int]
+    metrics: dict[str, float]
+
+    @property
+    def changed(self) -> dict[str, tuple]:
+        """As of `departures`: a damaged checkpoint may be the best, and another one is used."""
+        return {'checkpoint': (max(self.damaged), self.step)} if self.damaged else {}
+
+
+def best_of_run(workdir: str | os.PathLike[str], mesh: jax.sharding.Mesh) -> Selected:
+    """The checkpoint that counts of the run in `workdir`, on the devices of the mesh.
+
+    The state is built from the settings of the run, so nothing else has to be known of it.
+    """
+    directory, config = pathlib.Path(workdir) / 'checkpoints', run_config(workdir)
+    with Checkpoints(directory, config=config, read_only=True) as checkpoints:
+        like = jax.eval_shape(lambda: create_train_state(config, create_learner(config.model)))
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), like
+        )
+        return select(checkpoints, like)
+
+
+def select(checkpoints: Checkpoints, like: ArrayTree) -> Selected:
+    """The best checkpoint on val, or the last one where val was not evaluated. Where it is damaged,
+    the next best, and `how` says so.
+
+    like: the state, see `Checkpoints.restore`.
+    """
+    state, metrics = checkpoints.restore_best(like)
+    best, damaged = checkpoints.best_step, checkpoints.damaged_and_better
+    step = checkpoints.latest_step if best is None else best
+    assert step is not None  # one has just been restored
+    how = f'last step ({step})' if best is None else f'val accuracy at step {step}'
+    if damaged:
+        how += f' (damaged: step {listed(damaged)})'
+    return Selected(state, step, how, damaged, metrics)
