@@ -7,10 +7,11 @@ import subprocess
 import sys
 
 import pytest
-from tiny_run import CPU, REPOSITORY, TINY, error_of, shared_programs
+from tiny_run import CPU, REPOSITORY, TINY, error_of, get_config, shared_programs
 
 from fsar_jax import __main__ as installed
 from fsar_jax import build
+from fsar_jax.plan import resolved_plan
 
 RUN_IN_ORDER = 'Two commands'
 # What a checkout's own tests cannot run: they would install, or test, inside a test.
@@ -114,6 +115,17 @@ def test_the_other_commands_are_understood(capsys, monkeypatch):
                 build.make_config(build.parse([*rest, '--dir=/nowhere']))
         understood.add(section)
     assert understood == {RUN_IN_ORDER, 'Your own clips', 'The public benchmarks'}
+
+
+def test_the_printed_lines_are_those_of_the_plan():
+    """Up to the width of the first column, which depends on the lines that are left out."""
+    section = (REPOSITORY / 'README.md').read_text().split(f'\n## {RUN_IN_ORDER}\n')[1]
+    quoted = section.split('```\n')[1].splitlines()
+    plan = resolved_plan(get_config('strm'), 'train', {}).splitlines()
+    printed = {' '.join(line.split()) for line in plan}
+    rows = [' '.join(line.split()) for line in quoted if line.startswith('  ')]
+    assert len(rows) > 3 and [row for row in rows if row not in printed] == [rows[-1]]
+    assert rows[-1].startswith('...')
 
 
 def test_what_is_not_run_stands_in_the_readme():
