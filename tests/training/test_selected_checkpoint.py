@@ -27,14 +27,18 @@ SETTINGS = {
 def test_the_best_on_val_is_tested(tiny_data, tmp_path, monkeypatch, look_at_val):
     changes = {} if look_at_val else {'eval.val_episodes': 0}
     config = tiny_config('protonet', {**SETTINGS, 'data.dir': str(tiny_data), **changes}, width=2)
-    original, seen = train.evaluate, iter(VAL_ACCURACIES.values())
+    original, seen, looked_at = train.evaluate, iter(VAL_ACCURACIES.values()), []
 
     def evaluate(model, dataset, *args, **kwargs):
+        looked_at.append(dataset.split)
         found = original(model, dataset, *args, **kwargs)
         return {**found, 'accuracy': next(seen)} if dataset.split == 'val' else found
 
     monkeypatch.setattr(train, 'evaluate', evaluate)
     found = train.train_and_evaluate(config, tmp_path, 'protonet')
+    before_test = [split for split in looked_at if split != 'test']
+    assert before_test == (['val'] * 3 if look_at_val else [])
+    assert found['split'] == 'test'
     like = create_train_state(config, create_learner(config.model))
     with Checkpoints(tmp_path / 'checkpoints', read_only=True) as checkpoints:
         hashes = {
