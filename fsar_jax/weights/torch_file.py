@@ -252,11 +252,12 @@ def read_legacy(file: io.BufferedReader, size: int) -> Any:
 
 
 def _storages(find, limit):
-    """The function of persistent ids: the flat array of a storage, or a part of it, by find(key,
-    dtype, entries) → array.
+    """Makes the function for persistent ids: it returns the flat array of a storage, or a part of
+    it; for a type that is not read, the `Opaque` of the type.
 
-    limit: bytes that a storage may have. A storage of a type that is not read is the `Opaque` of
-    the type.
+    Args:
+      find: (key, dtype, entries) → the array of a storage.
+      limit: bytes that a storage may have.
     """
 
     def storage(identity):
@@ -299,11 +300,12 @@ def _storages(find, limit):
 
 
 def _calls(limit, foreign):
-    """{torch's function: ours}: tensors as read-only views of the flat arrays that stand for
+    """{torch's function: ours}. Tensors are read-only views of the flat arrays that stand for
     storages.
 
-    limit: bytes that a tensor may take, however it repeats its storage. foreign: the file has the
-    other byte order.
+    Args:
+      limit: bytes that a tensor may take, however often it repeats its storage.
+      foreign: whether the file has the other byte order.
     """
 
     def tensor(storage, offset, size, stride, _grad=None, _hooks=None, metadata=None):
