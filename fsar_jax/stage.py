@@ -53,7 +53,7 @@ class Stage(nn.Module):
     def losses(
         self, outputs: Mapping[str, jax.Array], labels: jax.Array, classes: jax.Array | None = None
     ) -> dict[str, Loss]:
-        """The losses of this stage for one episode, by name; none of weight 0.
+        """The losses of this stage for one episode, by name; those of weight 0 may be left out.
 
         Args:
           outputs: `Prediction.auxiliary`, {name: array}.
