@@ -140,6 +140,8 @@ class TaskAdaptiveSampler(Stage):
     dtype: Any = jnp.float32
 
     def check(self, frames: int | None = None) -> None:
+        if frames is None:  # a learner alone, which may never train
+            return
         check_dense_frames(self)
         constant = self.sigma_schedule == 'constant'
         if not constant and self.sigma_end > self.sigma:
