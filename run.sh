@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # ./run.sh [flags of main.py]      set up, build the config's dataset where it is an embedded one, train
 #                                  and evaluate (STRM unless --config says otherwise)
-# ./run.sh test [pytest args]      set up, check lint and format with ruff, and run the tests
+# ./run.sh test [pytest args]      set up, check lint and format (ruff) and types (mypy), run the tests
 #          test --quick            the fast ones, about 4 minutes, for people at work
 #          test --oldest           the quick ones with the lowest versions that setup.cfg allows,
 #          test --newest           or with the newest that there are, in an environment of their own
@@ -75,6 +75,7 @@ run_tests() {
   setup "$venv" test "$lock"
   "$venv/bin/python" -m ruff check --quiet . && "$venv/bin/python" -m ruff format --check --quiet . ||
     fail "the code does not pass ruff: $venv/bin/ruff check --fix . && $venv/bin/ruff format ."
+  if [ -z "$quick" ]; then "$venv/bin/python" -m mypy || fail "the types do not fit, see above"; fi
   # Two workers for two cores; each test file stays in one worker, so that what it compiles is reused.
   exec "$venv/bin/python" -m pytest -n "${TEST_WORKERS:-2}" --dist loadfile ${quick:+-m "not slow"} "$@"
 }

@@ -228,10 +228,12 @@ def test_the_tiers_of_the_suite(checkout):
     assert installed(calls_of(checkout, 'test', '--oldest')) == (0, [])
 
 
-def test_lint_and_format_come_before_the_tests(checkout):
-    lint, form, tests = calls_of(checkout, 'test', 'tests/data')[-3:]
+def test_lint_format_and_types_come_before_the_tests(checkout):
+    lint, form, types, tests = calls_of(checkout, 'test', 'tests/data')[-4:]
     assert (lint, form) == ('-m ruff check --quiet .', '-m ruff format --check --quiet .')
-    assert tests.startswith('-m pytest')
+    assert types == '-m mypy' and tests.startswith('-m pytest')
+    assert calls_of(checkout, 'test', '--quick')[:2] == [lint, form]
+    assert '-m mypy' not in calls_of(checkout, 'test', '--quick')
     python = checkout / '.venv/bin/python'
     python.write_text(python.read_text() + '[ "$2 $3" != "ruff format" ]\n')
     calls, done = start(checkout, 'test')
