@@ -350,7 +350,8 @@ def test_a_save_that_fails_is_one_line_and_the_next_succeeds(copy, capfd):
                 OSError,
                 # the second where a thread that reads such a file back is the first to fail
                 match=rf'the checkpoint of step 2 cannot be written to {copy} '
-                r'\((File too large|[^\n]*(local file|NOT_FOUND)[^\n]*)\); those of steps 1 are whole',
+                r'\((File too large|[^\n]*(local file|NOT_FOUND)[^\n]*)\); '
+                r'those of steps 1 are whole',
             ):
                 checkpoints.save(2, large)
                 checkpoints.wait()
