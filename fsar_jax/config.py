@@ -19,7 +19,7 @@ import ml_collections
 
 from fsar_jax import backbones, enrichment, matchers, samplers
 from fsar_jax.data.frame_sampling import RULES
-from fsar_jax.fields import Path, Setting, check_section, has_field, setting, union
+from fsar_jax.fields import Path, Setting, check_section, has_field, setting, settings_of, union
 from fsar_jax.files import local_path
 from fsar_jax.recipe import PRESETS as PRESETS  # what files like those in configs/ import
 from fsar_jax.recipe import published_recipe as published_recipe
@@ -270,13 +270,20 @@ class Section(NamedTuple):
 
     def used_by(self, name: str) -> dict[str, Callable]:
         """The choices that read a setting, and their modules; {} where all do. Their field has its
-        name, or that with `prefix`."""
+        name, or that with `prefix`; a user's is not a setting of its own."""
         names = (name, self.prefix + name)
-        return {
+        of_stages = {
             choice: module
-            for choice, module in {**self.stages, **self.users}.items()
+            for choice, module in self.stages.items()
             if module and any(has_field(module, field) for field in names)
         }
+        of_users = {
+            choice: module
+            for choice, module in self.users.items()
+            for own in [settings_of(module)]
+            if any(has_field(module, field) and field not in own for field in names)
+        }
+        return of_stages | of_users
 
 
 SECTIONS = {  # in order; '' is the config itself

@@ -86,9 +86,9 @@ def markdown() -> str:
         '',
         *(f'- **{kind}**: {meaning}' for kind, meaning in MEANING.items()),
         '',
-        'A run goes on with other values of *cost*, *start*, *evaluation* and *list*. An',
-        'evaluation may change all but *model*; its results get a file of their own where a number',
-        'can change.',
+        'A run goes on with other values of *cost*, *start*, *evaluation* and *list*, and of',
+        '*length* where no schedule depends on it. An evaluation may change all but *model*; its',
+        'results get a file of their own where a number can change.',
     ]
     for section, part in SECTIONS.items():
         title = f'config.{section}' if section else 'config'
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument('prefix', nargs='?', default='', help='such as model.matcher')
     parser.add_argument('--markdown', action='store_true', help='print docs/settings.md')
     args = parser.parse_args()
-    prefix = args.prefix.removeprefix('--').removeprefix('config.')
+    prefix = args.prefix.removeprefix('config.')
     if args.markdown:
         sys.stdout.write(markdown())
         return

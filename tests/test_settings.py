@@ -181,6 +181,8 @@ def test_the_documents_and_the_command_list_every_setting():
     )
     assert len(re.findall(r'^\S', settings.text(), re.M)) == len(SETTINGS)
     assert settings.used_by('model.matcher.cardinalities') == 'cross_transformer, query_similarity'
+    # whose second classifier has a dim of its own
+    assert settings.used_by('model.matcher.dim') == 'cross_transformer'
     assert settings.used_by('model.matcher.loss_weight') == settings.used_by('seed') == ''
 
 
