@@ -23,7 +23,7 @@ from fsar_jax.fields import Path, Setting, check_section, has_field, setting, se
 from fsar_jax.files import local_path
 from fsar_jax.recipe import PRESETS as PRESETS  # what files like those in configs/ import
 from fsar_jax.recipe import published_recipe as published_recipe
-from fsar_jax.stage import VARIANTS
+from fsar_jax.stage import VARIANTS, Stage
 from fsar_jax.stages import build_stages
 
 
@@ -342,9 +342,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
       ValueError: one line that names the key, what is wrong with its value and what it may be.
     """
     check_values(config)
-    for stage in filter(None, build_stages(config.model).values()):
+    stages = build_stages(config.model)
+    for stage in filter(None, stages.values()):
         stage.check(config.episode.frames)
-    check_shapes(config)
+    check_shapes(config, stages['backbone'])
     check_training(config.train)
 
 
@@ -357,12 +358,12 @@ def check_values(config: ml_collections.ConfigDict, inside: str = '') -> None:
             check_section(known, part.settings(), section)
 
 
-def check_shapes(config: ml_collections.ConfigDict) -> None:
-    """ValueError where frames, pixels and the model's parts do not fit each other."""
-    if config.model.backbone.name == 'features':
+def check_shapes(config: ml_collections.ConfigDict, backbone: Stage) -> None:
+    """ValueError where frames, pixels and the backbone do not fit each other."""
+    if backbone.takes_maps:
         raise ValueError(
-            "config.model.backbone.name='features' is for the library (create_learner on stored "
-            'feature maps): main.py reads frames, choose a backbone'
+            f"config.model.backbone.name='{config.model.backbone.name}' is for the library "
+            '(create_learner on stored feature maps): main.py reads frames, choose a backbone'
         )
     if config.episode.image_size > config.data.resize:
         raise ValueError(

@@ -14,6 +14,7 @@ from fsar_jax.config import check_values
 from fsar_jax.enrichment import VideoFeatures, adaptive_max_pool
 from fsar_jax.layers import computed, frames_as_floats
 from fsar_jax.matchers.matcher import Matcher
+from fsar_jax.samplers import SAMPLERS
 from fsar_jax.stage import KINDS, ArrayTree, Loss, Stage
 from fsar_jax.stages import build_stages
 
@@ -247,11 +248,12 @@ def create_learner(model: ConfigDict) -> FewShotLearner:
     stages = build_stages(model)
     for stage in filter(None, stages.values()):
         stage.check()
-    if model.backbone.name == 'features' and model.sampler.name != 'uniform':
+    if stages['backbone'].takes_maps and not stages['sampler'].takes_maps:
+        fitting = [repr(name) for name, sampler in SAMPLERS.items() if sampler.takes_maps]
         raise ValueError(
-            "config.model.backbone.name='features' takes maps, and "
-            f"config.model.sampler.name='{model.sampler.name}' looks at "
-            "frames: set config.model.sampler.name='uniform'"
+            f"config.model.backbone.name='{model.backbone.name}' takes maps, and "
+            f"config.model.sampler.name='{model.sampler.name}' looks at frames: "
+            f'set config.model.sampler.name={" or ".join(fitting)}'
         )
     return FewShotLearner(
         **stages, joint_batch=model.backbone.batch_norm == 'joint', patches=model.enrichment.patches

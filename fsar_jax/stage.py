@@ -44,6 +44,8 @@ class Stage(nn.Module):
     share (fsar_jax.learner.create_learner).
     """
 
+    # Whether a sampler or a backbone takes feature maps [..., h, w, C] in place of frames.
+    takes_maps = False
     published_start = ''  # what the authors of a method start its weights from; '' for random ones
 
     def check(self, frames: int | None = None) -> None:

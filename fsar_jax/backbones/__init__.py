@@ -27,6 +27,8 @@ class Features(Stage):
     """The identity on maps [B, h, w, C]: for heads on features extracted before, and to check heads
     alone."""
 
+    takes_maps = True
+
     @nn.compact
     def __call__(self, maps: jax.Array, train: bool = False) -> jax.Array:
         del train

@@ -20,8 +20,9 @@ from fsar_jax.fields import Path, setting
 from fsar_jax.samplers.motion_guided import MotionGuidedSampler
 from fsar_jax.samplers.task_adaptive import TaskAdaptiveSampler
 from fsar_jax.samplers.uniform import UniformSampler
+from fsar_jax.stage import Stage
 
-SAMPLERS = {
+SAMPLERS: dict[str, type[Stage]] = {
     'uniform': UniformSampler,
     'motion_guided': MotionGuidedSampler,
     'task_adaptive': TaskAdaptiveSampler,

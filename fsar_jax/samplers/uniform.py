@@ -10,6 +10,7 @@ class UniformSampler(Stage):
     is left to do on the device."""
 
     per_episode = False
+    takes_maps = True
 
     def __call__(self, videos: jax.Array, train: bool = False) -> dict[str, jax.Array]:
         """videos [B, L, H, W, 3] (or maps [B, L, h, w, C]) → {'frames': the same}."""
