@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import flax.linen as nn
+import jax.numpy as jnp
 import pytest
 from tiny_run import REPOSITORY, get_config
 
@@ -16,7 +17,7 @@ from fsar_jax import config as configuration
 from fsar_jax import settings
 from fsar_jax.config import SECTIONS, SETTINGS, default_config, validate, with_newer_settings
 from fsar_jax.fields import Path, build, check_section, setting, settings_of, union
-from fsar_jax.learner import create_learner
+from fsar_jax.learner import FewShotLearner, create_learner
 from fsar_jax.stages import chosen
 from fsar_jax.training import run_settings
 
@@ -113,6 +114,33 @@ def test_the_default_of_a_module_is_that_of_the_config(name):
             if field.name == key
         )
         assert values[key] == default == known.default, key
+
+
+def test_a_field_that_is_filled_from_elsewhere_has_the_default_of_its_setting():
+    """What all stages share, and what the query-class similarity shares with the matcher."""
+    elsewhere = {
+        'variant': 'model.variant',
+        'align_at_test': 'model.align_at_test',
+        'classes': 'model.classifier.classes',
+        'classifier_weight': 'model.classifier.weight',
+        'cardinalities': 'model.matcher.cardinalities',
+        'cardinality_reduction': 'model.matcher.cardinality_reduction',
+        'dropout': 'model.matcher.dropout',
+    }
+    built = {'frozen': False, 'dtype': jnp.float32, 'scan_network': dataclasses.MISSING}
+    met = set()
+    for name, module in STAGES.items():
+        fields = dataclasses.fields(getattr(module, 'func', module))
+        fixed = {'parent', 'name', *getattr(module, 'keywords', ())}
+        for field in fields:
+            if 'setting' not in field.metadata and field.name not in fixed and field.init:
+                if field.name in elsewhere:
+                    assert field.default == SETTINGS[elsewhere[field.name]].default, (name, field)
+                elif field.name not in ('blocks', 'width'):  # of a network, for the library
+                    assert field.default == built[field.name], (name, field)
+                met.add(field.name)
+    assert met >= elsewhere.keys()
+    assert FewShotLearner.patches == SETTINGS['model.enrichment.patches'].default
 
 
 def test_every_setting_is_read():

@@ -30,7 +30,7 @@ def perturbed_top_k(
     scores: jax.Array,
     k: int,
     sigma: jax.Array | float,
-    num_samples: int = 500,
+    num_samples: int,
     chunk: int = 50,
     variant: str = 'paper',
 ) -> jax.Array:
