@@ -270,7 +270,9 @@ class TaskAdaptiveSampler(Stage):
         return {'L_intra': Loss(self.intra_weight, intra, 'regulariser')}
 
     def schedules(self, num_steps: int) -> dict[str, optax.Schedule]:
-        """σ over optimiser steps, as `sigma_schedule` says."""
+        """σ over optimiser steps, as `sigma_schedule` says; none where no frames are chosen."""
+        if not self.temporal:
+            return {}
         start, end, factor, steps = (
             self.sigma,
             self.sigma_end,

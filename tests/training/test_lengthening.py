@@ -34,6 +34,7 @@ CONSTANT = {'train.schedule': 'constant', 'train.num_steps': 12}
         ('protonet', {'train.warmup_steps': 4}),
         ('vim', {**SAMPLER, 'model.sampler.sigma_schedule': 'constant'}),
         ('vim', {**SAMPLER, 'model.sampler.sigma_schedule': 'steps'}),
+        ('vim', {**SAMPLER, 'model.sampler.temporal': False}),  # whose linear sigma is not used
         ('vim', {**SAMPLER, 'model.sampler.sigma': 0.1, 'model.sampler.sigma_end': 0.1}),
     ],
 )
