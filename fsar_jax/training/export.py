@@ -19,7 +19,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from fsar_jax.checksums import sha256_of
-from fsar_jax.config import default_config, flatten
+from fsar_jax.config import default_config, flatten, with_newer_settings
 from fsar_jax.data.dataset import content_hash, open_dataset
 from fsar_jax.data.frame_sampling import frames_read
 from fsar_jax.data.loader import usable
@@ -131,7 +131,8 @@ def export_run(
 def input_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """From the frames of a clip to what the model takes, outside training."""
     data, size = config.data, config.episode.image_size
-    if config.model.backbone.name == 'features':
+    backbone = build_stages(config.model)['backbone']
+    if backbone.takes_maps:
         return {'feature_maps': '[..., frame, height, width, channel], floats as they are'}
     return {
         'frames': frames_read(config),
@@ -149,10 +150,7 @@ def input_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
         },
         'crop': {'height': size, 'width': size, 'where': 'centre; half pixels round to even'},
         'pixels': 'RGB, 0 … 255, divided by 255',
-        'scaling': {
-            'rule': '(x / 255 - mean) / std, per channel',
-            **build_stages(config.model)['backbone'].input_scaling(),
-        },
+        'scaling': {'rule': '(x / 255 - mean) / std, per channel', **backbone.input_scaling()},
         'compute_dtype': config.model.dtype,
     }
 
@@ -214,7 +212,7 @@ def exported_config(
         )
     config = default_config().unlock()
     try:
-        config.update_from_flattened_dict(flatten(about['config']))
+        config.update_from_flattened_dict(with_newer_settings(flatten(about['config'])))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f'{shown} is of a release with other settings ({printable(one_line(error))}): '

@@ -19,7 +19,7 @@ from fsar_jax.mesh import episode_mesh
 from fsar_jax.messages import one_line
 from fsar_jax.named_arrays import by_name
 from fsar_jax.training.checkpoints import Checkpoints
-from fsar_jax.training.export import exported_variables, read_about
+from fsar_jax.training.export import exported_config, exported_variables, read_about
 from fsar_jax.training.selected import best_of_run
 from fsar_jax.training.state import create_train_state
 from fsar_jax.training.workdir import METHOD, make_workdir, note_videos
@@ -138,6 +138,14 @@ def test_another_method_preset_or_head_is_one_line(exported, tmp_path):
         'model.matcher.dim=16 there, 8 here): leave these flags out'
     )
     assert not (tmp_path / 'new').exists()
+
+
+def test_an_export_from_before_a_setting_existed_has_what_meant_it_then(exported):
+    about = read_about(exported)
+    del about['config']['model']['matcher']['inter_variant']
+    about['config']['model']['sampler']['variant'] = 'code'
+    config = exported_config(exported, about, {}, 'strm')
+    assert config.model.matcher.inter_variant == 'code'
 
 
 def test_arrays_that_do_not_fit_the_settings_are_one_line(exported, tmp_path, tiny_data):
