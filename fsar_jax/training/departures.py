@@ -36,9 +36,7 @@ def departures(
       {key: (in the run, in this evaluation)}.
     """
     workdir = pathlib.Path(workdir)
-    changed = changed_settings(
-        workdir / 'checkpoints', config, lambda key: not key.startswith(SAME_RESULTS)
-    )
+    changed = changed_settings(workdir / 'checkpoints', config, lambda key: key not in SAME_RESULTS)
     tested, content = read_note(workdir / TESTED_ON), content_hash(dataset)
     before = (read_note(workdir / TRAINED_ON) | tested).get(dataset.split, {})
     list_hash = hash_of_list(dataset, config)
@@ -94,7 +92,7 @@ def departures_of_published(
       given: {'episode.shot': 2}.
       published: path of the weights.
     """
-    given = {key: value for key, value in given.items() if not key.startswith(SAME_RESULTS)}
+    given = {key: value for key, value in given.items() if key not in SAME_RESULTS}
     names = {
         'weights': pathlib.Path(published).stem,
         **given,
@@ -110,9 +108,7 @@ def content_of_evaluation(
     settings, the videos and the list of episodes."""
     settings = settings_by_key(config)
     settings = {
-        key: value
-        for key, value in settings.items()
-        if not key.startswith((*SAME_RESULTS, EPISODE_LIST))
+        key: value for key, value in settings.items() if key not in (*SAME_RESULTS, EPISODE_LIST)
     }
     everything = [
         sha256_of(published),

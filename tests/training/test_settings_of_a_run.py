@@ -100,7 +100,7 @@ def test_what_may_change_in_a_run(begun, key):
 
     assert accepted(run_settings.check_resumable) == (key in COST | START | TEST)
     assert accepted(run_settings.check_settings, run_settings.must_agree) == (key in EVALUATION)
-    matters = lambda key: not key.startswith(run_settings.SAME_RESULTS)
+    matters = lambda key: key not in run_settings.SAME_RESULTS
     assert accepted(run_settings.check_settings, matters) == (key in SAME_RESULTS)
 
 
