@@ -255,9 +255,19 @@ def in_one_line(error: Exception) -> str:
     message = re.sub(
         r".*ConfigDict'> of field (\S+) is not .*", rf'flag --\1: {a_section}', message
     )
-    return re.sub(
+    message = re.sub(
         r"\('Non-boolean argument to boolean flag', .*\)$", 'should be True or False', message
     )
+    number = re.fullmatch(
+        r'(flag --config\.(\S+?)=.*): (invalid literal for int|could not convert).*', message
+    )
+    if number:
+        from fsar_jax.config import SETTINGS
+        from fsar_jax.fields import described
+
+        if number[2] in SETTINGS:
+            return f'{number[1]}: should be {described(SETTINGS[number[2]])}'
+    return message
 
 
 def help_text(given: flags.FlagValues) -> str:

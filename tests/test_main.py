@@ -310,7 +310,11 @@ BAD = {
     ),
     'wrong type': (
         ['--config.episode.shot=one'],
-        "flag --config.episode.shot=one: invalid literal for int() with base 10: 'one'",
+        'flag --config.episode.shot=one: should be a whole number, at least 1',
+    ),
+    'no number': (
+        ['--config.train.momentum=none'],
+        'flag --config.train.momentum=none: should be a number, at least 0 and less than 1',
     ),
     'absent dataset': (
         ['--config.data.dataset=video_folder/absent'],
