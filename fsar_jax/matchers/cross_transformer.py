@@ -123,8 +123,8 @@ class CrossTransformer(Matcher):
             prototypes = einsum_float32(
                 'qwts,wsd->qwtd', attention.astype(s['values'].dtype), s['values']
             )
-            apart = q['values'][:, None].astype(jnp.float32) - prototypes
-            distance = jnp.sum(jnp.square(apart), -1) if code else norm(apart)
+            difference = q['values'][:, None].astype(jnp.float32) - prototypes
+            distance = jnp.sum(jnp.square(difference), -1) if code else norm(difference)
             logits.append(-distance.mean(-1))
         chex.assert_rank(logits, 2)
         return combine_cardinalities(logits, self.cardinality_reduction, self.variant)
