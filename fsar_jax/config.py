@@ -36,7 +36,7 @@ class Run:
         at_least=0,
         at_most=2**32 - 1,
         factor='Z',
-        help='seed of training: episodes, augmentation, initialisation, dropout',
+        help='random seed of training: episodes, augmentation, initialisation and dropout',
     )
 
 
@@ -48,12 +48,23 @@ class Episode:
         5,
         at_least=2,
         why='an episode needs at least two classes to choose between',
-        help='classes of an episode',
+        help='number of classes in an episode',
     )
-    shot: int = setting(1, at_least=1, help='support clips per class')
-    query: int = setting(3, at_least=1, help='query clips per class, in training')
-    frames: int = setting(8, at_least=1, affects='model', help='L, frames of a clip')
-    image_size: int = setting(64, at_least=1, affects='model', help='pixels per side of a frame')
+    shot: int = setting(1, at_least=1, help='number of support clips per class')
+    query: int = setting(
+        3,
+        at_least=1,
+        help='number of query clips per class in training; eval.query is that of evaluation',
+    )
+    frames: int = setting(
+        8, at_least=1, affects='model', help='L, number of frames of each clip that the model sees'
+    )
+    image_size: int = setting(
+        64,
+        at_least=1,
+        affects='model',
+        help='pixels per side of the square crop that the model sees',
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,50 +72,66 @@ class Data:
     """config.data."""
 
     dataset: str = setting(
-        'synthetic_actions/misaligned', help='the dataset, as fsar_jax.build names it'
+        'synthetic_actions/misaligned',
+        help='name of the dataset, as for python -m fsar_jax.build --dataset',
     )
     dir: Path = setting(
         'data',
         affects='cost',
-        help='folder of the built datasets; results depend on what they hold',
+        help='folder that contains the built datasets; only their content affects results',
     )
     resize: int = setting(
         64,
         at_least=1,
         affects='model',
         factor='R',
-        help='short side of a frame before the crop; frames stored at that size are left alone',
+        help='short side of a frame before the crop, in pixels; frames stored at this size are '
+        'not resized',
     )
     crop: str = setting(
         'random',
         choices=('random', 'centre'),
         factor='R',
-        help='where training crops, one place per clip; evaluation crops the centre',
+        help='position of the crop in training, the same for all frames of a clip; evaluation '
+        'crops the centre',
     )
-    flip: bool = setting(False, factor='F', help='mirror training clips with probability 0.5')
+    flip: bool = setting(False, factor='F', help='mirror each training clip with probability 0.5')
     sampling: str = setting(
         'trx',
         choices=RULES,
         affects='model',
         factor='S',
-        help="which L frames: evenly spaced ('uniform'; 'trx' with jittered ends), or one of each "
-        "of L segments",
+        help="how L frames of a clip are picked: evenly spaced ('uniform'; 'trx' with random "
+        "ends in training), or one from each of L equal parts ('segment')",
     )
     short_videos: str = setting(
         'drop',
         choices=('drop', 'repeat'),
         affects='model',
         factor='D',
-        help='what happens to clips of fewer than L frames',
+        help="clips with fewer than L frames: 'drop' leaves them out, 'repeat' shows their "
+        'frames more than once',
     )
     num_threads: int = setting(
-        0, at_least=0, at_most=1024, affects='cost', help='threads that read; 0: one per core'
+        0,
+        at_least=0,
+        at_most=1024,
+        affects='cost',
+        help='number of reading threads where num_workers is 0; 0: one per core',
     )
     num_workers: int = setting(
-        0, at_least=0, at_most=1024, affects='cost', help='processes that read'
+        0,
+        at_least=0,
+        at_most=1024,
+        affects='cost',
+        help='number of reading processes; 0: threads of the main process read',
     )
     prefetch: int = setting(
-        4, at_least=0, at_most=10_000, affects='cost', help='batches that are kept ready'
+        4,
+        at_least=0,
+        at_most=10_000,
+        affects='cost',
+        help='number of batches that are loaded ahead',
     )
 
 
@@ -112,28 +139,37 @@ class Data:
 class Train:
     """config.train."""
 
-    num_steps: int = setting(240, at_least=1, affects='length', help='steps of the optimiser')
+    num_steps: int = setting(240, at_least=1, affects='length', help='number of optimiser steps')
     episodes_per_step: int = setting(
-        4, at_least=1, affects='training', help='episodes whose losses are averaged in a step'
+        4,
+        at_least=1,
+        affects='training',
+        help='number of episodes per optimiser step; their losses are averaged',
     )
     accumulation_steps: int = setting(
-        1, at_least=1, affects='cost', help="split a step's episodes in this many sequential parts"
+        1,
+        at_least=1,
+        affects='cost',
+        help='number of parts that the episodes of a step are split into, to run one after '
+        'another in less memory',
     )
     loss_reduction: str = setting(
         'sum',
         choices=('sum', 'mean'),
         affects='training',
         factor='L',
-        help='of the losses of the queries of an episode; episodes are averaged',
+        help="how the losses of an episode's queries are combined; the losses of episodes are "
+        'averaged',
     )
     optimizer: str = setting(
         'adam',
         choices=('adam', 'sgd'),
         affects='training',
-        help='the optimiser, with decoupled weight decay',
+        help="the optimiser; weight decay is decoupled for 'adam' (AdamW) and added to the "
+        "gradient for 'sgd'",
     )
     learning_rate: float = setting(
-        1e-3, at_least=0, affects='training', help='learning rate after the warm-up'
+        1e-3, at_least=0, affects='training', help='learning rate at the end of the warm-up'
     )
     momentum: float = setting(
         0.0, at_least=0, below=1, affects='training', help="momentum of 'sgd'"
@@ -143,35 +179,51 @@ class Train:
         'cosine',
         choices=('constant', 'cosine', 'steps'),
         affects='training',
-        help="of the learning rate; 'cosine' falls to 0 at num_steps",
+        help="how the learning rate changes after the warm-up: 'cosine' falls to 0 at num_steps, "
+        "'steps' drops at schedule_steps",
     )
     warmup_steps: int = setting(
-        0, at_least=0, affects='training', help='steps in which the learning rate rises from 0'
+        0,
+        at_least=0,
+        affects='training',
+        help='number of first steps in which the learning rate rises from 0',
     )
     schedule_steps: tuple[int, ...] = setting(
         (),
         at_least=1,
         affects='training',
-        help="'steps': the rate is multiplied by schedule_factor at each of these steps",
+        help="for schedule 'steps': at each of these steps the learning rate is multiplied by "
+        'schedule_factor',
     )
-    schedule_factor: float = setting(0.1, at_least=0, affects='training', help='see schedule_steps')
+    schedule_factor: float = setting(
+        0.1,
+        at_least=0,
+        affects='training',
+        help="for schedule 'steps': factor of the learning rate at each of schedule_steps",
+    )
     clip_norm: float = setting(
-        0.0, at_least=0, affects='training', help='largest global norm of the gradient; 0: any'
+        0.0,
+        at_least=0,
+        affects='training',
+        help='the gradient is scaled down to this global norm if it is larger; 0: never',
     )
     checkpoint_steps: int = setting(
         60,
         at_least=1,
         affects='training',
-        help='steps between two checkpoints; val is evaluated at each',
+        help='number of steps between checkpoints; each checkpoint is evaluated on val',
     )
     keep_checkpoints: int = setting(
         2,
         at_least=1,
         affects='cost',
-        help='how many of the last checkpoints are kept, beside the best',
+        help='number of latest checkpoints to keep, besides the best one',
     )
     log_steps: int = setting(
-        25, at_least=1, affects='cost', help='steps between two lines of metrics.jsonl'
+        25,
+        at_least=1,
+        affects='cost',
+        help='number of steps between printed log lines; metrics.jsonl has a line for every step',
     )
 
 
@@ -183,7 +235,7 @@ class Eval:
         'test',
         choices=('train', 'val', 'test'),
         affects='evaluation',
-        help='the split that is evaluated',
+        help='split to evaluate at the end of training or with --mode=evaluate',
     )
     seed: int = setting(
         0,
@@ -191,7 +243,8 @@ class Eval:
         at_most=2**63 - 1,
         unless='eval.episodes_file',
         factor='Z',
-        help='seed of the evaluation episodes, not `seed`, so that runs can be compared in pairs',
+        help='random seed of evaluation episodes; separate from `seed`, so that runs face the '
+        'same ones',
     )
     num_episodes: int = setting(
         10_000,
@@ -199,33 +252,41 @@ class Eval:
         affects='evaluation',
         unless='eval.episodes_file',
         factor='E',
-        help='how many episodes are evaluated',
+        help='number of episodes to evaluate',
     )
     val_episodes: int = setting(
         500,
         at_least=0,
         affects='training',
         factor='T',
-        help='episodes of val that select the checkpoint; 0: the last one counts',
+        help='number of val episodes that select the best checkpoint; 0: the last checkpoint is '
+        'taken',
     )
-    query: int = setting(1, at_least=1, factor='E', help='query clips per class in evaluation')
+    query: int = setting(
+        1, at_least=1, factor='E', help='number of query clips per class in evaluation'
+    )
     cache: bool = setting(
-        True, affects='cost', help='embed each video once; False: everything again per episode'
+        True,
+        affects='cost',
+        help='embed each video once and reuse it; False: embed it again in every episode',
     )
     episodes_file: Path | None = setting(
-        None, affects='list', help='an episode list to read instead of drawing episodes'
+        None,
+        affects='list',
+        help='file with a list of episodes to evaluate, instead of random ones',
     )
     episodes_per_chunk: int = setting(
-        250, at_least=1, affects='cost', help='episodes that are matched at once'
+        250, at_least=1, affects='cost', help='number of episodes to match at once in evaluation'
     )
     videos_per_batch: int = setting(
-        32, at_least=1, affects='cost', help='videos that are embedded at once'
+        32, at_least=1, affects='cost', help='number of videos to embed at once in evaluation'
     )
     measured_episodes: int = setting(
         0,
         at_least=0,
         affects='evaluation',
-        help='alignment and selection are measured over so many of the first test episodes',
+        help='misalignment and frame selection are measured on this many of the first test '
+        'episodes; 0: not measured',
     )
 
 
@@ -237,15 +298,18 @@ class Model:
         'code',
         choices=VARIANTS,
         affects='model',
-        help="'code': what produced the published numbers; 'paper': the printed equations",
+        help="where they differ, follow the authors' code ('code') or the equations of the paper "
+        "('paper')",
     )
     dtype: str = setting(
         'float32',
         choices=('float32', 'bfloat16'),
-        help='type of computation; parameters stay float32',
+        help='number format of the computation; parameters, scores and losses stay float32',
     )
     align_at_test: bool = setting(
-        True, help='False: evaluation leaves out temporal transform and action coordination'
+        True,
+        help='False: evaluation skips the temporal transform and action coordination; training '
+        'does not',
     )
 
 

@@ -1,10 +1,10 @@
 """Prints every setting of a run: key, default, range, and what it does.
 
     python -m fsar_jax.settings                     all of them
-    python -m fsar_jax.settings model.matcher       those whose key begins so
+    python -m fsar_jax.settings model.matcher       those whose key begins with model.matcher
     python -m fsar_jax.settings --markdown          docs/settings.md
 
-Any of them is a flag of training and evaluation: --config.episode.shot=5.
+Every setting is a flag of training and evaluation: --config.episode.shot=5.
 """
 
 import argparse
@@ -19,14 +19,14 @@ MEANING = dict(
     zip(
         AFFECTS,
         (
-            'what the classifier is: the same in training and evaluation',
-            'numbers of both; an evaluation may take another value than the training',
-            'the training alone',
-            'how long is trained',
-            'the evaluation alone',
-            'the evaluation alone, by what the file holds',
-            'what a new run starts from',
-            'memory, speed, places and printing: no number',
+            'the classifier itself, so training and evaluation must use the same value',
+            'training and evaluation; an evaluation may use another value than its training did',
+            'training only',
+            'how long training runs',
+            'evaluation only',
+            'evaluation only, through the content of the file',
+            'the parameters that a new run starts from',
+            'memory, speed, locations and printing, but no result',
         ),
         strict=True,
     )
@@ -76,19 +76,19 @@ def markdown() -> str:
         '',
         'Written by `python -m fsar_jax.settings --markdown`; a test keeps it current.',
         '',
-        'Every value is a flag: `--config.episode.shot=5`, `--config.model.matcher.dim=None`. A',
-        'setting of a stage is a field of the module that reads it, so its line stands in',
-        '`fsar_jax/samplers`, `backbones`, `enrichment` or `matchers`; the others stand in',
-        '`fsar_jax/config.py`. A letter in brackets is a hidden factor of',
-        '[paper_vs_code.md](paper_vs_code.md).',
+        'Every setting is a flag: `--config.episode.shot=5`, `--config.model.matcher.dim=None`. A',
+        'setting of a stage is a field of the module that reads it, in `fsar_jax/samplers`,',
+        '`backbones`, `enrichment` or `matchers`. The other settings are in `fsar_jax/config.py`.',
+        'A letter in brackets refers to the table of hidden factors in',
+        '[paper_vs_code.md](paper_vs_code.md#the-hidden-factors).',
         '',
-        'What a change of a setting affects:',
+        'What changing a setting affects:',
         '',
         *(f'- **{kind}**: {meaning}' for kind, meaning in MEANING.items()),
         '',
-        'A run goes on with other values of *cost*, *start*, *evaluation* and *list*, and of',
-        '*length* where no schedule depends on it. An evaluation may change all but *model*; its',
-        'results get a file of their own where a number can change.',
+        'To resume a run you may change settings of the kinds *cost*, *start*, *evaluation* and',
+        '*list*, and raise *length* where no schedule depends on it. An evaluation may change all',
+        'kinds but *model*; if a number can change, the results go to a file of their own.',
     ]
     for section, part in SECTIONS.items():
         title = f'config.{section}' if section else 'config'

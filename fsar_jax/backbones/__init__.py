@@ -53,19 +53,22 @@ class BackboneChoice:
         'resnet_small',
         choices=tuple(BACKBONES),
         affects='model',
-        help="the network; 'features' takes maps [..., L, h, w, C] instead of frames",
+        help="network that turns frames into feature maps; 'features', for use as a library, "
+        'takes maps instead',
     )
     weights: Path | None = setting(
         None,
         affects='start',
-        help='to start from: torchvision .pth or .safetensors, or the workdir of a run',
+        help='pretrained weights: a .pth or .safetensors file of torchvision or timm, or the '
+        'workdir of a run',
     )
     batch_norm: str = setting(
         'split',
         choices=('split', 'joint', 'frozen'),
         affects='model',
         factor='B',
-        help="statistics of support and query apart, or of both; 'frozen': running statistics",
+        help='statistics in training: of support and query separately, of both together, or the '
+        "running ones ('frozen')",
     )
 
 

@@ -167,7 +167,8 @@ class FrameNetwork(Stage):
         at_least=1,
         affects='model',
         factor='B',
-        help='4 emulates the statistics of DataParallel on four GPUs',
+        help='number of parts of a batch with statistics of their own; 4: as DataParallel on '
+        'four GPUs',
     )
     frozen: bool = dataclasses.field(default=False, kw_only=True)
     normalize: str = setting(
@@ -176,13 +177,14 @@ class FrameNetwork(Stage):
         choices=('unit', 'imagenet', 'grey'),
         affects='model',
         factor='N',
-        help="pixels / 255 only; 'imagenet' subtracts mean, divides by std; 'grey': 0.45, 0.225",
+        help='input scaling after / 255: none, by mean and std of ImageNet, or by mean 0.45 and '
+        'std 0.225',
     )
     remat: bool = setting(
         False,
         kw_only=True,
         affects='cost',
-        help='recompute blocks in the backward pass: less memory, about 1/3 more time',
+        help='recompute residual blocks in the backward pass: less memory, about a third more time',
     )
     dtype: Any = dataclasses.field(default=jnp.float32, kw_only=True)
 

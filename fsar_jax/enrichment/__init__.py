@@ -31,19 +31,25 @@ class EnrichmentChoice:
         'none',
         choices=tuple(TOKEN_ENRICHMENTS),
         affects='model',
-        help='enrichment of the patches of a frame',
+        help='how the patches of a frame exchange information',
     )
     frame: str = setting(
         'none',
         choices=tuple(TOKEN_ENRICHMENTS),
         affects='model',
-        help='enrichment of the frames of a video',
+        help='how the frames of a clip exchange information',
     )
     temporal_transform: bool = setting(
-        False, affects='model', help="warp each clip to its action first (TA2N's TTM)"
+        False,
+        affects='model',
+        help='resample each clip in time to the part with the action (TTM of TA2N)',
     )
     patches: int = setting(
-        4, at_least=1, at_most=64, affects='model', help='P: a map is max-pooled to P x P patches'
+        4,
+        at_least=1,
+        at_most=64,
+        affects='model',
+        help='P: patch enrichment sees a map as P x P max-pooled patches',
     )
 
 

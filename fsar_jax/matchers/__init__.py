@@ -37,7 +37,7 @@ class MatcherChoice:
         'cross_transformer',
         choices=tuple(MATCHERS),
         affects='model',
-        help='how a query is compared with a class',
+        help='how a query is compared with the support clips of a class',
     )
 
 
@@ -49,13 +49,14 @@ class Classifier:
         None,
         at_least=1,
         affects='model',
-        help="how many training classes; None: none, or in training those of the split 'train'",
+        help="number of training classes; None: counted from the split 'train' in training, "
+        'elsewhere no classifier',
     )
     weight: float = setting(
         0.0,
         at_least=0,
         affects='model',
-        help='weight of its cross entropy in the loss; published: HyRSM 0.6, MASTAF 1',
+        help="weight of the classifier's cross entropy in the loss; published: HyRSM 0.6, MASTAF 1",
     )
 
 

@@ -64,39 +64,47 @@ class ActionCoordination(Matcher):
       inter_variant: of L_inter (row V18).
     """
 
-    temporal: bool = setting(True, affects='model', help='temporal coordination (TC)')
+    temporal: bool = setting(
+        True,
+        affects='model',
+        help='temporal coordination (TC): rearrange the frames of a query to fit a class',
+    )
     prototype: str = setting(
         'aligned',
         choices=('aligned', 'mean'),
         affects='model',
-        help='of several shots: their mean after alignment in time (TA2N), or as they are (VIM)',
+        help="mean of a class's shots: after aligning them in time (TA2N), or as they are (VIM)",
     )
     spatial: str = setting(
-        'mask', choices=SPATIAL, affects='model', help='spatial coordination (SC), and how'
+        'mask',
+        choices=SPATIAL,
+        affects='model',
+        help='spatial coordination (SC): shift maps by soft masks, by resampling, or by the best '
+        'of all integer offsets',
     )
     perturbation: float = setting(
         0.2,
         at_least=0,
         at_most=1,
         affects='model',
-        help="'mask': amplitude of the perturbed offsets",
+        help="for 'mask': size of the perturbations of an offset",
     )
     variant: str = 'code'
     pairs_per_chunk: int = setting(
         0,
         at_least=0,
         affects='cost',
-        help='support-query pairs that are coordinated at once; 0: all of an episode',
+        help='number of support-query pairs to coordinate at once; 0: all pairs of an episode',
     )
     order: str = setting(
         'temporal_first',
         choices=('temporal_first', 'spatial_first'),
         affects='model',
-        help='which coordination comes first',
+        help='order of the two coordinations',
     )
     align_at_test: bool = True
     distance_norm: bool = setting(
-        False, affects='model', help='LayerNorm of the logits over the classes'
+        False, affects='model', help='apply LayerNorm to the logits, over the classes'
     )
     frozen: bool = False
     dtype: Any = jnp.float32
@@ -111,7 +119,7 @@ class ActionCoordination(Matcher):
         choices=VARIANTS,
         affects='model',
         formerly='model.sampler.variant',
-        help='variant of L_inter (V18)',
+        help='as model.variant, for L_inter alone (row V18 of paper_vs_code.md)',
     )
 
     def check(self, frames: int | None = None) -> None:

@@ -75,9 +75,12 @@ class AttentionFusion(Matcher):
         'meta_learner',
         choices=KERNELS,
         affects='model',
-        help="what makes an attention map's kernel; 'mean': no meta-learner",
+        help='what makes the kernel of an attention map: a small network, or the mean relation '
+        'without one',
     )
-    residual: bool = setting(True, affects='model', help='residual attention: 1 + softmax')
+    residual: bool = setting(
+        True, affects='model', help='residual attention, 1 + softmax; False: softmax alone'
+    )
     classes: int | None = None
     variant: str = 'code'
     frozen: bool = False

@@ -59,14 +59,13 @@ class CrossTransformer(Matcher):
         (2,),
         affects='model',
         factor='C',
-        help='Omega, the numbers of frames in a tuple, each from 1 to L',
+        help='Omega: tuples of so many frames are compared; (2, 3): pairs and triples',
     )
     dim: int | None = setting(
         128,
         at_least=1,
         affects='model',
-        help="D', width of keys and values; None: half of the feature dimension; published: 1152 "
-        'of 2048',
+        help="D', width of keys and values; None: half the feature dimension; published: 1152",
     )
     variant: str = 'code'
     cardinality_reduction: str | None = setting(
@@ -74,7 +73,8 @@ class CrossTransformer(Matcher):
         choices=('mean', 'sum'),
         affects='model',
         factor='C',
-        help="over Omega; None: as the variant says ('code' mean, 'paper' sum)",
+        help='how the scores of the cardinalities are combined; None: the mean for variant '
+        "'code', the sum for 'paper'",
     )
     dropout: float = setting(
         0.1, at_least=0, below=1, affects='model', help='dropout rate in training'

@@ -31,7 +31,7 @@ class MatchingNet(Matcher):
         100.0,
         above=0,
         affects='model',
-        help='c, factor of the cosine before the softmax over support clips; 1: as printed',
+        help='c, factor of the cosine before the softmax over support clips; the paper has 1',
     )
 
     def project(self, features: VideoFeatures, train: bool = False) -> jax.Array:

@@ -28,15 +28,20 @@ class OrderedAlignment(Matcher):
     """
 
     alignment: str = setting(
-        'otam', choices=tuple(ALIGNMENTS), affects='model', help='which alignment, and its cost'
+        'otam', choices=tuple(ALIGNMENTS), affects='model', help='how two clips are aligned in time'
     )
-    smoothness: float = setting(0.1, above=0, affects='model', help='lambda of the soft minimum')
+    smoothness: float = setting(
+        0.1,
+        above=0,
+        affects='model',
+        help='lambda of the soft minimum; the smaller, the closer to the minimum',
+    )
     keep: float = setting(
         0.3,
         above=0,
         at_most=1,
         affects='model',
-        help="'drop_dtw': share of frame pairs that are cheaper than dropping a frame",
+        help="for 'drop_dtw': dropping a frame costs more than this share of the frame pairs",
     )
 
     def project(self, features: VideoFeatures, train: bool = False) -> jax.Array:

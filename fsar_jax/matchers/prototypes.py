@@ -26,7 +26,7 @@ class Prototypes(Matcher):
         'frame_cosine',
         choices=('frame_cosine', 'mean_cosine', 'mean_squared_euclidean'),
         affects='model',
-        help='distance to a prototype: frame by frame, or of the mean frame',
+        help='distance of a query to the class mean: frame by frame, or between mean frames',
     )
 
     def project(self, features: VideoFeatures, train: bool = False) -> jax.Array:

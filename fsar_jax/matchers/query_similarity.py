@@ -57,7 +57,7 @@ class QueryClassSimilarity(Stage):
         None,
         at_least=1,
         affects='model',
-        help="D'', width of the projected tuples; None: half of the feature dimension",
+        help="D'', width of the projected frame tuples; None: half the feature dimension",
     )
     variant: str = 'code'
     cardinality_reduction: str | None = None
@@ -67,7 +67,8 @@ class QueryClassSimilarity(Stage):
         0.0,
         at_least=0,
         affects='model',
-        help="lambda of STRM's second classifier, in the decision and in the loss; 0: none",
+        help="lambda, weight of STRM's query-class similarity in the logits and in the loss; 0: "
+        'leave it out',
     )
 
     def check(self, frames: int | None = None) -> None:

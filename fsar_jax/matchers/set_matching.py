@@ -114,12 +114,13 @@ class SetMatching(Matcher):
         of them is small beside what bfloat16 rounds off them.
     """
 
-    heads: int = setting(8, at_least=1, affects='model', help='heads of both attentions')
+    heads: int = setting(8, at_least=1, affects='model', help='number of heads of both attentions')
     position: tuple[float, float] = setting(
         POSITION_SCALE,
         at_least=0,
         affects='model',
-        help='(A, B): features are multiplied by sqrt(D / A), the position code by B',
+        help="(A, B), for variant 'code': features are multiplied by sqrt(D / A), the position "
+        'code by B',
     )
     classes: int | None = None
     variant: str = 'code'

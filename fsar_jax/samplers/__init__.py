@@ -37,16 +37,18 @@ class SamplerChoice:
         'uniform',
         choices=tuple(SAMPLERS),
         affects='model',
-        help="how frames are chosen; 'motion_guided': MGSampler, 'task_adaptive': VIM",
+        help='how frames are chosen: evenly spaced, by motion (MGSampler), or for the task (VIM)',
     )
     scan_network: str = setting(
         'shufflenet_v2_small',
         choices=tuple(SCAN_NETWORKS),
         affects='model',
-        help='the network that looks at the M frames',
+        help='small network that looks at all M frames (dense_frames) to choose among them',
     )
     scan_weights: Path | None = setting(
-        None, affects='start', help='to start the scan network from, as backbone.weights'
+        None,
+        affects='start',
+        help='pretrained weights of the scan network: the same kinds of file as backbone.weights',
     )
 
 

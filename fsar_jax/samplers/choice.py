@@ -2,9 +2,9 @@
 
 from typing import Protocol
 
-FRAMES = 'L, frames that are chosen: the same value as episode.frames'
-DENSE_FRAMES = 'M, frames of a clip that they are chosen among'
-AT_TEST = 'False: evaluation takes evenly spaced frames, as if there were no sampler'
+FRAMES = 'L, number of frames to choose; always equal to episode.frames'
+DENSE_FRAMES = 'M, number of frames of a clip to choose from'
+AT_TEST = 'False: evaluation takes evenly spaced whole frames; training still uses the sampler'
 
 
 class ChoosesFrames(Protocol):

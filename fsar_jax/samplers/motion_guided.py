@@ -29,7 +29,8 @@ class MotionGuidedSampler(Stage):
         at_least=0,
         at_most=10,
         affects='model',
-        help="exponent of a frame's share of the motion; 0: uniform",
+        help='exponent of the motion of each frame; 0: evenly spaced frames, 1: in proportion to '
+        'the motion',
     )
     at_test: bool = setting(True, help=AT_TEST)
 

@@ -76,59 +76,78 @@ class TaskAdaptiveSampler(Stage):
         'paper',
         choices=VARIANTS,
         affects='model',
-        help='of the sampler and of L_intra: V3, V6, V8, V10 to V13, V18',
+        help='as model.variant, for the sampler and L_intra alone (rows V3, V6, V8, V10 to V13, '
+        'V18 of paper_vs_code.md)',
     )
     scan_size: int = setting(
-        64, at_least=1, affects='model', help='pixels per side that the scan network sees'
+        64,
+        at_least=1,
+        affects='model',
+        help='side of the frames that the scan network sees, in pixels',
     )
     temporal: bool = setting(
-        True, affects='model', help='choose frames (TS); False: evenly spaced ones of the M'
+        True, affects='model', help='temporal selection (TS); False: evenly spaced frames'
     )
     spatial: str = setting(
         'amplify',
         choices=SPATIAL,
         affects='model',
-        help='how each chosen frame is warped to its salient part (SA)',
+        help='spatial amplification (SA): enlarge the salient part of each chosen frame by a '
+        'warp or a crop',
     )
     adaptive: bool = setting(
         True,
         affects='model',
-        help='the support set generates the weights; False: learned, the same for all tasks',
+        help='generate the weights of the selection from the support set; False: learn one set '
+        'for all tasks',
     )
-    hidden: int = setting(64, at_least=1, affects='model', help='d, width of the evaluator')
+    hidden: int = setting(
+        64, at_least=1, affects='model', help='d, width of the network that scores the frames'
+    )
     task_dim: int = setting(
-        64, at_least=1, affects='model', help='width of the task feature; published: 128'
+        64,
+        at_least=1,
+        affects='model',
+        help='width of the feature that describes the support set; published: 128',
     )
     num_samples: int = setting(
         100,
         at_least=1,
         affects='model',
-        help='n, draws of noise for the perturbed top-k; published: 500',
+        help='n, number of noise samples for the smoothed choice of frames (perturbed top-k); '
+        'published: 500',
     )
     samples_per_chunk: int = setting(
-        50, at_least=0, affects='cost', help='draws of noise at once; 0: all'
+        50, at_least=0, affects='cost', help='number of noise samples to compute at once; 0: all'
     )
     sigma: float = setting(
-        0.1, at_least=0, affects='model', help='amplitude of the noise as training starts'
+        0.1, at_least=0, affects='model', help='amplitude of the noise at the start of training'
     )
     sigma_schedule: str = setting(
         'linear',
         choices=('constant', 'linear', 'steps'),
         affects='model',
-        help="'linear': to sigma_end at train.num_steps; 'steps': see sigma_factor",
+        help="how sigma changes: 'linear' reaches sigma_end at train.num_steps, 'steps' "
+        'multiplies by sigma_factor',
     )
     sigma_end: float = setting(
-        0.0, at_least=0, affects='model', help='last and smallest value of sigma'
+        0.0,
+        at_least=0,
+        affects='model',
+        help="for 'linear' the last, for 'steps' the smallest value of sigma",
     )
     sigma_factor: float = setting(
         0.8,
         at_least=0,
         at_most=1,
         affects='model',
-        help="'steps': sigma is multiplied by this every sigma_steps",
+        help="for sigma_schedule 'steps': sigma is multiplied by this every sigma_steps",
     )
     sigma_steps: int = setting(
-        100, at_least=1, affects='model', help="'steps': optimiser steps between two of them"
+        100,
+        at_least=1,
+        affects='model',
+        help="for sigma_schedule 'steps': number of optimiser steps between changes of sigma",
     )
     at_test: bool = setting(True, help=AT_TEST)
     intra_weight: float = setting(

@@ -66,8 +66,10 @@ def schedules(config: ConfigDict, learner: FewShotLearner) -> dict[str, optax.Sc
 
 
 def create_optimizer(train: ConfigDict) -> optax.GradientTransformation:
-    """SGD or Adam over `learning_rate_schedule`, with optional clipping by global norm and
-    decoupled weight decay."""
+    """SGD or Adam with the rate of `learning_rate_schedule`, and optional clipping by global norm.
+
+    Weight decay is decoupled for Adam (AdamW), and added to the gradient for SGD.
+    """
     rate = learning_rate_schedule(train)
     parts = []
     if train.clip_norm:
