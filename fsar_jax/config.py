@@ -1,13 +1,14 @@
-"""Every setting of a run: where its line is, the config made of all of them, and its checks.
+"""All settings of a run: their definitions, the default config and its checks.
 
-A setting of a stage is a field of the module that reads it (fsar_jax/samplers, backbones,
-enrichment, matchers); the others are the dataclasses below. docs/settings.md lists them all.
+A setting of a stage is a field of the module that reads it, in fsar_jax/samplers, backbones,
+enrichment or matchers. The other settings are fields of the dataclasses below. docs/settings.md
+lists all of them.
 
-The files in configs/ start from `default_config()` and change a few values. Nothing that influences
-a number is hidden in code: what the papers leave out and their codes decide silently (input
+The files in configs/ start from `default_config()` and change a few values. No number depends on a
+choice that is hidden in code. What the papers leave out and their code decides silently (input
 scaling, loss reduction, batch statistics, frame sampling, short videos, flips, resize and crop,
-cardinalities, test queries, seeds, model selection) is a setting, and its `factor` is the letter
-under which docs/paper_vs_code.md discusses it.
+cardinalities, test queries, seeds, model selection) is a setting. Its `factor` is the letter under
+which docs/paper_vs_code.md discusses it.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ from fsar_jax.stages import build_stages
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Keys of the config itself."""
+    """Settings at the top level of the config."""
 
     seed: int = setting(
         0,
@@ -292,7 +293,7 @@ class Eval:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """config.model, but for its stages."""
+    """config.model, without its stages."""
 
     variant: str = setting(
         'code',
@@ -317,10 +318,10 @@ class Section(NamedTuple):
     """A part of the config.
 
     Attributes:
-      plain: dataclass of the settings that no stage has as fields; None for none.
-      stages: {choice: module}, whose fields are the others.
+      plain: dataclass with the settings that are not fields of a stage; None if there are none.
+      stages: {choice: module}; the fields of the modules are the other settings.
       users: {name: module} of further modules that read these settings.
-      prefix: of the names that these settings have as fields of others.
+      prefix: what `users` put before the name of a setting in the name of their field.
     """
 
     plain: type | None = None
@@ -329,12 +330,13 @@ class Section(NamedTuple):
     prefix: str = ''
 
     def settings(self) -> dict[str, Setting]:
-        """Of this section, by name."""
+        """The settings of this section by name."""
         return union(x for x in (self.plain, *self.stages.values()) if x is not None)
 
     def used_by(self, name: str) -> dict[str, Callable]:
-        """The choices that read a setting, and their modules; {} where all do. Their field has its
-        name, or that with `prefix`; a user's is not a setting of its own."""
+        """{choice: module} of the choices that read a setting: those with a field of its name, with
+        or without `prefix`. In a user, the field is not a setting of its own. {} for a setting that
+        belongs to no choice."""
         names = (name, self.prefix + name)
         of_stages = {
             choice: module
@@ -400,7 +402,7 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
-    """Checks every value by itself, and those that must fit each other.
+    """Checks every value, and that the values fit each other.
 
     Raises:
       ValueError: one line that names the key, what is wrong with its value and what it may be.
@@ -414,8 +416,14 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
 
 def check_values(config: ml_collections.ConfigDict, inside: str = '') -> None:
-    """Types, ranges and choices of what is there; `config`: the whole or, with inside 'model', that
-    section. Raises as `validate`."""
+    """Checks types, ranges and choices of the settings that `config` has.
+
+    Args:
+      config: the whole config or, with inside='model', its section 'model'.
+
+    Raises:
+      ValueError: as `validate`.
+    """
     for section, part in SECTIONS.items():
         if f'{section}.'.startswith(f'{inside}.') or not inside:
             known = setting_of(config, section.removeprefix(inside).removeprefix('.'), {})
@@ -423,7 +431,7 @@ def check_values(config: ml_collections.ConfigDict, inside: str = '') -> None:
 
 
 def check_shapes(config: ml_collections.ConfigDict, backbone: Stage) -> None:
-    """ValueError where frames, pixels and the backbone do not fit each other."""
+    """Raises ValueError if frames, image sizes and backbone do not fit each other."""
     if backbone.takes_maps:
         raise ValueError(
             f"config.model.backbone.name='{config.model.backbone.name}' is for the library "
@@ -437,7 +445,7 @@ def check_shapes(config: ml_collections.ConfigDict, backbone: Stage) -> None:
 
 
 def check_training(train: ml_collections.ConfigDict) -> None:
-    """ValueError where the values of config.train do not fit each other."""
+    """Raises ValueError if the values of config.train do not fit each other."""
     if train.episodes_per_step % train.accumulation_steps:
         raise ValueError(
             f'config.train.episodes_per_step={train.episodes_per_step} must be a multiple of '
@@ -477,8 +485,8 @@ def resolve_paths(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
 
 
 def setting_of(config: ml_collections.ConfigDict, key: str, absent: Any = None) -> Any:
-    """The value of a key such as 'model.matcher.dim' ('': all of it); `absent` where there is
-    none."""
+    """The value of a key such as 'model.matcher.dim'; '' stands for the whole config. Returns
+    `absent` if the config has no such key."""
     for part in filter(None, key.split('.')):
         if part not in config:
             return absent
@@ -497,13 +505,14 @@ def flatten(tree: dict, prefix: str = '') -> dict:
 
 
 def settings_by_key(config: ml_collections.ConfigDict) -> dict:
-    """{'model.matcher.dim': 128, …} of every key, as in JSON."""
+    """{'model.matcher.dim': 128, …} for every key, with values as in JSON."""
     return flatten(json.loads(config.to_json()))
 
 
 def with_newer_settings(saved: dict) -> dict:
-    """The saved settings {key: value} of a run, and those that are newer than it: with the value of
-    the key that meant it before (`Setting.formerly`), else their default."""
+    """The saved settings {key: value} of a run, completed by the settings that are newer than the
+    run. A newer setting gets the value of the key that had its meaning before
+    (`Setting.formerly`), or its default."""
     meant_before = {
         key: saved[known.formerly] for key, known in SETTINGS.items() if known.formerly in saved
     }

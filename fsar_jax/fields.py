@@ -1,11 +1,11 @@
-"""A setting is a field of the module that reads it: default, type, range and help on one line.
+"""Settings as fields of the module that reads them: default, type, range and help in one place.
 
     class OrderedAlignment(nn.Module):
         smoothness: float = setting(0.1, above=0, affects='model', help='lambda of softmin')
 
 `config.model.matcher.smoothness`, its check, its flag and its row in docs/settings.md all come from
-that line (fsar_jax.config), and `build` fills the field from the config. A field without a setting
-is filled from what all stages share.
+that field (fsar_jax.config), and `build` fills the field from the config. A field without
+`setting` is filled with a value that all stages share.
 """
 
 import dataclasses
@@ -20,38 +20,39 @@ from fsar_jax.messages import printable
 Path = typing.NewType('Path', str)  # the annotation of a setting that is a path
 
 AFFECTS = (
-    'model',  # what the classifier is, so the same in training and evaluation
-    'result',  # numbers of both, but an evaluation may take another value
-    'training',  # what is trained; a finished checkpoint no longer depends on it
-    'length',  # likewise, but a run may go on with more where nothing before depends on it
-    'evaluation',  # what is evaluated, and no parameter
-    'list',  # likewise, but what counts is what the file holds, wherever it lies
+    'model',  # the classifier itself, so training and evaluation must use the same value
+    'result',  # training and evaluation; an evaluation may use another value than its training
+    'training',  # training only; a finished checkpoint no longer depends on it
+    'length',  # training only; a run may be lengthened if no earlier step depends on it
+    'evaluation',  # evaluation only; no parameter depends on it
+    'list',  # evaluation only; a file whose content counts, not its path
     'start',  # the parameters that a new run starts from
-    'cost',  # memory, speed, where things lie, what is printed: no number
+    'cost',  # memory, speed, locations and printing, but no result
 )
-# Where no smaller limit is given: of the int32 and float32 that JAX computes with.
+# JAX computes with int32 and float32. Their limits apply where a setting has no smaller one.
 LARGEST: dict[Any, float] = {int: 2**31 - 1, float: 3.4028234663852886e38}
-SMALLEST = 1.1754943508222875e-38  # a smaller float32 is 0 to a CPU
+SMALLEST = 1.1754943508222875e-38  # CPUs treat a smaller float32 as 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What one line says of a setting; `setting` makes it, `settings_of` adds the field's type.
+    """The definition of a setting. `setting` makes it; `settings_of` adds the type of the field.
 
     Attributes:
-      default: None where `optional`; a tuple where the value is a list of any length, or of
-        `length`.
-      kind: bool, int, float or str, of a list that of its elements; 'path' of a file or folder.
-      optional: whether None is a value.
-      at_least, above, at_most, below: the range of a number, of each where there is a list.
-      choices: all values there are; () for any.
+      default: may be None if `optional`; a tuple if the value is a list.
+      kind: bool, int, float or str, or 'path' for a file or folder. For a list, the kind of its
+        elements.
+      optional: whether the value may be None.
+      length: number of elements of a list; None for any number.
+      at_least, above, at_most, below: range of a number, or of each number in a list.
+      choices: all allowed values; () if any value is allowed.
       affects: one of AFFECTS.
-      same_as: a key; both have one value, whichever is set.
-      unless: a key; while that has a value, an evaluation does not depend on this one.
-      factor: the letter under which docs/paper_vs_code.md discusses it; '' where it does not.
-      formerly: the key that meant this in runs from before this setting existed.
-      why: added to the error of a value outside the range.
-      help: what it is.
+      same_as: key of another setting that always has the same value, whichever of them is set.
+      unless: key of another setting; while that has a value, an evaluation ignores this one.
+      factor: the letter under which docs/paper_vs_code.md discusses the setting, or ''.
+      formerly: key that had this meaning in runs from before this setting existed.
+      why: reason that ends the error message about a value outside the range.
+      help: what the setting is.
     """
 
     default: Any
@@ -73,20 +74,25 @@ class Setting:
 
 
 def setting(default: Any, kw_only: bool = False, **line: Any) -> Any:
-    """A dataclass field that is a setting: its default, and the attributes of `Setting` but for
-    those that the annotation gives (kind, optional, length). kw_only: as of a dataclass field."""
+    """A dataclass field that is a setting.
+
+    Args:
+      default: of the field.
+      kw_only: as for `dataclasses.field`.
+      line: further attributes of `Setting`. The annotation gives kind, optional and length.
+    """
     return dataclasses.field(
         default=default, metadata={'setting': Setting(default, **line)}, kw_only=kw_only
     )
 
 
 def settings_of(module: Callable) -> dict[str, Setting]:
-    """{name: Setting} of the fields of a dataclass or Linen module, or of a functools.partial of
-    one, in order.
+    """{name: Setting} of the fields of a dataclass or Linen module (or a functools.partial of one),
+    in their order.
 
     Raises:
-      TypeError: an annotation that is none of bool, int, float, str, Path, tuples of these, each
-        perhaps with `| None`.
+      TypeError: an annotation is not bool, int, float, str, Path or a tuple of these, with or
+        without `| None`.
     """
     return {
         field.name: _with_type(field, _class_of(module))
@@ -96,10 +102,10 @@ def settings_of(module: Callable) -> dict[str, Setting]:
 
 
 def union(modules: Iterable[Callable]) -> dict[str, Setting]:
-    """The settings of all `modules`, which share a section of the config.
+    """All settings of `modules`, which share a section of the config.
 
     Raises:
-      ValueError: one name with two different lines.
+      ValueError: two modules define a setting of the same name differently.
     """
     found: dict[str, Setting] = {}
     owner: dict[str, str] = {}
@@ -121,16 +127,16 @@ def union(modules: Iterable[Callable]) -> dict[str, Setting]:
 
 
 def build(module: Callable | None, section: Mapping, shared: Mapping) -> Any:
-    """An instance of a Linen module: its settings from `section` of the config, its other fields
-    from what all stages share or, where that has no such name, from `section` too.
+    """Builds a Linen module. Its settings come from `section` of the config; its other fields come
+    from `shared` or, if that lacks the name, from `section` too.
 
     Args:
       module: a class, a functools.partial of one, or None for a stage that is left out.
-      section: such as config.model.matcher.
-      shared: {field: value}.
+      section: a section of the config, such as config.model.matcher.
+      shared: {field: value} that all stages share.
 
     Returns:
-      The instance, or None.
+      The instance; None if `module` is None.
     """
     if module is None:
         return None
@@ -145,12 +151,12 @@ def build(module: Callable | None, section: Mapping, shared: Mapping) -> Any:
 
 
 def has_field(module: Callable, name: str) -> bool:
-    """Whether a setting of that name changes anything for the module."""
+    """Whether the module has a field of that name that its caller may set."""
     return any(field.name == name for field in _free_fields(module))
 
 
 def check_section(section: Mapping, known: Mapping[str, Setting], name: str) -> None:
-    """Checks type, range and choices of what is there in a section such as 'model.matcher'.
+    """Checks type, range and choices of the values in a section such as 'model.matcher'.
 
     Raises:
       ValueError: one line that names the key, what is wrong with its value and what it may be.
@@ -162,7 +168,7 @@ def check_section(section: Mapping, known: Mapping[str, Setting], name: str) -> 
 
 
 def complaint(known: Setting, value: Any) -> str:
-    """What is wrong with a value of this setting, and what it may be; '' where nothing is."""
+    """What is wrong with a value of this setting, and what is allowed; '' if the value is valid."""
     if value is None and known.optional:
         return ''
     if isinstance(known.default, tuple):
@@ -199,7 +205,7 @@ def complaint(known: Setting, value: Any) -> str:
 
 
 def limits(known: Setting) -> str:
-    """'at least 0 and less than 1'; '' where there is none."""
+    """The range in words: 'at least 0 and less than 1'; '' if there is none."""
     named = (
         ('at least', known.at_least),
         ('greater than', known.above),
@@ -210,7 +216,7 @@ def limits(known: Setting) -> str:
 
 
 def described(known: Setting) -> str:
-    """'a whole number, at least 1', or of a list '2 numbers, each at least 0'."""
+    """What a value must be: 'a whole number, at least 1', or '2 numbers, each at least 0'."""
     one, many = {
         bool: ('True or False', ''),
         int: ('a whole number', 'whole numbers'),
@@ -229,7 +235,7 @@ def _class_of(module):
 
 
 def _free_fields(module):
-    """The fields that its maker leaves open; not those that every Linen module has."""
+    """The fields that a caller may set, without those that every Linen module has."""
     fixed = {'parent', 'name'} if hasattr(_class_of(module), 'setup') else set()
     fixed |= getattr(module, 'keywords', {}).keys()
     return [
@@ -240,7 +246,7 @@ def _free_fields(module):
 
 
 def _with_type(field, owner) -> Setting:
-    """The setting of a field, with what its annotation says."""
+    """The setting of a field, completed by what the annotation says."""
     hint = field.type
     if isinstance(hint, str):  # from __future__ import annotations
         hint = eval(hint, vars(sys.modules[owner.__module__]))

@@ -21,15 +21,15 @@ from fsar_jax.stages import build_stages
 
 @flax.struct.dataclass
 class Prediction:
-    """What a learner says about the queries of one episode.
+    """What a learner predicts for the queries of one episode.
 
     Attributes:
       logits: float32 [Q, way], the scores that decide the class.
-      auxiliary: each branch by name: 'temporal_matching' [Q, way], the matcher's logits;
-        'query_similarity' [Q, way] where it is on; 'support_window' [way, shot, 2] and
-        'query_window' [Q, 2], (a, b) of a temporal transform; what a sampler that chooses says of
-        its choice, as 'support_<name>' and 'query_<name>'; and what the matcher adds.
-        `fsar_jax.training.losses` says which of them training minimises.
+      auxiliary: all outputs by name: 'temporal_matching' [Q, way], the matcher's logits;
+        'query_similarity' [Q, way] if it is on; 'support_window' [way, shot, 2] and
+        'query_window' [Q, 2], (a, b) of a temporal transform; 'support_<name>' and
+        'query_<name>', outputs of a sampler that chooses frames; and what the matcher adds. The
+        `losses` of the stages say which of them are trained.
     """
 
     logits: jax.Array
@@ -37,18 +37,18 @@ class Prediction:
 
 
 class FewShotLearner(nn.Module):
-    """Four stages, each a Linen module chosen by the config; `create_learner` puts them together.
+    """Four stages, each a Linen module that the config chooses. `create_learner` makes one.
 
-    `embed` is per video and its output can be kept; `match` is for one episode, and vmapped for
-    many. Training calls both through `__call__`; evaluation embeds each video once and matches
-    thousands of episodes (fsar_jax.evaluation.evaluate). A sampler that looks at the whole episode
-    (`per_episode`) moves the border: `embed` then only scans a video, and `match` starts with the
-    choice of its frames. No other stage knows.
+    `embed` works on each video alone, so its output can be kept. `match` compares the videos of one
+    episode; vmap it for many. Training calls both through `__call__`. Evaluation embeds each video
+    once and then matches thousands of episodes (fsar_jax.evaluation.evaluate). With a sampler that
+    looks at the whole episode (`per_episode`), `embed` only scans a video, and `match` begins with
+    the choice of frames. The other stages are the same in both cases.
 
     Attributes:
-      joint_batch: embed support and query in one pass, so that batch norm sees them together; else
-        apart, as published.
-      patches: P, a map is pooled to P × P patches before patch enrichment.
+      joint_batch: embed support and query in one pass, so that batch norm sees them together;
+        False embeds them separately, as published.
+      patches: P; a map is pooled to P × P patches before patch enrichment.
     """
 
     sampler: Stage
@@ -68,17 +68,17 @@ class FewShotLearner(nn.Module):
           support: [way, shot, L, H, W, 3], class-major: uint8, or float in [0, 1]. With backbone
             'features': maps [way, shot, L, h, w, C]. A sampler that chooses among M frames takes M
             in the place of L.
-          query: [Q, L, H, W, 3] likewise.
-          train: dropout and batch statistics on; needs rngs={'dropout': key, 'sampler': key} (the
-            latter for a sampler that draws) and mutable=['batch_stats'].
+          query: [Q, L, H, W, 3], of the same kind as support.
+          train: turns on dropout and batch statistics. Needs rngs={'dropout': key, 'sampler': key}
+            ('sampler' only for a sampler that draws random numbers) and mutable=['batch_stats'].
         """
         chex.assert_rank([support, query], [6, 5])
         chex.assert_equal_shape_suffix([support, query], 4)
         return self.match(*self.of_episode(self.embed, support, query, train), train)
 
     def embed(self, videos: jax.Array, train: bool = False) -> dict[str, Any]:
-        """Videos [B, L, H, W, 3] (or maps [B, L, h, w, C]) → a pytree with leading axis B: all that
-        `match` needs of each video."""
+        """Embeds videos [B, L, H, W, 3] (or maps [B, L, h, w, C]): a pytree with leading axis B
+        that holds what `match` needs of each video."""
         if self.sampler.per_episode:
             return self.sampler.scan(videos, train)
         return self.represent(self.sampler(videos, train), train)
@@ -86,8 +86,8 @@ class FewShotLearner(nn.Module):
     def sample(
         self, support: jax.Array, query: jax.Array, train: bool = False
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        """What the sampler gives of an episode's videos, {'frames': …}: leaves [way, shot, …] and
-        [Q, …]."""
+        """The sampler's outputs {'frames': …} for the support, with leaves [way, shot, …], and for
+        the queries, with leaves [Q, …]."""
         if self.sampler.per_episode:
             return self.sampler.sample_episode(
                 *self.of_episode(self.sampler.scan, support, query, train), train
@@ -95,8 +95,8 @@ class FewShotLearner(nn.Module):
         return self.of_episode(self.sampler, support, query, train)
 
     def represent(self, sampled: dict[str, jax.Array], train: bool = False) -> dict[str, Any]:
-        """What a sampler gives for B videos, {'frames': [B, L, H, W, 3], …}, → what the matcher
-        needs of each."""
+        """Turns a sampler's output for B videos, {'frames': [B, L, H, W, 3], …}, into what the
+        matcher needs of each video."""
         features = self.enrich(self.feature_maps(sampled['frames'], train), train)
         embeddings = {'temporal_matching': self.matcher.project(features, train)}
         if len(sampled) > 1:
@@ -110,8 +110,8 @@ class FewShotLearner(nn.Module):
     def match(
         self, support: dict[str, Any], query: dict[str, Any], train: bool = False
     ) -> Prediction:
-        """Embeddings of one episode, support leaves [way, shot, …] and query leaves [Q, …], →
-        Prediction."""
+        """Predicts the queries of one episode from its embeddings: support leaves [way, shot, …]
+        and query leaves [Q, …]."""
         if self.sampler.per_episode:
             support, query = self.sampler.sample_episode(support, query, train)
             support, query = self.of_episode(self.represent, support, query, train)
@@ -153,12 +153,12 @@ class FewShotLearner(nn.Module):
     def losses(
         self, outputs: Mapping[str, jax.Array], labels: jax.Array, classes: jax.Array | None = None
     ) -> dict[str, Loss]:
-        """What training minimises for one episode: the losses of all stages as 'stage/loss', in
-        the order in which they are added.
+        """The losses of all stages for one episode, named 'stage/loss', in the order in which they
+        are added. Training minimises their weighted sum.
 
         Args:
           outputs: `Prediction.auxiliary`.
-          labels, classes: as of `Stage.losses`.
+          labels, classes: as for `Stage.losses`.
         """
         losses = {
             f'{name}/{loss}': value
@@ -168,8 +168,8 @@ class FewShotLearner(nn.Module):
         return dict(sorted(losses.items(), key=lambda item: KINDS.index(item[1].kind)))
 
     def schedules(self, num_steps: int) -> dict[str, dict]:
-        """The variable collection 'schedule' of a training of `num_steps` steps, as functions of
-        the step: {'sampler': {'sigma': …}}."""
+        """The variable collection 'schedule' for a training of `num_steps` steps. In place of each
+        value it has a function of the step: {'sampler': {'sigma': …}}."""
         return {
             name: schedules
             for name, stage in self.stages.items()
@@ -178,15 +178,15 @@ class FewShotLearner(nn.Module):
 
     @property
     def encodes_in_match(self) -> bool:
-        """Whether `match` runs the backbone, because the sampler waits for the episode."""
+        """Whether `match` runs the backbone, because the sampler needs the whole episode first."""
         return self.sampler.per_episode
 
     def of_episode(
         self, per_video: Callable, support: ArrayTree, query: ArrayTree, train: bool = False
     ) -> tuple[ArrayTree, ArrayTree]:
-        """Runs a per-video function on support leaves [way, shot, …] and query leaves [Q, …]: one
-        after the other, as published, or as one batch (`joint_batch`), which differs by batch norm
-        alone."""
+        """Runs a per-video function on support leaves [way, shot, …] and query leaves [Q, …]:
+        separately, as published, or as one batch (`joint_batch`). Only batch norm sees the
+        difference."""
         way, shot = jax.tree.leaves(support)[0].shape[:2]
         support = jax.tree.map(lambda x: x.reshape(way * shot, *x.shape[2:]), support)
         if self.joint_batch:
@@ -200,9 +200,9 @@ class FewShotLearner(nn.Module):
         return jax.tree.map(lambda x: x.reshape(way, shot, *x.shape[1:]), support), query
 
     def batch_norm_passes(self, stages: Iterable[str], queries: int) -> dict[str, int]:
-        """How often one training episode updates the running statistics of each of `stages`: per
-        video, support and query count apart unless they are joined; of the matcher, it is the
-        matcher that knows."""
+        """How often one training episode updates the running statistics of each of `stages`. The
+        matcher says it for itself. For the others it is twice, for support and for query, or once
+        with `joint_batch`."""
         per_video = 1 if self.joint_batch else 2
         return {
             stage: self.matcher.batch_norm_passes(queries) if stage == 'matcher' else per_video
@@ -218,8 +218,8 @@ class FewShotLearner(nn.Module):
         return maps.reshape(*videos.shape[:2], *maps.shape[1:])
 
     def enrich(self, maps: jax.Array, train: bool = False) -> VideoFeatures:
-        """Maps [B, L, h, w, C] → the maps warped in time, frame features after patch-level and
-        after frame-level enrichment."""
+        """Enriches maps [B, L, h, w, C]: warps them in time, then computes frame features after
+        patch enrichment and after frame enrichment."""
         window = None
         if self.temporal_transform is not None:
             maps, window = self.temporal_transform(maps, train)
@@ -241,8 +241,8 @@ def create_learner(model: ConfigDict) -> FewShotLearner:
     """The learner that `config.model` describes.
 
     Raises:
-      ValueError: one line about a value that is unknown or outside its range, or about two that do
-        not fit each other.
+      ValueError: one line. A value is unknown or outside its range, or two values do not fit each
+        other.
     """
     check_values(model, 'model')
     stages = build_stages(model)

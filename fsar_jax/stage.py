@@ -1,4 +1,4 @@
-"""What the learner may ask of any stage beside its computation."""
+"""The base class of all stages: what the learner may ask of one, besides its computation."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-# A pytree of arrays, of a structure that only those who make and use it know.
+# A pytree of arrays. Only the code that makes it and the code that uses it know its structure.
 ArrayTree = Any
 
 # The losses of an episode are added in this order, and within a kind in the order of the stages.
 # Float addition depends on the order, and a resumed run repeats every bit.
 KINDS = ('episode', 'training classes', 'regulariser')
 
-VARIANTS = ('code', 'paper')  # what produced the published numbers; the printed equations
+VARIANTS = ('code', 'paper')  # follow the authors' code, or the equations of the paper
 
 
 class Loss(NamedTuple):
     """One loss of a stage.
 
     Attributes:
-      weight: its factor in what training minimises, a field of the stage.
-      value: float32 [Q], one per query; or a scalar, a mean that counts once per query.
+      weight: its factor in the total loss; a field of the stage.
+      value: float32 [Q], one value per query; or a scalar, which counts once for each query.
       kind: one of KINDS: over the classes of the episode, over the training classes, or neither.
     """
 
@@ -37,37 +37,37 @@ class Loss(NamedTuple):
 class Stage(nn.Module):
     """A sampler, backbone, enrichment, matcher or query similarity.
 
-    A stage overrides what it needs of the methods below; by default it trains nothing by itself.
-    They are called on the unbound module, so they read its fields and no parameters.
+    A stage overrides the methods below that it needs. By default it has no loss and no schedule.
+    The methods are called on the unbound module, so they may read its fields but no parameters.
 
-    Its settings are fields too (fsar_jax.fields); a field without a setting is what all stages
-    share (fsar_jax.learner.create_learner).
+    Settings of a stage are fields (fsar_jax.fields). Fields without `setting` get the values that
+    all stages share (fsar_jax.stages.build_stages).
     """
 
     # Whether a sampler or a backbone takes feature maps [..., h, w, C] in place of frames.
     takes_maps = False
-    published_start = ''  # what the authors of a method start its weights from; '' for random ones
+    published_start = ''  # pretrained weights that the authors start from; '' for random weights
 
     def check(self, frames: int | None = None) -> None:
-        """Raises ValueError, one line, where settings of this stage do not fit each other or clips
-        of L = `frames` frames (None: of any length)."""
+        """Raises a one-line ValueError if settings of this stage do not fit each other, or do not
+        fit clips of L = `frames` frames. None skips the check of the clips."""
 
     def losses(
         self, outputs: Mapping[str, jax.Array], labels: jax.Array, classes: jax.Array | None = None
     ) -> dict[str, Loss]:
-        """The losses of this stage for one episode, by name; those of weight 0 may be left out.
+        """The losses of this stage for one episode, by name. It may leave out losses of weight 0.
 
         Args:
           outputs: `Prediction.auxiliary`, {name: array}.
           labels: int [Q], 0 … way−1.
-          classes: int [way], which training class each class of the episode is; None where they
-            are not training classes.
+          classes: int [way], the training class of each class of the episode; None if they are
+            not training classes.
         """
         return {}
 
     def schedules(self, num_steps: int) -> dict[str, optax.Schedule]:
-        """Values that change during a training of `num_steps` steps, by name: functions of the
-        step. The stage reads them as variables of the collection 'schedule'."""
+        """{name: function of the step} of the values that change during a training of `num_steps`
+        steps. The stage reads them as variables of the collection 'schedule'."""
         return {}
 
 

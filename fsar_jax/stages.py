@@ -1,4 +1,4 @@
-"""The stages that config.model chooses."""
+"""Builds the stages that config.model chooses."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from fsar_jax.fields import build
 
 
 def build_stages(model: ConfigDict) -> dict[str, Any]:
-    """{'sampler': UniformSampler(…), 'backbone': …, …}, by their names in the learner; None for one
-    that is left out. Each takes its settings from its section of config.model, and from `shared`
-    what is no setting of its own."""
+    """{'sampler': UniformSampler(…), 'backbone': …, …} under their names in the learner; None for a
+    stage that is left out. A stage takes its settings from its section of config.model, and its
+    other fields from `shared`."""
     shared = dict(
         variant=model.variant,
         dtype=jnp.dtype(model.dtype),
@@ -31,8 +31,8 @@ def build_stages(model: ConfigDict) -> dict[str, Any]:
 
 
 def chosen(model: ConfigDict) -> dict:
-    """{stage of the learner: (section of config.model, class)}; None for a stage that is left out.
-    In the order in which a clip passes them."""
+    """{stage of the learner: (section of config.model, class)} in the order in which a clip passes
+    the stages. The class is None for a stage that is left out."""
     return {
         **samplers.chosen(model),
         **backbones.chosen(model),
