@@ -1,5 +1,5 @@
-"""Few-shot action recognition in JAX. docs/how_it_works.md tells the flow; `create_learner` is
-where it starts.
+"""Few-shot action recognition in JAX. Start with `create_learner`; docs/how_it_works.md explains
+the rest.
 
 Names are imported when they are first used, so that processes which only read or decode clips never
 import JAX.

@@ -1,6 +1,6 @@
-"""`fsar-jax COMMAND ...`, what an installed fsar_jax offers on the command line.
+"""The command `fsar-jax COMMAND ...` of an installed fsar_jax.
 
-`fsar-jax build ...` is `python -m fsar_jax.build ...`, and so on.
+`fsar-jax build ...` does the same as `python -m fsar_jax.build ...`, and so on.
 """
 
 import runpy
@@ -23,7 +23,8 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Runs the command that sys.argv names, as `python -m` would; without one, lists them."""
+    """Runs the command that sys.argv names, as `python -m` would. Lists the commands if there is
+    none."""
     name, *arguments = sys.argv[1:] or ['--help']
     if name in ('-h', '--help', 'help'):
         print('usage: fsar-jax COMMAND ...        fsar-jax COMMAND --help\n')

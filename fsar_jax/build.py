@@ -3,13 +3,13 @@
     python -m fsar_jax.build --dataset=video_folder/mine --videos=/my/clips --dir=data
     python -m fsar_jax.build --dataset=ucf101_arn --videos=/my/UCF-101 --dir=data
 
-The second part of a dataset's name is its config. For video_folder it is a name of your choice; the
-public benchmarks need none, or take a name of your choice for a build with other settings. A
-dataset that is built already is left alone. A build that was killed goes on with the shards that
-are not finished.
+The second part of a dataset's name is its config. For video_folder you choose this name. The public
+benchmarks need none, but you can choose one for a build with other settings. If the dataset is
+built already, nothing is done. To continue a build that was stopped, repeat the command: it only
+builds the shards that are not finished.
 
-On a cluster, any number of machines that share --dir build one slice each, in any order: with N =
-16 these are the slices 0/16 to 15/16. One last call ends the build:
+On a cluster, machines that share --dir can build one slice each, in any order. With 16 slices these
+are 0/16 to 15/16. When all are built, one last call with --finish makes them a dataset:
 
     python -m fsar_jax.build --dataset=NAME --videos=DIR --dir=data --shards=$SLURM_ARRAY_TASK_ID/16
     python -m fsar_jax.build --dataset=NAME --videos=DIR --dir=data --finish
@@ -90,16 +90,16 @@ BUILDERS = {
 # flags that are fields of a builder's config: name -> help
 CONFIG_FLAGS = {
     'short_side': 'short side of the stored frames in pixels; 0: as in the file',
-    'max_frames': 'how many frames of a clip are stored, evenly spaced; 0: all',
+    'max_frames': 'largest number of stored frames per clip, evenly spaced; 0: all',
     'min_frames': 'clips with fewer frames are skipped as too short',
     'jpeg_quality': 'quality of the stored frames, 1 to 100',
     'square_pixels': '1 (default): store frames as players show them, stretched where the pixels '
     'are not square; 0: as coded',
-    'videos_per_shard': 'videos in one record file; 0: about 250 MB of them',
+    'videos_per_shard': 'number of videos in a record file; 0: so many that it has about 250 MB',
     'size': 'synthetic_actions: height and width of the clips in pixels',
-    'num_frames': 'synthetic_actions: frames of a clip',
-    'clips_per_class': 'synthetic_actions: clips of each class',
-    'seed': 'synthetic_actions: seed of everything that is drawn',
+    'num_frames': 'synthetic_actions: number of frames of a clip',
+    'clips_per_class': 'synthetic_actions: number of clips of each class',
+    'seed': 'synthetic_actions: random seed of the clips',
 }
 
 
@@ -117,9 +117,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         f'video_folder/NAME with a name of your choice, or one of {", ".join(BENCHMARKS)}',
     )
     parser.add_argument(
-        '--dir',
-        default='data',
-        help='where datasets are kept, as config.data.dir; default %(default)s',
+        '--dir', default='data', help='folder for the built datasets; default %(default)s'
     )
     parser.add_argument(
         '--videos',
@@ -128,7 +126,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--manual_dir',
-        help='benchmarks: folder with the list files, for a machine without network; '
+        help='benchmarks: folder with the list files, for a machine without network access; '
         'without --videos, also with the videos. Default <dir>/downloads/manual',
     )
     parser.add_argument(
@@ -139,12 +137,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--shards',
         metavar='I/N',
-        help='build slice I (from 0) of N and stop; any machine, any order',
+        help='build only slice I (from 0) of N; slices may be built in any order, on any machine',
     )
     parser.add_argument(
         '--finish',
         action='store_true',
-        help='check that all slices are built, and make them a dataset; reads no video',
+        help='check that all slices are built and make them a dataset; reads no video',
     )
     parser.add_argument(
         '--strict', action='store_true', help='stop at the first file that cannot be used'
@@ -152,7 +150,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--processes',
         type=int,
-        help='how many processes decode; default one per core, 0: this process does it',
+        help='number of processes that decode; default one per core, 0: decode in this process',
     )
     parser.add_argument(
         '--overwrite', action='store_true', help='build again what is built already'

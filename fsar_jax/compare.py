@@ -1,7 +1,7 @@
 """Compares evaluations in pairs: python -m fsar_jax.compare a/results.json b/results.json
 
-With more than two files, each is compared with the first. Methods that face the same episodes share
-most of the luck of the draw. The difference per episode removes that luck, so its interval is
+With more than two files, each is compared with the first. An episode that is easy for one method is
+usually easy for another. The difference per episode removes this shared part, so its interval is
 narrower than the two separate intervals suggest.
 """
 

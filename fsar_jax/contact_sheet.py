@@ -1,7 +1,7 @@
 """Draws a contact sheet of a dataset: python -m fsar_jax.contact_sheet --dataset=synthetic_actions/misaligned --out=sheet.png
 
-One row per class: its name, and the frames of one clip that a model sees, with the object's box
-where the record has it. Look at your clips before you train on them.
+Each row shows a class: its name and the frames of one clip that a model would see, with the box of
+the object if the record has one. Look at your clips before you train on them.
 """  # noqa: E501
 
 import argparse
@@ -19,7 +19,7 @@ from fsar_jax.messages import one_line
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Draws and writes the picture that `arguments` (None: the command line) ask for.
+    """Draws and writes the picture that `arguments` ask for (None: those of the command line).
 
     Raises:
       ValueError, OSError: one line about a flag, the dataset or the picture.
@@ -30,9 +30,11 @@ def main(arguments: list[str] | None = None) -> None:
         allow_abbrev=False,
     )
     parser.add_argument(
-        '--dataset', required=True, help='as config.data.dataset, e.g. synthetic_actions/misaligned'
+        '--dataset', required=True, help='name of the dataset, e.g. synthetic_actions/misaligned'
     )
-    parser.add_argument('--dir', default='data', help='as config.data.dir')
+    parser.add_argument(
+        '--dir', default='data', help='folder of the built datasets; default %(default)s'
+    )
     parser.add_argument('--split', default='test')
     parser.add_argument('--clip', type=int, default=0, help='which clip of each class')
     parser.add_argument('--frames', type=int, default=8)

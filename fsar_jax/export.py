@@ -1,9 +1,9 @@
 """Writes a trained model to a file: python -m fsar_jax.export --workdir=runs/strm
 
-Writes runs/strm/strm.safetensors, the parameters and batch statistics of the best checkpoint, and
-runs/strm/strm.json, what another framework must know to use them. `python main.py
---config=configs/strm.py --mode=evaluate --weights=runs/strm/strm.safetensors` evaluates the file
-with the settings of the run, wherever it lies.
+This writes runs/strm/strm.safetensors, with the parameters and batch statistics of the best
+checkpoint, and runs/strm/strm.json, with all that another framework needs to use them. To evaluate
+the file with the settings of the run, even after you have moved it: `python main.py
+--config=configs/strm.py --mode=evaluate --weights=runs/strm/strm.safetensors`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from fsar_jax.training.workdir import METHOD, read_method
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Exports the run that `arguments` (None: the command line) name.
+    """Exports the run that `arguments` name (None: those of the command line).
 
     Raises:
       ValueError, OSError: one line about the run or the file.
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
         'with the config, the preprocessing and where they come from.',
         allow_abbrev=False,
     )
-    parser.add_argument('--workdir', required=True, help='of the run')
+    parser.add_argument('--workdir', required=True, help='workdir of the run to export')
     parser.add_argument(
         '--out', help='the file to write, .safetensors; default WORKDIR/<method>.safetensors'
     )

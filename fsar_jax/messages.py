@@ -1,7 +1,7 @@
-"""Text for messages, which are always one line.
+"""Makes text safe for messages, which are always one line.
 
-File names, keys of checkpoints and class names come from strangers. Whatever they hold, a message
-stays on its line, and a terminal obeys none of it.
+File names, keys of checkpoints and class names may contain anything. No such text may break the
+line of a message or control the terminal.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Iterable
 
 
 def printable(text: object, limit: int = 200) -> str:
-    """Foreign text for a message: control characters, line breaks, lone surrogates and marks that
-    reverse the direction of writing become Python escapes; beyond `limit` characters, '…'."""
+    """Text from outside, made safe for a message. Control characters, line breaks, lone surrogates
+    and marks that change the direction of writing become Python escapes. Text beyond `limit`
+    characters becomes '…'."""
     text = str(text)
     shown = ''.join(
         c if c.isprintable() else c.encode('unicode_escape').decode() for c in text[:limit]

@@ -1,4 +1,4 @@
-"""The plan of a run, printed as it starts."""
+"""The plan of a run, which is printed when the run starts."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import ml_collections
 from fsar_jax.config import SECTIONS, SETTINGS, setting_of
 from fsar_jax.stages import chosen
 
-# What the papers leave out and their codes decide silently: docs/paper_vs_code.md.
+# What the papers leave out and their code decides silently: docs/paper_vs_code.md.
 FACTORS = {
     'N': 'input scaling',
     'L': 'loss over queries',
@@ -24,11 +24,11 @@ FACTORS = {
 
 
 def resolved_plan(config: ml_collections.ConfigDict, mode: str, runtime: dict[str, str]) -> str:
-    """The text printed at start: what will run (mode 'train' or 'evaluate').
+    """The text that a run prints when it starts, for mode 'train' or 'evaluate'.
 
-    It has a row per stage with its settings, one per hidden factor, one that lists the settings
-    which are not the default and yet change nothing, and `runtime`, the lines about data and
-    devices (training.inputs.runtime_summary).
+    It has a row for each stage with its settings, a row for each hidden factor, a row of the
+    settings that differ from the default but have no effect, and `runtime`, the lines about data
+    and devices (training.inputs.runtime_summary).
     """
     episode, train = config.episode, config.train
     rows = {

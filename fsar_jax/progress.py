@@ -23,8 +23,8 @@ METRICS_FILE = 'metrics.jsonl'
 
 
 class Progress:
-    """A progress bar with units per second and time left. Where the output is no terminal, a line
-    every half minute.
+    """A progress bar with units per second and time left. If the output is not a terminal, it
+    prints a line every half minute.
 
     Use it as a context manager.
 
@@ -32,7 +32,7 @@ class Progress:
       total: number of units in all.
       title: what is going on, e.g. 'training'.
       unit: singular, e.g. 'episode'.
-      initial: units done before, by a run that is resumed; they do not count for the speed.
+      initial: units that a resumed run did before; they do not count for the speed.
       stream: where to write; None is standard error.
       line_seconds: time between lines when the stream is no terminal.
       clock: seconds, monotonic; tests pass their own.
@@ -97,9 +97,9 @@ class MetricWriter:
     Args:
       directory: made when absent.
       log_steps: a log line is printed for steps that are a multiple of this.
-      resume_step: the step that the run goes on from. Later lines, left by a killed run, are
-        dropped, and so is a last line that was cut short; TensorBoard does the same. 0 starts
-        afresh.
+      resume_step: the step from which the run continues. Lines of later steps, which a killed run
+        has left, are dropped, and so is a last line that was cut short; TensorBoard does the same.
+        0 starts from nothing.
       stream: where log lines go; None is standard output.
     """
 

@@ -1,4 +1,4 @@
-"""The setting of the papers: what their experiments share, for each of their datasets."""
+"""The settings that the experiments of the papers share, for each of their datasets."""
 
 import ml_collections
 
@@ -17,7 +17,7 @@ PRESETS = ('ssv2', *DATASETS)
 def published_recipe(
     config: ml_collections.ConfigDict, preset: str, ssv2: str = 'ssv2_full'
 ) -> ml_collections.ConfigDict:
-    """The setting that TRX, STRM and the baselines they report share: ResNet-50, 224, SGD, 5-way
+    """Sets what TRX, STRM and the baselines that they report share: ResNet-50, 224 px, SGD, 5-way
     5-shot.
 
     Args:

@@ -3,16 +3,16 @@
     python main.py --config=configs/strm.py
         trains, selects a checkpoint on val and evaluates it on test once
     python main.py --config=configs/strm.py:ssv2 --config.data.dir=DIR
-        the same with the settings of the paper for a dataset
+        the same, with the settings of the paper for a dataset
     python main.py --config=configs/strm.py --mode=evaluate
         evaluates the best checkpoint of the workdir, with the settings of its training;
         only the flags that you give here override them
     python main.py --config=configs/strm.py:ssv2 --mode=evaluate --weights=checkpoint.pth
         evaluates published PyTorch weights
 
-The same as `python -m fsar_jax.train` and `fsar-jax train`. --config=strm:ssv2 finds a method by
-its name, wherever you are. Any setting is a flag: --config.episode.shot=5. A run that was stopped
-goes on with the same command.
+`python -m fsar_jax.train` and `fsar-jax train` do the same. --config=strm:ssv2 finds a method by
+its name in any folder. Every setting is a flag: --config.episode.shot=5. To continue a run that was
+stopped, repeat its command.
 """
 
 import faulthandler
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
 
 
 def start_distributed(spec: str) -> None:
-    """Joins the other processes of the run; before any other use of JAX."""
+    """Joins the other processes of the run. Call it before any other use of JAX."""
     import jax
 
     if spec == 'auto':
@@ -125,7 +125,7 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     config_flags.DEFINE_config_file(
         'config',
         None,
-        'A method or its file, with a preset or without: strm:ssv2, configs/strm.py:ssv2.',
+        'A method or its file, with or without a preset: strm, strm:ssv2, configs/strm.py:ssv2.',
         flag_values=values,
         lock_config=True,
         sys_argv=argv,
@@ -140,7 +140,7 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
         'mode',
         'train',
         ['train', 'evaluate'],
-        'train (the default; then evaluates on test once), or evaluate only.',
+        'train (the default) trains, then evaluates on test once; evaluate only evaluates.',
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -153,11 +153,11 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_string(
         'distributed',
         None,
-        'Several hosts: auto where JAX knows the cluster, else host:port,count,index.',
+        'For several hosts: auto if JAX knows the cluster, otherwise host:port,count,index.',
         flag_values=values,
     )
     flags.DEFINE_boolean(
-        'help', False, 'Print this text; with --config every setting too.', flag_values=values
+        'help', False, 'Print this text; with --config, every setting too.', flag_values=values
     )
     for flag in flags.FLAGS.flags_by_module_dict()['absl.logging']:
         values[flag.name] = flag
@@ -165,8 +165,8 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
 
 
 def parse(argv: list[str]) -> flags.FlagValues:
-    """The flags of the command line, parsed. What is wrong with one, or with the config file, ends
-    the process with one line that names the flag."""
+    """Parses the flags of the command line. A wrong flag or config file ends the process with one
+    line that names the flag."""
     try:
         argv = with_config_path(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
         values = define_flags(argv)

@@ -2,15 +2,15 @@
 
     python -m fsar_jax.verify --dataset=ucf101_arn --dir=data
 
-Prints what each split holds beside what a complete copy holds: classes, videos, the shortest clip,
+It prints what each split holds and what a complete copy holds: classes, videos, the shortest clip,
 and the hash of the list of videos. For a complete copy of a public benchmark, that hash is the
 SHA-256 of the published list file. Then it reads everything: the checksum of every file, every
 record against the index, and every frame, decoded as training and evaluation decode it. Damage is
 listed at the end, one line each.
 
-Exit status: 0, whole; a copy of a benchmark without some of its videos is whole too, and the report
-says what is missing.  1, something is damaged or lost, or there is no such dataset.  2, wrong
-flags.  130, stopped by Ctrl-C.
+Exit status: 0 if nothing is damaged, even if videos of a benchmark were never there (the report
+lists them); 1 if something is damaged or lost, or the dataset does not exist; 2 for wrong flags;
+130 if stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -307,17 +307,17 @@ def main() -> int:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description='Reads a built dataset, and prints what it holds, what is missing and what is '
-        'damaged.\n\nExit status: 0 whole (also where listed videos are missing), 1 damaged, lost '
-        'or not there, 130 stopped.',
+        'damaged.\n\nExit status: 0 if nothing is damaged (listed videos may be missing), 1 if '
+        'something is damaged or lost, or the dataset does not exist, 130 if stopped.',
     )
-    parser.add_argument('--dataset', required=True, help='as for python -m fsar_jax.build')
+    parser.add_argument('--dataset', required=True, help='name of the dataset, e.g. ucf101_arn')
     parser.add_argument(
-        '--dir', default='data', help='where datasets are kept; default %(default)s'
+        '--dir', default='data', help='folder of the built datasets; default %(default)s'
     )
     parser.add_argument(
         '--fast',
         action='store_true',
-        help='only read the index and count the records: takes seconds',
+        help='only read the index and count the records; takes seconds',
     )
     args = parser.parse_args()
     text, whole = examine(args.dataset, local_path(args.dir, '--dir'), args.fast)

@@ -1,8 +1,8 @@
-"""Stage 2, per frame: frames [B, H, W, 3] → feature maps [B, h, w, C]. `BACKBONES` is the table.
+"""Stage 2, per frame: frames [B, H, W, 3] → feature maps [B, h, w, C]. `BACKBONES` lists the
+choices.
 
-Its fields become keys of config.model.backbone (fsar_jax.fields).
-
-A backbone with `takes_clips` sees whole clips instead: [B, L, H, W, 3] → [B, l, h, w, C].
+The fields of a backbone become keys of config.model.backbone (fsar_jax.fields). A backbone with
+`takes_clips` sees whole clips instead: [B, L, H, W, 3] → [B, l, h, w, C].
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ from fsar_jax.stage import Stage
 
 
 class Features(Stage):
-    """The identity on maps [B, h, w, C]: for heads on features extracted before, and to check heads
-    alone."""
+    """The identity on maps [B, h, w, C], to use or test a head on feature maps that were extracted
+    before."""
 
     takes_maps = True
 
@@ -47,7 +47,7 @@ BACKBONES: dict[str, Callable[..., Stage]] = {
 
 @dataclasses.dataclass(frozen=True)
 class BackboneChoice:
-    """config.model.backbone, but for what the backbones have as fields."""
+    """The settings of config.model.backbone that are not fields of a backbone."""
 
     name: str = setting(
         'resnet_small',
@@ -85,7 +85,8 @@ def create(config: ConfigDict, dtype: DTypeLike = jnp.float32) -> nn.Module:
     """The backbone that `config.model.backbone` describes.
 
     Args:
-      config: that section; with `width` where it is not the published one.
+      config: the section config.model.backbone. It may also have a `width` that is not the
+        published one.
       dtype: compute dtype, or its name; parameters are float32.
 
     Returns:
@@ -94,7 +95,7 @@ def create(config: ConfigDict, dtype: DTypeLike = jnp.float32) -> nn.Module:
       'features' maps [B, h, w, C] to itself.
 
     Raises:
-      ValueError: a value that is not one of those known.
+      ValueError: one line about an invalid value.
     """
     check_section(config, union((BackboneChoice, *BACKBONES.values())), 'model.backbone')
     shared = dict(frozen=config.batch_norm == 'frozen', dtype=jnp.dtype(dtype))

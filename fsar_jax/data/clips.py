@@ -1,4 +1,4 @@
-"""Single clips: the frames of a video that an episode shows, cropped, uint8."""
+"""Reads single clips: the frames of a video that an episode uses, cropped, uint8."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from fsar_jax.messages import printable
 
 
 class Clips:
-    """Reads clips of a dataset as config.data and config.episode ask; decodes only the sampled
-    frames.
+    """Reads clips of a dataset according to config.data and config.episode. Decodes only the frames
+    that are used.
 
     L is `frames_read(config)`, S is config.episode.image_size.
 

@@ -35,16 +35,16 @@ class NoSplitError(ValueError):
 
 
 class Videos:
-    """The videos of one split, by position: what episode draws and the loader work on.
+    """The videos of one split, by position. Episode draws and the loader work on these.
 
-    VideoDataset reads them from record files. A dataset of your own, in memory say, is a subclass
-    that sets the attributes below and has a `read`.
+    VideoDataset reads them from record files. For a dataset of your own (in memory, say), write a
+    subclass that sets the attributes below and has a method `read`.
 
     name: 'synthetic_actions/misaligned'.  split: 'train', 'val' or 'test'.
     class_names: names of all classes of the dataset; a label is an index into it.
     labels: int32 [N].  video_ids: list of N str.  num_frames: int32 [N], stored frames.
-    settings: dict, how the records were made.  made_with: what made them, {'decoder': 'av 19, …' or
-        None where they were JPEG files, 'av': '19.0.0', …}; {} where that is not known.
+    settings: dict, how the records were made.  made_with: which decoder and versions made the
+        pixels, {'decoder': 'av 19, …' or None for JPEG files, 'av': '19.0.0', …}; {} if not known.
     expected: what a complete copy of the split holds, {'videos': count, 'hash': of all ids or None,
         'classes': {class: videos}}; None where that is not known.
     dropped: int32, labels of the videos that `loader.usable` left out as too short.

@@ -1,9 +1,9 @@
-"""Which clips episode i consists of, a pure function of (seed, split, i); and lists of episodes on
-disk.
+"""Draws the clips of episode i, a pure function of (seed, split, i), and reads and writes lists of
+episodes.
 
-The draw does not depend on the order of records or on label numbers: before it, classes are ordered
-by name and clips by video id. So two builds of the same clips, in any order, give the same
-episodes, and lists are exchanged and hashed by video id.
+Before the draw, classes are ordered by name and clips by video id. So the draw does not depend on
+the order of records or on label numbers: two builds of the same clips give the same episodes. Lists
+of episodes name and hash clips by video id.
 
 Random numbers come from numpy's Philox, a counter-based generator: its key is (seed, split) and its
 counter starts at (stream, episode). Stream CLIPS chooses classes and clips. Stream VIEWS, which the

@@ -1,6 +1,6 @@
-"""Which L frames of a clip are used.
+"""Chooses which L frames of a clip are used.
 
-There are three rules. None of them draws anything when `rng` is None, the test rule:
+There are three rules. With `rng` None (in evaluation), none of them is random:
 
   'trx'      the published reader of TRX, STRM and TA2N. Training: the start is drawn from the
              first, the end from the last min(5, floor((n - L) / 2)) + 1 frames; test: from frame 1

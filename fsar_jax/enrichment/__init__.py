@@ -1,7 +1,7 @@
 """Stage 3, per video: feature maps [B, L, h, w, C] → enriched frame features [B, L, C].
 
-Table of contents: the same two kinds of token enrichment serve the patches of a frame and the
-frames of a video. Their fields become keys of config.model.enrichment (fsar_jax.fields).
+`TOKEN_ENRICHMENTS` lists the choices for the patches of a frame and for the frames of a video.
+Their fields become keys of config.model.enrichment (fsar_jax.fields).
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ TOKEN_ENRICHMENTS = {
 
 @dataclasses.dataclass(frozen=True)
 class EnrichmentChoice:
-    """config.model.enrichment, but for what the enrichments have as fields."""
+    """The settings of config.model.enrichment that are not fields of an enrichment."""
 
     patch: str = setting(
         'none',
@@ -55,10 +55,10 @@ class EnrichmentChoice:
 
 @flax.struct.dataclass
 class VideoFeatures:
-    """What enrichment hands to the matchers; each takes the level it needs.
+    """The features of B videos that matchers receive; each matcher uses those that it needs.
 
     Attributes:
-      maps: [B, L, h, w, C], the backbone's, after the temporal transform where there is one.
+      maps: [B, L, h, w, C], maps of the backbone, after the temporal transform if there is one.
       patch_level: [B, L, C], H of STRM: spatial mean after patch enrichment (of the maps themselves
         without it).
       frames: [B, L, C], E of STRM: after frame enrichment (equal to `patch_level` without it).

@@ -1,7 +1,7 @@
 """The paired difference of two evaluations on the same episodes; `fsar_jax/compare.py` prints it.
 
-Methods that face the same episodes share most of the luck of the draw. The difference per episode
-removes that luck, so its interval is narrower than the two separate intervals suggest.
+An episode that is easy for one method is usually easy for another. The difference per episode
+removes this shared part, so its interval is narrower than the two separate intervals suggest.
 """
 
 from typing import NamedTuple

@@ -1,8 +1,8 @@
-"""Evaluation: each video is embedded once, then all episodes are gathers and matches on the device.
+"""Evaluation: embeds each video once, then matches all episodes on the device.
 
-`config.eval.cache = False` is the published way, everything again for every episode. Both give the
-same logits (float32: to 1e-5, relative), because a clip has one test view and batch norm uses its
-running statistics.
+With `config.eval.cache = False` it embeds all clips of every episode again, as the published code
+does. Both give the same logits (float32: to 1e-5, relative), because a clip always looks the same
+in a test and batch norm uses its running statistics.
 """
 
 import contextlib
@@ -67,7 +67,7 @@ class Outcome(NamedTuple):
 
 
 class Description(NamedTuple):
-    """What a results file says of an evaluation beside its numbers.
+    """What a results file says about an evaluation, besides its numbers.
 
     Attributes:
       method: name of the config, e.g. 'strm'.

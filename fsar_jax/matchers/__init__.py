@@ -1,7 +1,7 @@
 """Stage 4, per episode: embeddings of support and query → logits [Q, way].
 
-Table of contents; `Matcher` says what a matcher is. A new one is one file and one line here: its
-fields become keys of config.model.matcher (fsar_jax.fields).
+`MATCHERS` lists the choices, and `Matcher` explains what a matcher does. To add one, write a file
+and add a line here. Its fields become keys of config.model.matcher (fsar_jax.fields).
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ MATCHERS = {
 
 @dataclasses.dataclass(frozen=True)
 class MatcherChoice:
-    """config.model.matcher, but for what the matchers have as fields."""
+    """The settings of config.model.matcher that are not fields of a matcher."""
 
     name: str = setting(
         'cross_transformer',
@@ -43,7 +43,7 @@ class MatcherChoice:
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """config.model.classifier: of the training classes, beside a matcher that has one."""
+    """config.model.classifier: a classifier of the training classes, in matchers that have one."""
 
     classes: int | None = setting(
         None,

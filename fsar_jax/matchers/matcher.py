@@ -1,4 +1,4 @@
-"""What all matchers have in common."""
+"""The base class of all matchers."""
 
 from collections.abc import Mapping
 
@@ -16,11 +16,11 @@ class Matcher(Stage):
     - `__call__(support, query, train)`, per episode: support leaves [way, shot, …], query leaves
       [Q, …] → logits float32 [Q, way], or (logits, auxiliary) with a dict of further outputs.
 
-    One with batch norm also has `batch_norm_passes(queries)`, how often an episode updates the
-    running statistics.
+    A matcher with batch norm also has `batch_norm_passes(queries)`: how often one episode updates
+    the running statistics.
 
     Args:
-      loss_weight: of the cross entropy over the classes of the episode.
+      loss_weight: weight of the cross entropy over the classes of the episode.
     """
 
     # by keyword, so that a matcher's own fields keep their positions

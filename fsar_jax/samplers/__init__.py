@@ -1,11 +1,14 @@
-"""Stage 1: which frames of a video are looked at, and how they are warped. Table of contents.
+"""Stage 1: which frames of a video the model sees, and how they are warped.
 
-A sampler that goes by the video alone (`per_episode` False) has `__call__(videos [B, M, H, W, 3],
-train)` → {'frames': [B, L, H, W, 3]} and what else it has to say of its choice, per video. One that
-goes by the task (`per_episode` True) has `scan(videos, train)` → pytree with leading axis B, which
-evaluation keeps, and `sample_episode(support, query, train)` on leaves [way, shot, …] and [Q, …] →
-such a dict for the support and one for the query. A new sampler is one file and one line here: its
-fields become keys of config.model.sampler (fsar_jax.fields).
+`SAMPLERS` lists the choices. A sampler that looks at each video alone (`per_episode` False) has
+`__call__(videos [B, M, H, W, 3], train)`, which returns {'frames': [B, L, H, W, 3]} and any further
+outputs per video. A sampler that looks at the whole episode (`per_episode` True) has two methods:
+`scan(videos, train)` returns a pytree with leading axis B, which evaluation keeps;
+`sample_episode(support, query, train)` takes its leaves as [way, shot, …] and [Q, …], and returns a
+dict like the one above for the support and one for the queries.
+
+To add a sampler, write a file and add a line here. Its fields become keys of config.model.sampler
+(fsar_jax.fields).
 """
 
 import dataclasses
@@ -31,7 +34,7 @@ SAMPLERS: dict[str, type[Stage]] = {
 
 @dataclasses.dataclass(frozen=True)
 class SamplerChoice:
-    """config.model.sampler, but for what the samplers have as fields."""
+    """The settings of config.model.sampler that are not fields of a sampler."""
 
     name: str = setting(
         'uniform',

@@ -12,12 +12,12 @@ from fsar_jax.stage import Stage
 
 
 class MotionGuidedSampler(Stage):
-    """`frames` of the M frames of each video by their motion (Zhi et al. 2021, Sec. 3), as VIM
-    compares with (Table 11).
+    """Chooses `frames` of the M frames of each video by their motion (Zhi et al. 2021, Sec. 3), as
+    in the comparison of VIM (Table 11).
 
     Args:
-      frames: T, frames taken.
-      dense_frames: M, which the loader hands over.
+      frames: T, number of frames to choose.
+      dense_frames: M, number of frames that the loader reads.
       smoothing: μ, power of the motion; 0 samples uniformly, 1 follows the motion fully.
       at_test: False takes evenly spaced frames at test.
     """

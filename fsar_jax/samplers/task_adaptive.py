@@ -1,5 +1,5 @@
-"""VIM's sampler: it scans many small frames, chooses a few of them and amplifies where they are
-salient, as the task asks."""
+"""VIM's sampler: it scans many small frames, chooses a few of them and enlarges their salient
+parts, all depending on the task."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,8 +32,8 @@ class TaskAdaptiveSampler(Stage):
     weights w_s come from the support set (Eq. 12 to 14).
 
     `scan` is per video, `sample_episode` is for one episode; without adaptation `__call__` samples
-    each video by itself. A query is sampled by what the support asks for and by itself; it never
-    sees another query.
+    each video by itself. How a query is sampled depends on the support and on the query itself,
+    never on another query.
 
     variant='code': one linear layer encodes the task, with a log-variance; only w₂ is generated;
     the map is the plain channel mean of stages 2 to 4, without gradient; the sampler's gradient is
@@ -48,12 +48,11 @@ class TaskAdaptiveSampler(Stage):
       scan_network: frames float [N, s, s, 3] in [0, 1], train → an object with `stages` (f2, f3,
         f4), each [N, h, w, C], `last` [N, h, w, c] and `features` [N, c].
       frames: T.
-      dense_frames: M, which the loader hands over.
+      dense_frames: M, number of frames that the loader reads.
       scan_size: s; frames of another size are resized, bilinear with averaging when they shrink.
       temporal: choose frames; else they are evenly spaced among the M.
       spatial: 'amplify'; 'crop', a window around the centre of mass (Table 10); 'none'.
-      adaptive: generate weights from the support set; else they are learned ones, the same for
-        every task.
+      adaptive: generate the weights from the support set; False learns one set for all tasks.
       hidden: d, output width of W₁.
       task_dim: width of the task feature.
       sigma: σ of the smoothed choice: its first value while training, and what counts where the

@@ -1,4 +1,4 @@
-"""The sampler that takes the frames as the data loader hands them over."""
+"""The sampler that passes on the frames that the data loader has picked."""
 
 import jax
 

@@ -39,7 +39,7 @@ def with_training_classes(
     if classifier.classes is not None:
         raise ValueError(
             f'config.model.classifier.classes={classifier.classes}, but {config.data.dataset} '
-            f'train has {found} classes: leave it unset to take theirs'
+            f'train has {found} classes: leave it unset to use that number'
         )
     config = config.copy_and_resolve_references()
     config.model.classifier.classes = found

@@ -1,4 +1,4 @@
-"""The settings of a run, and what may change when it goes on or is evaluated."""
+"""The settings of a run, and which of them may change when it is resumed or evaluated."""
 
 import os
 import pathlib
@@ -21,12 +21,12 @@ from fsar_jax.training.checkpoint_files import CONFIG_FILE, saved_settings, step
 from fsar_jax.training.state import schedules
 from fsar_jax.training.workdir import METHOD, config_name, read_method
 
-# A run goes on with another value of these, because the parameters and the selection do not depend
-# on them.
+# These may change when a run is resumed, because the parameters and the selection do not depend on
+# them.
 MAY_CHANGE_ON_RESUME = keys_that_affect('cost', 'start', 'evaluation', 'list')
-# A checkpoint has the same results with another value of these, because its training is over.
+# These do not change the results of a checkpoint, because its training is over.
 SAME_RESULTS = keys_that_affect('cost', 'start', 'training', 'length')
-# May change where no schedule depends on it, see `check_resumable`.
+# May change if no schedule depends on it, see `check_resumable`.
 (NUM_STEPS,) = keys_that_affect('length')
 
 
@@ -63,8 +63,8 @@ def evaluation_config(
     method: str,
     preset: str = '',
 ) -> ml_collections.ConfigDict:
-    """The settings that `evaluate_only` evaluates the run in `workdir` with: those of the run. Only
-    what is given explicitly overrides them.
+    """The settings with which `evaluate_only` evaluates the run in `workdir`: those of the run.
+    Only explicit flags override them.
 
     Args:
       config: of the command line, as from configs/*.py with its flags.
@@ -92,7 +92,8 @@ def evaluation_config(
 def with_classes_of_run(
     config: ml_collections.ConfigDict, run: ml_collections.ConfigDict
 ) -> ml_collections.ConfigDict:
-    """The config with the number of training classes that the run counted, where it gives none."""
+    """The config; if it gives no number of training classes, with the number that the run
+    counted."""
     if config.model.classifier.classes is not None:
         return config
     config = config.copy_and_resolve_references()
@@ -149,8 +150,8 @@ def check_settings(
 
 
 def check_resumable(directory: str | os.PathLike[str], config: ml_collections.ConfigDict) -> None:
-    """Checks that a run can go on with these settings. Another train.num_steps lengthens a run, or
-    shortens it, if the steps that it has done would have been the same.
+    """Checks that a run can be resumed with these settings. train.num_steps may change if the steps
+    that the run has done would have been the same.
 
     directory: of the checkpoints of the run.
 

@@ -1,4 +1,4 @@
-"""Parts of a model that start from a file or from another run."""
+"""Starts parts of a model from a file or from another run."""
 
 import dataclasses
 import functools

@@ -63,13 +63,13 @@ def train_and_evaluate(
     method: str,
     preset: str = '',
 ) -> dict:
-    """Trains, or goes on training what `workdir` holds, selects a checkpoint on val and evaluates
-    it on config.eval.split once.
+    """Trains, or continues the run in `workdir`; selects a checkpoint on val; evaluates it on
+    config.eval.split once.
 
-    Killed at any moment and called again with the same arguments, it ends with the same parameters
-    (bit for bit on a CPU) and the same results.json: episodes and augmentation depend on (seed,
-    split, index) alone, and a checkpoint holds the rest. A finished run goes on to a larger
-    config.train.num_steps, where no schedule depends on that.
+    If it is killed at any moment and called again with the same arguments, it ends with the same
+    parameters (bit for bit on a CPU) and the same results.json: episodes and augmentation depend
+    only on (seed, split, index), and a checkpoint holds the rest. A finished run continues to a
+    larger config.train.num_steps if no schedule depends on it.
 
     Args:
       config: as from configs/*.py.
@@ -186,11 +186,10 @@ def evaluate_only(
     published: str | os.PathLike[str] | None = None,
     given: dict | None = None,
 ) -> dict:
-    """Evaluates on config.eval.split: the best checkpoint of `workdir`, or a PyTorch checkpoint
-    that the method's authors published.
+    """Evaluates the best checkpoint of `workdir`, or published weights, on config.eval.split.
 
-    results.json stays that of the run. Where `config` departs from the run in what can change a
-    number, or the weights are published ones, the results go to a file beside it whose name says
+    results.json stays that of the run. If `config` differs from the run in a way that can change a
+    number, or if the weights are published ones, the results go to another file, whose name says
     so.
 
     Args:
