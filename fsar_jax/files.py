@@ -1,4 +1,4 @@
-"""Paths that people give, and files that are whole or not there."""
+"""Reads paths from flags, and writes files completely or not at all."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def usable_cores() -> int:
-    """How many cores this process may run on. A job (Slurm, taskset) may have only some of the
-    machine's."""
+    """How many cores this process may use. A job (Slurm, taskset) may have only some of the cores
+    of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 

@@ -1,4 +1,4 @@
-"""One mesh over all devices: episodes (in evaluation videos, too) are sharded, parameters are
+"""One mesh over all devices: episodes (and videos in evaluation) are sharded, parameters are
 replicated.
 
 The same calls work for one device, for several, and for several processes that were started with

@@ -1,4 +1,4 @@
-"""What the processes of one run do together. With a single process, each of these is trivial."""
+"""What the processes of one run do together. With a single process, each function is trivial."""
 
 import json
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """A contact sheet of a dataset; `fsar_jax/contact_sheet.py` is the command.
 
-One row per class: its name, and the frames of one clip that a model sees, with the object's box
-where the record has it.
+Each row shows a class: its name and the frames of one clip that a model would see, with the box of
+the object if the record has one.
 """
 
 import io
@@ -23,8 +23,8 @@ BOX_COLOUR = (255, 255, 255)
 def contact_sheet(
     dataset: VideoDataset, length: int = 8, clip: int = 0, columns: int = 2, height: int = 64
 ) -> Image.Image:
-    """Draws clip number `clip` of each class, `length` frames at the test-time places, `height`
-    pixels high.
+    """Draws clip number `clip` of each class: the `length` frames that a test uses, `height` pixels
+    high.
 
     Args:
       dataset: an open split.

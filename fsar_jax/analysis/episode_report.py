@@ -1,9 +1,9 @@
-"""The sections 'misalignment' and 'selection' of results.json: what alignment and sampler do over
-the episodes of an evaluation.
+"""Computes the sections 'misalignment' and 'selection' of results.json: what alignment and sampler
+do in the episodes of an evaluation.
 
-config.eval.measured_episodes says over how many episodes. Where the records of a dataset say when
-and where the action happens (synthetic_actions), windows, offsets and chosen frames are also
-compared with that.
+config.eval.measured_episodes is the number of episodes. If the records of a dataset say when and
+where the action happens (synthetic_actions), windows, offsets and chosen frames are also compared
+with this truth.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
 """Measures of misalignment, on plain arrays: how misaligned two clips are, how much a method moves
 them, and how far that is from the truth.
 
-They are those of TA2N's supplement (start of the action; Eq. 10) and of VIM (Eq. 35), and overlap
-and correlation with the true window and offsets. `fsar_jax.analysis.episode_report` computes them
-over the episodes of an evaluation.
+The measures come from TA2N's supplement (start of the action; Eq. 10) and from VIM (Eq. 35);
+overlap and correlation compare with the true window and offsets. `fsar_jax.analysis.episode_report`
+computes them over the episodes of an evaluation.
 """
 
 from typing import cast

@@ -2,10 +2,10 @@
 
 Grain reads one episode (or one video) per element, in order: in threads of this process (JPEG
 decoding releases the interpreter lock), or in worker processes where config.data.num_workers asks
-for them. Neither changes a byte of the batches. `config.data.prefetch` batches are kept ready; at
-paper size (16 episodes of 45 videos at 224 px) a batch is 0.9 GB. Worker processes hand their
-episodes over in shared memory (shared_memory.py), of which they need a little more than twice as
-much.
+for them. Both give the same batches, byte for byte. `config.data.prefetch` batches are loaded
+ahead; at paper size (16 episodes of 45 videos at 224 px) a batch is 0.9 GB. Worker processes pass
+their episodes on in shared memory (shared_memory.py), which must be a little more than twice as
+large.
 
 Everything is uint8. The view of a training clip (frame jitter, then crop x, crop y, then flip, each
 only where the config has it; support before query) comes from the VIEWS stream of its episode and

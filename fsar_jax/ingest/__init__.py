@@ -1,4 +1,4 @@
-"""Writing: from video and frame files to records in shards. The builders in tfds_builders use it.
+"""Writes datasets: turns video and frame files into records in shards. tfds_builders uses it.
 
 Nothing here imports JAX.
 """

@@ -1,5 +1,5 @@
-"""The files of a run's checkpoints: what they say of themselves, and whether they are as they were
-written.
+"""Reads and checks the files of a run's checkpoints: are they as they were written, and what do
+they contain?
 
 `<directory>/<step>/` is a checkpoint: Orbax's files, and checksums.json, which holds the SHA-256 of
 each of them, of the state, and of itself. `<directory>/config.json` holds the settings of the run.

@@ -1,10 +1,10 @@
-"""Checkpoints of a run: saved in the background, the last few and the best kept, restored on any
+"""Saves checkpoints in the background, keeps the last few and the best, and restores them on any
 devices.
 
-A checkpoint is written under another name, sealed with the checksums of its files and of the state,
-and renamed when it is complete. So a process that is killed during a save leaves the earlier
-checkpoints as they were, and what is restored is what was saved; a damaged checkpoint is noticed,
-and an earlier one is used.
+A checkpoint is written under a temporary name, gets the checksums of its files and of the state,
+and is renamed when it is complete. So a process that is killed during a save leaves the earlier
+checkpoints intact. What is restored is checked against what was saved: if a checkpoint is damaged,
+an earlier one is used.
 """
 
 import contextlib
@@ -47,8 +47,8 @@ class Checkpoints:
     its step is saved again.
 
     Args:
-      directory: made when absent, unless `read_only`.
-      keep: the last `keep` checkpoints stay, and the best on 'val_accuracy' besides.
+      directory: created if it does not exist, unless `read_only`.
+      keep: number of latest checkpoints to keep, besides the best on 'val_accuracy'.
       config: written to config.json at the first save.
       read_only: for evaluation. Nothing is written or cleaned up, so this is safe beside a training
         run.

@@ -1,4 +1,4 @@
-"""How an evaluation differs from the one that results.json is of"""
+"""Finds how an evaluation differs from the one in results.json"""
 
 import hashlib
 import json

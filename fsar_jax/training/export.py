@@ -1,10 +1,10 @@
-"""A trained model in a file: NAME.safetensors, which `--weights` reads, and NAME.json beside it.
+"""Exports a trained model to NAME.safetensors, which `--weights` reads, with NAME.json beside it.
 
 The arrays keep their names ('params/backbone/conv1/kernel'), shapes and types, so that any library
-that reads safetensors can load them. The JSON says what a program in another framework must know:
+that reads safetensors can load them. The JSON tells a program in another framework all it needs:
 the whole config, how frames are chosen, resized, cropped and scaled, the layout of every kind of
-array, and where the weights come from. The same text lies in the header of the .safetensors file,
-so that one file is enough to evaluate.
+array, and where the weights come from. The header of the .safetensors file has the same text, so
+this file alone is enough to evaluate.
 """
 
 import contextlib

@@ -16,7 +16,7 @@ from fsar_jax.training.state import example_episode
 
 
 def check_logits(learner: FewShotLearner, variables: dict[str, Any], config: ConfigDict) -> None:
-    """Runs one query of noise against an episode of noise, in evaluation mode.
+    """Classifies one query of noise in an episode of noise, in evaluation mode.
 
     Args:
       learner, variables: as for `learner.apply`.

@@ -1,4 +1,4 @@
-"""What a run works on: its splits, its devices, and the lines about them in the printed plan."""
+"""Opens the splits of a run, fits it to its devices, and describes both for the printed plan."""
 
 import jax
 import ml_collections
@@ -10,7 +10,7 @@ from fsar_jax.data.frame_sampling import frames_read
 
 
 def open_split(config: ml_collections.ConfigDict, split: str, query: int) -> Videos:
-    """The clips of a split that are long enough.
+    """Opens a split, with the clips that are long enough.
 
     Args:
       query: how many query clips per class an episode takes.
@@ -27,8 +27,8 @@ def open_split(config: ml_collections.ConfigDict, split: str, query: int) -> Vid
 def with_training_classes(
     config: ml_collections.ConfigDict, train_set: Videos
 ) -> ml_collections.ConfigDict:
-    """The config with the number of training classes, where a classifier is trained
-    (model.classifier.weight) and the config does not say.
+    """The config with the number of training classes, if a classifier is trained
+    (model.classifier.weight) and the config leaves this number open.
 
     Raises:
       ValueError: it says another number than the dataset has.
@@ -47,11 +47,11 @@ def with_training_classes(
 
 
 def fit_accumulation(config: ml_collections.ConfigDict, devices: int) -> ml_collections.ConfigDict:
-    """The config with as many sequential parts per step as it asks for, or fewer, so that each part
-    has an episode for every device.
+    """The config with the number of sequential parts per step that it asks for, or fewer, so that
+    each part has an episode for every device.
 
-    The result of a step does not depend on it: 16 parts of one episode suit one GPU, 2 parts of 8
-    suit eight.
+    The result of a step does not depend on this number: 16 parts of one episode suit one GPU, and
+    2 parts of 8 episodes suit eight.
 
     Raises:
       ValueError: the episodes of a step do not divide over the devices.
@@ -98,7 +98,7 @@ def _devices(config, mesh) -> str:
 
 
 def _clips(config, dataset: Videos) -> str:
-    """How many clips and classes a split has, and what is missing of them."""
+    """How many clips and classes a split has, and how many are missing."""
     length, read = config.episode.frames, frames_read(config)
     present = videos_present(dataset)
     text = f'{config.data.dataset}: {len(np.unique(dataset.labels))} classes, {len(dataset)} clips'

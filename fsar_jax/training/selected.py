@@ -1,4 +1,4 @@
-"""Which checkpoint of a run counts."""
+"""Selects the checkpoint of a run that is evaluated."""
 
 import os
 import pathlib
@@ -16,7 +16,7 @@ from fsar_jax.training.state import TrainState, create_train_state
 
 
 class Selected(NamedTuple):
-    """The checkpoint that counts.
+    """The checkpoint that is evaluated.
 
     Attributes:
       state: on the devices.

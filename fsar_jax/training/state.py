@@ -21,8 +21,8 @@ from fsar_jax.training.losses import episode_loss
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a checkpoint holds; the data position is `step`, because episode i depends on (seed,
-    split, i) alone."""
+    """All that a checkpoint holds. `step` is also the position in the data, because episode i
+    depends only on (seed, split, i)."""
 
     step: jax.Array
     params: dict

@@ -1,4 +1,4 @@
-"""A workdir: who holds it, and the notes in it that say what its run is of."""
+"""Locks a workdir, and keeps notes in it of the method and the videos of its run."""
 
 import contextlib
 import json
@@ -19,10 +19,10 @@ TRAINED_ON, TESTED_ON, METHOD = 'trained_on.json', 'tested_on.json', 'method.txt
 
 @contextlib.contextmanager
 def lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
-    """Makes the workdir and holds it for the block.
+    """Creates the workdir if necessary, and locks it for the block.
 
     Raises:
-      ValueError: another run holds it. The two would overwrite each other.
+      ValueError: another run has locked it. The two would overwrite each other.
     """
     if jax.process_index():
         yield
@@ -53,10 +53,10 @@ def make_workdir(workdir: str | os.PathLike[str]) -> None:
 
 
 def note_videos(workdir: pathlib.Path, start: int, datasets: list[Videos]) -> None:
-    """Writes which videos a run learns from and is selected on, for its results.
+    """Notes which videos a run is trained and selected on, for its results.
 
     Args:
-      start: the step that the run goes on from.
+      start: the step from which the run continues.
 
     Raises:
       ValueError: it began with other videos.
