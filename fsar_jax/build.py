@@ -338,7 +338,7 @@ def _build(args, builder, slice_, directory, built) -> pathlib.Path:
             count = builder.write_shards(mine, unfinished, args.overwrite)
             print(
                 f'slice {args.shards} of {args.dataset}: {count} shards built, {len(mine) - count} '
-                f'were there, {len(shards)} in all slices; when all are built, give the command '
+                f'were there, {len(shards)} in all slices; when all are built, run the command '
                 'with --finish'
             )
             return unfinished

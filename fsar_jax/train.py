@@ -140,7 +140,7 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
         'mode',
         'train',
         ['train', 'evaluate'],
-        'train (the default) trains, then evaluates on test once; evaluate only evaluates.',
+        "'train' (the default) trains, then evaluates on test once; 'evaluate' only evaluates.",
         flag_values=values,
     )
     flags.DEFINE_string(

@@ -26,7 +26,7 @@ class Clips:
         if episode.image_size > data.resize:
             raise ValueError(
                 f'config.episode.image_size={episode.image_size} is larger than the short side of '
-                f'the frames, config.data.resize={data.resize}: lower the one or raise the other'
+                f'the frames, config.data.resize={data.resize}: lower the first or raise the second'
             )
         if data.crop not in ('random', 'centre'):
             raise ValueError(f"config.data.crop={data.crop!r} is not one of 'random', 'centre'")

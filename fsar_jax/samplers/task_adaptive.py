@@ -165,7 +165,7 @@ class TaskAdaptiveSampler(Stage):
         if not constant and self.sigma_end > self.sigma:
             raise ValueError(
                 f'config.model.sampler.sigma_end={self.sigma_end} must be at most '
-                f'config.model.sampler.sigma={self.sigma}: the noise is to fall'
+                f'config.model.sampler.sigma={self.sigma}: the noise must not grow'
             )
         key, least = ('sigma', self.sigma) if constant else ('sigma_end', self.sigma_end)
         draws = self.temporal and self.sigma > 0  # at 0 throughout: no gradient

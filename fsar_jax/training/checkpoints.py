@@ -373,7 +373,7 @@ class Checkpoints:
             raise OSError(
                 f'the checkpoint of step {step} cannot be written to '
                 f'{printable(self.directory, 1000)} ({files.reason(error)}); '
-                f'{kept}: fix that and give the same command again'
+                f'{kept}: fix that and run the same command again'
             ) from error
 
     def _write_config(self):

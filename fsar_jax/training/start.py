@@ -66,9 +66,9 @@ def note_random_starts(config: ConfigDict, params: ArrayTree) -> None:
         published = getattr(start.network, 'published_start', '')
         if not start.path and published:
             print_once(
-                f'note: the {start.name} starts from random weights, in the published runs from '
-                f'{published}: set --config.{start.setting} to a torchvision .pth or .safetensors '
-                'file'
+                f'note: the {start.name} starts from random weights, but published runs start it '
+                f'from {published}: set --config.{start.setting} to a torchvision .pth or '
+                '.safetensors file'
             )
 
 
