@@ -212,7 +212,7 @@ class FewShotLearner(nn.Module):
     def feature_maps(self, videos: jax.Array, train: bool = False) -> jax.Array:
         """The backbone: videos [B, L, H, W, 3] → maps [B, L, h, w, C]."""
         videos = frames_as_floats(videos)
-        if getattr(self.backbone, 'takes_clips', False):
+        if self.backbone.takes_clips:
             return self.backbone(videos, train)
         maps = self.backbone(videos.reshape(-1, *videos.shape[2:]), train)
         return maps.reshape(*videos.shape[:2], *maps.shape[1:])

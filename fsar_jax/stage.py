@@ -46,6 +46,7 @@ class Stage(nn.Module):
 
     # Whether a sampler or a backbone takes feature maps [..., h, w, C] in place of frames.
     takes_maps = False
+    takes_clips = False  # whether a backbone takes clips [B, L, H, W, 3] in place of frames
     published_start = ''  # pretrained weights that the authors start from; '' for random weights
 
     def check(self, frames: int | None = None) -> None:
