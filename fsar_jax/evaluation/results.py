@@ -75,8 +75,12 @@ def file_name(results: dict, changed: dict) -> str:
     name = re.sub(r'[^\w.,=+-]', '-', suffix, flags=re.ASCII)
     if len(name) > 140:
         name = f'{name[:130]}-{hashlib.sha256(suffix.encode()).hexdigest()[:8]}'
-    stem = 'results' if results['split'] == 'test' else f"results_{results['split']}"
-    return f'{stem}{name}.json'
+    return f"{file_stem(results['split'])}{name}.json"
+
+
+def file_stem(split: str) -> str:
+    """'results' for the test split, 'results_val' for val."""
+    return 'results' if split == 'test' else f'results_{split}'
 
 
 def _short(key: str, keys) -> str:

@@ -12,6 +12,7 @@ from fsar_jax.config import SETTINGS, keys_that_affect, settings_by_key
 from fsar_jax.data.dataset import Videos, content_hash, videos_present
 from fsar_jax.data.episodes import episodes_hash
 from fsar_jax.evaluation.evaluate import episodes_of
+from fsar_jax.evaluation.results import file_stem
 from fsar_jax.files import read_json
 from fsar_jax.training.run_settings import SAME_RESULTS, changed_settings
 from fsar_jax.training.workdir import TESTED_ON, TRAINED_ON, read_note
@@ -62,9 +63,7 @@ def departures(
 def seems_the_same(workdir: pathlib.Path, dataset: Videos) -> bool:
     """Whether the run's results may be of this dataset: False where they say that they are of other
     videos or records."""
-    path = workdir / (
-        'results.json' if dataset.split == 'test' else f'results_{dataset.split}.json'
-    )
+    path = workdir / f'{file_stem(dataset.split)}.json'
     if not path.exists():
         return True
     found = read_json(path, 'remove it and evaluate again')
