@@ -47,9 +47,9 @@ class Start(NamedTuple):
 
 def starts_of(config: ConfigDict, params: ArrayTree) -> list[Start]:
     """The parts of a model with these parameters that can start from a file or a run."""
-    starts = []
+    starts, learner = [], create_learner(config.model)
     for part, key in (*samplers.STARTS.items(), *backbones.STARTS.items()):
-        network: Any = create_learner(config.model)
+        network: Any = learner
         for name in part:
             network = getattr(network, name, None)
         section = part[0]
