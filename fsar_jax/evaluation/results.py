@@ -71,7 +71,7 @@ def file_name(results: dict, changed: dict) -> str:
         if key == 'eval.episodes_file' and value:
             value = f"{pathlib.Path(value).stem}-{results['episodes_hash'][:8]}"
         if key != 'eval.split':
-            suffix += f'.{_short(key, keys)}={value}'
+            suffix += f'.{short_key(key, keys)}={value}'
     name = re.sub(r'[^\w.,=+-]', '-', suffix, flags=re.ASCII)
     if len(name) > 140:
         name = f'{name[:130]}-{hashlib.sha256(suffix.encode()).hexdigest()[:8]}'
@@ -83,7 +83,7 @@ def file_stem(split: str) -> str:
     return 'results' if split == 'test' else f'results_{split}'
 
 
-def _short(key: str, keys) -> str:
+def short_key(key: str, keys) -> str:
     """The last part of a key, or as many as tell it from the other keys: 'shot', but
     'eval.query'."""
     parts = key.split('.')
