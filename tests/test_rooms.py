@@ -13,6 +13,7 @@ ROWS = (
     # commands
     '__main__ build compare contact_sheet export settings table train verify',
     # rooms
+    'recognition',
     'training',
     'analysis evaluation',
     'tfds_builders',

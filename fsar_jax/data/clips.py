@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -57,21 +59,29 @@ class Clips:
           OSError, ValueError: the record cannot be read, or a frame cannot be decoded.
         """
         dataset = self.dataset
-        record = dataset.read(int(position))
+        record, num_frames = dataset.read(int(position)), int(dataset.num_frames[position])
         try:
-            return self._view(record['frames'], int(dataset.num_frames[position]), out, rng)
+            if len(record['frames']) != num_frames:
+                raise ValueError(
+                    f'its record holds {len(record["frames"])} frames, the metadata says '
+                    f'{num_frames}: {dataset.advice}'
+                )
+            return self.view(record['frames'], num_frames, out, rng)
         except ValueError as error:
             name = printable(dataset.video_ids[position])
             raise ValueError(
                 f"video '{name}' of {dataset.name} {dataset.split}: {error}"
             ) from error
 
-    def _view(self, stored, num_frames, out, rng):
-        if len(stored) != num_frames:
-            raise ValueError(
-                f'its record holds {len(stored)} frames, the metadata says {num_frames}: '
-                f'{self.dataset.advice}'
-            )
+    def view(
+        self,
+        stored: Sequence[bytes] | Mapping[int, bytes],
+        num_frames: int,
+        out: np.ndarray,
+        rng: np.random.Generator | None = None,
+    ) -> bool:
+        """As `read`, of a clip whose stored frames are given as JPEG bytes: all `num_frames` of
+        them, or at least those that `frame_indices` takes, by their index."""
         indices = frame_indices(num_frames, self.length, self.rule, rng)
         for t, index in enumerate(indices):
             if t and index == indices[t - 1]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import os
 import pathlib
 import stat
@@ -163,6 +164,7 @@ def read_video(
     min_frames: int = 1,
     convert: Callable[[np.ndarray], Any] | None = None,
     square_pixels: bool = True,
+    keep: Callable[[int], np.ndarray] | None = None,
 ) -> Video:
     """Decodes a whole file and keeps at most `max_frames` evenly spaced frames (0: all), as a
     player shows them.
@@ -180,18 +182,21 @@ def read_video(
         encode), so that no more than one full-size frame is held at a time.
       square_pixels: stretch the width of frames whose pixels are not square, before they are
         turned: 128x96 with pixels of 4:3 becomes 171x96. False keeps them as coded.
+      keep: number of frames of the file → indices of those to keep, int32, ascending; in the place
+        of `max_frames`.
 
     Raises:
       VideoError: with one of REASONS.
       ValueError: PyAV is too old.
     """
     decoder_generation()
+    keep = keep or functools.partial(kept_frames, max_frames=max_frames)
     path = pathlib.Path(os.path.abspath(path))  # FFmpeg takes 'data:x.mp4' for an address
     end = _check_file(path)
     file = _count(path, end)
     # Only decoding tells how many frames there are. The number of packets is nearly always the
     # same; where it is not, and other frames should have been kept, the file is decoded again.
-    wanted = kept_frames(file.packets, max_frames)
+    wanted = keep(file.packets)
     video, kept, sizes = _decode(path, file.stream, wanted, convert, square_pixels)
     # Packets count too: an edit list hides frames that the file holds.
     found = max(video.source_frames, file.packets)
@@ -212,7 +217,7 @@ def read_video(
         raise VideoError(
             'too short', f'{video.source_frames} frames, at least {min_frames} are needed'
         )
-    frame_index = kept_frames(video.source_frames, max_frames)
+    frame_index = keep(video.source_frames)
     if not set(frame_index.tolist()) <= kept.keys():
         video, kept, sizes = _decode(path, file.stream, frame_index, convert, square_pixels)
     if len(sizes) > 1:

