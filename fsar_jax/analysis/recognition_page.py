@@ -220,7 +220,9 @@ def timeline(clip: str, seconds: float, segments: Sequence[Segment]) -> str:
     """
     names = list(dict.fromkeys(segment.label for segment in segments if segment.label is not None))
     # Neighbours in the list get hues far apart.
-    colour = {name: f'hsl({i * 137.5 % 360:.0f} 55% 50%)' for i, name in enumerate(names)}
+    colour: dict[str | None, str] = {
+        name: f'hsl({i * 137.5 % 360:.0f} 55% 50%)' for i, name in enumerate(names)
+    }
     scale = 1000 / max(seconds, 1e-9)
     drawing, rows = [], []
     for segment in segments:
