@@ -48,6 +48,7 @@ class Stage(nn.Module):
     takes_maps = False
     takes_clips = False  # whether a backbone takes clips [B, L, H, W, 3] in place of frames
     published_start = ''  # pretrained weights that the authors start from; '' for random weights
+    batch_norm_momentum = 0.9  # of its running statistics (fsar_jax/backbones/batch_norm.py)
 
     def check(self, frames: int | None = None) -> None:
         """Raises a one-line ValueError if settings of this stage do not fit each other, or do not

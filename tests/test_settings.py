@@ -22,6 +22,8 @@ from fsar_jax.stages import chosen
 from fsar_jax.training import run_settings
 
 OLDER = REPOSITORY / 'tests/fixtures/config_of_an_older_run.json'
+# Fields of a network that the library may set.
+OF_NETWORKS = ('blocks', 'width', 'width_multiplier', 'depth_multiplier')
 STAGES = {
     f'{section}.{choice}': module
     for section, part in SECTIONS.items()
@@ -136,7 +138,7 @@ def test_a_field_that_is_filled_from_elsewhere_has_the_default_of_its_setting():
             if 'setting' not in field.metadata and field.name not in fixed and field.init:
                 if field.name in elsewhere:
                     assert field.default == SETTINGS[elsewhere[field.name]].default, (name, field)
-                elif field.name not in ('blocks', 'width'):  # of a network, for the library
+                elif field.name not in OF_NETWORKS:
                     assert field.default == built[field.name], (name, field)
                 met.add(field.name)
     assert met >= elsewhere.keys()

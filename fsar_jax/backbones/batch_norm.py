@@ -6,12 +6,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-EPSILON = 1e-5
-MOMENTUM = 0.9  # share of the old running value; torch calls the other share, 0.1, its momentum
+from fsar_jax.stage import Stage
 
 
 class BatchNorm(nn.Module):
-    """y = (x − μ) / √(v + 1e-5) · scale + bias per channel (Ioffe and Szegedy 2015), as torch
+    """y = (x − μ) / √(v + ε) · scale + bias per channel (Ioffe and Szegedy 2015), as torch
     computes it.
 
     In training μ and v come from the batch: v is biased in the normalisation and unbiased in the
@@ -27,6 +26,9 @@ class BatchNorm(nn.Module):
         from the first chunk only: what torch.nn.DataParallel does on g GPUs. The batch must be a
         multiple of g.
       frozen: use the running values in training too, and leave them as they are.
+      epsilon: ε.
+      momentum: the share of the old running value, above 0.9; what torch calls its momentum is the
+        other share. A stage with another one says so in `Stage.batch_norm_momentum`.
       dtype: of the output. Parameters, statistics and the normalisation itself are float32.
 
     Input x [B, ..., C], output [B, ..., C]. Collection 'batch_stats': mean, var, float32 [C].
@@ -34,6 +36,8 @@ class BatchNorm(nn.Module):
 
     groups: int = 1
     frozen: bool = False
+    epsilon: float = 1e-5
+    momentum: float = Stage.batch_norm_momentum
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -45,9 +49,9 @@ class BatchNorm(nn.Module):
         running_var = self.variable('batch_stats', 'var', jnp.ones, (channels,), jnp.float32)
 
         if self.frozen or not train:
-            return _normalize(x, running_mean.value, running_var.value, scale, bias).astype(
-                self.dtype
-            )
+            return _normalize(
+                x, running_mean.value, running_var.value, scale, bias, self.epsilon
+            ).astype(self.dtype)
 
         if x.shape[0] % self.groups:
             raise ValueError(
@@ -60,7 +64,8 @@ class BatchNorm(nn.Module):
         axes = tuple(range(1, chunks.ndim - 1))
         mean = chunks.mean(axes, keepdims=True)
         var = jnp.square(chunks - mean).mean(axes, keepdims=True)
-        y = _normalize(chunks, mean, var, scale, bias).reshape(x.shape).astype(self.dtype)
+        y = _normalize(chunks, mean, var, scale, bias, self.epsilon)
+        y = y.reshape(x.shape).astype(self.dtype)
 
         if not self.is_initializing() and self.is_mutable_collection('batch_stats'):
             count = chunks[0].size // channels
@@ -73,10 +78,11 @@ class BatchNorm(nn.Module):
                 jax.lax.stop_gradient(s[0].reshape(channels)) for s in (mean, var)
             )
             unbiased = batch_var * (count / (count - 1))
-            running_mean.value = MOMENTUM * running_mean.value + (1 - MOMENTUM) * batch_mean
-            running_var.value = MOMENTUM * running_var.value + (1 - MOMENTUM) * unbiased
+            old, new = self.momentum, 1 - self.momentum
+            running_mean.value = old * running_mean.value + new * batch_mean
+            running_var.value = old * running_var.value + new * unbiased
         return y
 
 
-def _normalize(x, mean, var, scale, bias):
-    return (x.astype(jnp.float32) - mean) * (jax.lax.rsqrt(var + EPSILON) * scale) + bias
+def _normalize(x, mean, var, scale, bias, epsilon):
+    return (x.astype(jnp.float32) - mean) * (jax.lax.rsqrt(var + epsilon) * scale) + bias

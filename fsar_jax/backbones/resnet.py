@@ -17,23 +17,24 @@ from fsar_jax.stage import Stage
 # channels).
 KAIMING_FAN_OUT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+# Mean and deviation of pixels in 0 … 1, of all channels or of each.
+SCALINGS: dict[str, tuple] = {
+    'unit': (0.0, 1.0),
+    'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # of torchvision's weights
+    'grey': (0.45, 0.225),  # of the released code of HyRSM and OTAM
+    'efficientnet_lite': (127 / 255, 128 / 255),  # (x − 127) / 128 of 0 … 255
+}
 
 
 def normalize_frames(frames: jax.Array, how: str) -> jax.Array:
-    """Frames [B, …, H, W, 3] in [0, 1]: 'unit' leaves them, 'imagenet' standardises by ImageNet's
-    mean and deviation.
-
-    'grey' is (x − 0.45) / 0.225 for every channel, as the released code of HyRSM and OTAM has it.
-    """
+    """Frames [B, …, H, W, 3] in [0, 1] → (x − mean) / deviation, by SCALINGS; 'unit' leaves
+    them."""
+    mean, std = SCALINGS[how]
     if how == 'unit':
         return frames
-    if how == 'grey':
-        return (frames - 0.45) / 0.225
-    return (frames - jnp.asarray(IMAGENET_MEAN, jnp.float32)) / jnp.asarray(
-        IMAGENET_STD, jnp.float32
-    )
+    if isinstance(mean, float):
+        return (frames - mean) / std
+    return (frames - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
 def conv(
@@ -154,7 +155,7 @@ class FrameNetwork(Stage):
 
     Args:
       batch_norm_groups, frozen: of every BatchNorm.
-      normalize: 'unit', 'imagenet' or 'grey', applied to the input.
+      normalize: key of SCALINGS, applied to the input.
       remat: recompute residual blocks in the backward pass.
       dtype: compute dtype; parameters are float32.
     """
@@ -174,11 +175,11 @@ class FrameNetwork(Stage):
     normalize: str = setting(
         'unit',
         kw_only=True,
-        choices=('unit', 'imagenet', 'grey'),
+        choices=tuple(SCALINGS),
         affects='model',
         factor='N',
-        help='input scaling after / 255: none, by mean and std of ImageNet, or by mean 0.45 and '
-        'std 0.225',
+        help='input scaling after / 255: none, by mean and std of ImageNet, by mean 0.45 and std '
+        '0.225, or to (x - 127) / 128 of 0 … 255',
     )
     remat: bool = setting(
         False,
@@ -190,11 +191,7 @@ class FrameNetwork(Stage):
 
     def input_scaling(self) -> dict:
         """{'name', 'mean', 'std'}: a pixel x of 0 … 1 becomes (x − mean) / std, per channel."""
-        mean, std = {
-            'unit': ((0.0,) * 3, (1.0,) * 3),
-            'imagenet': (IMAGENET_MEAN, IMAGENET_STD),
-            'grey': ((0.45,) * 3, (0.225,) * 3),
-        }[self.normalize]
+        mean, std = (x if isinstance(x, tuple) else (x,) * 3 for x in SCALINGS[self.normalize])
         return {'name': self.normalize, 'mean': mean, 'std': std}
 
     @property

@@ -51,12 +51,13 @@ class SamplerChoice:
     scan_weights: Path | None = setting(
         None,
         affects='start',
-        help='pretrained weights of the scan network: the same kinds of file as backbone.weights',
+        help='pretrained weights of the scan network: a .pth or .safetensors file of torchvision, '
+        'or the workdir of a run',
     )
 
 
-# {part of the learner: key of this section that names what it starts from}
-STARTS: dict[tuple[str, ...], str] = {('sampler', 'scan_network'): 'scan_weights'}
+# {part of the learner: keys of this section that name what it starts from, and the network}
+STARTS = {('sampler', 'scan_network'): ('scan_weights', 'scan_network')}
 
 
 def chosen(model: ConfigDict) -> dict:

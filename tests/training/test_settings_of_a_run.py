@@ -28,6 +28,8 @@ COST = {
 }
 # Read once, when a run begins.
 START = {'model.backbone.weights', 'model.sampler.scan_weights'}
+# Of training alone.
+TRAINING = {*(key for key in SETTINGS if key.startswith('train.')), 'model.backbone.drop_connect'}
 # Of the look at test, on which neither the parameters nor the selection depend.
 TEST = {'eval.split', 'eval.num_episodes', 'eval.episodes_file', 'eval.measured_episodes'}
 # What an evaluation may take otherwise than the run, because the classifier stays the same one.
@@ -35,7 +37,7 @@ EVALUATION = {
     *COST,
     *START,
     *TEST,
-    *(key for key in SETTINGS if key.startswith('train.')),
+    *TRAINING,
     'seed',
     'episode.way',
     'episode.shot',
@@ -51,12 +53,7 @@ EVALUATION = {
     'eval.val_episodes',
 }
 # Of these, what changes no result of a finished checkpoint, and so no name of its results file.
-SAME_RESULTS = {
-    *COST,
-    *START,
-    *(key for key in SETTINGS if key.startswith('train.')),
-    'eval.val_episodes',
-}
+SAME_RESULTS = {*COST, *START, *TRAINING, 'eval.val_episodes'}
 
 
 def another(key, now):
