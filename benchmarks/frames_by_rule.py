@@ -32,10 +32,10 @@ def rules(length, dense=20):
     frames, in order}."""
     between = lambda first, last, count: np.rint(np.linspace(first, last, count)).astype(int)
     half = length // 2
-    fixed = lambda chosen: lambda n, start, end: frame_indices(n, dense)[chosen]
+    fixed = lambda chosen: lambda n, start, end: frame_indices(n, dense, 'trx')[chosen]
     late = 3 * length // 8
     return {
-        'evenly over the clip': lambda n, start, end: frame_indices(n, length),
+        'evenly over the clip': lambda n, start, end: frame_indices(n, length, 'trx'),
         'evenly inside the action': lambda n, start, end: between(start, end, length),
         'from 2 before it to 2 after it': lambda n, start, end: between(
             max(start - 2, 0), min(end + 2, n - 1), length

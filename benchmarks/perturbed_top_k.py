@@ -22,7 +22,9 @@ VIDEOS, DENSE, FRAMES, SIGMA = 50, 20, 8, 0.1
 
 
 def ours(samples, chunk):
-    return lambda key, scores, sigma: perturbed_top_k(key, scores, FRAMES, sigma, samples, chunk)
+    return lambda key, scores, sigma: perturbed_top_k(
+        key, scores, FRAMES, sigma, samples, chunk, 'paper'
+    )
 
 
 def by_optax(samples):

@@ -14,9 +14,9 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from fsar_jax import samplers
 from fsar_jax.data import loader
 from fsar_jax.data.dataset import open_dataset
+from fsar_jax.stages import build_stages, frames_read
 
 DATA = flags.DEFINE_string('dir', 'data', 'Where datasets are kept.')
 SEEDS = flags.DEFINE_integer('seeds', 4, 'Initialisations: seeds 0, 1, ...')
@@ -44,10 +44,10 @@ def main(_):
     config.data.dir = DATA.value
     dataset = loader.usable(open_dataset(config.data.dataset, DATA.value, 'test'), config)
     positions = np.linspace(0, len(dataset) - 1, CLIPS.value).astype(int)
-    batches = loader.video_batches(dataset, config, positions, len(positions))
+    batches = loader.video_batches(dataset, config, positions, len(positions), frames_read(config))
     clips = np.asarray(next(iter(batches)))
     batches.close()
-    sampler = samplers.create(config.model)
+    sampler = build_stages(config.model)['sampler']
     print(f'{len(clips)} clips of {config.data.dataset}, {clips.shape[1]} frames each')
     print(f"{'seed':>4} {'different choices':>18}   commonest (share of the clips)")
     for seed in range(SEEDS.value):

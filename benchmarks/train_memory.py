@@ -13,7 +13,7 @@ import jax
 from absl import app, flags, logging
 
 from fsar_jax import create_learner
-from fsar_jax.data.frame_sampling import frames_read
+from fsar_jax.stages import frames_read
 from fsar_jax.training.losses import episode_loss
 from fsar_jax.training.state import create_train_state
 

@@ -18,8 +18,8 @@ from absl import app, flags, logging
 from unrolled import loops_unrolled
 
 from fsar_jax import create_learner
-from fsar_jax.data.frame_sampling import frames_read
 from fsar_jax.mesh import episode_mesh, replicate, shard
+from fsar_jax.stages import frames_read
 from fsar_jax.training.inputs import fit_accumulation
 from fsar_jax.training.state import create_train_state, make_train_step
 

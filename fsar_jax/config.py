@@ -24,7 +24,7 @@ from fsar_jax.fields import Path, Setting, check_section, has_field, setting, se
 from fsar_jax.files import local_path
 from fsar_jax.recipe import PRESETS as PRESETS  # what files like those in configs/ import
 from fsar_jax.recipe import published_recipe as published_recipe
-from fsar_jax.stage import VARIANTS, Stage
+from fsar_jax.stage import VARIANTS
 from fsar_jax.stages import build_stages
 
 
@@ -236,6 +236,7 @@ class Eval:
         'test',
         choices=('train', 'val', 'test'),
         affects='evaluation',
+        names_file=True,
         help='split to evaluate at the end of training or with --mode=evaluate',
     )
     seed: int = setting(
@@ -408,10 +409,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
       ValueError: one line that names the key, what is wrong with its value and what it may be.
     """
     check_values(config)
-    stages = build_stages(config.model)
-    for stage in filter(None, stages.values()):
+    for stage in filter(None, build_stages(config.model).values()):
         stage.check(config.episode.frames)
-    check_shapes(config, stages['backbone'])
+    check_shapes(config)
     check_training(config.train)
 
 
@@ -430,13 +430,8 @@ def check_values(config: ml_collections.ConfigDict, inside: str = '') -> None:
             check_section(known, part.settings(), section)
 
 
-def check_shapes(config: ml_collections.ConfigDict, backbone: Stage) -> None:
-    """Raises ValueError if frames, image sizes and backbone do not fit each other."""
-    if backbone.takes_maps:
-        raise ValueError(
-            f"config.model.backbone.name='{config.model.backbone.name}' is for the library "
-            '(create_learner on stored feature maps): main.py reads frames, choose a backbone'
-        )
+def check_shapes(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError if the sizes of frames and crop do not fit each other."""
     if config.episode.image_size > config.data.resize:
         raise ValueError(
             f'config.episode.image_size={config.episode.image_size} cannot be cropped from a short '
@@ -485,7 +480,7 @@ def resolve_paths(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
 
 
 def setting_of(config: ml_collections.ConfigDict, key: str, absent: Any = None) -> Any:
-    """The value of a key such as 'model.matcher.dim'; '' stands for the whole config. Returns
+    """The value of a key such as 'episode.shot'; '' stands for the whole config. Returns
     `absent` if the config has no such key."""
     for part in filter(None, key.split('.')):
         if part not in config:
@@ -505,7 +500,7 @@ def flatten(tree: dict, prefix: str = '') -> dict:
 
 
 def settings_by_key(config: ml_collections.ConfigDict) -> dict:
-    """{'model.matcher.dim': 128, …} for every key, with values as in JSON."""
+    """{'episode.shot': 1, …} for every key, with values as in JSON."""
     return flatten(json.loads(config.to_json()))
 
 

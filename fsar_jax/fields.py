@@ -50,6 +50,10 @@ class Setting:
       same_as: key of another setting that always has the same value, whichever of them is set.
       unless: key of another setting; while that has a value, an evaluation ignores this one.
       factor: the letter under which docs/paper_vs_code.md discusses the setting, or ''.
+      starts: for `affects='start'`, the part of the learner that starts from this file or run:
+        'sampler.scan_network'.
+      names_file: whether the name of a results file begins with the value, and so does not repeat
+        it.
       formerly: key that had this meaning in runs from before this setting existed.
       why: reason that ends the error message about a value outside the range.
       help: what the setting is.
@@ -68,6 +72,8 @@ class Setting:
     same_as: str = ''
     unless: str = ''
     factor: str = ''
+    starts: str = ''
+    names_file: bool = False
     formerly: str = ''
     why: str = ''
     help: str = ''

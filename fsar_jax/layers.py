@@ -117,19 +117,6 @@ def combine_cardinalities(
     )
 
 
-def check_cardinalities(omega: tuple[int, ...], frames: int | None = None) -> None:
-    """ValueError, one line, where Ω does not suit clips of `frames` frames (None: of any clip)."""
-    distinct = len(set(omega)) == len(omega) > 0 and min(omega) >= 1
-    if not distinct or frames is not None and max(omega) > frames:
-        span = (
-            'at least 1' if frames is None else f'lie between 1 and config.episode.frames={frames}'
-        )
-        raise ValueError(
-            f'config.model.matcher.cardinalities={omega} must be distinct and {span}, and there '
-            'must be one'
-        )
-
-
 def frame_tuples(length: int, cardinality: int) -> np.ndarray:
     """All increasing frame index lists in lexicographic order: int32 [T, cardinality], T =
     C(length, cardinality) (TRX, Π_ω)."""
@@ -160,11 +147,10 @@ class TupleLinear(nn.Module):
         length, dim = frames.shape[-2:]
         if length < self.cardinality:
             raise ValueError(
-                f'config.model.matcher.cardinalities asks for {self.cardinality} time steps in '
-                'order, but the backbone leaves '
-                f'{length} of a clip: raise config.episode.frames (resnet3d50 has one time step '
-                'for 16 frames), lower the '
-                'cardinalities, or choose another config.model.backbone.name'
+                f'tuples of {self.cardinality} frames need as many time steps, but the backbone '
+                f'leaves {length} of a clip: raise config.episode.frames (a backbone over clips '
+                'may leave one time step of 16 frames), or choose shorter tuples or another '
+                'backbone'
             )
         start = torch_start(self.cardinality * dim)
         kernel = self.param('kernel', start, (self.cardinality * dim, self.features), jnp.float32)

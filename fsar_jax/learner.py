@@ -12,11 +12,13 @@ from ml_collections import ConfigDict
 
 from fsar_jax.config import check_values
 from fsar_jax.enrichment import VideoFeatures, adaptive_max_pool
+from fsar_jax.fields import build
 from fsar_jax.layers import computed, frames_as_floats
 from fsar_jax.matchers.matcher import Matcher
+from fsar_jax.matchers.query_similarity import QueryClassSimilarity
 from fsar_jax.samplers import SAMPLERS
 from fsar_jax.stage import KINDS, ArrayTree, Loss, Stage
-from fsar_jax.stages import build_stages
+from fsar_jax.stages import build_stages, choice, shared_values
 
 
 @flax.struct.dataclass
@@ -46,20 +48,22 @@ class FewShotLearner(nn.Module):
     the choice of frames. The other stages are the same in both cases.
 
     Attributes:
+      patches: P; a map is pooled to P × P patches before patch enrichment.
       joint_batch: embed support and query in one pass, so that batch norm sees them together;
         False embeds them separately, as published.
-      patches: P; a map is pooled to P × P patches before patch enrichment.
+      frozen: no training step changes the running statistics of batch norm.
     """
 
     sampler: Stage
     backbone: Stage
     matcher: Matcher
+    patches: int
+    joint_batch: bool
+    frozen: bool
     temporal_transform: Stage | None = None
     patch_enrichment: Stage | None = None
     frame_enrichment: Stage | None = None
-    query_similarity: Stage | None = None
-    joint_batch: bool = False
-    patches: int = 4
+    query_similarity: QueryClassSimilarity | None = None
 
     def __call__(self, support: jax.Array, query: jax.Array, train: bool = False) -> Prediction:
         """One episode, from pixels to logits.
@@ -123,7 +127,7 @@ class FewShotLearner(nn.Module):
                 support['query_similarity'], query['query_similarity'], train
             )
             auxiliary['query_similarity'] = similarity
-            logits = logits + self.query_similarity.weight * similarity
+            logits = self.query_similarity.decide(logits, similarity)
         if self.temporal_transform is not None:
             auxiliary['support_window'], auxiliary['query_window'] = (
                 support['window'],
@@ -200,9 +204,11 @@ class FewShotLearner(nn.Module):
         return jax.tree.map(lambda x: x.reshape(way, shot, *x.shape[1:]), support), query
 
     def batch_norm_passes(self, stages: Iterable[str], queries: int) -> dict[str, int]:
-        """How often one training episode updates the running statistics of each of `stages`. The
-        matcher says it for itself. For the others it is twice, for support and for query, or once
-        with `joint_batch`."""
+        """How often one training episode updates the running statistics of each of `stages`; {}
+        where they are frozen. The matcher says it for itself. For the others it is twice, for
+        support and for query, or once with `joint_batch`."""
+        if self.frozen:
+            return {}
         per_video = 1 if self.joint_batch else 2
         return {
             stage: self.matcher.batch_norm_passes(queries) if stage == 'matcher' else per_video
@@ -237,24 +243,24 @@ class FewShotLearner(nn.Module):
         return VideoFeatures(maps=maps, patch_level=patch_level, frames=frames, window=window)
 
 
-def create_learner(model: ConfigDict) -> FewShotLearner:
+def create_learner(model: ConfigDict, **others: Stage) -> FewShotLearner:
     """The learner that `config.model` describes.
+
+    Args:
+      others: stages in place of those that the config chooses: backbone=Features().
 
     Raises:
       ValueError: one line. A value is unknown or outside its range, or two values do not fit each
         other.
     """
     check_values(model, 'model')
-    stages = build_stages(model)
+    stages = build_stages(model) | others
     for stage in filter(None, stages.values()):
         stage.check()
     if stages['backbone'].takes_maps and not stages['sampler'].takes_maps:
         fitting = [repr(name) for name, sampler in SAMPLERS.items() if sampler.takes_maps]
         raise ValueError(
-            f"config.model.backbone.name='{model.backbone.name}' takes maps, and "
-            f"config.model.sampler.name='{model.sampler.name}' looks at frames: "
-            f'set config.model.sampler.name={" or ".join(fitting)}'
+            f'{choice(model, "backbone")} takes maps, and {choice(model, "sampler")} looks at '
+            f'frames: choose the sampler {" or ".join(fitting)}'
         )
-    return FewShotLearner(
-        **stages, joint_batch=model.backbone.batch_norm == 'joint', patches=model.enrichment.patches
-    )
+    return build(FewShotLearner, {}, shared_values(model) | stages)

@@ -73,7 +73,7 @@ def feature_information(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def intra_video_loss(
-    dense_logits: jax.Array, selected_logits: jax.Array, labels: jax.Array, variant: str = 'paper'
+    dense_logits: jax.Array, selected_logits: jax.Array, labels: jax.Array, variant: str
 ) -> jax.Array:
     """|I(Y; f_X) − I(Y; f_XD)| (VIM, Eq. 28): what the chosen frames tell of the class should be
     what all frames tell.
@@ -98,7 +98,7 @@ def inter_video_loss(
     labels: jax.Array,
     raw_query: jax.Array,
     aligned_query: jax.Array,
-    variant: str = 'paper',
+    variant: str,
 ) -> jax.Array:
     """−(I(Y; F̄_q) − I(F̄_q; F_q)) (VIM, Eq. 33): alignment should add what tells of the class, and
     not repeat the query.

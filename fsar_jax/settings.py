@@ -76,7 +76,7 @@ def markdown() -> str:
         '',
         'Written by `python -m fsar_jax.settings --markdown`; a test keeps it current.',
         '',
-        'Every setting is a flag: `--config.episode.shot=5`, `--config.model.matcher.dim=None`. A',
+        'Every setting is a flag: `--config.episode.shot=5`, or `=None` where None is a value. A',
         'setting of a stage is a field of the module that reads it, in `fsar_jax/samplers`,',
         '`backbones`, `enrichment` or `matchers`. The other settings are in `fsar_jax/config.py`.',
         'A letter in brackets refers to the table of hidden factors in',

@@ -35,7 +35,7 @@ class Loss(NamedTuple):
 
 
 class Stage(nn.Module):
-    """A sampler, backbone, enrichment, matcher or query similarity.
+    """A sampler, scan network, backbone, enrichment, matcher or query similarity.
 
     A stage overrides the methods below that it needs. By default it has no loss and no schedule.
     The methods are called on the unbound module, so they may read its fields but no parameters.

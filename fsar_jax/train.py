@@ -61,9 +61,12 @@ def main(argv: list[str]) -> None:
     if given.config is None:
         raise ValueError(f'no --config given: try --config=strm; the methods are {_methods()}')
     if given.weights and given.mode == 'train':
+        from fsar_jax.config import keys_that_affect
+
+        starts = ' or '.join(f'--config.{key}' for key in keys_that_affect('start'))
         raise ValueError(
             '--weights evaluates a published checkpoint: add --mode=evaluate (to start training '
-            'from ImageNet, set --config.model.backbone.weights)'
+            f'from ImageNet, set {starts})'
         )
     config_flag: Any = given['config']
     path, _, preset = config_flag.config_filename.partition('.py:')

@@ -91,7 +91,7 @@ def test_the_rules_of_frames_by_rule(tiny_data):
         and inside['half before, half after it'] == 2
     )
     assert list(chosen['from 2 before it to 2 after it'][[0, -1]]) == [9, 22]
-    dense = frame_indices(n, 20)
+    dense = frame_indices(n, 20, 'trx')
     assert list(chosen['first 5 and last 3 of 20']) == [*dense[:5], *dense[-3:]]
     assert list(chosen['first 8 of 20']) == list(dense[:8]) and list(
         chosen['middle 8 of 20']

@@ -109,9 +109,11 @@ def test_losses():
     # Eq. 28: H(Y) cancels.
     cross = lambda x: -jax.nn.log_softmax(x)[jnp.arange(4), labels].mean()
     np.testing.assert_allclose(
-        mi.intra_video_loss(other, logits, labels), abs(cross(logits) - cross(other)), rtol=1e-5
+        mi.intra_video_loss(other, logits, labels, 'paper'),
+        abs(cross(logits) - cross(other)),
+        rtol=1e-5,
     )
-    of_dense, of_selected = jax.grad(mi.intra_video_loss, (0, 1))(other, logits, labels)
+    of_dense, of_selected = jax.grad(mi.intra_video_loss, (0, 1))(other, logits, labels, 'paper')
     assert np.abs(of_dense).max() == 0.0 < np.abs(of_selected).max()
 
     raw, aligned = (

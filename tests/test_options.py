@@ -13,8 +13,8 @@ import pytest
 from tiny_run import REPOSITORY, SAMPLER, get_config
 
 from fsar_jax.config import SETTINGS, setting_of
-from fsar_jax.data.frame_sampling import frames_read
 from fsar_jax.learner import create_learner
+from fsar_jax.stages import frames_read
 from fsar_jax.training.losses import episode_loss
 
 TINY = {

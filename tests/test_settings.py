@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import json
 import pathlib
 import re
@@ -17,7 +18,7 @@ from fsar_jax import config as configuration
 from fsar_jax import settings
 from fsar_jax.config import SECTIONS, SETTINGS, default_config, validate, with_newer_settings
 from fsar_jax.fields import Path, build, check_section, setting, settings_of, union
-from fsar_jax.learner import FewShotLearner, create_learner
+from fsar_jax.learner import create_learner
 from fsar_jax.stages import chosen
 from fsar_jax.training import run_settings
 
@@ -142,7 +143,6 @@ def test_a_field_that_is_filled_from_elsewhere_has_the_default_of_its_setting():
                     assert field.default == built[field.name], (name, field)
                 met.add(field.name)
     assert met >= elsewhere.keys()
-    assert FewShotLearner.patches == SETTINGS['model.enrichment.patches'].default
 
 
 def test_every_setting_is_read():
@@ -153,10 +153,24 @@ def test_every_setting_is_read():
         for path in (REPOSITORY / 'fsar_jax').rglob('*.py')
         if path.name not in ('recipe.py', 'plan.py') and 'configs' not in path.parts
     }
-    for key in SETTINGS:
+    for key, known in SETTINGS.items():
         name = key.rpartition('.')[2]
-        reads = re.compile(rf"\.{name}\b(?! *=[^=])|settings\.{name}\b|STARTS.*'{name}'")
-        assert any(reads.search(text) for text in code.values()), f'nothing reads {key}'
+        reads = re.compile(rf'\.{name}\b(?! *=[^=])|settings\.{name}\b')
+        assert known.starts or any(reads.search(text) for text in code.values()), (
+            f'nothing reads {key}'
+        )
+
+
+def test_a_start_is_a_part_of_the_learner_that_says_what_its_authors_start_it_from():
+    config = get_config('vim')
+    starts = {known.starts: key for key, known in SETTINGS.items() if known.affects == 'start'}
+    assert starts == {
+        'sampler.scan_network': 'model.sampler.scan_weights',
+        'backbone': 'model.backbone.weights',
+    }
+    for part in starts:
+        network = functools.reduce(getattr, part.split('.'), create_learner(config.model))
+        assert network.published_start in ('', 'ImageNet')
 
 
 def statements(path: pathlib.Path) -> str:
@@ -170,33 +184,67 @@ def statements(path: pathlib.Path) -> str:
     return ast.unparse(tree)
 
 
+# {section of config.model: the folder of its stages}
+FOLDERS = {
+    'sampler': 'samplers',
+    'backbone': 'backbones',
+    'enrichment': 'enrichment',
+    'matcher': 'matchers',
+    'classifier': 'matchers',
+    'query_similarity': 'matchers',
+}
+# The files in configs/ choose values, and so does what they share: the recipe of the papers.
+CONFIGS = ('configs', 'recipe.py')
+
+
 def test_a_setting_of_a_stage_is_named_in_its_room_alone():
-    """Elsewhere in fsar_jax/ no code has 'model.matcher.dim' or matcher.dim, but for the exceptions
-    below. Published weights (weights/) are read by the fields of the built modules."""
-    rooms = {'samplers', 'backbones', 'enrichment', 'matchers', 'configs', 'weights'}
-    own = {
-        f'{section.removeprefix("model.")}.{name}'
-        for section, part in SECTIONS.items()
-        if section.startswith('model.')
-        for module in part.stages.values()
-        if module
-        for name in settings_of(module)
+    """Elsewhere in fsar_jax/ no code has 'model.matcher.dim' or matcher.dim: the rooms are asked,
+    or the metadata of the settings."""
+    package = REPOSITORY / 'fsar_jax'
+    code = {
+        path.relative_to(package): statements(path)
+        for path in package.rglob('*.py')
+        if not set(CONFIGS) & {*path.relative_to(package).parts}
     }
+    assert len(code) > 90 and {path.parts[0] for path in code} >= {'weights', *FOLDERS.values()}
     found = {
-        f'{path.relative_to(REPOSITORY / "fsar_jax")}: {key}'
+        f'{path}: {key}'
+        for key in SETTINGS
+        if key.startswith('model.') and key.count('.') == 2
+        for section, name in [key.split('.')[1:]]
+        for path, text in code.items()
+        if FOLDERS[section] not in path.parts and re.search(rf'\b{section}\.{name}\b', text)
+    }
+    assert found == {
+        # the key of a setting in runs from before, which its successor takes over (`formerly`)
+        'matchers/action_coordination.py: model.sampler.variant',
+        # writes a config, as the files in configs/ do: that of the pretrained features
+        'recognition/models.py: model.matcher.name',
+    }
+
+
+def test_what_is_outside_the_stages_is_named_where_it_is_read():
+    """No list of keys: a key in quotes is metadata of a setting (`unless`, `same_as`, `formerly`)
+    or an error's text, which says config.KEY."""
+    found = {
+        f'{path.name}: {node.value}'
         for path in (REPOSITORY / 'fsar_jax').rglob('*.py')
-        if not rooms & set(path.parts)
-        for code in [statements(path)]
-        for key in own
-        if re.search(rf'\b{re.escape(key)}\b', code)
+        if 'configs' not in path.parts
+        for tree in [ast.parse(path.read_text())]
+        for metadata in [
+            {
+                id(word.value)
+                for call in ast.walk(tree)
+                if isinstance(call, ast.Call)
+                for word in call.keywords
+                if word.arg in ('unless', 'same_as', 'formerly')
+            }
+        ]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value in SETTINGS and '.' in node.value
+        if id(node) not in metadata
     }
-    assert found <= {
-        'data/frame_sampling.py: sampler.dense_frames',  # how many the loader hands over
-        'layers.py: matcher.cardinalities',  # errors about tuples, which two matchers share
-        'learner.py: query_similarity.weight',  # the field, in the decision
-        'recipe.py: matcher.dim',  # a preset
-        'settings.py: matcher.dim',  # an example in docs/settings.md
-    }
+    assert found == set()
 
 
 def test_the_documents_and_the_command_list_every_setting():

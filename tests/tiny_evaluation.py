@@ -24,6 +24,7 @@ class TinyLearner(nn.Module):
     traced."""
 
     features: int = 6
+    encodes_in_match = False
 
     def setup(self):
         self.frame = nn.Dense(self.features)

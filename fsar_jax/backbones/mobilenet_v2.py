@@ -11,6 +11,7 @@ from fsar_jax.backbones.batch_norm import BatchNorm
 from fsar_jax.backbones.depthwise import DepthwiseConv
 from fsar_jax.backbones.resnet import KAIMING_FAN_OUT, conv
 from fsar_jax.backbones.scan_maps import ScanMaps
+from fsar_jax.stage import Stage
 
 # Expansion, output channels, blocks, stride of the first.
 STAGES = (
@@ -55,7 +56,7 @@ class InvertedResidual(nn.Module):
         return x + y if self.stride == 1 and inputs == self.width else y
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Stage):
     """3×3 stride-2 stem, 17 inverted residuals, 1×1 convolution to 1280 channels, ReLU6 throughout;
     no classifier.
 

@@ -4,14 +4,14 @@
 import functools
 from collections.abc import Callable
 
-import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from fsar_jax.backbones.mobilenet_v2 import MobileNetV2
 from fsar_jax.backbones.shufflenet_v2 import ShuffleNetV2
+from fsar_jax.stage import Stage
 
-SCAN_NETWORKS: dict[str, Callable[..., nn.Module]] = {
+SCAN_NETWORKS: dict[str, Callable[..., Stage]] = {
     # For 64×64 frames on two CPU cores: 6 blocks instead of 16, which also compile sooner.
     'shufflenet_v2_small': functools.partial(
         ShuffleNetV2, widths=(8, 16, 32, 64, 128), blocks=(2, 2, 2), published_start=''
@@ -25,11 +25,11 @@ SCAN_NETWORKS: dict[str, Callable[..., nn.Module]] = {
 
 def create_scan_network(
     name: str, *, frozen: bool = False, dtype: DTypeLike = jnp.float32
-) -> nn.Module:
+) -> Stage:
     """The scan network `name` of SCAN_NETWORKS (VIM, Sec. 3.2 and Table 9).
 
     Args:
-      name: config.model.sampler.scan_network.
+      name: one of SCAN_NETWORKS.
       frozen: batch norm uses the running statistics in training too.
       dtype: compute dtype, or its name; parameters are float32.
 
@@ -40,7 +40,5 @@ def create_scan_network(
       ValueError: a name that is not one of those known.
     """
     if name not in SCAN_NETWORKS:
-        raise ValueError(
-            f"config.model.sampler.scan_network='{name}' is not one of {', '.join(SCAN_NETWORKS)}"
-        )
+        raise ValueError(f"the scan network '{name}' is not one of {', '.join(SCAN_NETWORKS)}")
     return SCAN_NETWORKS[name](frozen=frozen, dtype=jnp.dtype(dtype))

@@ -11,6 +11,7 @@ from fsar_jax.backbones.batch_norm import BatchNorm
 from fsar_jax.backbones.depthwise import DepthwiseConv
 from fsar_jax.backbones.resnet import conv
 from fsar_jax.backbones.scan_maps import ScanMaps
+from fsar_jax.stage import Stage
 
 # Uniform in ±1/√fan_in: how torch starts a convolution; torchvision's ShuffleNetV2 has no other
 # start.
@@ -62,7 +63,7 @@ class ShuffleBlock(nn.Module):
         )  # the channel shuffle of two groups
 
 
-class ShuffleNetV2(nn.Module):
+class ShuffleNetV2(Stage):
     """3×3 stride-2 stem, three stages of `ShuffleBlock`s of which the first has stride 2, 1×1
     convolution conv5; no classifier.
 

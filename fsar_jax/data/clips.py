@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from fsar_jax.data import frames as frame_tools
 from fsar_jax.data.dataset import Videos
-from fsar_jax.data.frame_sampling import frame_indices, frames_read
+from fsar_jax.data.frame_sampling import frame_indices
 from fsar_jax.messages import printable
 
 
@@ -17,13 +17,15 @@ class Clips:
     """Reads clips of a dataset according to config.data and config.episode. Decodes only the frames
     that are used.
 
-    L is `frames_read(config)`, S is config.episode.image_size.
+    Args:
+      frames: L, number of frames to read of each clip; None for config.episode.frames. A sampler
+        that chooses among more frames needs these (fsar_jax.stages.frames_read).
 
     Raises:
       ValueError: settings that no clip can meet.
     """
 
-    def __init__(self, dataset: Videos, config: ConfigDict) -> None:
+    def __init__(self, dataset: Videos, config: ConfigDict, frames: int | None = None) -> None:
         data, episode = config.data, config.episode
         if episode.image_size > data.resize:
             raise ValueError(
@@ -33,12 +35,12 @@ class Clips:
         if data.crop not in ('random', 'centre'):
             raise ValueError(f"config.data.crop={data.crop!r} is not one of 'random', 'centre'")
         frame_indices(1, 1, data.sampling)  # a wrong rule is an error now, not in a loader thread
-        self.dataset, self.length = dataset, frames_read(config)
+        self.dataset, self.length = dataset, frames or episode.frames
         self.size, self.short_side = episode.image_size, data.resize
         self.rule, self.random_crop, self.flip = data.sampling, data.crop == 'random', data.flip
 
     def empty(self, *leading: int) -> np.ndarray:
-        """Room for clips: uint8 [*leading, L, S, S, 3]."""
+        """Room for clips: uint8 [*leading, L, S, S, 3], S = config.episode.image_size."""
         return np.empty((*leading, self.length, self.size, self.size, 3), np.uint8)
 
     def read_all(

@@ -17,21 +17,13 @@ times. `config.data.short_videos` decides whether such clips are used at all.
 from __future__ import annotations
 
 import numpy as np
-from ml_collections import ConfigDict
 
 RULES = ('trx', 'uniform', 'segment')
 MAX_JITTER = 5  # frames at either end, as published
 
 
-def frames_read(config: ConfigDict) -> int:
-    """How many frames of a clip the loader hands over: L, or the M among which a sampler chooses L.
-    Without config.model: L."""
-    chooses = 'model' in config and config.model.sampler.name != 'uniform'
-    return config.model.sampler.dense_frames if chooses else config.episode.frames
-
-
 def frame_indices(
-    num_frames: int, length: int, rule: str = 'trx', rng: np.random.Generator | None = None
+    num_frames: int, length: int, rule: str, rng: np.random.Generator | None = None
 ) -> np.ndarray:
     """Indices of the frames to use, int32 [length], ascending, in 0..num_frames-1.
 

@@ -9,8 +9,8 @@ large.
 
 Everything is uint8. The view of a training clip (frame jitter, then crop x, crop y, then flip, each
 only where the config has it; support before query) comes from the VIEWS stream of its episode and
-is shared by the frames of the clip. L is `frames_read(config)`: the frames of an episode, or as
-many as a sampler chooses them from.
+is shared by the frames of the clip. L is the argument `frames`: that of the config, or as many as
+a sampler chooses from (fsar_jax.stages.frames_read).
 """
 
 from __future__ import annotations
@@ -70,11 +70,15 @@ def training_batches(
     start_step: int,
     process_index: int = 0,
     process_count: int = 1,
+    frames: int | None = None,
 ) -> Generator[dict, None, None]:
     """Batches of step start_step, start_step + 1, … without end; `close()` stops the reading.
 
     Step s holds the episodes s·episodes_per_step … of (config.seed, dataset.split), cut into A =
     accumulation_steps parts; of each part, a process takes its contiguous share of M episodes.
+
+    Args:
+      frames: L; None for config.episode.frames.
 
     Returns:
       An iterator of dicts (S: image_size):
@@ -101,7 +105,7 @@ def training_batches(
         dataset, config.episode.way, config.episode.shot, config.episode.query
     )
     share = total // parts // process_count
-    source = TrainingEpisodes(dataset, config, start_step, process_index, share)
+    source = TrainingEpisodes(dataset, config, start_step, process_index, share, frames)
     return _batches(
         source,
         config,
@@ -109,23 +113,36 @@ def training_batches(
         lambda batch: {
             key: value.reshape(parts, share, *value.shape[1:]) for key, value in batch.items()
         },
-        shared_memory.bytes_for_validation(config, process_count, ENDLESS),
+        shared_memory.bytes_for_validation(
+            config, source.clips.empty().nbytes, process_count, ENDLESS
+        ),
     )
 
 
 def video_batches(
-    dataset: Videos, config: ConfigDict, positions: Sequence[int] | np.ndarray, batch_size: int
+    dataset: Videos,
+    config: ConfigDict,
+    positions: Sequence[int] | np.ndarray,
+    batch_size: int,
+    frames: int | None = None,
 ) -> Generator[np.ndarray, None, None]:
     """The test view of `positions`, in their order: uint8 [<= batch_size, L, S, S, 3],
-    deterministic per video."""
-    source = TestVideos(dataset, config, _checked(dataset, config, positions))
+    deterministic per video. L is `frames`; None for config.episode.frames."""
+    source = TestVideos(dataset, config, _checked(dataset, config, positions), frames)
     return _batches(source, config, batch_size, lambda batch: batch['frames'])
 
 
 def episode_batches(
-    dataset: Videos, config: ConfigDict, episodes: episode_lists.Episodes, batch_size: int
+    dataset: Videos,
+    config: ConfigDict,
+    episodes: episode_lists.Episodes,
+    batch_size: int,
+    frames: int | None = None,
 ) -> Generator[dict, None, None]:
     """The test view of every clip of every episode: what evaluation without a cache reads.
+
+    Args:
+      frames: L; None for config.episode.frames.
 
     Returns:
       An iterator of dicts with up to B = batch_size episodes each, in order: support uint8 [B, way,
@@ -133,7 +150,7 @@ def episode_batches(
     """
     for positions in (episodes.support, episodes.query):
         _checked(dataset, config, positions)
-    return _batches(TestEpisodes(dataset, config, episodes), config, batch_size)
+    return _batches(TestEpisodes(dataset, config, episodes, frames), config, batch_size)
 
 
 # Grain indexes these three, in threads or, pickled, in worker processes. `clips_each` is the number
@@ -144,10 +161,17 @@ class TrainingEpisodes:
     """Element k is the k-th episode that this process trains on, counted from start_step."""
 
     def __init__(
-        self, dataset: Videos, config: ConfigDict, start_step: int, process_index: int, share: int
+        self,
+        dataset: Videos,
+        config: ConfigDict,
+        start_step: int,
+        process_index: int,
+        share: int,
+        frames: int | None = None,
     ) -> None:
         episode, train = config.episode, config.train
-        self.clips, self.by_class = Clips(dataset, config), episode_lists.clips_by_class(dataset)
+        self.clips = Clips(dataset, config, frames)
+        self.by_class = episode_lists.clips_by_class(dataset)
         self.classes = np.unique(dataset.labels)
         self.shape, self.seed = (episode.way, episode.shot, episode.query), config.seed
         self.clips_each = episode.way * (episode.shot + episode.query)
@@ -196,9 +220,13 @@ class TestVideos:
     clips_each = 1
 
     def __init__(
-        self, dataset: Videos, config: ConfigDict, positions: Sequence[int] | np.ndarray
+        self,
+        dataset: Videos,
+        config: ConfigDict,
+        positions: Sequence[int] | np.ndarray,
+        frames: int | None = None,
     ) -> None:
-        self.clips, self.positions = Clips(dataset, config), positions
+        self.clips, self.positions = Clips(dataset, config, frames), positions
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -218,9 +246,13 @@ class TestEpisodes:
     __test__ = False
 
     def __init__(
-        self, dataset: Videos, config: ConfigDict, episodes: episode_lists.Episodes
+        self,
+        dataset: Videos,
+        config: ConfigDict,
+        episodes: episode_lists.Episodes,
+        frames: int | None = None,
     ) -> None:
-        self.clips, self.episodes = Clips(dataset, config), episodes
+        self.clips, self.episodes = Clips(dataset, config, frames), episodes
         self.clips_each = sum(
             part[0].size if len(part) else 0 for part in (episodes.support, episodes.query)
         )
@@ -269,7 +301,8 @@ def _batches(
     beside: bytes of shared memory that others will want while this is open.
     """
     if config.data.num_workers:  # now, not at the first batch
-        needed = shared_memory.bytes_needed(config, source.clips_each, size, len(source))
+        clip = source.clips.empty().nbytes
+        needed = shared_memory.bytes_needed(config, clip, source.clips_each, size, len(source))
         shared_memory.check(config, needed + beside)
     return _generate(source, config, size, finish)
 

@@ -9,8 +9,6 @@ import sys
 
 from ml_collections import ConfigDict
 
-from fsar_jax.data.frame_sampling import frames_read
-
 FOLDER = '/dev/shm'  # Linux's; macOS has shared memory, but no such folder
 
 
@@ -24,28 +22,31 @@ def per_worker(config: ConfigDict, batch_size: int) -> int:
     return -(-batches_ahead(config, batch_size) // config.data.num_workers)
 
 
-def bytes_needed(config: ConfigDict, clips_each: int, batch_size: int, count: int) -> int:
+def bytes_needed(
+    config: ConfigDict, clip: int, clips_each: int, batch_size: int, count: int
+) -> int:
     """The most bytes that config.data.num_workers processes keep in shared memory, for `count`
-    elements of `clips_each` clips.
+    elements of `clips_each` clips of `clip` bytes.
 
     Each process holds the elements of its queue and the one that it is reading. As many wait in
     this process, which holds another one while it copies it.
     """
     held = min(count, config.data.num_workers * (2 * per_worker(config, batch_size) + 2) + 1)
-    pixels = clips_each * frames_read(config) * config.episode.image_size**2 * 3
-    return held * (pixels + 8 * mmap.PAGESIZE)  # labels, flips and the like take a page each
+    return held * (
+        clips_each * clip + 8 * mmap.PAGESIZE
+    )  # labels, flips and the like take a page each
 
 
-def bytes_for_validation(config: ConfigDict, process_count: int, count: int) -> int:
+def bytes_for_validation(config: ConfigDict, clip: int, process_count: int, count: int) -> int:
     """What the evaluation on val (fsar_jax/evaluation/evaluate.py) needs. It runs while batches of
-    training are kept ready."""
+    training are kept ready. Arguments as of `bytes_needed`."""
     if not config.data.num_workers or not config.get('eval') or not config.eval.val_episodes:
         return 0
     batch = -(-config.eval.videos_per_batch // process_count)
     if config.eval.cache:
-        return bytes_needed(config, 1, batch, count)
+        return bytes_needed(config, clip, 1, batch, count)
     clips = config.episode.way * (config.episode.shot + config.eval.query)
-    return bytes_needed(config, clips, max(1, batch // clips), count)
+    return bytes_needed(config, clip, clips, max(1, batch // clips), count)
 
 
 def check(config: ConfigDict, needed: int) -> None:

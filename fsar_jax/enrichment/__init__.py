@@ -71,6 +71,11 @@ class VideoFeatures:
     window: jax.Array | None = None
 
 
+def shared(model: ConfigDict) -> dict:
+    """{field: value} that the learner has from config.model.enrichment."""
+    return {'patches': model.enrichment.patches}
+
+
 def chosen(model: ConfigDict) -> dict:
     """What config.model chooses: {stage of the learner: (section of config.model, class)}, None for
     a stage that is left out."""

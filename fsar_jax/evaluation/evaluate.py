@@ -27,6 +27,7 @@ from fsar_jax.data.episodes import Episodes
 from fsar_jax.evaluation import results
 from fsar_jax.named_arrays import params_hash
 from fsar_jax.progress import Progress
+from fsar_jax.stages import frames_read
 
 
 class TrainedModel(NamedTuple):
@@ -107,7 +108,9 @@ def embed_videos(
     starts = range(0, len(positions), batch)
     padded = _pad(positions, len(starts) * batch).reshape(-1, batch)
     store: Any = None
-    batches = loader.video_batches(dataset, config, padded[:, rows].ravel(), len(rows))
+    batches = loader.video_batches(
+        dataset, config, padded[:, rows].ravel(), len(rows), frames_read(config)
+    )
     with contextlib.closing(batches), Progress(len(positions), 'embedding', 'video') as progress:
         for start, frames in zip(starts, batches, strict=True):
             frames = meshes.shard(mesh, np.asarray(frames), 0)
@@ -120,7 +123,7 @@ def embed_videos(
 
 
 def evaluate_episodes(
-    model: TrainedModel, dataset: Videos, episodes: Episodes, cache: bool = True
+    model: TrainedModel, dataset: Videos, episodes: Episodes, cache: bool | None = None
 ) -> Outcome:
     """Runs a list of episodes.
 
@@ -128,11 +131,12 @@ def evaluate_episodes(
       episodes: E of them, whose positions index `dataset`.
       cache: embed each video that occurs once, then match in chunks of eval.episodes_per_chunk.
         False: load and embed all clips of every episode again, about eval.videos_per_batch clips at
-        a time.
+        a time. None: config.eval.cache.
 
     Raises:
       ValueError: logits that are not finite, with the first such episode.
     """
+    cache = model.config.eval.cache if cache is None else cache
     model = model._replace(variables=meshes.replicate(model.mesh, model.variables))
     logits, seconds = (_run_cached if cache else _run_uncached)(model, dataset, episodes)
     finite = np.isfinite(logits).all((1, 2))
@@ -173,7 +177,7 @@ def evaluate(
     started = time.perf_counter()
     dataset = loader.usable(dataset, model.config)
     episodes = episodes_of(dataset, model.config, num_episodes)
-    outcome = evaluate_episodes(model, dataset, episodes, model.config.eval.cache)
+    outcome = evaluate_episodes(model, dataset, episodes)
     seconds = {**outcome.seconds, 'total': time.perf_counter() - started}
     return summarise(
         outcome._replace(seconds=seconds), dataset, model, description or Description()
@@ -280,7 +284,7 @@ def _run_cached(model, dataset, episodes):
     embedded = time.perf_counter()
     count = len(support)
     chunk = config.eval.episodes_per_chunk
-    if getattr(learner, 'encodes_in_match', False):  # as many clips at once as in embedding
+    if learner.encodes_in_match:  # as many clips at once as in embedding
         chunk = max(1, config.eval.videos_per_batch // (support[0].size + query[0].size))
     chunk = meshes.round_up(min(chunk, count), mesh)
     rows = meshes.local_rows(mesh, chunk)
@@ -312,7 +316,7 @@ def _run_uncached(model, dataset, episodes):
         episodes, **{name: getattr(episodes, name)[order] for name in fields}
     )
     logits = []
-    batches = loader.episode_batches(dataset, config, padded, len(rows))
+    batches = loader.episode_batches(dataset, config, padded, len(rows), frames_read(config))
     with (
         contextlib.closing(batches),
         Progress(count, 'evaluating without cache', 'episode') as progress,

@@ -18,7 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from fsar_jax.config import flatten
+from fsar_jax.config import SETTINGS, flatten
+from fsar_jax.fields import Setting
 from fsar_jax.files import local_path, read_json, write_whole
 from fsar_jax.messages import listed, printable
 
@@ -68,9 +69,10 @@ def file_name(results: dict, changed: dict) -> str:
     """
     keys, suffix = flatten(results['config']), ''
     for key, value in changed.items():
-        if key == 'eval.episodes_file' and value:
+        known = SETTINGS.get(key, Setting(None))
+        if known.affects == 'list' and value:
             value = f"{pathlib.Path(value).stem}-{results['episodes_hash'][:8]}"
-        if key != 'eval.split':
+        if not known.names_file:
             suffix += f'.{short_key(key, keys)}={value}'
     name = re.sub(r'[^\w.,=+-]', '-', suffix, flags=re.ASCII)
     if len(name) > 140:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from fsar_jax.fields import setting
 from fsar_jax.matchers.action_coordination import ActionCoordination
 from fsar_jax.matchers.attention_fusion import AttentionFusion
+from fsar_jax.matchers.classifier import Classifier as Classifier
 from fsar_jax.matchers.cross_transformer import CrossTransformer
 from fsar_jax.matchers.matching_net import MatchingNet
 from fsar_jax.matchers.otam import OrderedAlignment
@@ -41,23 +42,9 @@ class MatcherChoice:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Classifier:
-    """config.model.classifier: a classifier of the training classes, in matchers that have one."""
-
-    classes: int | None = setting(
-        None,
-        at_least=1,
-        affects='model',
-        help="number of training classes; None: counted from the split 'train' in training, "
-        'elsewhere no classifier',
-    )
-    weight: float = setting(
-        0.0,
-        at_least=0,
-        affects='model',
-        help="weight of the classifier's cross entropy in the loss; published: HyRSM 0.6, MASTAF 1",
-    )
+def shared(model: ConfigDict) -> dict:
+    """{field: value} that the matchers with a classifier have from config.model.classifier."""
+    return {'classes': model.classifier.classes, 'classifier_weight': model.classifier.weight}
 
 
 def chosen(model: ConfigDict) -> dict:

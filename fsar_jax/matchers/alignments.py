@@ -7,6 +7,7 @@ m − 1 of them computes each for all matrices at once.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 BLOCKED = 1e6  # a cost that no path takes; infinity would make the gradients NaN
 
 
-def ordered_alignment(distances: jax.Array, smoothness: float = 0.1) -> jax.Array:
+def ordered_alignment(distances: jax.Array, smoothness: float) -> jax.Array:
     """OTAM's D(l, m): cumulative soft-min cost with relaxed ends (Cao et al. 2020, Sec. 3.3).
 
     The columns get a zero column on either side, 0 … m+1. A path moves right or diagonally; only at
@@ -44,7 +45,7 @@ def ordered_alignment(distances: jax.Array, smoothness: float = 0.1) -> jax.Arra
     return _last_entry(entry, padded, 0.0)
 
 
-def soft_dtw(distances: jax.Array, smoothness: float = 0.1) -> jax.Array:
+def soft_dtw(distances: jax.Array, smoothness: float) -> jax.Array:
     """Soft-DTW (Cuturi and Blondel 2017, Eq. 1 and Alg. 1) with ends relaxed by a zero row above
     and below.
 
@@ -61,7 +62,7 @@ def soft_dtw(distances: jax.Array, smoothness: float = 0.1) -> jax.Array:
     return _last_entry(entry, padded, 0.0)
 
 
-def drop_dtw(distances: jax.Array, smoothness: float = 0.1, keep: float = 0.3) -> jax.Array:
+def drop_dtw(distances: jax.Array, smoothness: float, keep: float) -> jax.Array:
     """Drop-DTW (Dvornik et al. 2021, Alg. 1): DTW that may drop columns at a price.
 
     D⁺[r, j] = d[r, j] + softmin(D[r−1, j−1], D[r, j−1], D⁺[r−1, j]) matches column j to row r,
@@ -132,7 +133,7 @@ def _last_entry(entry, costs, start):
 
 
 # name → (alignment, weight of each of the two directions)
-ALIGNMENTS = {
+ALIGNMENTS: dict[str, tuple[Callable[..., jax.Array], float]] = {
     'otam': (ordered_alignment, 1.0),
     'soft_dtw': (soft_dtw, 0.5),
     'drop_dtw': (drop_dtw, 0.5),

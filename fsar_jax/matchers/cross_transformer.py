@@ -12,13 +12,25 @@ from fsar_jax.fields import setting
 from fsar_jax.layers import (
     POSITION_AMPLITUDE,
     TupleLinear,
-    check_cardinalities,
     combine_cardinalities,
     einsum_float32,
     norm,
     sinusoidal_positions,
 )
 from fsar_jax.matchers.matcher import Matcher
+
+
+def check_cardinalities(omega: tuple[int, ...], frames: int | None = None) -> None:
+    """ValueError, one line, where Ω does not suit clips of `frames` frames (None: of any clip)."""
+    distinct = len(set(omega)) == len(omega) > 0 and min(omega) >= 1
+    if not distinct or frames is not None and max(omega) > frames:
+        span = (
+            'at least 1' if frames is None else f'lie between 1 and config.episode.frames={frames}'
+        )
+        raise ValueError(
+            f'config.model.matcher.cardinalities={omega} must be distinct and {span}, and there '
+            'must be one'
+        )
 
 
 class TupleProjection(nn.Module):

@@ -1,11 +1,13 @@
 """The base class of all matchers."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 
 from fsar_jax.fields import setting
 from fsar_jax.stage import Loss, Stage, cross_entropy
+from fsar_jax.torch_names import TorchNames
 
 
 class Matcher(Stage):
@@ -22,6 +24,9 @@ class Matcher(Stage):
     Args:
       loss_weight: weight of the cross entropy over the classes of the episode.
     """
+
+    # The names of published weights (fsar_jax.torch_names), where a matcher brings its own.
+    published: ClassVar[TorchNames | None] = None
 
     # by keyword, so that a matcher's own fields keep their positions
     loss_weight: float = setting(

@@ -10,13 +10,8 @@ import jax.numpy as jnp
 
 from fsar_jax.enrichment import VideoFeatures
 from fsar_jax.fields import setting
-from fsar_jax.layers import (
-    TupleLinear,
-    check_cardinalities,
-    combine_cardinalities,
-    einsum_float32,
-    norm,
-)
+from fsar_jax.layers import TupleLinear, combine_cardinalities, einsum_float32, norm
+from fsar_jax.matchers.cross_transformer import CrossTransformer, check_cardinalities
 from fsar_jax.stage import Loss, Stage, cross_entropy
 
 
@@ -52,7 +47,7 @@ class QueryClassSimilarity(Stage):
       weight: λ of STRM, Eq. 10: of these logits in the decision, and of their loss.
     """
 
-    cardinalities: tuple[int, ...] = (2,)
+    cardinalities: tuple[int, ...] = CrossTransformer.cardinalities
     dim: int | None = setting(
         None,
         at_least=1,
@@ -60,8 +55,8 @@ class QueryClassSimilarity(Stage):
         help="D'', width of the projected frame tuples; None: half the feature dimension",
     )
     variant: str = 'code'
-    cardinality_reduction: str | None = None
-    dropout: float = 0.1
+    cardinality_reduction: str | None = CrossTransformer.cardinality_reduction
+    dropout: float = CrossTransformer.dropout
     dtype: Any = jnp.float32
     weight: float = setting(
         0.0,
@@ -107,6 +102,11 @@ class QueryClassSimilarity(Stage):
             logits.append(-norm(q[:, :, None] - chosen).mean(1))
         chex.assert_rank(logits, 2)
         return combine_cardinalities(logits, self.cardinality_reduction, self.variant)
+
+    def decide(self, matching: jax.Array, similarity: jax.Array) -> jax.Array:
+        """The logits that decide the class: those of the matcher plus λ times these, as in the
+        released code."""
+        return matching + self.weight * similarity
 
     def losses(
         self, outputs: Mapping[str, jax.Array], labels: jax.Array, classes: jax.Array | None = None

@@ -21,7 +21,6 @@ from fsar_jax import weights
 from fsar_jax.config import default_config
 from fsar_jax.data.clips import Clips
 from fsar_jax.data.dataset import Videos, described, version_directory
-from fsar_jax.data.frame_sampling import frames_read
 from fsar_jax.data.frames import centre_crop_offset, decode_jpeg
 from fsar_jax.evaluation import results
 from fsar_jax.files import local_path, read_json
@@ -31,6 +30,7 @@ from fsar_jax.learner import FewShotLearner, create_learner
 from fsar_jax.mesh import episode_mesh
 from fsar_jax.messages import printable
 from fsar_jax.named_arrays import params_hash
+from fsar_jax.stages import frames_read
 from fsar_jax.training.export import exported_config, exported_variables, read_about
 from fsar_jax.training.run_settings import run_config
 from fsar_jax.training.selected import best_of_run
@@ -98,7 +98,7 @@ class Model:
     def views(self, clip: ReadClip) -> np.ndarray:
         """What the model is given of a clip: uint8 [1, L, S, S, 3], the test view of an
         evaluation."""
-        reader = Clips(Videos(), self.config)
+        reader = Clips(Videos(), self.config, frames_read(self.config))
         out = reader.empty(1)
         reader.view(clip.frames, clip.num_frames, out[0])
         return out

@@ -15,17 +15,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 from ml_collections import ConfigDict
 
 from fsar_jax.backbones.scan import SCAN_NETWORKS, create_scan_network
 from fsar_jax.fields import Path, setting
 from fsar_jax.samplers.motion_guided import MotionGuidedSampler
+from fsar_jax.samplers.sampler import Sampler
 from fsar_jax.samplers.task_adaptive import TaskAdaptiveSampler
 from fsar_jax.samplers.uniform import UniformSampler
 from fsar_jax.stage import Stage
 
-SAMPLERS: dict[str, type[Stage]] = {
+SAMPLERS: dict[str, type[Sampler]] = {
     'uniform': UniformSampler,
     'motion_guided': MotionGuidedSampler,
     'task_adaptive': TaskAdaptiveSampler,
@@ -51,13 +51,10 @@ class SamplerChoice:
     scan_weights: Path | None = setting(
         None,
         affects='start',
-        help='pretrained weights of the scan network: a .pth or .safetensors file of torchvision, '
-        'or the workdir of a run',
+        starts='sampler.scan_network',
+        help='pretrained weights of the scan network: a .pth or .safetensors file of '
+        'torchvision, or the workdir of a run',
     )
-
-
-# {part of the learner: keys of this section that name what it starts from, and the network}
-STARTS = {('sampler', 'scan_network'): ('scan_weights', 'scan_network')}
 
 
 def chosen(model: ConfigDict) -> dict:
@@ -65,7 +62,7 @@ def chosen(model: ConfigDict) -> dict:
     return {'sampler': ('sampler', SAMPLERS[model.sampler.name])}
 
 
-def scan_network(model: ConfigDict, shared: Mapping[str, Any]) -> nn.Module | None:
+def scan_network(model: ConfigDict, shared: Mapping[str, Any]) -> Stage:
     """The scan network that config.model.sampler names, for a sampler that scans."""
     return create_scan_network(
         model.sampler.scan_network, frozen=shared['frozen'], dtype=shared['dtype']

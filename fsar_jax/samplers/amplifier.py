@@ -105,7 +105,7 @@ def resample(frames: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Arra
 
 
 def amplified_positions(
-    maps: jax.Array, height: int, width: int, variant: str = 'code'
+    maps: jax.Array, height: int, width: int, variant: str
 ) -> tuple[jax.Array, jax.Array]:
     """Inverse-transform sampling of a saliency map: (rows [..., height], columns [..., width]),
     positions in pixels.
@@ -142,7 +142,7 @@ def cropped_positions(maps: jax.Array, height: int, width: int) -> tuple[jax.Arr
 
 
 def positions(
-    maps: jax.Array, height: int, width: int, spatial: str, variant: str = 'code'
+    maps: jax.Array, height: int, width: int, spatial: str, variant: str
 ) -> tuple[jax.Array, jax.Array]:
     """(rows, columns) that spatial='amplify' or 'crop' reads a frame at, as the functions above."""
     return (

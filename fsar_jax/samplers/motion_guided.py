@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 from fsar_jax.fields import setting
 from fsar_jax.samplers.choice import AT_TEST, DENSE_FRAMES, FRAMES, check_dense_frames
+from fsar_jax.samplers.sampler import Sampler
 from fsar_jax.samplers.top_k import evenly_spaced_indicator
-from fsar_jax.stage import Stage
 
 
-class MotionGuidedSampler(Stage):
+class MotionGuidedSampler(Sampler):
     """Chooses `frames` of the M frames of each video by their motion (Zhi et al. 2021, Sec. 3), as
     in the comparison of VIM (Table 11).
 
@@ -34,7 +34,8 @@ class MotionGuidedSampler(Stage):
     )
     at_test: bool = setting(True, help=AT_TEST)
 
-    per_episode = False
+    def frames_read(self, frames: int) -> int:
+        return self.dense_frames
 
     def check(self, frames: int | None = None) -> None:
         check_dense_frames(self)
@@ -63,7 +64,7 @@ class MotionGuidedSampler(Stage):
 
 
 def motion_indices(
-    videos: jax.Array, count: int, mu: float = 0.5, draws: jax.Array | None = None
+    videos: jax.Array, count: int, mu: float, draws: jax.Array | None = None
 ) -> jax.Array:
     """The frames that lie at evenly spaced quantiles of the motion.
 

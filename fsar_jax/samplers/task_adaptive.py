@@ -16,13 +16,14 @@ from fsar_jax.layers import Linear, einsum_float32, frames_as_floats, sinusoidal
 from fsar_jax.mutual_information import intra_video_loss, prototype_logits
 from fsar_jax.samplers import amplifier
 from fsar_jax.samplers.choice import AT_TEST, DENSE_FRAMES, FRAMES, check_dense_frames
+from fsar_jax.samplers.sampler import Sampler
 from fsar_jax.samplers.top_k import evenly_spaced_indicator, hard_top_k, perturbed_top_k
-from fsar_jax.stage import VARIANTS, Loss, Stage
+from fsar_jax.stage import VARIANTS, Loss
 
 SPATIAL = ('amplify', 'crop', 'none')
 
 
-class TaskAdaptiveSampler(Stage):
+class TaskAdaptiveSampler(Sampler):
     """T of M frames, each resampled where it is salient (VIM, Sec. 3.3; rows V1 to V16 of
     docs/paper_vs_code.md).
 
@@ -157,6 +158,11 @@ class TaskAdaptiveSampler(Stage):
     )
     dtype: Any = jnp.float32
 
+    has_weights = True
+
+    def frames_read(self, frames: int) -> int:
+        return self.dense_frames
+
     def check(self, frames: int | None = None) -> None:
         if frames is None:  # a learner alone, which may never train
             return
@@ -175,6 +181,10 @@ class TaskAdaptiveSampler(Stage):
                 "config.model.sampler.variant='code': the noise of its gradient grows as 1/sigma, "
                 'which the released code keeps at 0.01 at least'
             )
+
+    def check_published(self) -> None:
+        if self.variant != 'code':
+            super().check_published()
 
     def setup(self) -> None:
         if self.spatial not in SPATIAL:

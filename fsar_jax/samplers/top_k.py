@@ -31,8 +31,8 @@ def perturbed_top_k(
     k: int,
     sigma: jax.Array | float,
     num_samples: int,
-    chunk: int = 50,
-    variant: str = 'paper',
+    chunk: int,
+    variant: str,
 ) -> jax.Array:
     """I_σ = E_Z[hard_top_k(scores + σZ)], Z normal, one number per frame (VIM, Eq. 5; rows V2 to V4
     of docs/paper_vs_code.md).

@@ -2,14 +2,13 @@
 
 import jax
 
-from fsar_jax.stage import Stage
+from fsar_jax.samplers.sampler import Sampler
 
 
-class UniformSampler(Stage):
+class UniformSampler(Sampler):
     """Evenly spaced frames: the loader has picked them (fsar_jax.data.frame_sampling), so nothing
     is left to do on the device."""
 
-    per_episode = False
     takes_maps = True
 
     def __call__(self, videos: jax.Array, train: bool = False) -> dict[str, jax.Array]:

@@ -48,7 +48,8 @@ class Checkpoints:
 
     Args:
       directory: created if it does not exist, unless `read_only`.
-      keep: number of latest checkpoints to keep, besides the best on 'val_accuracy'.
+      keep: number of latest checkpoints to keep, besides the best on 'val_accuracy'; None for
+        all.
       config: written to config.json at the first save.
       read_only: for evaluation. Nothing is written or cleaned up, so this is safe beside a training
         run.
@@ -63,7 +64,7 @@ class Checkpoints:
     def __init__(
         self,
         directory: str | os.PathLike[str],
-        keep: int = 3,
+        keep: int | None = None,
         config: ml_collections.ConfigDict | None = None,
         read_only: bool = False,
     ) -> None:
@@ -251,7 +252,8 @@ class Checkpoints:
         finally:
             self._saving = None
         self._damaged.pop(step, None)
-        dropped = [old for old in self.steps[: -self._keep] if old != self.best_step]
+        older = self.steps[: -self._keep] if self._keep else []
+        dropped = [old for old in older if old != self.best_step]
         for old in dropped:
             del self._saved[old]
         for name in (f'{step}{_REPLACED}', *map(str, dropped)):

@@ -21,14 +21,13 @@ from safetensors.numpy import save
 from fsar_jax.checksums import sha256_of
 from fsar_jax.config import default_config, flatten, with_newer_settings
 from fsar_jax.data.dataset import content_hash, open_dataset
-from fsar_jax.data.frame_sampling import frames_read
 from fsar_jax.data.loader import usable
 from fsar_jax.evaluation.results import versions
 from fsar_jax.files import write_whole
 from fsar_jax.learner import create_learner
 from fsar_jax.messages import listed, one_line, printable
 from fsar_jax.named_arrays import by_name, params_hash
-from fsar_jax.stages import build_stages
+from fsar_jax.stages import build_stages, frames_read
 from fsar_jax.training.run_settings import must_agree, run_config
 from fsar_jax.training.selected import best_of_run
 from fsar_jax.training.state import create_train_state

@@ -6,7 +6,8 @@ import numpy as np
 
 from fsar_jax.data import episodes, loader
 from fsar_jax.data.dataset import Videos, open_dataset, videos_present
-from fsar_jax.data.frame_sampling import frames_read
+from fsar_jax.matchers.classifier import count_classes
+from fsar_jax.stages import frames_read
 
 
 def open_split(config: ml_collections.ConfigDict, split: str, query: int) -> Videos:
@@ -27,22 +28,15 @@ def open_split(config: ml_collections.ConfigDict, split: str, query: int) -> Vid
 def with_training_classes(
     config: ml_collections.ConfigDict, train_set: Videos
 ) -> ml_collections.ConfigDict:
-    """The config with the number of training classes, if a classifier is trained
-    (model.classifier.weight) and the config leaves this number open.
+    """The config with the number of training classes, if a classifier is trained and the config
+    leaves this number open.
 
     Raises:
       ValueError: it says another number than the dataset has.
     """
-    classifier, found = config.model.classifier, len(np.unique(train_set.labels))
-    if not classifier.weight or classifier.classes == found:
-        return config
-    if classifier.classes is not None:
-        raise ValueError(
-            f'config.model.classifier.classes={classifier.classes}, but {config.data.dataset} '
-            f'train has {found} classes: leave it unset to use that number'
-        )
     config = config.copy_and_resolve_references()
-    config.model.classifier.classes = found
+    found = len(np.unique(train_set.labels))
+    count_classes(config.model, found, f'{config.data.dataset} train')
     return config
 
 

@@ -16,6 +16,7 @@ from fsar_jax.config import (
     with_newer_settings,
 )
 from fsar_jax.learner import create_learner
+from fsar_jax.matchers.classifier import classes_as_counted
 from fsar_jax.messages import one_line, printable
 from fsar_jax.training.checkpoint_files import CONFIG_FILE, saved_settings, step_directories
 from fsar_jax.training.state import schedules
@@ -94,10 +95,8 @@ def with_classes_of_run(
 ) -> ml_collections.ConfigDict:
     """The config; if it gives no number of training classes, with the number that the run
     counted."""
-    if config.model.classifier.classes is not None:
-        return config
     config = config.copy_and_resolve_references()
-    config.model.classifier.classes = run.model.classifier.classes
+    classes_as_counted(config.model, run.model)
     return config
 
 

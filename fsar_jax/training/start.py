@@ -4,18 +4,17 @@ import dataclasses
 import functools
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from fsar_jax import backbones, samplers, weights
-from fsar_jax.config import flatten
+from fsar_jax import weights
+from fsar_jax.config import SETTINGS, flatten, setting_of
 from fsar_jax.files import local_path
 from fsar_jax.learner import create_learner
 from fsar_jax.mesh import replicate
 from fsar_jax.messages import one_line, printable
 from fsar_jax.processes import print_once
-from fsar_jax.stage import ArrayTree
+from fsar_jax.stage import ArrayTree, Stage
 from fsar_jax.training.selected import best_of_run
 from fsar_jax.training.state import TrainState
 
@@ -35,29 +34,25 @@ class Start(NamedTuple):
     setting: str
     path: str | None
     network_name: str
-    network: nn.Module
+    network: Stage
 
     @property
     def name(self) -> str:
         """'backbone', 'sampler scan network'."""
         return ' '.join(self.part).replace('_', ' ')
 
-    def is_in(self, params: ArrayTree) -> bool:
-        """Whether a model with these parameters has this part."""
-        return any(name.startswith('.'.join(self.part) + '.') for name in flatten(params))
-
 
 def starts_of(config: ConfigDict, params: ArrayTree) -> list[Start]:
     """The parts of a model with these parameters that can start from a file or a run."""
-    starts, learner = [], create_learner(config.model)
-    for part, (key, name_key) in (*samplers.STARTS.items(), *backbones.STARTS.items()):
-        network: Any = learner
-        for name in part:
-            network = getattr(network, name, None)
-        section = config.model[part[0]]
-        start = Start(part, f'model.{part[0]}.{key}', section[key], section[name_key], network)
-        if start.is_in(params):
-            starts.append(start)
+    starts: list[Start] = []
+    learner: Any = create_learner(config.model)
+    for key, known in SETTINGS.items():
+        part = tuple(known.starts.split('.'))
+        if known.starts and _is_in(part, params):
+            chosen = setting_of(config, f'model.{known.starts}')  # a name, or a section with one
+            network_name = chosen if isinstance(chosen, str) else chosen.name
+            network = functools.reduce(getattr, part, learner)
+            starts.append(Start(part, key, setting_of(config, key), network_name, network))
     return starts
 
 
@@ -65,7 +60,7 @@ def note_random_starts(config: ConfigDict, params: ArrayTree) -> None:
     """Prints a line for each part that starts from random weights, although its authors start it
     from others."""
     for start in starts_of(config, params):
-        published = getattr(start.network, 'published_start', '')
+        published = start.network.published_start
         if not start.path and published:
             print_once(
                 f'note: the {start.name} starts from random weights, but published runs start it '
@@ -135,6 +130,11 @@ def part_of_run(start: Start, params: ArrayTree, mesh: jax.sharding.Mesh) -> dic
         kind: functools.reduce(lambda tree, name: tree[name], start.part, variables[kind])
         for kind in ('params', 'batch_stats')
     }
+
+
+def _is_in(part: tuple[str, ...], params: ArrayTree) -> bool:
+    """Whether a model with these parameters has this part."""
+    return any(name.startswith('.'.join(part) + '.') for name in flatten(params))
 
 
 def _replaced(tree: dict, keys: tuple[str, ...], value) -> dict:

@@ -11,10 +11,10 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from fsar_jax.data.frame_sampling import frames_read
 from fsar_jax.learner import FewShotLearner
 from fsar_jax.mesh import replicated
 from fsar_jax.stage import ArrayTree
+from fsar_jax.stages import frames_read
 from fsar_jax.training.losses import episode_loss
 
 
@@ -122,7 +122,6 @@ def make_train_step(
     (`fold_running_statistics`).
     """
     optimizer = create_optimizer(config.train)
-    frozen = config.model.backbone.batch_norm == 'frozen'
     schedules = learner.schedules(config.train.num_steps)
 
     def run_episode(params, batch_stats, schedule, episode):
@@ -158,16 +157,15 @@ def make_train_step(
             (_, (losses, accuracies, statistics)), new = jax.value_and_grad(run_part, has_aux=True)(
                 state.params, batch_stats, schedule, episodes
             )
-            if not frozen:
-                queries = episodes['labels'].shape[-1]
-                batch_stats = {
-                    stage: fold_running_statistics(
-                        batch_stats[stage],
-                        statistics[stage],
-                        learner.stages[stage].batch_norm_momentum ** passes,
-                    )
-                    for stage, passes in learner.batch_norm_passes(batch_stats, queries).items()
-                }
+            passes = learner.batch_norm_passes(batch_stats, episodes['labels'].shape[-1])
+            batch_stats = batch_stats | {
+                stage: fold_running_statistics(
+                    batch_stats[stage],
+                    statistics[stage],
+                    learner.stages[stage].batch_norm_momentum ** count,
+                )
+                for stage, count in passes.items()
+            }
             return (jax.tree.map(jnp.add, gradients, new), batch_stats), (losses, accuracies)
 
         start = (jax.tree.map(jnp.zeros_like, state.params), state.batch_stats)

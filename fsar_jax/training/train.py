@@ -24,6 +24,7 @@ from fsar_jax.messages import listed, printable
 from fsar_jax.plan import resolved_plan
 from fsar_jax.processes import print_once
 from fsar_jax.progress import MetricWriter, Progress
+from fsar_jax.stages import frames_read
 from fsar_jax.stopping import finish_first
 from fsar_jax.training.checkpoints import Checkpoints
 from fsar_jax.training.departures import departures, departures_of_published, hash_of_list
@@ -130,9 +131,8 @@ def train_and_evaluate(
 
         # ── The loop ──────────────────────────────────────────────────────────────────────────────
         train_step = make_train_step(learner, config, mesh)
-        batches = loader.training_batches(
-            train_set, config, start, jax.process_index(), jax.process_count()
-        )
+        processes = jax.process_index(), jax.process_count()
+        batches = loader.training_batches(train_set, config, start, *processes, frames_read(config))
         episodes, first_episode = (n * train.episodes_per_step for n in (train.num_steps, start))
         not_logged, saving = None, threading.Lock()
         with (

@@ -20,10 +20,12 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import flax.linen as nn
 from ml_collections import ConfigDict
 
 from fsar_jax.messages import printable
+from fsar_jax.samplers import SAMPLERS
+from fsar_jax.stage import Stage
+from fsar_jax.stages import build_stages, choice
 from fsar_jax.weights.checkpoint_file import read_torch
 from fsar_jax.weights.pretrained import PACKAGES, PRETRAINED, pretrained_file
 from fsar_jax.weights.published import (
@@ -55,7 +57,7 @@ __all__ = [
 ]
 
 Path = str | os.PathLike[str]
-_Config = TypeVar('_Config', ConfigDict, str, nn.Module)
+_Config = TypeVar('_Config', ConfigDict, str, Stage)
 
 
 def load(path: Path, model: ConfigDict) -> dict[str, Any]:
@@ -75,11 +77,12 @@ def load(path: Path, model: ConfigDict) -> dict[str, Any]:
       OSError, ValueError: one line that names the file; or the sampler of the model is a learned
         one (VIM), which no published file has.
     """
-    if model.sampler.name == 'task_adaptive':
+    if build_stages(model)['sampler'].has_weights:
+        without = [name for name, sampler in SAMPLERS.items() if not sampler.has_weights]
         raise ValueError(
-            f"{printable(path, 1000)}: no published checkpoint has the learned sampler of "
-            "config.model.sampler.name='task_adaptive' beside its method's own weights: set "
-            "--config.model.sampler.name=uniform, or motion_guided, which has none"
+            f'{printable(path, 1000)}: no published checkpoint has the learned sampler of '
+            f"{choice(model, 'sampler')} beside its method's own weights: choose the sampler "
+            f'{" or ".join(without)}, which has none'
         )
     return _converted(path, learner_from, model)
 
@@ -104,7 +107,7 @@ def load_scan_network(path: Path, name: str) -> dict[str, Any]:
     return _converted(path, scan_network_from, name)
 
 
-def load_network(path: Path, network: nn.Module, what: str = 'network') -> dict[str, Any]:
+def load_network(path: Path, network: Stage, what: str = 'network') -> dict[str, Any]:
     """Variables of a backbone or scan network, the module itself, from a file with torchvision's
     names. `what` is how the log calls it; files and errors are as in `load`."""
     return _converted(path, lambda found, module: network_from(found, module, what), network)

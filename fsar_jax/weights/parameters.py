@@ -16,19 +16,22 @@ import flax.traverse_util
 import jax
 from ml_collections import ConfigDict
 
+from fsar_jax.backbones import Features
 from fsar_jax.learner import create_learner
+from fsar_jax.samplers.uniform import UniformSampler
 from fsar_jax.torch_names import Table
 from fsar_jax.weights.convert import is_array
 from fsar_jax.weights.entries import Entry, entries_of
 
 MANY = 20_160  # channels, while they are unknown: a multiple of any usual number of heads
+FRAMES = 16  # while they are unknown: more than the tuples of any model have
 
 
 class Sizes(NamedTuple):
     """Sizes of an episode of feature maps, [way, 1, frames, side, side, channels]."""
 
     channels: int
-    frames: int
+    frames: int = FRAMES
     side: int = 16
     way: int = 2
 
@@ -53,9 +56,8 @@ def head_entries(
     Raises:
       ValueError: the learner has parameters that no table names.
     """
-    model = model.copy_and_resolve_references().unlock()
-    model.backbone.name, model.sampler.name = 'features', 'uniform'
-    learner, tables = create_learner(model), list(tables)
+    learner = create_learner(model, backbone=Features(), sampler=UniformSampler())
+    tables = list(tables)
 
     def at(sizes: Sizes) -> dict[str, Entry]:
         video = (sizes.frames, sizes.side, sizes.side, sizes.channels)
@@ -71,7 +73,7 @@ def head_entries(
             )
         return found
 
-    sizes = Sizes(channels or MANY, model.sampler.frames)
+    sizes = Sizes(channels or MANY)
     entries = at(sizes)
     axes = _axes(entries)
 

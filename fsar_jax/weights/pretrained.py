@@ -52,19 +52,19 @@ PACKAGES = {
 }
 
 
-def pretrained_file(network: str, setting: str = 'model.backbone.weights') -> pathlib.Path:
+def pretrained_file(network: str, setting: str = '') -> pathlib.Path:
     """The installed weights of a network, with their checksum verified.
 
     Args:
       network: its name in BACKBONES or SCAN_NETWORKS.
-      setting: the key that says 'pretrained', for the errors.
+      setting: the key that says 'pretrained', for the errors; '' where a caller says it.
 
     Raises:
       ValueError: no package has weights of this network.
       FileNotFoundError: the package is not installed, or lacks its file.
       ValueError, OSError: the file is another one, or cannot be read. Each is one line.
     """
-    given = f'config.{setting}={PRETRAINED}'
+    given = f'config.{setting}={PRETRAINED}' if setting else f"'{PRETRAINED}'"
     if network not in PACKAGES:
         raise ValueError(
             f'{given} is for {", ".join(PACKAGES)}; no package has weights of '

@@ -10,16 +10,25 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import flax.linen as nn
 import numpy as np
 from ml_collections import ConfigDict
 
-from fsar_jax import backbones, matchers
+from fsar_jax import backbones
 from fsar_jax.backbones.efficientnet_lite import EfficientNetLite
+from fsar_jax.backbones.resnet_small import ResNetSmall
 from fsar_jax.backbones.scan import create_scan_network
+from fsar_jax.config import check_values
 from fsar_jax.learner import create_learner
-from fsar_jax.messages import listed, printable
-from fsar_jax.samplers.task_adaptive import TaskAdaptiveSampler
+from fsar_jax.matchers.action_coordination import ActionCoordination
+from fsar_jax.matchers.attention_fusion import AttentionFusion
+from fsar_jax.matchers.cross_transformer import CrossTransformer
+from fsar_jax.matchers.matcher import Matcher
+from fsar_jax.matchers.otam import OrderedAlignment
+from fsar_jax.matchers.prototypes import Prototypes
+from fsar_jax.matchers.set_matching import SetMatching
+from fsar_jax.messages import listed
+from fsar_jax.stage import Stage
+from fsar_jax.stages import build_stages, choice
 from fsar_jax.torch_names import TorchNames
 from fsar_jax.weights import efficientnet_lite, hyrsm, mastaf, otam, strm, ta2n, trx, vim
 from fsar_jax.weights.convert import convert, name_matches
@@ -28,13 +37,13 @@ from fsar_jax.weights.parameters import head_entries, shapes_of
 from fsar_jax.weights.state_dicts import Names, StateDicts, find_names
 
 # Matcher → the names of the code that published it. A matcher's own `published` counts as well.
-METHODS = {
-    'prototypes': trx.PROTONET,
-    'cross_transformer': trx.CROSS_TRANSFORMER,
-    'otam': otam.OTAM,
-    'action_coordination': ta2n.ACTION_COORDINATION,
-    'set_matching': hyrsm.SET_MATCHING,
-    'attention_fusion': mastaf.ATTENTION_FUSION,
+METHODS: dict[type[Matcher], TorchNames] = {
+    Prototypes: trx.PROTONET,
+    CrossTransformer: trx.CROSS_TRANSFORMER,
+    OrderedAlignment: otam.OTAM,
+    ActionCoordination: ta2n.ACTION_COORDINATION,
+    SetMatching: hyrsm.SET_MATCHING,
+    AttentionFusion: mastaf.ATTENTION_FUSION,
 }
 # The place of a backbone's parts in a torch.nn.Sequential; relu and max pool are 2 and 3.
 SEQUENCE = {'conv1': '0', 'bn1': '1', 'layer1': '4', 'layer2': '5', 'layer3': '6', 'layer4': '7'}
@@ -74,7 +83,8 @@ def from_torch(state_dict: Mapping[str, Any], model: ConfigDict) -> dict[str, An
 
 def learner_from(candidates: StateDicts, model: ConfigDict) -> dict[str, Any]:
     """`from_torch` of the one of several state dicts whose names fit."""
-    names = _names_of(model.matcher.name)
+    check_values(model, 'model')
+    names = _names_of(model)
     backbone, channels = _backbone_entries(model, names)
     tables = (*strm.ENRICHMENTS, names.table, ta2n.TEMPORAL_TRANSFORM, strm.QUERY_SIMILARITY)
     head = head_entries(model, tables, channels)
@@ -99,12 +109,11 @@ def learner_from(candidates: StateDicts, model: ConfigDict) -> dict[str, Any]:
     return convert(arrays, entries, pattern, notes, found.place)
 
 
-def _names_of(matcher: str) -> TorchNames:
-    names = METHODS.get(matcher) or getattr(matchers.MATCHERS.get(matcher), 'published', None)
+def _names_of(model: ConfigDict) -> TorchNames:
+    matcher = build_stages(model)['matcher']
+    names = METHODS.get(type(matcher), matcher.published)
     if names is None:
-        raise ValueError(
-            f"no published state dict is known for config.model.matcher.name='{printable(matcher)}'"
-        )
+        raise ValueError(f'no published state dict is known for {choice(model, "matcher")}')
     return names
 
 
@@ -128,7 +137,7 @@ def _expected(entries: Mapping[str, Entry], unused: str, drawn: Collection[str] 
 def _backbone_entries(model: ConfigDict, names: TorchNames) -> tuple[dict[str, Entry], int | None]:
     """Entries of the backbone under the names of the method's published code, and its output
     channels; {} and None without one."""
-    if model.backbone.name == 'features':
+    if build_stages(model)['backbone'].takes_maps:
         return {}, None
     table, channels = backbone_table(model.backbone)
     entries = {}
@@ -169,21 +178,19 @@ def sampler_from_torch(state_dict: Mapping[str, Any], model: ConfigDict) -> dict
       ValueError: as `from_torch`; or sampler.variant='paper', whose generator the released code
         does not have.
     """
-    model = model.copy_and_resolve_references().unlock()
-    model.backbone.name = 'resnet_small'  # any that takes frames: it is not run
-    learner = create_learner(model)
-    sampler = learner.sampler
-    if not isinstance(sampler, TaskAdaptiveSampler) or sampler.variant != 'code':
-        raise ValueError(
-            "the published sampler belongs to config.model.sampler.name='task_adaptive' with "
-            "variant='code'"
-        )
-    clip = (sampler.frames, 64, 64, 3)
+    learner = create_learner(model, backbone=ResNetSmall())  # any that takes frames: it is not run
+    learner.sampler.check_published()
+    clip = (learner.sampler.frames_read(1), 64, 64, 3)
     shapes, _ = shapes_of(learner, (2, 1, *clip), (1, *clip), method='sample')
-    scan = scan_network_table(sampler.scan_network, 'backbone.', 'sampler/scan_network/')
-    choice = entries_of(vim.SAMPLER, shapes)
-    entries = scan | choice
-    unused = rf'{COUNTER}|{vim.UNUSED if choice else vim.UNUSED_CHOICE}|backbone\.({CLASSIFIER})'
+    scan = network_entries(
+        {path.replace(vim.SCAN, '/'): x for path, x in shapes.items() if vim.SCAN in path},
+        torchvision_layer,
+        'backbone.',
+        vim.SCAN.removeprefix('/'),
+    )
+    chosen = entries_of(vim.SAMPLER, shapes)
+    entries = scan | chosen
+    unused = rf'{COUNTER}|{vim.UNUSED if chosen else vim.UNUSED_CHOICE}|backbone\.({CLASSIFIER})'
     found = find_names({(): state_dict}, _expected(entries, unused))
     return convert(found.arrays, entries, unused, found.notes, found.place)
 
@@ -209,9 +216,10 @@ def backbone_from_torch(state_dict: Mapping[str, Any], config: ConfigDict) -> di
 
 def backbone_from(candidates: StateDicts, config: ConfigDict) -> dict[str, Any]:
     """`backbone_from_torch` of the one of several state dicts whose names fit."""
-    if config.name == 'features':
-        raise ValueError("config.model.backbone.name='features' has no weights to load")
-    return network_from(candidates, backbones.create(config), 'backbone')
+    backbone = backbones.create(config)
+    if backbone.takes_maps:
+        raise ValueError(f"the backbone '{config.name}' has no weights to load")
+    return network_from(candidates, backbone, 'backbone')
 
 
 def scan_network_from_torch(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -237,7 +245,7 @@ def scan_network_from(candidates: StateDicts, name: str) -> dict[str, Any]:
     return network_from(candidates, create_scan_network(name), 'scan network')
 
 
-def network_from(candidates: StateDicts, network: nn.Module, what: str) -> dict[str, Any]:
+def network_from(candidates: StateDicts, network: Stage, what: str) -> dict[str, Any]:
     """Variables of a backbone or scan network from the one of several state dicts with its
     published names that fits, without the ImageNet classifier; `what` is its name in the log."""
     shapes, _ = shapes_of(network, _frames(network))
@@ -250,11 +258,9 @@ def network_from(candidates: StateDicts, network: nn.Module, what: str) -> dict[
     return convert(found.arrays, entries, unused, notes, found.place)
 
 
-def scan_network_table(network: nn.Module, published: str = '', ours: str = '') -> dict[str, Entry]:
-    """{torchvision's name: entry} of a scan network; `published` and `ours` before names and paths,
-    as in `torchvision_entries`."""
-    shapes, _ = shapes_of(network, (1, 64, 64, 3))
-    return network_entries(shapes, torchvision_layer, published, ours)
+def scan_network_table(network: Stage) -> dict[str, Entry]:
+    """{torchvision's name: entry} of a scan network."""
+    return network_entries(shapes_of(network, _frames(network))[0], torchvision_layer)
 
 
 def backbone_table(config: ConfigDict) -> tuple[dict[str, Entry], int]:
@@ -267,12 +273,12 @@ def backbone_table(config: ConfigDict) -> tuple[dict[str, Entry], int]:
     return network_entries(shapes, _layer_name(module)), maps.shape[-1]
 
 
-def _layer_name(network: nn.Module) -> Callable[[str], str]:
+def _layer_name(network: Stage) -> Callable[[str], str]:
     """Our name of a layer of this network → the published one."""
     lite = isinstance(network, EfficientNetLite)
     return efficientnet_lite.published_layer if lite else torchvision_layer
 
 
-def _frames(network: nn.Module) -> tuple[int, ...]:
+def _frames(network: Stage) -> tuple[int, ...]:
     """Shape of frames, or of a clip, that the network takes."""
-    return (1, 16, 64, 64, 3) if getattr(network, 'takes_clips', False) else (1, 64, 64, 3)
+    return (1, 16, 64, 64, 3) if network.takes_clips else (1, 64, 64, 3)

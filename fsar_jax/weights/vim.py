@@ -6,6 +6,7 @@ from fsar_jax.torch_names import Table
 UNUSED = r'evaluator\.0\.pe'  # the position code, which is computed here
 UNUSED_CHOICE = r'(evaluator|generator)\..*'  # where a model takes evenly spaced frames
 
+SCAN = '/sampler/scan_network/'  # ours, of torchvision's names
 SAMPLER: Table = {
     'evaluator.1': ('sampler/evaluator', 'linear'),
     'evaluator.3': ('sampler/score', 'linear'),

@@ -212,7 +212,5 @@ def test_unknown_name_is_one_line():
         'shufflenet_v2_small, shufflenet_v2_x0_5, shufflenet_v2_x1_0, shufflenet_v2_x1_5, '
         'mobilenet_v2'
     )
-    with pytest.raises(
-        ValueError, match=f"^config.model.sampler.scan_network='vgg' is not one of {known}$"
-    ):
+    with pytest.raises(ValueError, match=f"^the scan network 'vgg' is not one of {known}$"):
         create_scan_network('vgg')

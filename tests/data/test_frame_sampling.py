@@ -27,7 +27,7 @@ class Draws:
 @pytest.mark.parametrize('length', TABLES)
 def test_test_rule_equals_the_published_reader(length):
     table = np.load(FIXTURES / TABLES[length])
-    ours = [frame_sampling.frame_indices(n, length) for n in table['in/n_frames'].tolist()]
+    ours = [frame_sampling.frame_indices(n, length, 'trx') for n in table['in/n_frames'].tolist()]
     np.testing.assert_array_equal(ours, table['out/test_indices'])
 
 
@@ -39,7 +39,9 @@ def test_training_rule_equals_the_published_reader_for_the_same_draws(length):
         table['in/train_draws'].tolist(), table['out/train_indices']
     ):
         draws = Draws(start, end)
-        np.testing.assert_array_equal(frame_sampling.frame_indices(n, length, rng=draws), expected)
+        np.testing.assert_array_equal(
+            frame_sampling.frame_indices(n, length, 'trx', draws), expected
+        )
         assert draws.limits == limits[n], (
             f'start and end of a clip of {n} frames are drawn from the wrong frames'
         )
@@ -99,4 +101,4 @@ def test_wrong_arguments_are_named():
     ):
         frame_sampling.frame_indices(10, 4, 'dense')
     with pytest.raises(ValueError, match='cannot take 4 frames from a clip of 0'):
-        frame_sampling.frame_indices(0, 4)
+        frame_sampling.frame_indices(0, 4, 'trx')

@@ -249,6 +249,6 @@ def test_maps_are_not_sampled_as_if_they_were_frames(sampler):
     with pytest.raises(
         ValueError,
         match=f"'features' takes maps, and config.model.sampler.name='{sampler}' looks at frames: "
-        "set",
+        "choose the sampler 'uniform'",
     ):
         fsar_jax.create_learner(config.model)

@@ -386,7 +386,7 @@ def test_order_does_not_matter_without_space(temporal):
         ].shape == (5, 3, 6)
         labels = jnp.array([3, 0, 1, 2, 3])
         loss = inter_video_loss(
-            logits, labels, auxiliary['query_frames'], auxiliary['aligned_frames']
+            logits, labels, auxiliary['query_frames'], auxiliary['aligned_frames'], 'paper'
         )
         assert np.isfinite(loss)
         found.append(logits)

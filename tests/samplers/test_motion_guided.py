@@ -93,13 +93,13 @@ def test_indices_are_ascending_and_distinct(videos, count):
 @pytest.mark.parametrize('length, count', [(20, 8), (16, 8), (7, 7), (9, 2), (1, 1)])
 def test_still_clip_is_sampled_uniformly(length, count):
     np.testing.assert_array_equal(
-        motion_indices(still(length)[None], count)[0], frame_indices(length, count, 'segment')
+        motion_indices(still(length)[None], count, 0.5)[0], frame_indices(length, count, 'segment')
     )
 
 
 def test_repeats_go_to_the_next_frames_and_back_from_the_end():
     videos = np.stack([cut(12, 6), cut(12, 11)])
-    np.testing.assert_array_equal(motion_indices(videos, 4), [[6, 7, 8, 9], [8, 9, 10, 11]])
+    np.testing.assert_array_equal(motion_indices(videos, 4, 0.5), [[6, 7, 8, 9], [8, 9, 10, 11]])
 
 
 def test_window_with_motion_gets_more_frames_and_smoothing_fewer():
@@ -116,7 +116,7 @@ def test_window_with_motion_gets_more_frames_and_smoothing_fewer():
 def test_the_scale_of_the_pixels_does_not_matter():
     video = np.random.default_rng(3).integers(0, 256, (1, 20, 2, 2, 3), np.uint8)
     np.testing.assert_array_equal(
-        motion_indices(video, 8), motion_indices(video.astype(np.float32) / 255, 8)
+        motion_indices(video, 8, 0.5), motion_indices(video.astype(np.float32) / 255, 8, 0.5)
     )
 
 
@@ -125,9 +125,9 @@ def test_module_takes_frames_at_test_and_draws_them_in_training():
     sampler = MotionGuidedSampler(frames=8)
     sampled = sampler.apply({}, videos)
     taken = sampled['frames']
-    np.testing.assert_array_equal(sampled['indices'], motion_indices(videos, 8))
+    np.testing.assert_array_equal(sampled['indices'], motion_indices(videos, 8, 0.5))
     assert taken.dtype == jnp.uint8
-    for b, indices in enumerate(np.asarray(motion_indices(videos, 8))):
+    for b, indices in enumerate(np.asarray(motion_indices(videos, 8, 0.5))):
         np.testing.assert_array_equal(taken[b], videos[b, indices])
     draw = jax.jit(
         lambda seed: sampler.apply({}, videos, True, rngs={'sampler': jax.random.key(seed)})[
@@ -143,4 +143,4 @@ def test_too_few_frames_are_named():
     with pytest.raises(
         ValueError, match='cannot take 8 of 5 scanned frames by motion: lower config.episode.frames'
     ):
-        motion_indices(still(5)[None], 8)
+        motion_indices(still(5)[None], 8, 0.5)

@@ -330,7 +330,7 @@ def test_sampler_off():
     drawn = variables(sampler)
     assert set(drawn['params']) == {'scan_network'}
     frames, auxiliary = jax.jit(lambda v: sampler.apply(v, support, query, method=run)[1:])(drawn)
-    rows, columns = amplifier.amplified_positions(auxiliary['query_saliency'], 20, 20)
+    rows, columns = amplifier.amplified_positions(auxiliary['query_saliency'], 20, 20, 'code')
     np.testing.assert_allclose(
         frames, amplifier.resample(even / jnp.float32(255.0), rows, columns), atol=1e-5
     )

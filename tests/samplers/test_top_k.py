@@ -67,9 +67,9 @@ def test_at_sigma_zero_the_choice_is_hard_and_has_no_gradient():
     @jax.jit
     def run(sigma):
         total = lambda s, sigma: (
-            perturbed_top_k(jax.random.key(1), s, 4, sigma, 30, 10) * jnp.arange(10)
+            perturbed_top_k(jax.random.key(1), s, 4, sigma, 30, 10, 'paper') * jnp.arange(10)
         ).sum()
-        return perturbed_top_k(jax.random.key(1), scores, 4, sigma, 30, 10), jax.grad(
+        return perturbed_top_k(jax.random.key(1), scores, 4, sigma, 30, 10, 'paper'), jax.grad(
             total, (0, 1)
         )(scores, sigma)
 
@@ -123,7 +123,7 @@ def test_gradient_is_that_of_the_smoothed_function():
     noise = jax.random.normal(jax.random.key(5), (1, samples, 4))
     value = jax.jit(
         lambda s: (
-            perturbed_top_k(noise, s[None], k, jnp.float32(sigma), samples, 20_000) * y
+            perturbed_top_k(noise, s[None], k, jnp.float32(sigma), samples, 20_000, 'paper') * y
         ).sum()
     )
     values = np.array([value(s) for s in moved])
@@ -163,4 +163,6 @@ def test_evenly_spaced_frames_are_distinct_for_every_count():
 
 def test_noise_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r'expected \[B, num_samples, M\] = \(2, 10, 5\)'):
-        perturbed_top_k(jnp.zeros((10, 2, 5)), jnp.zeros((2, 5)), 2, jnp.float32(0.1), 10)
+        perturbed_top_k(
+            jnp.zeros((10, 2, 5)), jnp.zeros((2, 5)), 2, jnp.float32(0.1), 10, 50, 'paper'
+        )

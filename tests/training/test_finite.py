@@ -35,8 +35,8 @@ def test_fewer_time_steps_than_a_tuple_are_one_line(method, frames):
     wanted, left = (3, 2) if method == 'trx' else (2, 1)
     with pytest.raises(
         ValueError,
-        match=f'config.model.matcher.cardinalities asks for {wanted} time steps in order, but the '
-        f'backbone leaves {left} of a clip: raise config.episode.frames',
+        match=f'tuples of {wanted} frames need as many time steps, but the backbone '
+        f'leaves {left} of a clip: raise config.episode.frames',
     ) as error:
         initial_shapes(method, frames)
     assert '\n' not in str(error.value)

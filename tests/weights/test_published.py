@@ -13,7 +13,7 @@ from torch_files import Tensor, write_legacy, write_zip
 
 import fsar_jax
 from fsar_jax import backbones
-from fsar_jax.matchers import CrossTransformer
+from fsar_jax.matchers import CrossTransformer, Prototypes
 from fsar_jax.torch_names import TorchNames
 from fsar_jax.weights import backbone_from_torch, from_torch, load, load_backbone, published, trx
 
@@ -316,7 +316,7 @@ def test_a_parameter_without_a_published_name_is_an_error():
     model = model_config('protonet')
     model.matcher.name = 'cross_transformer'
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(published.METHODS, 'cross_transformer', published.METHODS['prototypes'])
+        patch.setitem(published.METHODS, CrossTransformer, published.METHODS[Prototypes])
         with pytest.raises(ValueError) as error:
             from_torch({}, model)
     assert str(error.value) == (
@@ -330,7 +330,7 @@ def test_a_parameter_without_a_published_name_is_an_error():
 def test_a_matcher_brings_its_own_published_names(monkeypatch):
     """One file is enough for a new matcher: the class attribute `published` is its table."""
     table = {f'own.{name}': ours for name, ours in trx.CROSS_TRANSFORMER.table.items()}
-    monkeypatch.delitem(published.METHODS, 'cross_transformer')
+    monkeypatch.delitem(published.METHODS, CrossTransformer)
     monkeypatch.setattr(CrossTransformer, 'published', TorchNames(table=table), raising=False)
     weights = drawn(head_shapes('trx', 16, 24))
     own = {
@@ -536,8 +536,8 @@ def test_half_a_projection_is_an_error_not_a_draw():
         ('strm', dict(variant='paper'), "belong to config.model.variant='code'"),
         (
             'trx',
-            dict(matcher=dict(name='other')),
-            "no published state dict is known for config.model.matcher.name='other'",
+            dict(matcher=dict(name='matching_net')),
+            "no published state dict is known for config.model.matcher.name='matching_net'",
         ),
     ],
 )
@@ -547,9 +547,7 @@ def test_models_without_published_weights_are_one_line_errors(method, change, me
 
 
 def test_features_backbone_has_nothing_to_load():
-    with pytest.raises(
-        ValueError, match="config.model.backbone.name='features' has no weights to load"
-    ):
+    with pytest.raises(ValueError, match="the backbone 'features' has no weights to load"):
         backbone_from_torch({}, model_config('trx').backbone)
 
 

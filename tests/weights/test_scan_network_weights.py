@@ -11,7 +11,8 @@ from torch_files import Tensor, write_zip
 
 from fsar_jax.backbones.scan import create_scan_network
 from fsar_jax.weights import load_scan_network, scan_network_from_torch
-from fsar_jax.weights.published import scan_network_table
+from fsar_jax.weights.entries import network_entries, torchvision_layer
+from fsar_jax.weights.parameters import shapes_of
 
 
 def normalised(name, channels):
@@ -141,10 +142,10 @@ def test_round_trip(name, caplog):
 
 
 def test_table_with_prefixes_is_the_scan_network_of_the_sampler():
-    network = create_scan_network('shufflenet_v2_small')
+    shapes, _ = shapes_of(create_scan_network('shufflenet_v2_small'), (1, 64, 64, 3))
     plain, inside = (
-        scan_network_table(network),
-        scan_network_table(network, 'backbone.', 'sampler/scan_network/'),
+        network_entries(shapes, torchvision_layer),
+        network_entries(shapes, torchvision_layer, 'backbone.', 'sampler/scan_network/'),
     )
     assert len(plain) == len(inside)
     for (name, entry), (name_inside, entry_inside) in zip(plain.items(), inside.items()):
@@ -185,7 +186,6 @@ def test_what_does_not_fit_is_in_one_error(tmp_path):
         '1 mis-shaped: conv1.0.weight expected [8, 3, 3, 3] found [24, 3, 3, 3]'
     )
     with pytest.raises(
-        ValueError,
-        match="config.model.sampler.scan_network='resnet18' is not one of shufflenet_v2_small",
+        ValueError, match="the scan network 'resnet18' is not one of shufflenet_v2_small"
     ):
         load_scan_network(path, 'resnet18')
