@@ -113,8 +113,8 @@ def make_train_step(
 
     batch: from `fsar_jax.data.loader.training_batches`, axes [A, M, …]: A parts in sequence
     (gradient accumulation), the M episodes of a part at once, sharded over the mesh. metrics:
-    'loss' and 'accuracy' (means over the step), 'losses' [A, M], 'finite' (bool, of the state that
-    the step leaves).
+    'loss' and 'accuracy' (means over the step), 'losses' [A, M], 'gradient_norm' (over all
+    parameters, before clipping), 'finite' (bool, of the state that the step leaves).
 
     The running statistics of batch norm end up as if the episodes had passed one after the other,
     as in the published codes, whatever A and the number of devices: training does not read them, so
@@ -183,6 +183,7 @@ def make_train_step(
             'loss': losses.mean(),
             'accuracy': accuracies.mean(),
             'losses': losses,
+            'gradient_norm': optax.global_norm(gradients),
             'finite': finite,
         }
 

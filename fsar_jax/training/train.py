@@ -304,7 +304,7 @@ def log_step(writer: MetricWriter, step: int, metrics: dict, checkpoints: Checkp
             f'good checkpoint: {checkpoints.directory / str(last) if last else "none yet"}. Lower '
             'config.train.learning_rate or set config.train.clip_norm'
         )
-    writer.write(step, {'loss': metrics['loss'], 'accuracy': metrics['accuracy']})
+    writer.write(step, {name: metrics[name] for name in ('loss', 'accuracy', 'gradient_norm')})
 
 
 def wait_until_saved(checkpoints: Checkpoints, saving: threading.Lock) -> None:

@@ -126,6 +126,8 @@ def test_a_step_equals_its_episodes_one_by_one(strm, batch, after):
     np.testing.assert_allclose(metrics['losses'].ravel(), losses, rtol=1e-5)
     np.testing.assert_allclose(metrics['loss'], losses.mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics['accuracy'], accuracy, rtol=1e-6)
+    norm = np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(gradient)))
+    np.testing.assert_allclose(metrics['gradient_norm'], norm, rtol=1e-5)
     by_hand = jax.tree.map(lambda p, g: p - 0.01 * g, strm.start.params, gradient)
     assert largest_difference(state.params, by_hand) < 1e-6
     assert largest_difference(state.params, strm.start.params) > 1e-3
