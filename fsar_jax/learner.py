@@ -101,7 +101,14 @@ class FewShotLearner(nn.Module):
     def represent(self, sampled: dict[str, jax.Array], train: bool = False) -> dict[str, Any]:
         """Turns a sampler's output for B videos, {'frames': [B, L, H, W, 3], …}, into what the
         matcher needs of each video."""
-        features = self.enrich(self.feature_maps(sampled['frames'], train), train)
+        maps = self.feature_maps(sampled['frames'], train)
+        return self.projected(sampled, self.enrich(maps, train), train)
+
+    def projected(
+        self, sampled: dict[str, jax.Array], features: VideoFeatures, train: bool = False
+    ) -> dict[str, Any]:
+        """The last part of `represent`: from the features of B videos and what else was `sampled`
+        to what the matcher needs of each."""
         embeddings = {'temporal_matching': self.matcher.project(features, train)}
         if len(sampled) > 1:
             embeddings['sampling'] = {name: x for name, x in sampled.items() if name != 'frames'}
@@ -119,6 +126,13 @@ class FewShotLearner(nn.Module):
         if self.sampler.per_episode:
             support, query = self.sampler.sample_episode(support, query, train)
             support, query = self.of_episode(self.represent, support, query, train)
+        return self.compare(support, query, train)
+
+    def compare(
+        self, support: dict[str, Any], query: dict[str, Any], train: bool = False
+    ) -> Prediction:
+        """The last part of `match`: support leaves [way, shot, …] and query leaves [Q, …] of
+        `represent` → a Prediction."""
         logits = self.matcher(support['temporal_matching'], query['temporal_matching'], train)
         logits, auxiliary = logits if isinstance(logits, tuple) else (logits, {})
         auxiliary = {'temporal_matching': logits, **auxiliary}
@@ -139,6 +153,58 @@ class FewShotLearner(nn.Module):
                 query['sampling'][name],
             )
         return Prediction(logits=logits, auxiliary=auxiliary)
+
+    def explain(self, support: jax.Array, query: jax.Array) -> Prediction:
+        """What `__call__` predicts without training, and what each stage made of the episode.
+
+        It is for pictures (fsar_jax.analysis.run_report): nothing else computes or keeps these
+        arrays. Arguments as of `__call__`.
+
+        Returns:
+          A Prediction. Beside the outputs of `__call__`, its auxiliary has of each clip, as
+            'support_<name>' [way, shot, …] and 'query_<name>' [Q, …]:
+              'clip' [L, H, W, 3], the frames that the backbone sees;
+              'maps' [L, h, w, C], of the backbone;
+              'warped_maps' [L, h, w, C], after the temporal transform, if there is one;
+              'patches' and 'enriched_patches' [L, P², C], before and after patch enrichment, if
+                there is one;
+              'patch_level' and 'frame_features' [L, C], before and after frame enrichment;
+            and of the episode what `Stage.explain` of sampler, matcher and query similarity gives.
+        """
+        shown: dict[str, jax.Array] = {}
+        if self.sampler.per_episode:
+            scanned = self.of_episode(self.sampler.scan, support, query)
+            shown |= self.sampler.explain(*scanned)
+            sampled = self.sampler.sample_episode(*scanned)
+        else:
+            sampled = self.of_episode(self.sampler, support, query)
+
+        def per_video(sampled, train):
+            maps = self.feature_maps(sampled['frames'], train)
+            features = self.enrich(maps, train)
+            stages = {
+                'clip': sampled['frames'],
+                'maps': maps,
+                'warped_maps': None if features.window is None else features.maps,
+                'patches': features.patches,
+                'enriched_patches': features.enriched_patches,
+                'patch_level': features.patch_level,
+                'frame_features': features.frames,
+            }
+            stages = {name: x for name, x in stages.items() if x is not None}
+            return self.projected(sampled, features, train), stages
+
+        (support, of_support), (query, of_query) = self.of_episode(per_video, *sampled)
+        for name in of_support:
+            shown[f'support_{name}'], shown[f'query_{name}'] = of_support[name], of_query[name]
+        for part, stage in (
+            ('temporal_matching', self.matcher),
+            ('query_similarity', self.query_similarity),
+        ):
+            if stage is not None:
+                shown |= stage.explain(support[part], query[part])
+        prediction = self.compare(support, query)
+        return prediction.replace(auxiliary=shown | prediction.auxiliary)
 
     @property
     def stages(self) -> dict[str, Stage]:
@@ -226,21 +292,28 @@ class FewShotLearner(nn.Module):
     def enrich(self, maps: jax.Array, train: bool = False) -> VideoFeatures:
         """Enriches maps [B, L, h, w, C]: warps them in time, then computes frame features after
         patch enrichment and after frame enrichment."""
-        window = None
+        window = patches = enriched = None
         if self.temporal_transform is not None:
             maps, window = self.temporal_transform(maps, train)
         if self.patch_enrichment is None:
             patch_level = computed(maps).mean((-3, -2))
         else:
-            patch_level = computed(
-                self.patch_enrichment(adaptive_max_pool(maps, self.patches), train)
-            ).mean(-2)
+            patches = adaptive_max_pool(maps, self.patches)
+            enriched = self.patch_enrichment(patches, train)
+            patch_level = computed(enriched).mean(-2)
         frames = (
             patch_level
             if self.frame_enrichment is None
             else self.frame_enrichment(patch_level, train)
         )
-        return VideoFeatures(maps=maps, patch_level=patch_level, frames=frames, window=window)
+        return VideoFeatures(
+            maps=maps,
+            patch_level=patch_level,
+            frames=frames,
+            window=window,
+            patches=patches,
+            enriched_patches=enriched,
+        )
 
 
 def create_learner(model: ConfigDict, **others: Stage) -> FewShotLearner:

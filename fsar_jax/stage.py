@@ -72,6 +72,17 @@ class Stage(nn.Module):
         steps. The stage reads them as variables of the collection 'schedule'."""
         return {}
 
+    def explain(self, support: ArrayTree, query: ArrayTree) -> dict[str, jax.Array]:
+        """What this stage can show of one episode besides its outputs, {name: array}: how it came
+        to them. Only `FewShotLearner.explain` asks for it, so it costs nothing elsewhere. Unlike
+        the other methods, it is called on the bound module.
+
+        Args:
+          support, query: what the stage works on in an episode: for a sampler the outputs of
+            `scan`, for a matcher those of `project`.
+        """
+        return {}
+
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """logits [..., classes], integer labels that broadcast to [...] → float32 [...]."""

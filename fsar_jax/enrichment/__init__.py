@@ -63,12 +63,15 @@ class VideoFeatures:
         without it).
       frames: [B, L, C], E of STRM: after frame enrichment (equal to `patch_level` without it).
       window: float32 [B, 2], (a, b) of the temporal transform; None without it.
+      patches, enriched_patches: [B, L, P², C], before and after patch enrichment; None without it.
     """
 
     maps: jax.Array
     patch_level: jax.Array
     frames: jax.Array
     window: jax.Array | None = None
+    patches: jax.Array | None = None
+    enriched_patches: jax.Array | None = None
 
 
 def shared(model: ConfigDict) -> dict:

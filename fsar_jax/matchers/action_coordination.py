@@ -248,7 +248,11 @@ class ActionCoordination(Matcher):
         )
 
     def compare(
-        self, prototypes: jax.Array, query: jax.Array, train: bool = False
+        self,
+        prototypes: jax.Array,
+        query: jax.Array,
+        train: bool = False,
+        prototypes_too: bool = False,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """prototypes [way, L, h, w, C], query [Q, L, h, w, C] → (logits [Q, way], auxiliary)."""
         first = self.order == 'temporal_first'
@@ -269,9 +273,24 @@ class ActionCoordination(Matcher):
             if not first and self.temporal:
                 p, q, auxiliary['evolution'] = self.coordinate_pooled(p, q)
             auxiliary['aligned_frames'] = q
+            if prototypes_too:
+                auxiliary['aligned_prototypes'] = p
             cosine = (unit(p) * unit(q)).sum(-1)
         chex.assert_shape(cosine, (query.shape[0], *prototypes.shape[:2]))
         return -(1.0 - cosine).sum(-1), auxiliary
+
+    def explain(self, support: jax.Array, query: jax.Array) -> dict[str, jax.Array]:
+        """{'prototypes' [way, L, C] before and, except for 'enumerate', 'aligned_prototypes' [Q,
+        way, L, C] after coordination with each query}, beside 'query_frames' and
+        'aligned_frames'."""
+        if not self.align_at_test:
+            return {}
+        prototypes, query = self.prototypes(support, query)
+        _, found = self.compare(prototypes, query, prototypes_too=True)
+        shown = {'prototypes': prototypes.astype(jnp.float32).mean((-3, -2))}
+        if 'aligned_prototypes' in found:
+            shown['aligned_prototypes'] = found['aligned_prototypes']
+        return shown
 
     def coordinate_time(
         self, prototypes: jax.Array, query: jax.Array

@@ -112,16 +112,11 @@ class AttentionFusion(Matcher):
         (what training minimises in place of the logits, row M5); with a classifier 'global_classes'
         [Q, way, P, classes], of the query attended by each class.
         """
-        prototypes = support.astype(jnp.float32).mean(1).astype(self.dtype)
+        prototypes = self.prototypes(support)
         attention = self.attention(prototypes, query, train)
-        pooled = lambda a, f, axes: unit(
-            einsum_float32(axes, a.astype(self.dtype), f) / f.shape[-2]
+        class_self, query_self, class_cross, query_cross = self.attended(
+            attention, prototypes, query
         )
-        class_self = pooled(attention['class_self'], prototypes, 'wp,wpc->wc')
-        query_self = pooled(attention['query_self'], query, 'qp,qpc->qc')
-        class_cross = pooled(attention['class_cross'], prototypes, 'qwp,wpc->qwc')
-        query_cross = pooled(attention['query_cross'], query, 'qwp,qpc->qwc')
-
         by_self = jnp.einsum('qc,wc->qw', query_self, class_self)
         by_cross = jnp.einsum('qwc,qwc->qw', query_cross, class_cross)
         logits = SCORE_SCALE * (by_cross + self.alpha * by_self)
@@ -149,6 +144,43 @@ class AttentionFusion(Matcher):
         by_true_class = outputs['global_classes'][jnp.arange(len(labels)), labels]
         mean = cross_entropy(by_true_class, classes[labels][:, None]).mean()
         return found | {'classifier': Loss(self.classifier_weight, mean, 'training classes')}
+
+    def prototypes(self, support: jax.Array) -> jax.Array:
+        """support [way, shot, P, C] → the mean over the shots [way, P, C]."""
+        return support.astype(jnp.float32).mean(1).astype(self.dtype)
+
+    def attended(
+        self, attention: dict[str, jax.Array], prototypes: jax.Array, query: jax.Array
+    ) -> tuple[jax.Array, ...]:
+        """Unit means over positions of the attended maps: of the classes by themselves [way, C], of
+        the queries by themselves [Q, C], of both by one another [Q, way, C] each."""
+        pooled = lambda a, f, axes: unit(
+            einsum_float32(axes, a.astype(self.dtype), f) / f.shape[-2]
+        )
+        return (
+            pooled(attention['class_self'], prototypes, 'wp,wpc->wc'),
+            pooled(attention['query_self'], query, 'qp,qpc->qc'),
+            pooled(attention['class_cross'], prototypes, 'qwp,wpc->qwc'),
+            pooled(attention['query_cross'], query, 'qwp,qpc->qwc'),
+        )
+
+    def explain(self, support: jax.Array, query: jax.Array) -> dict[str, jax.Array]:
+        """Cosines of query and prototype, [Q, way] each: 'cosine_plain' of their plain means,
+        'cosine_self' and 'cosine_cross' after self- and cross-attention, 'cosine_fused' of the
+        score, which is their weighted mean."""
+        prototypes = self.prototypes(support)
+        class_self, query_self, class_cross, query_cross = self.attended(
+            self.attention(prototypes, query), prototypes, query
+        )
+        plain = jnp.einsum('qc,wc->qw', *(unit(x.mean(1)) for x in (query, prototypes)))
+        by_self = jnp.einsum('qc,wc->qw', query_self, class_self)
+        by_cross = jnp.einsum('qwc,qwc->qw', query_cross, class_cross)
+        return {
+            'cosine_plain': plain,
+            'cosine_self': by_self,
+            'cosine_cross': by_cross,
+            'cosine_fused': (by_cross + self.alpha * by_self) / (1.0 + self.alpha),
+        }
 
     def attention(
         self, prototypes: jax.Array, query: jax.Array, train: bool = False

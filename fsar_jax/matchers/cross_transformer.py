@@ -129,8 +129,7 @@ class CrossTransformer(Matcher):
                 query[name],
                 jax.tree.map(lambda x: x.reshape(x.shape[0], -1, x.shape[-1]), support[name]),
             )
-            scores = einsum_float32('qtd,wsd->qwts', q['keys'], s['keys'])
-            attention = jax.nn.softmax(scores / jnp.sqrt(q['keys'].shape[-1]), axis=-1)
+            attention = self.attention(s['keys'], q['keys'])
             self.sow('intermediates', f'attention_{name}', attention)
             prototypes = einsum_float32(
                 'qwts,wsd->qwtd', attention.astype(s['values'].dtype), s['values']
@@ -140,3 +139,22 @@ class CrossTransformer(Matcher):
             logits.append(-distance.mean(-1))
         chex.assert_rank(logits, 2)
         return combine_cardinalities(logits, self.cardinality_reduction, self.variant)
+
+    def attention(self, support: jax.Array, query: jax.Array) -> jax.Array:
+        """a of each pair of tuples: keys [way, shot·T, D′] and [Q, T, D′] → float32 [Q, way, T,
+        shot·T], whose last axis sums to 1."""
+        scores = einsum_float32('qtd,wsd->qwts', query, support)
+        return jax.nn.softmax(scores / jnp.sqrt(query.shape[-1]), axis=-1)
+
+    def explain(
+        self, support: dict[str, dict[str, jax.Array]], query: dict[str, dict[str, jax.Array]]
+    ) -> dict[str, jax.Array]:
+        """{'attention_cardinality_ω' [Q, way, T, shot, T]}: what each tuple of a query takes from
+        each tuple of a class."""
+        found = {}
+        for name in support:
+            keys = support[name]['keys']
+            way, shot, count, width = keys.shape
+            attention = self.attention(keys.reshape(way, shot * count, width), query[name]['keys'])
+            found[f'attention_{name}'] = attention.reshape(*attention.shape[:3], shot, count)
+        return found

@@ -10,6 +10,7 @@ from fsar_jax.layers import frame_cosine
 from fsar_jax.matchers.alignments import ALIGNMENTS
 from fsar_jax.matchers.matcher import Matcher
 
+SHARP = 1e-4  # a smoothness at which the soft minimum is the minimum, for pictures
 COSINE_MARGIN = 0.01  # added to ‖a‖‖b‖ in the published code (row O3 of docs/paper_vs_code.md)
 
 
@@ -50,10 +51,37 @@ class OrderedAlignment(Matcher):
 
     def __call__(self, support: jax.Array, query: jax.Array, train: bool = False) -> jax.Array:
         """Per episode: support [way, shot, L, D], query [Q, L, D] → logits float32 [Q, way]."""
-        distances = 1.0 - frame_cosine('qxd,wsyd->qwsxy', query, support, COSINE_MARGIN)
+        distances = self.distances(support, query)
         cost, weight = ALIGNMENTS[self.alignment]
         settings = {'keep': self.keep} if self.alignment == 'drop_dtw' else {}
         both = cost(jnp.stack([distances, distances.swapaxes(-1, -2)]), self.smoothness, **settings)
         logits = -weight * both.sum(0).mean(-1)
         chex.assert_shape(logits, (query.shape[0], support.shape[0]))
         return logits.astype(jnp.float32)
+
+    def distances(self, support: jax.Array, query: jax.Array) -> jax.Array:
+        """d of all pairs of frames: support [way, shot, L, D], query [Q, L, D] → float32 [Q, way,
+        shot, L, L], the query's frames in the rows."""
+        return 1.0 - frame_cosine('qxd,wsyd->qwsxy', query, support, COSINE_MARGIN)
+
+    def explain(self, support: jax.Array, query: jax.Array) -> dict[str, jax.Array]:
+        """{'distances', 'path', 'path_back'} [Q, way, shot, L, L], the query's frames in the rows:
+        d, and 1 where the cheapest path passes, of the query's frames and of the support's."""
+        distances = self.distances(support, query)
+        path, back = (
+            cheapest_path(x, self.alignment, self.keep)
+            for x in (distances, distances.swapaxes(-1, -2))
+        )
+        return {'distances': distances, 'path': path, 'path_back': back.swapaxes(-1, -2)}
+
+
+def cheapest_path(distances: jax.Array, alignment: str = 'otam', keep: float = 0.3) -> jax.Array:
+    """1 in the cells of [..., l, m] that the path of least cost passes, 0 in the others; paths that
+    cost the same share it.
+
+    The cost is a sum over the path's cells, so the gradient for a distance says whether its cell is
+    one of them. The soft minimum is made as good as hard for it.
+    """
+    settings = {'keep': keep} if alignment == 'drop_dtw' else {}
+    cost = lambda d: ALIGNMENTS[alignment][0](d, SHARP, **settings).sum()
+    return jax.grad(cost)(distances.astype(jnp.float32))

@@ -174,13 +174,8 @@ class SetMatching(Matcher):
                 'support_classes': self.classifier(support),
                 'query_classes': self.classifier(query),
             }
-        s, q = self.relate(support, query)
-        code = self.variant == 'code'
-        if code:
-            distances = 1.0 - frame_cosine('qxd,qwkyd->qwkxy', q, s)
-        else:
-            distances = norm(q[:, None, None, :, None].astype(jnp.float32) - s[:, :, :, None])
-        reduce = jnp.sum if code else jnp.mean
+        distances = self.distances(support, query)
+        reduce = jnp.sum if self.variant == 'code' else jnp.mean
         both = reduce(distances.min(-1), -1) + reduce(distances.min(-2), -1)
         logits = -both.mean(-1)
         chex.assert_shape(logits, (query.shape[0], support.shape[0]))
@@ -198,6 +193,18 @@ class SetMatching(Matcher):
         query = cross_entropy(outputs['query_classes'], classes[labels][:, None])
         mean = jnp.concatenate([support.ravel(), query.ravel()]).mean()
         return found | {'classifier': Loss(self.classifier_weight, mean, 'training classes')}
+
+    def distances(self, support: jax.Array, query: jax.Array) -> jax.Array:
+        """d of all pairs of related frames, float32 [Q, way, 1 or shot, L, L], the query's in the
+        rows."""
+        s, q = self.relate(support, query)
+        if self.variant == 'code':
+            return 1.0 - frame_cosine('qxd,qwkyd->qwkxy', q, s)
+        return norm(q[:, None, None, :, None].astype(jnp.float32) - s[:, :, :, None])
+
+    def explain(self, support: jax.Array, query: jax.Array) -> dict[str, jax.Array]:
+        """{'distances' [Q, way, 1 or shot, L, L]} of related frames, the query's in the rows."""
+        return {'distances': self.distances(support, query)}
 
     def relate(self, support: jax.Array, query: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Relation across videos, for each query apart: support [Q, way, 1 or shot, L, D] and query

@@ -21,6 +21,7 @@ from fsar_jax.samplers.top_k import evenly_spaced_indicator, hard_top_k, perturb
 from fsar_jax.stage import VARIANTS, Loss
 
 SPATIAL = ('amplify', 'crop', 'none')
+TASK_DRAWS = 7  # of ε, for the picture of w₂; as many as in VIM, Fig. 13
 
 
 class TaskAdaptiveSampler(Sampler):
@@ -265,9 +266,7 @@ class TaskAdaptiveSampler(Sampler):
         """
         way, shot = support['features'].shape[:2]
         support = jax.tree.map(lambda x: x.reshape(way * shot, *x.shape[2:]), support)
-        guide = support['features'].mean(1)
-        if self.variant == 'code' and self.adaptive:
-            guide = tiled_class_means(guide, way)
+        guide = self.guides(support['features'], way)
         noise = (
             jax.random.normal(self.make_rng('sampler'), (self.task_dim,))
             if train and self.adaptive
@@ -277,6 +276,27 @@ class TaskAdaptiveSampler(Sampler):
         sampled = self.sample(support, guide, weights, train)
         support = jax.tree.map(lambda x: x.reshape(way, shot, *x.shape[1:]), sampled)
         return support, self.sample(query, query['features'].mean(1), weights, train)
+
+    def guides(self, features: jax.Array, way: int) -> jax.Array:
+        """g of the support videos: features [videos, M, c], class-major → [videos, c]."""
+        guide = features.mean(1)
+        return tiled_class_means(guide, way) if self.variant == 'code' and self.adaptive else guide
+
+    def explain(
+        self, support: dict[str, jax.Array], query: dict[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        """{'task_weights' [1 + TASK_DRAWS, hidden]}: w₂ that this support set generates, first
+        without noise, as at test, then with some draws of ε, as in training (VIM, Fig. 13)."""
+        if not self.adaptive or not self.temporal:
+            return {}
+        features = support['features']
+        guide = self.guides(features.reshape(-1, *features.shape[2:]), len(features))
+        draws = jax.random.normal(jax.random.key(0), (TASK_DRAWS, self.task_dim))
+        return {
+            'task_weights': jnp.stack(
+                [self.task_weights(guide, noise)['frames'] for noise in (None, *draws)]
+            )
+        }
 
     def __call__(self, videos: jax.Array, train: bool = False) -> dict[str, jax.Array]:
         """Per video, for adaptive=False: videos [B, M, H, W, 3] → a dict as of `sample_episode`,
