@@ -19,6 +19,7 @@ COMMANDS = {
     'export': ('export', [], 'write a trained model as .safetensors and .json'),
     'settings': ('settings', [], 'print every setting of a run, and what it does'),
     'compare': ('compare', [], 'compare results on the same episodes in pairs'),
+    'report': ('report', [], 'draw what a run did on one HTML page'),
     'table': ('table', [], 'print a table of many runs, averaged over seeds'),
 }
 

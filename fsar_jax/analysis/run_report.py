@@ -1,0 +1,254 @@
+"""The report of a run: its pictures, what each shows, and one HTML page with all of them.
+
+`fsar_jax/report.py` is the command. A picture that a run has nothing for is left out, and a line
+says why.
+"""
+
+import base64
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fsar_jax.analysis import figures
+from fsar_jax.analysis.html_page import document, table, text
+from fsar_jax.evaluation.compare import paired_difference
+from fsar_jax.files import write_whole
+from fsar_jax.messages import one_line, printable
+
+PAGE = 'index.html'
+STYLE = 'img { max-width: 100%; height: auto; background: #fff; border-radius: .3rem; }'
+MOST_CLASSES = 150  # of a confusion matrix; beyond, its cells are smaller than a pixel's worth
+
+
+class Picture(NamedTuple):
+    """One picture of a report.
+
+    Attributes:
+      name: of its files, without suffix.
+      title: a few words.
+      caption: what it shows, how to read it, and which figures of the papers it is like.
+      figure: matplotlib's.
+    """
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+class Run(NamedTuple):
+    """What is known of a run.
+
+    Attributes:
+      name: for a reader, such as 'strm'.
+      results: content of results.json; None where the run was not evaluated.
+      metrics: lines of metrics.jsonl; [] where it was not trained here.
+      scheduled: {'learning rate': [num_steps], …}, the values that follow from the settings.
+      selected: the step that is evaluated; None if unknown.
+    """
+
+    name: str
+    results: dict | None
+    metrics: Sequence[dict] = ()
+    scheduled: Mapping[str, np.ndarray] = {}
+    selected: int | None = None
+
+
+def run_pictures(run: Run, against: Run | None = None) -> Iterator[Picture | str]:
+    """The pictures of training and test, each as soon as it is drawn; in the place of one that is
+    left out, a line that says so.
+
+    Args:
+      run: the run.
+      against: another one; what is compared is `run` minus `against`.
+    """
+    panels = training_panels(run)
+    if panels:
+        yield Picture(
+            'training_curves',
+            'Training',
+            'What each step logged, and its running mean. The dotted line is the checkpoint that '
+            'is evaluated.',
+            figures.training_curves(panels, run.selected),
+        )
+    else:
+        yield 'training curves: the run has no metrics.jsonl with a finished step'
+
+    tested = [r for r in (run, against) if r is not None and r.results is not None]
+    if tested:
+        yield Picture(
+            'accuracy',
+            'Test accuracy',
+            'With the 95% interval over episodes. It says how far other test episodes would move '
+            'the number, not how far another training run would.',
+            figures.accuracies(
+                {r.name: (r.results['accuracy'], r.results['ci95']) for r in tested if r.results},
+                (tested[0].results or {}).get('chance', 0.0),
+            ),
+        )
+    if run.results is None:
+        yield 'test accuracy, confusion matrix and classes: the run has no results.json'
+        return
+    results = run.results
+    classes, confusion = results.get('classes'), results.get('confusion')
+    if not classes or not confusion:
+        yield 'confusion matrix: results.json has none'
+    elif len(classes) > MOST_CLASSES:
+        yield f'confusion matrix: {len(classes)} classes do not fit a page'
+    else:
+        yield Picture(
+            'confusion',
+            'Confusion matrix',
+            'Row: the true class; column: the answer. A query can only be taken for the other '
+            "classes of its episode. Numbers are percent of the row's queries.",
+            figures.confusion_matrix(confusion, classes),
+        )
+    known = asked(results)
+    if known:
+        left_out = len(results['per_class']) - len(known)
+        yield Picture(
+            'classes',
+            'Accuracy of each class',
+            'Best first.' + (f' {left_out} classes were never asked for.' if left_out else ''),
+            figures.class_accuracies(known, results.get('chance', 0.0)),
+        )
+    else:
+        yield 'accuracy of each class: results.json has none'
+    if against is not None:
+        yield from comparison(run, against)
+
+
+def comparison(run: Run, against: Run) -> Iterator[Picture | str]:
+    """The pictures of `run` minus `against`, where both were tested on the same episodes."""
+    if run.results is None or against.results is None:
+        yield f'comparison: {against.name} has no results.json'
+        return
+    try:
+        paired = paired_difference(against.results, run.results)
+    except ValueError as error:
+        yield f'comparison with {against.name}: {one_line(error)}'
+        return
+    first, second = (np.array(r.results['correct'], float) for r in (against, run) if r.results)
+    queries = run.results['queries']
+    verdict = 'excludes' if abs(paired.difference) > paired.ci95 else 'includes'
+    yield Picture(
+        'paired_difference',
+        f'{run.name} minus {against.name}',
+        f'Paired over {paired.num_episodes} episodes: {100 * paired.difference:+.2f} ± '
+        f'{100 * paired.ci95:.2f} points. The 95% interval {verdict} 0.',
+        figures.paired_differences(
+            (second - first) / queries, paired.difference, paired.ci95, queries
+        ),
+    )
+    of_first, of_second = asked(against.results), asked(run.results)
+    both = [name for name in of_second if name in of_first]
+    if both:
+        yield Picture(
+            'class_gains',
+            'Gain of each class',
+            f'Accuracy of {run.name} minus that of {against.name}, largest gain first. As in STRM, '
+            'Fig. 9; TA2N, Fig. 9; VIM, Fig. 16.',
+            figures.class_gains(
+                {name: of_second[name] - of_first[name] for name in both}, (against.name, run.name)
+            ),
+        )
+    else:
+        yield 'gain of each class: the two results have no class in common'
+
+
+def training_panels(run: Run) -> dict[str, dict[str, figures.Line]]:
+    """{quantity: {line: (steps, values)}} for `figures.training_curves`; {} if nothing was
+    logged."""
+    if not run.metrics:
+        return {}
+
+    def logged(name: str) -> dict[str, figures.Line]:
+        lines = [line for line in run.metrics if name in line]
+        values = [np.nan if line[name] is None else line[name] for line in lines]
+        return {name.replace('_', ' '): ([line['step'] for line in lines], values)} if lines else {}
+
+    last = max(line['step'] for line in run.metrics)
+    panels = {
+        'loss': logged('loss'),
+        'accuracy of training episodes': logged('accuracy'),
+        'accuracy of val episodes': logged('val_accuracy'),
+        'gradient norm': logged('gradient_norm'),
+        **{
+            name: {name: (np.arange(1, last + 1), values[:last])}
+            for name, values in run.scheduled.items()
+        },
+    }
+    return {quantity: lines for quantity, lines in panels.items() if lines}
+
+
+def asked(results: dict) -> dict[str, float]:
+    """The accuracy of each class that was asked for."""
+    per_class = results.get('per_class') or {}
+    return {name: value for name, value in per_class.items() if value is not None}
+
+
+def facts(run: Run) -> dict[str, str]:
+    """What the page says above the pictures, {name: value}, plain text."""
+    found = {'run': run.name}
+    results = run.results
+    if results is not None:
+        found |= {
+            'method': results['method'],
+            'data': f'{results["dataset"]}, {results["split"]}',
+            'accuracy': f'{100 * results["accuracy"]:.2f} ± {100 * results["ci95"]:.2f} % '
+            f'(95% interval over {results["num_episodes"]} episodes)',
+        }
+        if 'way' in results:
+            found['episodes'] = (
+                f'{results["way"]}-way {results["shot"]}-shot, {results["queries"]} queries'
+            )
+        if 'selected_on' in results:
+            found['checkpoint'] = f'chosen by {results["selected_on"]}'
+    return found
+
+
+def write_report(
+    folder: pathlib.Path,
+    title: str,
+    about: Mapping[str, str],
+    sections: Iterable[tuple[str, Iterable[Picture | str]]],
+) -> tuple[pathlib.Path, list[str]]:
+    """Writes every picture as PNG and PDF, then the page that holds all of them.
+
+    Args:
+      folder: is made if it does not exist; files of these names in it are replaced.
+      title: of the page, plain text.
+      about: {name: value} of a table at the top, plain text.
+      sections: (heading, pictures or lines about those that are left out); drawn one after the
+        other, so that one picture is in memory at a time.
+
+    Returns:
+      The path of the page, and the lines.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parts, notes = [f'<h1>{text(title)}</h1>', ''], []
+    for heading, pictures in sections:
+        shown = []
+        for picture in pictures:
+            if isinstance(picture, str):
+                notes.append(picture)
+                shown.append(f'<p class="soft">Left out: {text(picture, 1000)}</p>')
+                continue
+            png = figures.save(picture.figure, folder / picture.name)
+            address = f'data:image/png;base64,{base64.b64encode(png).decode()}'
+            shown.append(
+                f'<figure><h3>{text(picture.title)}</h3>'
+                f'<img src="{address}" alt="{text(picture.title)}">'
+                f'<figcaption>{text(picture.caption, 2000)} ({text(picture.name)}.png, .pdf)'
+                '</figcaption></figure>'
+            )
+        if shown:
+            parts.append(f'<section><h2>{text(heading)}</h2>{"".join(shown)}</section>')
+    rows = [[text(name), text(value, 500)] for name, value in about.items()]
+    parts[1] = table(['', ''], rows)
+    page = folder / PAGE
+    write_whole(page, document(printable(title), parts, STYLE))
+    return page, notes

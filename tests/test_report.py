@@ -1,0 +1,134 @@
+"""`python -m fsar_jax.report`: which pictures a run gets, and what is left out or refused."""
+
+import importlib.util
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+
+from fsar_jax import report
+from fsar_jax.evaluation.results import accuracy_with_interval, confusion_matrix, write_results
+from fsar_jax.progress import MetricWriter
+
+
+def results(correct, queries=4, **changes):
+    """The content of results.json, by hand: two classes, the second half of the queries is of the
+    second; wrong answers are the other class."""
+    correct = np.asarray(correct)
+    truth = np.tile(np.repeat([0, 1], queries // 2), len(correct))
+    right = (np.arange(queries) < correct[:, None]).ravel()
+    confusion = confusion_matrix(truth, np.where(right, truth, 1 - truth), 2)
+    accuracy, ci95 = accuracy_with_interval(correct, queries)
+    return {
+        'method': 'strm',
+        'dataset': 'video_folder/tiny',
+        'split': 'test',
+        'way': 2,
+        'shot': 1,
+        'queries': queries,
+        'num_episodes': len(correct),
+        'accuracy': accuracy,
+        'ci95': ci95,
+        'chance': 0.5,
+        'selected_on': 'val accuracy at step 4',
+        'per_class': dict(zip('ab', (confusion.diagonal() / confusion.sum(1)).tolist())),
+        'classes': ['a', 'b'],
+        'confusion': confusion.tolist(),
+        'episodes_hash': 'one list',
+        'config': {'seed': 0},
+        'correct': correct.tolist(),
+        **changes,
+    }
+
+
+def make_run(folder, correct=(4, 3, 2, 4), steps=6, **changes):
+    if correct:
+        write_results(folder, results(correct, **changes))
+    if steps:
+        with MetricWriter(folder, stream=io.StringIO()) as writer:
+            for step in range(1, steps + 1):
+                writer.write(step, {'loss': 1 / step, 'accuracy': 0.5, 'gradient_norm': 2.0})
+                if step % 2 == 0:
+                    writer.write(step, {'val_accuracy': 0.6 if step == 4 else 0.5})
+    return folder
+
+
+def written(folder):
+    return {path.stem for path in folder.glob('*.png')}
+
+
+RUN_PICTURES = {'training_curves', 'accuracy', 'confusion', 'classes'}
+
+
+def test_one_page_holds_every_picture_and_needs_nothing_else(tmp_path, capsys):
+    report.main([f'--workdir={make_run(tmp_path / "run")}'])
+    folder = tmp_path / 'run/report'
+    assert capsys.readouterr().out == f'{folder / "index.html"}\n'
+    assert written(folder) == {path.stem for path in folder.glob('*.pdf')} == RUN_PICTURES
+    page = (folder / 'index.html').read_text()
+    assert page.count('src="data:image/png;base64,') == len(RUN_PICTURES)
+    outside = re.findall(r'(?:src|href)="(?!data:)[^"]*', page)
+    assert not outside and '<script' not in page and '81.25 ± 20.31 %' in page
+
+
+def test_against_another_run_it_shows_the_paired_difference_and_gains(tmp_path, capsys):
+    run = make_run(tmp_path / 'b', (4, 3, 2, 4))
+    other = make_run(tmp_path / 'a', (4, 2, 1, 3), method='trm')
+    out = tmp_path / 'out'
+    report.main([f'--workdir={run}', f'--against={other}', f'--out={out}'])
+    assert written(out) == RUN_PICTURES | {'paired_difference', 'class_gains'}
+    assert 'Paired over 4 episodes: +18.75 ± 10.61 points' in (out / 'index.html').read_text()
+    assert 'left out' not in capsys.readouterr().err
+
+
+def test_runs_on_other_episodes_are_not_compared(tmp_path, capsys):
+    run, other = make_run(tmp_path / 'a'), make_run(tmp_path / 'b', episodes_hash='another')
+    report.main([f'--workdir={run}', f'--against={other}'])
+    assert written(run / 'report') == RUN_PICTURES
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if 'not the same episodes: episodes_hash' in line]
+    assert all(line.startswith('note: left out: ') for line in said)
+
+
+def test_what_a_run_lacks_is_left_out_with_a_line(tmp_path, capsys):
+    trained = make_run(tmp_path / 'trained', correct=None)
+    report.main([f'--workdir={trained}'])
+    assert written(trained / 'report') == {'training_curves'}
+    assert 'the run has no results.json' in capsys.readouterr().err
+
+    tested = make_run(tmp_path / 'tested', steps=0, confusion=[], per_class={'a': None, 'b': None})
+    report.main([f'--workdir={tested}'])
+    assert written(tested / 'report') == {'accuracy'}
+    said = capsys.readouterr().err
+    for what in ('training curves', 'confusion matrix', 'accuracy of each class'):
+        assert f'note: left out: {what}: ' in said
+
+
+def test_the_marked_checkpoint_is_the_one_that_is_evaluated():
+    assert report.best_step([]) is None
+    assert report.best_step([{'step': 1, 'loss': 1.0}, {'step': 3, 'loss': 1.0}]) == 3
+    lines = [{'step': step, 'val_accuracy': v} for step, v in ((2, 0.5), (4, 0.7), (6, 0.7))]
+    assert report.best_step([*lines, {'step': 8, 'val_accuracy': None}]) == 4
+
+
+def test_names_from_outside_are_no_markup(tmp_path):
+    run = make_run(tmp_path / 'run', method='<script>alert(1)</script>')
+    report.main([f'--workdir={run}'])
+    assert '<script' not in (run / 'report/index.html').read_text()
+
+
+def test_what_cannot_be_drawn_is_one_line(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match='^no checkpoint in .*train first, or check'):
+        report.main([f'--workdir={tmp_path / "nothing"}'])
+    run = make_run(tmp_path / 'run')
+    (run / 'results.json').write_text(json.dumps(results([1])).replace('"strm"', '3'))
+    with pytest.raises(ValueError, match="results.json: 'method' is 3, not a text"):
+        report.main([f'--workdir={run}'])
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, 'find_spec', lambda name: None if name == 'sklearn' else find(name)
+    )
+    with pytest.raises(ValueError, match=r"needs scikit-learn.*pip install 'fsar_jax\[report\]'"):
+        report.main([f'--workdir={run}'])
