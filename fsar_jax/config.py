@@ -1,8 +1,8 @@
 """All settings of a run: their definitions, the default config and its checks.
 
 A setting of a stage is a field of the module that reads it, in fsar_jax/samplers, backbones,
-enrichment or matchers. The other settings are fields of the dataclasses below. docs/settings.md
-lists all of them.
+enrichment or matchers; what all of them share is in fsar_jax/stage.py. The other settings are
+fields of the dataclasses below. docs/settings.md lists all of them.
 
 The files in configs/ start from `default_config()` and change a few values. No number depends on a
 choice that is hidden in code. What the papers leave out and their code decides silently (input
@@ -24,7 +24,7 @@ from fsar_jax.fields import Path, Setting, check_section, has_field, setting, se
 from fsar_jax.files import local_path
 from fsar_jax.recipe import PRESETS as PRESETS  # what files like those in configs/ import
 from fsar_jax.recipe import published_recipe as published_recipe
-from fsar_jax.stage import VARIANTS
+from fsar_jax.stage import Shared
 from fsar_jax.stages import build_stages
 
 
@@ -292,29 +292,6 @@ class Eval:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """config.model, without its stages."""
-
-    variant: str = setting(
-        'code',
-        choices=VARIANTS,
-        affects='model',
-        help="where they differ, follow the authors' code ('code') or the equations of the paper "
-        "('paper')",
-    )
-    dtype: str = setting(
-        'float32',
-        choices=('float32', 'bfloat16'),
-        help='number format of the computation; parameters, scores and losses stay float32',
-    )
-    align_at_test: bool = setting(
-        True,
-        help='False: evaluation skips the temporal transform and action coordination; training '
-        'does not',
-    )
-
-
 class Section(NamedTuple):
     """A part of the config.
 
@@ -356,7 +333,7 @@ class Section(NamedTuple):
 SECTIONS = {  # in order; '' is the config itself
     '': Section(Run),
     'episode': Section(Episode),
-    'model': Section(Model),
+    'model': Section(Shared),
     'model.sampler': Section(samplers.SamplerChoice, samplers.SAMPLERS),
     'model.backbone': Section(backbones.BackboneChoice, backbones.BACKBONES),
     'model.enrichment': Section(

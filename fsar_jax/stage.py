@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -9,6 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+
+from fsar_jax.fields import setting
 
 # A pytree of arrays. Only the code that makes it and the code that uses it know its structure.
 ArrayTree = Any
@@ -18,6 +21,30 @@ ArrayTree = Any
 KINDS = ('episode', 'training classes', 'regulariser')
 
 VARIANTS = ('code', 'paper')  # follow the authors' code, or the equations of the paper
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """The settings of config.model that all stages share. A stage that reads one has a field of its
+    name, with this default."""
+
+    variant: str = setting(
+        'code',
+        choices=VARIANTS,
+        affects='model',
+        help="where they differ, follow the authors' code ('code') or the equations of the paper "
+        "('paper')",
+    )
+    dtype: str = setting(
+        'float32',
+        choices=('float32', 'bfloat16'),
+        help='number format of the computation; parameters, scores and losses stay float32',
+    )
+    align_at_test: bool = setting(
+        True,
+        help='False: evaluation skips the temporal transform and action coordination; training '
+        'does not',
+    )
 
 
 class Loss(NamedTuple):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from fsar_jax.fields import setting
 from fsar_jax.layers import POSITION_AMPLITUDE, Linear, sinusoidal_positions
-from fsar_jax.stage import Stage
+from fsar_jax.stage import Shared, Stage
 
 
 class MixerEnrichment(Stage):
@@ -32,7 +32,7 @@ class MixerEnrichment(Stage):
     Input tokens [..., N, D], output [..., N, D].
     """
 
-    variant: str = 'code'
+    variant: str = Shared.variant
     dropout: float = setting(
         0.1, at_least=0, below=1, affects='model', help='dropout rate in training'
     )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from fsar_jax.fields import setting
 from fsar_jax.layers import POSITION_AMPLITUDE, Linear, einsum_float32, sinusoidal_positions
-from fsar_jax.stage import Stage
+from fsar_jax.stage import Shared, Stage
 
 
 class SelfAttentionEnrichment(Stage):
@@ -32,7 +32,7 @@ class SelfAttentionEnrichment(Stage):
     intermediates/attention.
     """
 
-    variant: str = 'code'
+    variant: str = Shared.variant
     dropout: float = setting(
         0.1, at_least=0, below=1, affects='model', help='dropout rate in training'
     )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from fsar_jax.backbones.batch_norm import BatchNorm
 from fsar_jax.fields import setting
 from fsar_jax.layers import Linear, linear_interpolation, torch_start
-from fsar_jax.stage import Stage
+from fsar_jax.stage import Shared, Stage
 
 WINDOW_START = (2.0, 0.0)  # before tanh: at first nearly the whole clip, (a, b) = (0.964, 0)
 
@@ -36,7 +36,7 @@ class TemporalTransform(Stage):
         0.1, at_least=0, below=1, affects='model', help='dropout rate in training'
     )
     frozen: bool = False
-    align_at_test: bool = True
+    align_at_test: bool = Shared.align_at_test
     dtype: Any = jnp.float32
 
     @nn.compact

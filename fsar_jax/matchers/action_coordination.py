@@ -22,7 +22,7 @@ from fsar_jax.matchers.offset_masks import (
 )
 from fsar_jax.matchers.prototypes import frame_cosine_logits
 from fsar_jax.mutual_information import inter_video_loss
-from fsar_jax.stage import VARIANTS, Loss
+from fsar_jax.stage import VARIANTS, Loss, Shared
 
 SPATIAL = ('mask', 'grid', 'enumerate', 'none')
 
@@ -89,7 +89,7 @@ class ActionCoordination(Matcher):
         affects='model',
         help="for 'mask': size of the perturbations of an offset",
     )
-    variant: str = 'code'
+    variant: str = Shared.variant
     pairs_per_chunk: int = setting(
         0,
         at_least=0,
@@ -102,7 +102,7 @@ class ActionCoordination(Matcher):
         affects='model',
         help='order of the two coordinations',
     )
-    align_at_test: bool = True
+    align_at_test: bool = Shared.align_at_test
     distance_norm: bool = setting(
         False, affects='model', help='apply LayerNorm to the logits, over the classes'
     )

@@ -13,8 +13,9 @@ from fsar_jax.backbones.batch_norm import BatchNorm
 from fsar_jax.enrichment import VideoFeatures
 from fsar_jax.fields import setting
 from fsar_jax.layers import Linear, einsum_float32, torch_start, unit
+from fsar_jax.matchers.classifier import Classifier
 from fsar_jax.matchers.matcher import Matcher
-from fsar_jax.stage import Loss, cross_entropy
+from fsar_jax.stage import Loss, Shared, cross_entropy
 
 TEMPERATURE = 0.025  # row M4 of docs/paper_vs_code.md
 SCORE_SCALE = 7.0
@@ -81,11 +82,11 @@ class AttentionFusion(Matcher):
     residual: bool = setting(
         True, affects='model', help='residual attention, 1 + softmax; False: softmax alone'
     )
-    classes: int | None = None
-    variant: str = 'code'
+    classes: int | None = Classifier.classes
+    variant: str = Shared.variant
     frozen: bool = False
     dtype: Any = jnp.float32
-    classifier_weight: float = 0.0
+    classifier_weight: float = Classifier.weight
 
     def setup(self) -> None:
         if self.kernel == 'meta_learner':

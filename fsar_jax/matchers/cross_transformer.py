@@ -18,6 +18,7 @@ from fsar_jax.layers import (
     sinusoidal_positions,
 )
 from fsar_jax.matchers.matcher import Matcher
+from fsar_jax.stage import Shared
 
 
 def check_cardinalities(omega: tuple[int, ...], frames: int | None = None) -> None:
@@ -79,7 +80,7 @@ class CrossTransformer(Matcher):
         affects='model',
         help="D', width of keys and values; None: half the feature dimension; published: 1152",
     )
-    variant: str = 'code'
+    variant: str = Shared.variant
     cardinality_reduction: str | None = setting(
         None,
         choices=('mean', 'sum'),

@@ -12,7 +12,7 @@ from fsar_jax.enrichment import VideoFeatures
 from fsar_jax.fields import setting
 from fsar_jax.layers import TupleLinear, combine_cardinalities, einsum_float32, norm
 from fsar_jax.matchers.cross_transformer import CrossTransformer, check_cardinalities
-from fsar_jax.stage import Loss, Stage, cross_entropy
+from fsar_jax.stage import Loss, Shared, Stage, cross_entropy
 
 
 class TupleFeatures(nn.Module):
@@ -54,7 +54,7 @@ class QueryClassSimilarity(Stage):
         affects='model',
         help="D'', width of the projected frame tuples; None: half the feature dimension",
     )
-    variant: str = 'code'
+    variant: str = Shared.variant
     cardinality_reduction: str | None = CrossTransformer.cardinality_reduction
     dropout: float = CrossTransformer.dropout
     dtype: Any = jnp.float32

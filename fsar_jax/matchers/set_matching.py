@@ -19,8 +19,9 @@ from fsar_jax.layers import (
     sinusoidal_positions,
     torch_start,
 )
+from fsar_jax.matchers.classifier import Classifier
 from fsar_jax.matchers.matcher import Matcher
-from fsar_jax.stage import Loss, cross_entropy
+from fsar_jax.stage import Loss, Shared, cross_entropy
 
 POSITION_SCALE = (10.0, 1.0)  # A and B: features times √(D/A), position code times B
 
@@ -122,10 +123,10 @@ class SetMatching(Matcher):
         help="(A, B), for variant 'code': features are multiplied by sqrt(D / A), the position "
         'code by B',
     )
-    classes: int | None = None
-    variant: str = 'code'
+    classes: int | None = Classifier.classes
+    variant: str = Shared.variant
     dtype: Any = jnp.float32
-    classifier_weight: float = 0.0
+    classifier_weight: float = Classifier.weight
 
     def check(self, frames: int | None = None) -> None:
         if self.position[0] < SMALLEST:

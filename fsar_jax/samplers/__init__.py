@@ -5,7 +5,8 @@
 outputs per video. A sampler that looks at the whole episode (`per_episode` True) has two methods:
 `scan(videos, train)` returns a pytree with leading axis B, which evaluation keeps;
 `sample_episode(support, query, train)` takes its leaves as [way, shot, …] and [Q, …], and returns a
-dict like the one above for the support and one for the queries.
+dict like the one above for the support and one for the queries. `frames_read` says how many frames
+of a clip it takes.
 
 To add a sampler, write a file and add a line here. Its fields become keys of config.model.sampler
 (fsar_jax.fields).

@@ -479,7 +479,7 @@ class TaskGenerator(nn.Module):
 
     hidden: int
     task_dim: int
-    variant: str = 'code'
+    variant: str
 
     @nn.compact
     def __call__(self, guide: jax.Array, noise: jax.Array | None = None) -> dict[str, jax.Array]:

@@ -99,7 +99,7 @@ def published_variables(f):
 def test_generator_equals_published(published, assert_close_to_published, name):
     f = published(name)
     outputs = f.meta['out']
-    generator = TaskGenerator(outputs + f.meta['bias'], f.meta['z_dim'])
+    generator = TaskGenerator(outputs + f.meta['bias'], f.meta['z_dim'], 'code')
     params = {
         ours: {
             'kernel': jnp.asarray(f.weights[f'{theirs}.weight'].T),
