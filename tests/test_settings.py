@@ -223,6 +223,24 @@ def test_a_setting_of_a_stage_is_named_in_its_room_alone():
     }
 
 
+def test_no_function_of_a_stage_repeats_the_default_of_a_setting():
+    found = [
+        f'{path.name}: {function.name}({name.arg}={ast.unparse(default)})'
+        for section, folder in FOLDERS.items()
+        for path in (REPOSITORY / 'fsar_jax' / folder).glob('*.py')
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef)
+        for arguments in [function.args]
+        for name, default in [
+            *zip(arguments.args[::-1], arguments.defaults[::-1]),
+            *zip(arguments.kwonlyargs, arguments.kw_defaults),
+        ]
+        for known in [SETTINGS.get(f'model.{section}.{name.arg}')]
+        if known and default and ast.unparse(default) == repr(known.default) != 'None'
+    ]
+    assert found == []
+
+
 def test_what_is_outside_the_stages_is_named_where_it_is_read():
     """No list of keys: a key in quotes is metadata of a setting (`unless`, `same_as`, `formerly`)
     or an error's text, which says config.KEY."""

@@ -75,7 +75,7 @@ class OrderedAlignment(Matcher):
         return {'distances': distances, 'path': path, 'path_back': back.swapaxes(-1, -2)}
 
 
-def cheapest_path(distances: jax.Array, alignment: str = 'otam', keep: float = 0.3) -> jax.Array:
+def cheapest_path(distances: jax.Array, alignment: str, keep: float) -> jax.Array:
     """1 in the cells of [..., l, m] that the path of least cost passes, 0 in the others; paths that
     cost the same share it.
 

@@ -137,13 +137,13 @@ def test_the_path_of_otam_is_the_cheapest_of_all_paths():
         for row, column in best:
             if 1 <= column <= size[1]:
                 expected[row, column - 1] = 1
-        np.testing.assert_allclose(cheapest_path(distances), expected, atol=1e-4)
+        np.testing.assert_allclose(cheapest_path(distances, 'otam', 0.3), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize('alignment', ['otam', 'soft_dtw', 'drop_dtw'])
 def test_every_alignment_has_a_path_that_follows_the_diagonal_of_equal_clips(alignment):
     distances = 1.0 - np.eye(5, dtype=np.float32)
-    path = np.asarray(cheapest_path(distances, alignment))
+    path = np.asarray(cheapest_path(distances, alignment, 0.3))
     np.testing.assert_allclose(np.diagonal(path), 1, atol=1e-3)
 
 
@@ -152,7 +152,7 @@ def test_otam_shows_distances_of_frames_and_both_paths(explained):
     unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
     cosine = unit(shown['query_frame_features'])[3] @ unit(shown['support_frame_features'])[1, 0].T
     np.testing.assert_allclose(shown['distances'][3, 1, 0], 1 - cosine, atol=2e-2)  # the margin
-    back = cheapest_path(shown['distances'][3, 1, 0].T)
+    back = cheapest_path(shown['distances'][3, 1, 0].T, 'otam', 0.3)
     np.testing.assert_allclose(shown['path_back'][3, 1, 0], np.asarray(back).T, atol=1e-4)
 
 
