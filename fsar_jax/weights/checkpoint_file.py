@@ -20,7 +20,9 @@ from fsar_jax.weights.safetensors_file import read_safetensors
 from fsar_jax.weights.torch_file import LEGACY_MAGIC, read_legacy, read_zip
 
 NEITHER = 'neither a PyTorch checkpoint nor safetensors'
-READ_HERE = 'what is read here: .pth and .pt of torch.save(model.state_dict()), and .safetensors'
+READ_HERE = (
+    'what is read here: .pth and .pt of torch.save(model.state_dict()), .safetensors, and .npz'
+)
 
 # First bytes → what the file is, and what to do.
 FOREIGN = (
@@ -50,7 +52,7 @@ def read_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a checkpoint file, with tensors as numpy arrays.
 
     Args:
-      path: a .pth or .pt file in torch's zip or legacy format, or .safetensors. The content
+      path: a .pth or .pt file in torch's zip or legacy format, .safetensors or .npz. The content
         decides, not the suffix.
 
     Returns:

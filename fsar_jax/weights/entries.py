@@ -43,6 +43,9 @@ TRANSFORMS = {
     'conv3d': Transform(
         lambda x: x.transpose(2, 3, 4, 1, 0), lambda shape: (shape[4], shape[3], *shape[:3])
     ),
+    # Tokens of a transformer: [1, N, D] → [N, D], and [D] → [1, 1, D]
+    'tokens': Transform(lambda x: x[0], lambda shape: (1, *shape)),
+    'token': Transform(lambda x: x[None, None], lambda shape: shape[2:]),
 }
 
 

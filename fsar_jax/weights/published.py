@@ -15,8 +15,10 @@ from ml_collections import ConfigDict
 
 from fsar_jax import backbones
 from fsar_jax.backbones.efficientnet_lite import EfficientNetLite
+from fsar_jax.backbones.mvit import MViT
 from fsar_jax.backbones.resnet_small import ResNetSmall
 from fsar_jax.backbones.scan import create_scan_network
+from fsar_jax.backbones.vit import ViT
 from fsar_jax.config import check_values
 from fsar_jax.learner import create_learner
 from fsar_jax.matchers.action_coordination import ActionCoordination
@@ -30,9 +32,9 @@ from fsar_jax.messages import listed
 from fsar_jax.stage import Stage
 from fsar_jax.stages import build_stages, choice
 from fsar_jax.torch_names import TorchNames
-from fsar_jax.weights import efficientnet_lite, hyrsm, mastaf, otam, strm, ta2n, trx, vim
+from fsar_jax.weights import efficientnet_lite, hyrsm, mastaf, mvit, otam, strm, ta2n, trx, vim, vit
 from fsar_jax.weights.convert import convert, name_matches
-from fsar_jax.weights.entries import Entry, entries_of, network_entries, torchvision_layer
+from fsar_jax.weights.entries import Entry, Shape, entries_of, network_entries, torchvision_layer
 from fsar_jax.weights.parameters import head_entries, shapes_of
 from fsar_jax.weights.state_dicts import Names, StateDicts, find_names
 
@@ -249,13 +251,40 @@ def network_from(candidates: StateDicts, network: Stage, what: str) -> dict[str,
     """Variables of a backbone or scan network from the one of several state dicts with its
     published names that fits, without the ImageNet classifier; `what` is its name in the log."""
     shapes, _ = shapes_of(network, _frames(network))
-    entries = network_entries(shapes, _layer_name(network))
-    unused = f'{COUNTER}|{CLASSIFIER}'
+    if isinstance(network, ViT):
+        return _vit_from(candidates, network, shapes, what)
+    if isinstance(network, MViT):
+        entries, classifier = entries_of(mvit.table(sum(network.blocks)), shapes), mvit.CLASSIFIER
+    else:
+        entries, classifier = network_entries(shapes, _layer_name(network)), CLASSIFIER
+    unused = f'{COUNTER}|{classifier}'
     found = find_names(candidates, _expected(entries, unused))
-    notes, left_out = found.notes, [x for x in found.arrays if name_matches(CLASSIFIER, x)]
-    if left_out:
-        notes = [*notes, f'left out the classifier of the {what}: {listed(left_out)}']
+    notes = [*found.notes, *_left_out(found.arrays, classifier, what)]
     return convert(found.arrays, entries, unused, notes, found.place)
+
+
+def _vit_from(
+    candidates: StateDicts, network: ViT, shapes: Mapping[str, Shape], what: str
+) -> dict[str, Any]:
+    """Variables of a ViT from the state dicts of any of its sources (vit.py)."""
+    source, candidates = vit.source_of(candidates)
+    entries = entries_of(source.table, shapes)
+    found = find_names(candidates, _expected(entries, source.classifier))
+    vit.check_size(found.arrays, source, network)
+    arrays, notes = vit.with_our_positions(found.arrays, source, network)
+    notes = [*found.notes, *notes, *_left_out(arrays, source.classifier, what)]
+    if source.normalize and network.normalize != source.normalize:
+        notes.append(
+            f"the weights of {source.name} were trained with the input scaling "
+            f"normalize='{source.normalize}', and the {what} has '{network.normalize}'"
+        )
+    return convert(arrays, entries, source.classifier, notes, found.place)
+
+
+def _left_out(arrays: Mapping[str, Any], classifier: str, what: str) -> list[str]:
+    """A line for the log about the classifier in the file; none where it has none."""
+    names = [name for name in arrays if name_matches(classifier, name)]
+    return [f'left out the classifier of the {what}: {listed(names)}'] if names else []
 
 
 def scan_network_table(network: Stage) -> dict[str, Entry]:
@@ -269,6 +298,11 @@ def backbone_table(config: ConfigDict) -> tuple[dict[str, Entry], int]:
     config: config.model.backbone.
     """
     module = backbones.create(config)
+    if isinstance(module, (ViT, MViT)):
+        raise ValueError(
+            f"no published checkpoint of a method has the backbone '{config.name}': start the "
+            'backbone alone from its own public weights'
+        )
     shapes, maps = shapes_of(module, _frames(module))
     return network_entries(shapes, _layer_name(module)), maps.shape[-1]
 
@@ -281,4 +315,5 @@ def _layer_name(network: Stage) -> Callable[[str], str]:
 
 def _frames(network: Stage) -> tuple[int, ...]:
     """Shape of frames, or of a clip, that the network takes."""
-    return (1, 16, 64, 64, 3) if network.takes_clips else (1, 64, 64, 3)
+    side = network.patch if isinstance(network, ViT) else 64  # it takes multiples of its patch
+    return (1, 16, 64, 64, 3) if network.takes_clips else (1, side, side, 3)

@@ -1,5 +1,5 @@
 """Reads the two formats of torch.save, zip and legacy: a pickle, and the bytes of the storages that
-it refers to."""
+it refers to; and numpy's .npz, which is a zip file too."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ SPARE = 2**20  # bytes that a value may take beyond the size of its file
 
 
 def read_zip(file: io.BufferedReader, size: int) -> Any:
-    """The object in a zip file of <root>/data.pkl and one <root>/data/<key> per storage.
+    """The object in a zip file of <root>/data.pkl and one <root>/data/<key> per storage; of a .npz
+    file, {name: array}.
 
     Args:
       file: at its start.
@@ -74,9 +75,10 @@ def read_zip(file: io.BufferedReader, size: int) -> Any:
         if len(members) < len(archive.infolist()):
             raise Refused('damaged: a zip file that holds two parts of one name')
         roots = [name.removesuffix('data.pkl') for name in members if name.endswith('/data.pkl')]
-        if len(roots) != 1:
+        numpy = bool(members) and all(name.endswith('.npy') for name in members)
+        if len(roots) != 1 and not numpy:
             raise Refused(_no_checkpoint(members))
-        root = roots[0]
+        root = '' if numpy else roots[0]
         if root + 'constants.pkl' in members:
             raise Refused(
                 'a TorchScript program (torch.jit.save), not a state dict: with torch, '
@@ -95,6 +97,11 @@ def read_zip(file: io.BufferedReader, size: int) -> Any:
                 f'{MAX_RATIO} times as much: torch does not compress its files; if you trust it, '
                 f'{RESAVE}'
             )
+        if numpy:
+            return {
+                name.removesuffix('.npy'): _numpy(name, _member(archive, member))
+                for name, member in members.items()
+            }
 
         order = (
             _member(archive, members[root + 'byteorder'])
@@ -154,12 +161,7 @@ def _no_checkpoint(members):
     inside = [name for name in members if name.endswith(('.pth', '.pt', '.safetensors'))]
     if any(name.endswith('/data.pkl') for name in members):
         return 'a zip file with several data.pkl, so not a PyTorch checkpoint'
-    if members and all(name.endswith('.npy') for name in members):
-        what = (
-            'it is a .npz of numpy: save its arrays as safetensors, '
-            'safetensors.numpy.save_file(dict(numpy.load(path)), "weights.safetensors")'
-        )
-    elif inside:
+    if inside:
         what = f'it holds {listed(inside)}: unpack it, and give that'
     else:
         what = (
@@ -190,6 +192,30 @@ def _member(archive, member):
             f"{member.file_size:,}"
         )
     return data
+
+
+def _numpy(name: str, data: bytes) -> np.ndarray | UnreadTensor:
+    """The array of one .npy part of a .npz file."""
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        shape, by_column, dtype = np.lib.format.read_array_header_1_0(stream)
+    else:
+        shape, by_column, dtype = np.lib.format.read_array_header_2_0(stream)
+    if dtype.kind not in 'fiub':  # objects are pickles
+        return UnreadTensor(f'an array of type {printable(dtype)}: save it as float32')
+    start = stream.tell()
+    if (
+        not are_sizes(*shape)
+        or len(shape) > MAX_AXES
+        or math.prod(shape) * dtype.itemsize != len(data) - start
+    ):
+        raise Refused(
+            f"damaged: '{printable(name)}' has {len(data) - start:,} bytes, and not those of its "
+            'shape and type'
+        )
+    array = np.frombuffer(data, dtype, offset=start).astype(dtype.newbyteorder('='), copy=False)
+    return array.reshape(shape, order='F' if by_column else 'C')
 
 
 def read_legacy(file: io.BufferedReader, size: int) -> Any:

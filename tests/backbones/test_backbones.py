@@ -83,6 +83,8 @@ def test_every_backbone_is_covered_here():
         'features',
         'resnet3d50',  # in test_resnet3d_parity.py
         *(f'efficientnet_lite{i}' for i in range(3)),  # in test_efficientnet_lite.py
+        # in test_transformers.py
+        *(x for x in backbones.BACKBONES if x.startswith(('vit', 'clip', 'openclip', 'mvit'))),
     }
 
 
@@ -118,6 +120,8 @@ NORMALISATIONS = {
     'imagenet': ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     'grey': ([0.45, 0.45, 0.45], [0.225, 0.225, 0.225]),
     'efficientnet_lite': ([127 / 255] * 3, [128 / 255] * 3),
+    'half': ([0.5] * 3, [0.5] * 3),
+    'clip': ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
 }
 
 

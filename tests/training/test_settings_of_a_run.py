@@ -29,7 +29,11 @@ COST = {
 # Read once, when a run begins.
 START = {'model.backbone.weights', 'model.sampler.scan_weights'}
 # Of training alone.
-TRAINING = {*(key for key in SETTINGS if key.startswith('train.')), 'model.backbone.drop_connect'}
+TRAINING = {
+    *(key for key in SETTINGS if key.startswith('train.')),
+    'model.backbone.drop_connect',
+    'model.backbone.dropout',
+}
 # Of the look at test, on which neither the parameters nor the selection depend.
 TEST = {'eval.split', 'eval.num_episodes', 'eval.episodes_file', 'eval.measured_episodes'}
 # What an evaluation may take otherwise than the run, because the classifier stays the same one.

@@ -52,6 +52,16 @@ def test_only_parts_that_the_model_has_can_start():
 
 def test_every_network_says_what_its_authors_start_it_from():
     small = {'features', 'resnet_small', 'shufflenet_v2_small'}
+    others = {
+        'vit_s16': 'ImageNet or ImageNet-21k',
+        'vit_b16': 'ImageNet or ImageNet-21k',
+        'vit_l16': 'ImageNet or ImageNet-21k',
+        **{f'vit_{size}14{reg}': 'LVD-142M' for size in 'sbl' for reg in ('', '_reg')},
+        **{f'clip_{size}': 'image-text pairs (OpenAI)' for size in ('b32', 'b16', 'l14')},
+        **{f'openclip_{x}': 'image-text pairs (LAION-2B, DataComp)' for x in ('b32', 'b16', 'l14')},
+        'mvit_v1_b': 'Kinetics-400',
+        'mvit_v2_s': 'Kinetics-400',
+    }
     for name, network in {**BACKBONES, **SCAN_NETWORKS}.items():
         start = network().published_start
-        assert start == ('' if name in small else 'ImageNet'), name
+        assert start == ('' if name in small else others.get(name, 'ImageNet')), name
