@@ -369,14 +369,36 @@ def default_config() -> ml_collections.ConfigDict:
             if part not in section:
                 section[part] = ml_collections.ConfigDict()
             section = section[part]
-        section[name] = known.default
+        value = known.default
         if known.optional:
             # As a flag, its value is read as Python would read it: --config.….dim=None, or =64.
-            section[name] = ml_collections.FieldReference(known.default, field_type=object)
+            value = ml_collections.FieldReference(known.default, field_type=object)
         if known.same_as:
             within, _, other = known.same_as.rpartition('.')
-            section[name] = setting_of(config, within).get_ref(other)
+            value = setting_of(config, within).get_ref(other)
+        if known.own_default:
+            stages = SECTIONS['.'.join(sections)].stages
+            own = {
+                x: settings_of(stage)[name].default
+                for x, stage in stages.items()
+                if name in settings_of(stage)
+            }
+            follow = Following(own_default, (own, known.default))
+            value = ml_collections.FieldReference(section.get_ref('name'), op=follow)
+        section[name] = value
     return config.lock()
+
+
+class Following(NamedTuple):
+    """An operation on a reference, as ml_collections calls it: value → fn(value, *args)."""
+
+    fn: Callable[..., Any]
+    args: tuple
+
+
+def own_default(choice: str, defaults: dict[str, Any], otherwise: Any) -> Any:
+    """The default that a choice has of its own, or `otherwise`."""
+    return defaults.get(choice, otherwise)
 
 
 def validate(config: ml_collections.ConfigDict) -> None:

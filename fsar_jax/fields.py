@@ -48,6 +48,8 @@ class Setting:
       choices: all allowed values; () if any value is allowed.
       affects: one of AFFECTS.
       same_as: key of another setting that always has the same value, whichever of them is set.
+      own_default: whether each choice of the section may have its own default. While nobody sets
+        the setting, its value in the config follows `name` of the section.
       unless: key of another setting; while that has a value, an evaluation ignores this one.
       factor: the letter under which docs/paper_vs_code.md discusses the setting, or ''.
       starts: for `affects='start'`, the part of the learner that starts from this file or run:
@@ -70,6 +72,7 @@ class Setting:
     choices: tuple[str, ...] = ()
     affects: str = 'result'
     same_as: str = ''
+    own_default: bool = False
     unless: str = ''
     factor: str = ''
     starts: str = ''
@@ -108,7 +111,8 @@ def settings_of(module: Callable) -> dict[str, Setting]:
 
 
 def union(modules: Iterable[Callable]) -> dict[str, Setting]:
-    """All settings of `modules`, which share a section of the config.
+    """All settings of `modules`, which share a section of the config. Of a setting with
+    `own_default`, the first module tells the default of the others.
 
     Raises:
       ValueError: two modules define a setting of the same name differently.
@@ -117,6 +121,8 @@ def union(modules: Iterable[Callable]) -> dict[str, Setting]:
     owner: dict[str, str] = {}
     for module in modules:
         for name, known in settings_of(module).items():
+            if known.own_default and name in found:
+                known = dataclasses.replace(known, default=found[name].default)
             if found.setdefault(name, known) != known:
                 differ = ', '.join(
                     f'{part.name} {getattr(found[name], part.name)!r} and '

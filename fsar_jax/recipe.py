@@ -43,7 +43,7 @@ def published_recipe(
     episodes = 75_000 if of_ssv2 else 20_010
     with config.unlocked():
         config.model.backbone.update(
-            name='resnet50', batch_norm='split', batch_norm_groups=4, normalize='unit', remat=True
+            name='resnet50', batch_norm='split', batch_norm_groups=4, remat=True
         )
         config.model.matcher.dim = 1152
         config.episode.update(

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import pickle
 import re
 import subprocess
 import sys
@@ -77,6 +78,24 @@ def test_one_name_with_two_lines_is_an_error():
     assert union((One, One)) == settings_of(One)
 
 
+def test_a_default_of_its_own_follows_the_choice_until_it_is_set():
+    config = default_config()
+    backbone = config.model.backbone
+    seen = []
+    for name in ('resnet_small', 'efficientnet_lite0', 'resnet50', 'efficientnet_lite2'):
+        backbone.name = name
+        copies = pickle.loads(pickle.dumps(config)), config.copy_and_resolve_references()
+        seen.append({backbone.normalize, *(copy.model.backbone.normalize for copy in copies)})
+    assert seen == 2 * [{'unit'}, {'efficientnet_lite'}]
+    backbone.normalize = 'imagenet'
+    backbone.name = 'resnet_small'
+    assert backbone.normalize == 'imagenet'
+    recipe = get_config('strm', 'ssv2').model.backbone
+    assert recipe.normalize == 'unit'
+    recipe.name = 'efficientnet_lite1'
+    assert recipe.normalize == 'efficientnet_lite'
+
+
 def test_a_stage_is_built_of_its_section_and_of_what_all_share():
     section = {'width': 6, 'sizes': [1, 3], 'shared': 'of the section', 'unknown': 1}
     assert build(One, section, {'shared': 'paper', 'width': 7}) == One(
@@ -110,11 +129,14 @@ def test_every_registered_choice_is_reached_through_the_default_config(name):
 
 @pytest.mark.parametrize('name', STAGES)
 def test_the_default_of_a_module_is_that_of_the_config(name):
-    section = name.rsplit('.', 1)[0]
+    section, choice = name.rsplit('.', 1)
     values = default_config().model[section.removeprefix('model.')]
     module = STAGES[name]
     for key, known in settings_of(module).items():
-        assert known == SETTINGS[f'{section}.{key}']
+        usual = SETTINGS[f'{section}.{key}']
+        if known.own_default:
+            values.name, usual = choice, dataclasses.replace(usual, default=known.default)
+        assert known == usual
         default = next(
             field.default
             for field in dataclasses.fields(getattr(module, 'func', module))

@@ -22,6 +22,7 @@ class DepthwiseConv(nn.Module):
       dtype: compute dtype; k is float32.
       size: m.
       padding: of height and of width, before and behind; None for m // 2 everywhere.
+      diagonal_up_to: most channels for which a CPU takes `diagonal_convolution`.
     """
 
     stride: int
@@ -29,6 +30,7 @@ class DepthwiseConv(nn.Module):
     dtype: Any = jnp.float32
     size: int = 3
     padding: Padding | None = None
+    diagonal_up_to: int = DIAGONAL_UP_TO
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -37,7 +39,9 @@ class DepthwiseConv(nn.Module):
         padding = self.padding or ((self.size // 2,) * 2,) * 2
         compute = grouped_convolution
         if jax.default_backend() == 'cpu':
-            compute = diagonal_convolution if x.shape[-1] <= DIAGONAL_UP_TO else shifted_products
+            compute = (
+                diagonal_convolution if x.shape[-1] <= self.diagonal_up_to else shifted_products
+            )
         return compute(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, padding)
 
 
@@ -78,8 +82,9 @@ def shifted_products(
 ) -> jax.Array:
     """The same as m² shifted products, summed in float32, for many channels: half the time of the
     grouped convolution on a CPU."""
-    height, width = ((size - 1) // stride * stride + 1 for size in x.shape[1:3])
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0))).astype(jnp.float32)
+    taps = kernel.shape[:2]
+    height, width = ((n - m) // stride * stride + 1 for n, m in zip(padded.shape[1:], taps))
     products = (
         padded[:, i : i + height : stride, j : j + width : stride]
         * kernel[i, j, 0].astype(jnp.float32)

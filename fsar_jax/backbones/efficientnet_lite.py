@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from fsar_jax.backbones.batch_norm import BatchNorm
 from fsar_jax.backbones.depthwise import DepthwiseConv
-from fsar_jax.backbones.resnet import KAIMING_FAN_OUT, FrameNetwork, normalize_frames
+from fsar_jax.backbones.resnet import KAIMING_FAN_OUT, NORMALIZE, FrameNetwork, normalize_frames
 from fsar_jax.fields import setting
 
 # Of Lite0: kernel, stride of the first block, expansion, output channels, blocks.
@@ -27,6 +27,9 @@ STAGES = (
 )
 STEM, HEAD = 32, 1280  # channels; the same in every Lite
 EPSILON = 1e-3  # of every batch norm
+# Channels, for depthwise.py: on the large maps here shifted products are faster for any number. A
+# frame of 224 pixels takes 17 ms of one core, and 23 ms with the usual 128.
+DIAGONAL_UP_TO = 0
 # He et al. 2015 for the one input channel that a depthwise kernel has.
 DEPTHWISE_START = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 
@@ -90,6 +93,7 @@ class InvertedResidual(nn.Module):
             self.dtype,
             self.kernel,
             same_padding(y, self.kernel, self.stride),
+            DIAGONAL_UP_TO,
             name='depthwise_conv',
         )(y)
         y = nn.relu6(normal('bn1', y))
@@ -139,6 +143,7 @@ class EfficientNetLite(FrameNetwork):
 
     batch_norm_momentum = 0.99
 
+    normalize: str = setting('efficientnet_lite', kw_only=True, **NORMALIZE)
     width_multiplier: float = 1.0
     depth_multiplier: float = 1.0
     drop_connect: float = setting(

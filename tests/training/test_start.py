@@ -1,12 +1,23 @@
 """Which parts of a model start from where, and what the run says of it."""
 
+import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from tiny_run import get_config
 
+from fsar_jax import weights
 from fsar_jax.backbones import BACKBONES
 from fsar_jax.backbones.scan import SCAN_NETWORKS
-from fsar_jax.training.start import note_random_starts, starts_of
+from fsar_jax.mesh import episode_mesh
+from fsar_jax.training.start import (
+    note_other_scaling,
+    note_random_starts,
+    starts_of,
+    with_pretrained_weights,
+)
+from fsar_jax.training.state import TrainState
+from fsar_jax.weights.published import backbone_table
 
 # Names are all that counts of the parameters.
 PARAMS = {'backbone': {'a': np.zeros(1)}, 'sampler': {'scan_network': {'a': np.zeros(1)}}}
@@ -48,6 +59,32 @@ def test_only_parts_that_the_model_has_can_start():
     assert [start.name for start in starts_of(config, {'backbone': PARAMS['backbone']})] == [
         'backbone'
     ]
+
+
+def test_a_run_starts_from_what_pip_installed(monkeypatch, tmp_path, capsys):
+    config = get_config('protonet')
+    config.model.backbone.update(name='efficientnet_lite0', weights='pretrained')
+    rng = np.random.default_rng(0)
+    table, _ = backbone_table(config.model.backbone)
+    arrays = {name: rng.random(entry.shape, np.float32) for name, entry in table.items()}
+    file = tmp_path / 'lite.safetensors'
+    safetensors.numpy.save_file(arrays, file)
+    asked = []
+    monkeypatch.setattr(weights, 'pretrained_file', lambda *names: asked.append(names) or file)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'pretrained').mkdir(exist_ok=True)  # no run: the word has another meaning
+    state = TrainState(0, {'backbone': PARAMS['backbone'], 'matcher': 'as it was'}, {}, None)
+    state = with_pretrained_weights(state, config, episode_mesh(1))
+    assert asked == [('efficientnet_lite0', 'model.backbone.weights')]
+    expected = weights.load_backbone(file, config.model.backbone)
+    assert state.params['matcher'] == 'as it was' and 'note' not in capsys.readouterr().out
+    found = {'params': state.params['backbone'], 'batch_stats': state.batch_stats['backbone']}
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    note_other_scaling(BACKBONES['efficientnet_lite0'](normalize='grey'))
+    assert capsys.readouterr().out == (
+        'note: the pretrained weights expect input scaled by efficientnet_lite (normalize), and '
+        'this run has grey\n'
+    )
 
 
 def test_every_network_says_what_its_authors_start_it_from():
