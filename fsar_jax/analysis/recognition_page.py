@@ -5,7 +5,7 @@ decided, and a bar for each class. `fsar_jax/serve.py` shows the same parts in a
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -31,43 +31,49 @@ STYLE = """
 
 
 class Answer(Protocol):
-    """What a recogniser says about a clip, see `fsar_jax.recognize.Answer`.
+    """What the page shows of a fsar_jax.recognition.answers.Answer, which says what each is."""
 
-    Attributes:
-      clip: its name.
-      label: the best class; None where it is none of them.
-      probability: of the best class.
-      runner_up: the second class.
-      margin: the best class's probability minus the second's.
-      scores, probabilities: {class: value}.
-      example: (class, name) of the example that is most like the clip.
-      pairs: [(frame of the clip, frame of the example, similarity)] that decided.
-      frames, example_frames: uint8 [L, H, W, 3].
-      error: why the clip could not be read, else None.
-    """
-
-    clip: str
-    label: str | None
-    probability: float
-    runner_up: str
-    margin: float
-    scores: dict[str, float]
-    probabilities: dict[str, float]
-    example: tuple[str, str]
-    pairs: Sequence[tuple[int, int, float]]
-    frames: np.ndarray
-    example_frames: np.ndarray
-    error: str | None
+    @property
+    def clip(self) -> str: ...
+    @property
+    def label(self) -> str | None: ...
+    @property
+    def best(self) -> str: ...
+    @property
+    def probability(self) -> float: ...
+    @property
+    def runner_up(self) -> str: ...
+    @property
+    def margin(self) -> float: ...
+    @property
+    def scores(self) -> Mapping[str, float]: ...
+    @property
+    def probabilities(self) -> Mapping[str, float]: ...
+    @property
+    def example(self) -> tuple[str, str]: ...
+    @property
+    def pairs(self) -> Sequence[tuple[int, int, float]]: ...
+    @property
+    def frames(self) -> np.ndarray: ...
+    @property
+    def example_frames(self) -> np.ndarray: ...
+    @property
+    def error(self) -> str | None: ...
+    @property
+    def note(self) -> str: ...
 
 
 class Segment(Protocol):
-    """A stretch of a long clip: from `start` to `end` in seconds it shows `label` (None: none of
-    the classes), with this probability."""
+    """What the page shows of a fsar_jax.recognition.answers.Segment."""
 
-    start: float
-    end: float
-    label: str | None
-    probability: float
+    @property
+    def start(self) -> float: ...
+    @property
+    def end(self) -> float: ...
+    @property
+    def label(self) -> str | None: ...
+    @property
+    def probability(self) -> float: ...
 
 
 HOW_TO_READ = """<details><summary>How to read this page</summary>
@@ -165,10 +171,13 @@ def answer_parts(answer: Answer, side: int = SIDE) -> str:
         name: f'{percent(answer.probabilities[name])} <span class="soft">score {score:.3f}</span>'
         for name, score in answer.scores.items()
     }
+    best = '' if answer.label == answer.best else f'; the nearest is {text(answer.best, 80)}'
     parts = [
-        f'<p class="answer"><b>{named(answer.label)}</b>, '
+        f'<p class="answer"><b>{named(answer.label)}</b>{best}, '
         f'<span class="soft">{percent(answer.probability)}</span></p>'
     ]
+    if answer.note:
+        parts.append(f'<p class="soft">{text(answer.note, 500)}</p>')
     if side and len(answer.frames) and len(answer.example_frames):
         parts.append(matched_frames(answer, side))
     parts.append(bars(answer.probabilities, numbers))

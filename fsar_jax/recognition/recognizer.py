@@ -8,6 +8,7 @@ Nothing is trained: fitting embeds the examples, once. `fsar_jax/recognize.py` i
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import os
@@ -119,7 +120,8 @@ class Recognizer:
         """Takes more examples, of classes that are there or of new ones. Embeds only these."""
         given, left_out = _of_folder(examples)
         found, skipped = self._embedded(given, self._examples)
-        self._classes += [name for name in given if name not in self._classes]
+        new = [name for name in given if name not in self._classes]
+        self._classes = self._classes + new
         self._examples = self._examples + found
         self.skipped = self.skipped + left_out + skipped
         self._forget()
@@ -133,10 +135,14 @@ class Recognizer:
                 f"there is no class '{printable(class_name)}': the classes are "
                 f'{listed(self._classes)}'
             )
-        self._classes.remove(class_name)
+        self._classes = [name for name in self._classes if name != class_name]
         self._examples = [e for e in self._examples if e.class_name != class_name]
         self._forget()
         return self
+
+    def copy(self) -> Recognizer:
+        """One with the same model and examples, whose examples can be changed on their own."""
+        return copy.copy(self)  # every change makes new lists
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -148,6 +154,14 @@ class Recognizer:
         """{class: names of its examples}."""
         return {
             name: [e.name for e in self._examples if e.class_name == name] for name in self._classes
+        }
+
+    @property
+    def thumbnails(self) -> dict[str, list[tuple[str, list[bytes]]]]:
+        """{class: [(name of an example, its L frames as small JPEG pictures)]}."""
+        return {
+            name: [(e.name, e.thumbnails) for e in self._examples if e.class_name == name]
+            for name in self._classes
         }
 
     # ── Answers ───────────────────────────────────────────────────────────────────────────────────

@@ -42,6 +42,8 @@ def answer(clip='clip.mp4', error=None, side=40, **changes):
     fields = {
         'clip': clip,
         'label': 'clap',
+        'best': 'clap',
+        'note': '',
         'probability': 0.7,
         'runner_up': 'wave',
         'margin': 0.5,
@@ -109,6 +111,7 @@ def test_the_answers_that_are_none_and_the_clips_that_cannot_be_read_are_rows():
     elements = Elements(page.recognition_page(answers, 'Expected accuracy: 81 ± 3%.'))
     assert '3 clips, 1 of which could not be read. Expected accuracy: 81 ± 3%.' in elements.text
     assert 'could not be read: no video stream' in elements.text
+    assert 'none of these; the nearest is clap, 70%' in elements.text
     assert elements.text.count('none of these') == 3  # its row, its answer, and the explanation
     targets = {section['id'] for section in elements.named('section') if 'id' in section}
     links = {link['href'].removeprefix('#') for link in elements.named('a')}

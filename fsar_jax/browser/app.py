@@ -1,0 +1,357 @@
+"""The web application of `python -m fsar_jax.serve`.
+
+    GET  /                                the page
+    GET  /examples                        the classes and their examples, as JSON
+    POST /examples?class=wave&name=a.mp4  adds an example; the body is the file
+    POST /remove?class=wave               removes a class
+    POST /reset                           back to the examples of the start
+    POST /answer?name=b.mp4               says what a clip shows; the body is the file
+
+Everything else is refused: no request names a file of this machine. Each browser has a cookie, and
+by it its own examples. An upload is written to the server's temporary folder, embedded and deleted.
+Every refusal is JSON, {"error": one line}.
+"""
+
+from __future__ import annotations
+
+import base64
+import collections
+import contextlib
+import dataclasses
+import errno
+import functools
+import pathlib
+import re
+import secrets
+import shutil
+import sys
+import threading
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from fsar_jax.analysis.recognition_page import answer_parts
+from fsar_jax.browser.page import browser_page
+from fsar_jax.ingest.video_files import VideoError, seconds_of
+from fsar_jax.messages import one_line, printable
+from fsar_jax.recognition.recognizer import Recognizer
+
+AT_ONCE = 2  # clips that are decoded and embedded at the same time; others wait
+MOST_SHOWN = 8  # examples of a class that have a picture on the page
+MOST_CLASSES = 100
+LONGEST_NAME = 80  # characters of a class
+COOKIE = 'fsar_jax_{port}'  # cookies of a host are shared by all its ports
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What one browser may do.
+
+    Attributes:
+      megabytes: of an upload (of 1,000,000 bytes).
+      seconds: of a clip.
+      clips: examples of one browser, those of the start included.
+      browsers: with examples of their own; of more, the one that was idle longest loses its own.
+    """
+
+    megabytes: float = 200
+    seconds: float = 120
+    clips: int = 1000
+    browsers: int = 20
+
+
+class Examples:
+    """The examples of one browser. A change makes a new recogniser, so that an answer that is being
+    found keeps the examples with which it began."""
+
+    def __init__(self, recognizer: Recognizer) -> None:
+        self.recognizer = recognizer
+        self._changing = threading.Lock()
+
+    def add(self, class_name: str, path: pathlib.Path, most: int) -> None:
+        """Adds a clip.
+
+        Raises:
+          ValueError: one line: it cannot be used, is there already, or there are `most`.
+        """
+        with self._changing:
+            changed = self.recognizer.copy()
+            if sum(map(len, changed.examples.values())) >= most:
+                raise ValueError(f'there are {most} examples already, which is the most')
+            if class_name not in changed.classes and len(changed.classes) >= MOST_CLASSES:
+                raise ValueError(f'there are {MOST_CLASSES} classes already, which is the most')
+            before = len(changed.skipped)
+            changed.add({class_name: [path]})
+            for _, name, reason in changed.skipped[before:]:
+                raise ValueError(f'{name}: {reason}')
+            self.recognizer = changed
+
+    def remove(self, class_name: str) -> None:
+        """Removes a class; ValueError where there is none."""
+        with self._changing:
+            changed = self.recognizer.copy()
+            changed.remove(class_name)
+            self.recognizer = changed
+
+
+class Browsers:
+    """The examples of every browser that has changed them; all others see those of the start."""
+
+    def __init__(self, start: Recognizer, most: int) -> None:
+        self.start, self._most = start, most
+        self._own: collections.OrderedDict[str, Examples] = collections.OrderedDict()
+
+    def of(self, key: str) -> Recognizer:
+        """The recogniser that a browser sees."""
+        if key in self._own:
+            self._own.move_to_end(key)
+            return self._own[key].recognizer
+        return self.start
+
+    def own(self, key: str) -> Examples:
+        """The examples that a browser may change."""
+        examples = self._own.setdefault(key, Examples(self.start))
+        self._own.move_to_end(key)
+        while len(self._own) > self._most:
+            self._own.popitem(last=False)
+        return examples
+
+    def reset(self, key: str) -> None:
+        self._own.pop(key, None)
+
+
+def web_app(
+    start: Recognizer, folder: pathlib.Path, limits: Limits, hosts: frozenset[str] | None
+) -> Starlette:
+    """The application.
+
+    Args:
+      start: the recogniser that every browser sees first; it may have no examples.
+      folder: for uploads; nothing is written elsewhere.
+      hosts: names by which this server may be called; None for any. Otherwise a page elsewhere
+        could make its own name point here, and read what it likes (DNS rebinding).
+    """
+    browsers = Browsers(start, limits.browsers)
+    in_turn = anyio.CapacityLimiter(AT_ONCE)
+
+    def in_thread(function, *arguments):
+        return anyio.to_thread.run_sync(function, *arguments, limiter=in_turn)
+
+    async def show_page(request: Request) -> Response:
+        nonce = secrets.token_urlsafe(16)
+        response = HTMLResponse(browser_page(limits.megabytes, limits.seconds, nonce))
+        response.headers['Content-Security-Policy'] = (
+            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'unsafe-inline'; "
+            "img-src data:; connect-src 'self'; form-action 'none'; base-uri 'none'; "
+            "frame-ancestors 'none'"
+        )
+        return response
+
+    async def show_examples(request: Request) -> Response:
+        return JSONResponse(await in_thread(listing, browsers.of(_key(request))))
+
+    async def add_example(request: Request) -> Response:
+        class_name = _class_name(request)
+        async with _received(request, folder, limits) as path:
+            await in_thread(_check_length, path, limits)
+            examples = browsers.own(_key(request))
+            await in_thread(examples.add, class_name, path, limits.clips)
+        return JSONResponse(await in_thread(listing, examples.recognizer))
+
+    async def remove_class(request: Request) -> Response:
+        examples = browsers.own(_key(request))
+        await in_thread(examples.remove, _class_name(request))
+        return JSONResponse(await in_thread(listing, examples.recognizer))
+
+    async def reset(request: Request) -> Response:
+        browsers.reset(_key(request))
+        return JSONResponse(await in_thread(listing, start))
+
+    async def answer(request: Request) -> Response:
+        recognizer = browsers.of(_key(request))
+        if len(recognizer.classes) < 2:
+            raise HTTPException(409, 'there is nothing to choose from: add clips of two classes')
+        async with _received(request, folder, limits) as path:
+            await in_thread(_check_length, path, limits)
+            [found] = await in_thread(recognizer.answer, [path])
+        if found.error is not None:
+            raise HTTPException(422, f'{path.name}: {found.error}')
+        found = dataclasses.replace(
+            found, clip=path.name, example=(found.example[0], _last_part(found.example[1]))
+        )
+        html = await in_thread(answer_parts, found)
+        return JSONResponse(found.to_json() | {'html': html})
+
+    def guarded(handler: Handler) -> Handler:
+        """Refuses what another site's page may have sent; gives the browser its cookie."""
+
+        @functools.wraps(handler)
+        async def guarded_handler(request: Request) -> Response:
+            if hosts is not None and request.url.hostname not in hosts:
+                name = printable(request.url.hostname, 80)
+                raise HTTPException(
+                    403, f"this server does not answer to the name '{name}': give it by --host"
+                )
+            site = request.headers.get('sec-fetch-site', 'none')
+            if request.method == 'POST' and site not in ('same-origin', 'none'):
+                raise HTTPException(403, 'this request comes from the page of another site')
+            cookie = _cookie(request)
+            request.state.key = request.cookies.get(cookie) or secrets.token_urlsafe(32)
+            try:
+                response = await handler(request)
+            except ValueError as error:
+                raise HTTPException(422, _without_paths(one_line(error), folder)) from None
+            except ClientDisconnect:
+                raise HTTPException(400, 'the upload broke off') from None
+            if cookie not in request.cookies:
+                response.set_cookie(cookie, request.state.key, httponly=True, samesite='strict')
+            for name, value in SAFE.items():
+                response.headers[name] = value
+            return response
+
+        return guarded_handler
+
+    return Starlette(
+        routes=[
+            Route('/', guarded(show_page), methods=['GET']),
+            Route('/examples', guarded(show_examples), methods=['GET']),
+            Route('/examples', guarded(add_example), methods=['POST']),
+            Route('/remove', guarded(remove_class), methods=['POST']),
+            Route('/reset', guarded(reset), methods=['POST']),
+            Route('/answer', guarded(answer), methods=['POST']),
+        ],
+        exception_handlers={HTTPException: _refusal, Exception: _failure},
+    )
+
+
+def listing(recognizer: Recognizer) -> dict[str, Any]:
+    """What the page shows of a recogniser: its classes with the first examples of each, and how
+    often it will be right."""
+    classes = []
+    for name, examples in recognizer.thumbnails.items():
+        shown = [
+            {'name': _last_part(path), 'picture': _jpeg_uri(frames[len(frames) // 2])}
+            for path, frames in examples[:MOST_SHOWN]
+        ]
+        classes.append({'name': name, 'count': len(examples), 'examples': shown})
+    return {'classes': classes, 'expected': str(recognizer.expected) if len(classes) > 1 else ''}
+
+
+@contextlib.asynccontextmanager
+async def _received(
+    request: Request, folder: pathlib.Path, limits: Limits
+) -> AsyncIterator[pathlib.Path]:
+    """Writes the body of a request to a file of its own, which is deleted at the end of the block.
+
+    The file has the name that the browser gives, without folders. A body that says that it is too
+    large is refused before it is read, another one as soon as it is.
+    """
+    name, most = _file_name(request.query_params.get('name', '')), int(limits.megabytes * 1e6)
+    too_large = HTTPException(
+        413, f'{name} is larger than {limits.megabytes:g} MB, which this server takes (--max-mb)'
+    )
+    if int(request.headers.get('content-length', 0)) > most:
+        raise too_large
+    own = folder / secrets.token_hex(8)
+    own.mkdir()
+    try:
+        size = 0
+        with open(own / name, 'xb') as file:
+            async for part in request.stream():
+                size += len(part)
+                if size > most:
+                    raise too_large
+                file.write(part)
+        if not size:
+            raise HTTPException(400, f'{name} is empty: the body of the request is the file')
+        yield own / name
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise HTTPException(507, f'{name}: the disk of the server is full') from None
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+
+
+def _check_length(path: pathlib.Path, limits: Limits) -> None:
+    try:
+        seconds = seconds_of(path)
+    except VideoError as error:
+        raise HTTPException(422, f'{path.name}: {error}') from None
+    if seconds > limits.seconds:
+        raise HTTPException(
+            422,
+            f'{path.name} lasts {seconds:.0f} s; this server takes {limits.seconds:g} s at most '
+            '(--max-seconds)',
+        )
+
+
+def _file_name(given: str) -> str:
+    """A name for a file, from what a browser says: no folder, no hidden file, not too long."""
+    name = ''.join(c if c.isprintable() else '_' for c in re.split(r'[/\\]', given)[-1])
+    name = name.strip().lstrip('.')
+    stem, dot, suffix = name.rpartition('.')
+    return (f'{stem[:60]}{dot}{suffix[:10]}' if stem else name[:60]) or 'clip'
+
+
+def _class_name(request: Request) -> str:
+    name = ' '.join(request.query_params.get('class', '').split())
+    if not name or len(name) > LONGEST_NAME or not name.isprintable():
+        raise HTTPException(
+            400, f'?class= should name a class, with 1 to {LONGEST_NAME} printable characters'
+        )
+    return name
+
+
+def _last_part(path: str) -> str:
+    return re.split(r'[/\\]', path)[-1]
+
+
+def _without_paths(message: str, folder: pathlib.Path) -> str:
+    """A message without the places of files on this machine, such as /tmp/x/1f/a.mp4: a.mp4."""
+    message = re.sub(re.escape(f'{folder}/') + r'[0-9a-f]+/', '', message)
+    return re.sub(r'(?<![\w.])/(?:[^/\s]+/)+', '', message)
+
+
+def _jpeg_uri(content: bytes) -> str:
+    return 'data:image/jpeg;base64,' + base64.b64encode(content).decode()
+
+
+def _cookie(request: Request) -> str:
+    return COOKIE.format(port=request.scope['server'][1])
+
+
+def _key(request: Request) -> str:
+    return request.state.key
+
+
+# Headers of every answer: pictures and scripts come from here alone, and nothing is kept.
+SAFE = {
+    'Cache-Control': 'no-store',
+    'X-Content-Type-Options': 'nosniff',
+    'Referrer-Policy': 'no-referrer',
+}
+
+
+async def _refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    reasons = {404: 'there is no such page here', 405: 'this page does not take such a request'}
+    return JSONResponse(
+        {'error': reasons.get(error.status_code, error.detail)}, error.status_code, SAFE
+    )
+
+
+async def _failure(request: Request, error: Exception) -> Response:
+    """What nobody thought of: a line for the browser, the rest for who runs the server."""
+    traceback.print_exception(error, file=sys.stderr)
+    return JSONResponse({'error': f'the server failed: {type(error).__name__}'}, 500, SAFE)
