@@ -1,5 +1,6 @@
 """Shared by all tests: the reader of the parity fixtures, and a tiny dataset on disk."""
 
+import gc
 import json
 import os
 import pathlib
@@ -18,6 +19,15 @@ from fsar_jax.machine import file_lock
 # tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Most of the time goes into compiling and tracing, not into computing. So programs are compiled
+# without most of XLA's optimisations; JAX_DISABLE_MOST_OPTIMIZATIONS=0 ./run.sh test has them.
+if 'JAX_DISABLE_MOST_OPTIMIZATIONS' not in os.environ:
+    os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'  # for the processes that tests start
+    jax.config.update('jax_disable_most_optimizations', True)
+# Tracing makes many small objects that live long: looking for garbage less often saves a
+# fifth of it.
+gc.set_threshold(200_000, 50, 50)
 
 FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
 
@@ -113,10 +123,10 @@ def tiny_data(session_folder):
     return data_dir
 
 
-@pytest.fixture(scope='module')
-def quick_compilation():
-    """Without most of XLA's optimisations: for modules that compile much and compute little."""
+@pytest.fixture
+def full_optimisation():
+    """With all of XLA's optimisations, as users compile."""
     before = jax.config.read('jax_disable_most_optimizations')
-    jax.config.update('jax_disable_most_optimizations', True)
+    jax.config.update('jax_disable_most_optimizations', False)
     yield
     jax.config.update('jax_disable_most_optimizations', before)

@@ -36,7 +36,6 @@ from fsar_jax.training.state import (
     make_train_step,
 )
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 METHODS = sorted(path.stem for path in (REPOSITORY / 'configs').glob('*.py'))
 ISSUE_METHODS = ('protonet', 'strm', 'trm', 'trx')
 PRESETS = ('', 'ssv2', 'kinetics', 'hmdb51', 'ucf101')

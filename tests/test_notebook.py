@@ -40,7 +40,7 @@ def run_command(line):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_the_walk_through_runs(tmp_path, monkeypatch, quick_compilation):
+def test_the_walk_through_runs(tmp_path, monkeypatch):
     for name in ('main.py', 'configs', 'fsar_jax', 'tfds_builders', 'setup.cfg'):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     monkeypatch.chdir(tmp_path)

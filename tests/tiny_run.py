@@ -17,13 +17,12 @@ from fsar_jax.messages import one_line
 from fsar_jax.stages import frames_read
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
-# Such runs spend their time in the compiler: without most of its optimisations they take half of
-# it.
 CPU = {
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
     'XLA_FLAGS': '',
-    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+    # see conftest.py
+    'JAX_DISABLE_MOST_OPTIMIZATIONS': os.environ.get('JAX_DISABLE_MOST_OPTIMIZATIONS', '1'),
     'JAX_ENABLE_COMPILATION_CACHE': 'false',  # see shared_programs
 }
 MIN_SECONDS = 0.1  # of compiling a program, to be stored for others

@@ -14,7 +14,7 @@ from fsar_jax.data import episodes as episode_lists
 from fsar_jax.evaluation.evaluate import TrainedModel
 from fsar_jax.learner import create_learner
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick_compilation')]
+pytestmark = pytest.mark.slow
 CLIP = np.array([1, 5, 9, 13, 17])  # five sampled frames of a clip of 19
 
 

@@ -16,7 +16,7 @@ from fsar_jax.data import episodes as episode_lists
 from fsar_jax.evaluation.evaluate import TrainedModel
 from fsar_jax.learner import create_learner
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick_compilation')]
+pytestmark = pytest.mark.slow
 
 
 def test_share_of_frames_inside_the_action():

@@ -13,8 +13,6 @@ from fsar_jax.backbones.scan import SCAN_NETWORKS, create_scan_network
 from fsar_jax.backbones.shufflenet_v2 import ShuffleNetV2
 from fsar_jax.weights.published import scan_network_from_torch, scan_network_table
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 def channels_last(x):
     return x.transpose(0, 2, 3, 1)

@@ -64,7 +64,7 @@ def test_cached_equals_published_way_equals_one_episode_at_a_time(setting):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('method', ['otam', 'ta2n', 'hyrsm', 'mastaf', 'vim'])
-def test_cached_equals_published_way_for_every_matcher(setting, method, quick_compilation):
+def test_cached_equals_published_way_for_every_matcher(setting, method):
     (_, _, _, mesh), dataset = setting
     config = make_config()
     config.model = tiny_config(

@@ -130,7 +130,7 @@ def test_head_equals_published(published, assert_close_to_published, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('method', ['protonet', 'strm'])
-def test_bfloat16_embeddings_are_numbers_when_compiled(method):
+def test_bfloat16_embeddings_are_numbers_when_compiled(method, full_optimisation):
     """Compiled with all optimisations, which JAX 0.12 on CPUs gets wrong by itself; small networks
     do not show it."""
     learner = fsar_jax.create_learner(tiny_config(method, {'model.dtype': 'bfloat16'}).model)
@@ -144,7 +144,7 @@ def test_bfloat16_embeddings_are_numbers_when_compiled(method):
 
 
 @pytest.fixture(scope='module')
-def small(quick_compilation):
+def small():
     """A STRM config, variables, and an episode of 32×32 frames: 3-way 2-shot, 5 queries, L = 4."""
     config = fsar_jax.default_config()
     with config.unlocked():

@@ -10,7 +10,6 @@ import fsar_jax
 from fsar_jax.matchers import MATCHERS
 from fsar_jax.training.losses import episode_loss
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 METHODS = {
     'ta2n': dict(temporal_transform=True, name='action_coordination'),
     'ta2n_paper': dict(variant='paper', temporal_transform=True, name='action_coordination'),

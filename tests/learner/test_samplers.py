@@ -13,7 +13,6 @@ from fsar_jax import samplers
 from fsar_jax.backbones.scan_maps import ScanMaps
 from fsar_jax.training.losses import episode_loss
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 TINY = {
     'model.backbone.width': 4,
     'model.enrichment.patches': 2,

@@ -302,7 +302,7 @@ def test_the_split_convolution_equals_the_one_on_pairs():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('spatial', ['mask', 'grid', 'enumerate', 'none'])
-def test_chunks_of_pairs_change_neither_logits_nor_gradients(spatial, quick_compilation):
+def test_chunks_of_pairs_change_neither_logits_nor_gradients(spatial):
     support, query = random_maps()
     matchers = [ActionCoordination(spatial=spatial, pairs_per_chunk=n, frozen=True) for n in (0, 6)]
     variables = started(matchers[0], support, query)

@@ -35,7 +35,7 @@ from fsar_jax.training.checkpoints import Checkpoints
 from fsar_jax.training.inputs import fit_accumulation
 from fsar_jax.training.state import create_train_state, make_train_step
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick_compilation')]
+pytestmark = pytest.mark.slow
 OPTIMIZER = {
     'train.optimizer': os.environ.get('FSAR_OPTIMIZER', 'sgd'),
     'train.schedule': 'constant',

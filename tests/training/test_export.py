@@ -28,7 +28,7 @@ SETTINGS = {'model.backbone.width': 4, 'eval.num_episodes': 20, 'eval.query': 1}
 
 
 @pytest.fixture(scope='module')
-def run(tiny_data, tmp_path_factory, quick_compilation):
+def run(tiny_data, tmp_path_factory):
     """The workdir of a run of STRM with two checkpoints, of which the first is the best on val."""
     workdir = tmp_path_factory.mktemp('exported') / 'strm'
     config = resolve_paths(tiny_config('strm', {**SETTINGS, 'data.dir': str(tiny_data)}))

@@ -13,8 +13,6 @@ from fsar_jax.training.finite import check_logits
 from fsar_jax.training.state import example_episode
 from fsar_jax.training.train import train_and_evaluate
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 def initial_shapes(method, frames, **model):
     """Traces the initialisation of a method with the 3D backbone, which has one time step for 16

@@ -105,7 +105,6 @@ def test_other_settings_are_refused_as_ever(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures('quick_compilation')
 def test_three_steps_and_three_more_are_six_also_where_the_latter_are_killed(
     tiny_data, tmp_path, monkeypatch
 ):

@@ -47,7 +47,7 @@ from fsar_jax.training.start import with_pretrained_weights
 from fsar_jax.training.state import create_train_state
 from fsar_jax.training.workdir import METHOD, TESTED_ON, TRAINED_ON, note_videos
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick_compilation')]
+pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get('FSAR_KILLS', 3))
 STEPS = 12
 SETTINGS = {'train.num_steps': STEPS, 'train.checkpoint_steps': 2}

@@ -10,7 +10,6 @@ from fsar_jax.training import train
 from fsar_jax.training.checkpoints import Checkpoints
 from fsar_jax.training.state import create_train_state
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 VAL_ACCURACIES = {1: 0.25, 2: 0.75, 3: 0.5}
 SETTINGS = {
     'train.num_steps': len(VAL_ACCURACIES),

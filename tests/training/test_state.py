@@ -20,7 +20,6 @@ from fsar_jax.training.state import (
     make_train_step,
 )
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 SMALL = {
     'train.optimizer': 'sgd',
     'train.schedule': 'constant',
