@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
-from tiny_run import REPOSITORY, random_batch, tiny_config
+from tiny_run import REPOSITORY, random_batch, random_variables, tiny_config
 
 from fsar_jax import create_learner
 from fsar_jax.data import loader
@@ -116,20 +116,21 @@ def test_a_replaced_part_of_ta2n_acts_as_its_row_says(name):
     config = tiny_config('ta2n')
     config.model.backbone.name = 'features'
     rng = np.random.default_rng(0)
-    support = jnp.asarray(rng.random((2, 1, 4, 4, 4, 8)), jnp.float32)
-    query = jnp.asarray(rng.random((2, 4, 4, 4, 8)), jnp.float32)
-    learner = create_learner(config.model)
-    variables = jax.tree.map(  # offsets start at zero
-        lambda x: x + 0.1 * rng.random(x.shape, np.float32),
-        learner.init(jax.random.key(0), support, query),
+    support, query = (
+        rng.random(shape, np.float32) for shape in ((2, 1, 4, 4, 4, 8), (2, 4, 4, 4, 8))
     )
+    learner = create_learner(config.model)
+    variables = random_variables(learner, support, query)  # offsets start at zero
     rows = benchmark['rows'](config.model)
     assert list(rows) == list(benchmark['METHODS'])
     settings, method = rows[name]
     assert settings == {}
-    trained = learner.apply(variables, support, query).auxiliary
+    run = lambda: jax.tree.map(
+        np.asarray, jax.jit(lambda v: learner.apply(v, support, query).auxiliary)(variables)
+    )
+    trained = run()
     with benchmark['replacing'](*method):
-        replaced = learner.apply(variables, support, query).auxiliary
+        replaced = run()
     if name == 'offsets zero':
         assert np.abs(trained['offsets']).max() > 0 and np.abs(replaced['offsets']).max() == 0
         np.testing.assert_array_equal(replaced['evolution'], trained['evolution'])

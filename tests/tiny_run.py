@@ -3,15 +3,18 @@
 
 import contextlib
 import importlib.util
+import io
 import os
 import pathlib
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import numpy as np
 
 from fsar_jax import train
+from fsar_jax.backbones.scan_maps import ScanMaps
 from fsar_jax.ingest.video_files import write_video
 from fsar_jax.messages import one_line
 from fsar_jax.stages import frames_read
@@ -58,6 +61,15 @@ SAMPLER = {
     'model.matcher.name': 'prototypes',
     'model.matcher.inter_weight': 0.0,
 }
+
+
+class TinyScan(nn.Module):
+    """A scan network that compiles fast; the real ones are in tests/backbones."""
+
+    @nn.compact
+    def __call__(self, frames, train=False):
+        x = nn.relu(nn.Conv(6, (8, 8), strides=8)(frames))
+        return ScanMaps(stages=(x, x, x), last=x, features=x.mean((1, 2)))
 
 
 def get_config(method, preset=''):
@@ -131,6 +143,14 @@ def run_main(*flags, env=None):
     [(out, err)] = finish(process)
     assert process.returncode == 0, err[-3000:]
     return out
+
+
+def main_here(*flags, folder=REPOSITORY):
+    """The same in this process, which spares the start: seconds of imports; returns stdout."""
+    printed = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
+        train.main(['main.py', *map(str, flags)])
+    return printed.getvalue()
 
 
 def error_of(*flags):

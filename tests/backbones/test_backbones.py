@@ -96,7 +96,7 @@ def test_features_is_the_identity():
     assert not variables
 
 
-@pytest.mark.parametrize('name', ['resnet_small', 'resnet18'])
+@pytest.mark.parametrize('name', ['resnet_small', pytest.param('resnet18', marks=pytest.mark.slow)])
 def test_initialisation_is_torchvisions(name):
     module = backbones.create(backbone_config(name))
     params = started(module, 64)['params']

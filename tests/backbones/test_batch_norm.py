@@ -62,7 +62,8 @@ def test_vmap_gives_each_episode_its_own_statistics():
     episodes += np.arange(3).reshape(
         3, 1, 1, 1, 1
     )  # episodes far apart: pooled statistics would show
-    y, stats = jax.vmap(lambda x: run_train(BatchNorm(), variables, x))(episodes)
+    run = jax.jit(jax.vmap(lambda x: run_train(BatchNorm(), variables, x)))
+    y, stats = run(episodes)
     assert stats['mean'].shape == stats['var'].shape == (3, 3)
     for i, x in enumerate(episodes):
         expected, mean, var = slow(x, variables)
@@ -88,7 +89,7 @@ def test_gradient_equals_finite_differences_of_the_loop():
     variables, x = variables_of(rng), rng.normal(0, 1, (4, 1, 2, 3)).astype(np.float32)
     cotangent, direction = rng.normal(size=(2, *x.shape))
     loss = lambda x: jnp.sum(run_train(BatchNorm(groups=2), variables, x)[0] * cotangent)
-    along = np.sum(jax.grad(loss)(x) * direction)
+    along = np.sum(np.asarray(jax.jit(jax.grad(loss))(x)) * direction)
     step = 1e-5
     plus, minus = (
         np.sum(slow(x + s * step * direction, variables, 2)[0] * cotangent) for s in (1, -1)
@@ -98,7 +99,7 @@ def test_gradient_equals_finite_differences_of_the_loop():
 
 def test_large_mean_does_not_cancel_the_variance():
     x = (1000 + np.random.default_rng(4).normal(0, 0.1, (16, 4, 4, 1))).astype(np.float32)
-    variables = BatchNorm().init(jax.random.key(0), x)
+    variables = jax.jit(BatchNorm().init)(jax.random.key(0), x)
     _, stats = run_train(BatchNorm(), variables, x)
     np.testing.assert_allclose(
         (stats['var'] - 0.9) / 0.1, np.var(x.astype(np.float64), ddof=1), rtol=2e-3

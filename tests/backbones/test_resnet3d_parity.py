@@ -16,6 +16,7 @@ def test_map_and_running_statistics_equal_the_reference(published, assert_close_
     variables, module = backbone_from_torch(f.weights, config), backbones.create(config)
     clips, layout = f.inputs['x'].transpose(0, 2, 3, 4, 1), lambda x: x.transpose(0, 2, 3, 4, 1)
     maps = jax.jit(lambda v, x: module.apply(v, x, False))(variables, clips)
+    maps = np.asarray(maps)
     assert_close_to_published(maps, layout(f.outputs['map']), 'map')
     assert_close_to_published(maps.mean((1, 2, 3)), f.outputs['pooled'], 'pooled')
     maps, updated = jax.jit(lambda v, x: module.apply(v, x, True, mutable=['batch_stats']))(

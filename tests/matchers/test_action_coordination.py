@@ -1,13 +1,14 @@
 """TA2N's coordination of pairs: the published modules and heads, the split convolution, chunks and
 ablations."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import fsar_jax
-from fsar_jax.layers import unit
 from fsar_jax.matchers import ActionCoordination, Prototypes
 from fsar_jax.matchers.offset_masks import OffsetPredictor, integer_offset_weights, offset_mask
 from fsar_jax.mutual_information import inter_video_loss
@@ -17,7 +18,7 @@ from fsar_jax.weights import from_torch
 
 def maps(x):
     """Published [..., C, T, H, W] → ours [..., L, h, w, C]."""
-    return jnp.asarray(np.moveaxis(x, -4, -1))
+    return np.moveaxis(x, -4, -1)
 
 
 def variables_of(weights, **matcher):
@@ -72,13 +73,13 @@ def pair_layout(x):
 def test_masks_equal_published(published, assert_close_to_published, name):
     f = published(name)
     size, offsets = f.meta['resolution'], jnp.asarray(f.inputs['offsets'])
-    mask = lambda o: offset_mask(o, size, size)
+    mask = jax.jit(lambda o: offset_mask(o, size, size))
     assert_close_to_published(mask(offsets), f.outputs['mask'], 'mask')
-    gradient = jax.grad(lambda o: (mask(o) * f.cotangents['mask']).sum())(offsets)
+    gradient = jax.jit(jax.grad(lambda o: (mask(o) * f.cotangents['mask']).sum()))(offsets)
     assert_close_to_published(gradient, f.gradients['offsets'], 'gradient')
 
 
-@pytest.mark.parametrize('name', ['ta2n_tc_a', 'ta2n_tc_b'])
+@pytest.mark.parametrize('name', ['ta2n_tc_a', pytest.param('ta2n_tc_b', marks=pytest.mark.slow)])
 def test_temporal_coordination_equals_published(published, assert_close_to_published, name):
     f = published(name)
     matcher, variables = ActionCoordination(), variables_of(f.weights)
@@ -107,7 +108,7 @@ def test_temporal_coordination_equals_published(published, assert_close_to_publi
         )
 
 
-@pytest.mark.parametrize('name', ['ta2n_sc_a', 'ta2n_sc_b'])
+@pytest.mark.parametrize('name', ['ta2n_sc_a', pytest.param('ta2n_sc_b', marks=pytest.mark.slow)])
 def test_spatial_coordination_equals_published(published, assert_close_to_published, name):
     f = published(name)
     matcher = ActionCoordination(perturbation=f.meta['perturb_delta'])
@@ -162,6 +163,7 @@ def test_spatial_coordination_equals_published(published, assert_close_to_publis
     )
 
 
+@pytest.mark.slow
 def test_both_coordinations_equal_published(published, assert_close_to_published):
     f = published('ta2n_acm_a')
     matcher, variables = ActionCoordination(), variables_of(f.weights)
@@ -201,11 +203,14 @@ def test_prototypes_of_several_shots_equal_published(published, assert_close_to_
         lambda support: matcher.apply(variables, support, support[:, 0], method='prototypes')[0]
     )
     assert_close_to_published(run(support), maps(f.outputs['prototype']), 'prototype')
-    gradient = jax.grad(lambda x: (run(x) * maps(f.cotangents['prototype'])).sum())(support)
+    cotangent = maps(f.cotangents['prototype'])
+    gradient = jax.jit(jax.grad(lambda x: (run(x) * cotangent).sum()))(support)
     assert_close_to_published(gradient, by_class(maps(f.gradients['support'])), 'gradient')
 
 
-@pytest.mark.parametrize('name', ['ta2n_head_1shot_a', 'ta2n_head_5shot_a'])
+@pytest.mark.parametrize(
+    'name', ['ta2n_head_5shot_a', pytest.param('ta2n_head_1shot_a', marks=pytest.mark.slow)]
+)
 def test_head_equals_published(published, assert_close_to_published, name):
     f = published(name)
     config = fsar_jax.default_config()
@@ -238,6 +243,7 @@ def test_head_equals_published(published, assert_close_to_published, name):
     assert_close_to_published(gradient[1], maps(f.gradients['query']), 'gradient of the query')
 
 
+@pytest.mark.slow
 def test_layer_norm_over_the_classes_follows_by_option(published, assert_close_to_published):
     """Its weights are in every published dict; without the option they are left out, as in the test
     above."""
@@ -266,18 +272,19 @@ def test_layer_norm_over_the_classes_follows_by_option(published, assert_close_t
 
 
 def random_maps(way=3, shot=2, queries=5, length=4, size=4, channels=6):
-    keys = jax.random.split(jax.random.key(5))
-    clip = (length, size, size, channels)
-    return jax.random.normal(keys[0], (way, shot, *clip)), jax.random.normal(
-        keys[1], (queries, *clip)
+    rng, clip = np.random.default_rng(5), (length, size, size, channels)
+    return (
+        rng.normal(size=(way, shot, *clip)).astype(np.float32),
+        rng.normal(size=(queries, *clip)).astype(np.float32),
     )
 
 
 def started(matcher, support, query):
     """Variables whose offsets and batch statistics are not at their trivial start."""
-    variables = matcher.init(jax.random.key(0), support, query)
+    variables = jax.jit(matcher.init)(jax.random.key(0), support, query)
+    rng = np.random.default_rng(0)
     move = lambda path, x: (
-        x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape)
+        np.asarray(x) + 0.3 * rng.normal(size=x.shape).astype(np.float32)
         if 'offset' in str(path[-2:])
         else x
     )
@@ -327,8 +334,9 @@ def test_chunks_of_pairs_change_neither_logits_nor_gradients(spatial):
 
 def test_without_either_coordination_it_is_the_prototype_matcher():
     support, query = random_maps()
-    logits, _ = ActionCoordination(temporal=False, spatial='none').apply({}, support, query)
-    plain = Prototypes().apply({}, support.mean((-3, -2)), query.mean((-3, -2)))
+    matcher = ActionCoordination(temporal=False, spatial='none')
+    logits, _ = jax.jit(matcher.apply)({}, support, query)
+    plain = jax.jit(Prototypes().apply)({}, support.mean((-3, -2)), query.mean((-3, -2)))
     np.testing.assert_allclose(logits, plain, rtol=1e-5, atol=1e-5)
 
 
@@ -340,7 +348,7 @@ def test_the_mean_prototype_aligns_pairs_and_no_shots(variant):
     matcher = ActionCoordination(spatial='none', variant=variant, prototype='mean')
     variables = started(matcher, support, query)
     assert variables['params'].keys() == {'key', 'query', 'value'}
-    logits, _ = matcher.apply(variables, support, query)
+    logits, _ = jax.jit(matcher.apply)(variables, support, query)
     key, ask, value = (
         np.asarray(variables['params'][name]['kernel'], np.float64)
         for name in ('key', 'query', 'value')
@@ -360,7 +368,7 @@ def test_the_mean_prototype_aligns_pairs_and_no_shots(variant):
                 distance += 1 - x @ y / np.linalg.norm(x) / np.linalg.norm(y)
             np.testing.assert_allclose(logits[q, c], -distance, rtol=1e-4)
     aligned = ActionCoordination(spatial='none', variant=variant)
-    other, _ = aligned.apply(started(aligned, support, query), support, query)
+    other, _ = jax.jit(aligned.apply)(started(aligned, support, query), support, query)
     assert np.abs(other - logits).max() > 1e-3
 
 
@@ -370,22 +378,21 @@ def test_order_does_not_matter_without_space(temporal):
     the losses."""
     rng = np.random.default_rng(3)
     support, query = (
-        jnp.asarray(rng.normal(size=shape), jnp.float32)
-        for shape in ((4, 1, 3, 2, 2, 6), (5, 3, 2, 2, 6))
+        rng.normal(size=shape).astype(np.float32) for shape in ((4, 1, 3, 2, 2, 6), (5, 3, 2, 2, 6))
     )
     found = []
     for order in ('temporal_first', 'spatial_first'):
         matcher = ActionCoordination(
             temporal=temporal, spatial='none', order=order, variant='paper'
         )
-        logits, auxiliary = matcher.apply(
-            matcher.init(jax.random.key(0), support, query), support, query, train=True
-        )
+        variables = jax.jit(matcher.init)(jax.random.key(0), support, query)
+        run = jax.jit(partial(matcher.apply, train=True))
+        logits, auxiliary = run(variables, support, query)
         assert auxiliary['aligned_frames'].shape == (5, 4, 3, 6) and auxiliary[
             'query_frames'
         ].shape == (5, 3, 6)
         labels = jnp.array([3, 0, 1, 2, 3])
-        loss = inter_video_loss(
+        loss = jax.jit(inter_video_loss, static_argnums=4)(
             logits, labels, auxiliary['query_frames'], auxiliary['aligned_frames'], 'paper'
         )
         assert np.isfinite(loss)
@@ -402,13 +409,15 @@ def test_enumerating_whole_offsets_finds_a_shifted_object():
         rng.standard_normal((1, 2, 5, 2, 8)),
     )
     run = lambda spatial: float(
-        ActionCoordination(temporal=False, spatial=spatial).apply({}, still, query)[0][0, 0]
+        jax.jit(ActionCoordination(temporal=False, spatial=spatial).apply)({}, still, query)[0][
+            0, 0
+        ]
     )
     assert abs(run('enumerate')) < 1e-5 and run('none') < -0.05
 
 
 def test_enumerated_weights_cover_the_intersection():
-    support, query = integer_offset_weights(3, 3)
+    support, query = map(np.asarray, jax.jit(partial(integer_offset_weights, 3, 3))())
     assert support.shape == query.shape == (25, 3, 3)
     np.testing.assert_allclose(support.sum((1, 2)), 1.0, rtol=1e-6)
     np.testing.assert_array_equal(
@@ -422,15 +431,16 @@ def test_both_sides_are_averaged_over_the_same_content(spatial):
     """Content moved by half the map: at the offset that says so both averages see it alike, at its
     opposite they do not."""
     matcher = ActionCoordination(spatial=spatial, perturbation=0.0, variant='paper')
-    weights = lambda o: matcher.apply(
-        {}, jnp.asarray(o, jnp.float32), 9, 9, method='pooling_weights'
-    )
+    weights = jax.jit(lambda o: matcher.apply({}, o, 9, 9, method='pooling_weights'))
     still, moved = np.zeros((9, 9)), np.zeros((9, 9))
     still[4, 6], moved[4, 3] = 1.0, 1.0
-    seen = lambda o: [float((w * x).sum()) for w, x in zip(weights(o), (still, moved), strict=True)]
+    seen = lambda o: [
+        float((w * x).sum())
+        for w, x in zip(map(np.asarray, weights(np.float32(o))), (still, moved), strict=True)
+    ]
     support, query = seen((0.75, 0.0))
     assert support > 0 and abs(support - query) < 0.3 * support
-    assert unit(jnp.asarray(weights((0.0, 0.0))[0]).ravel()).min() >= 0
+    assert np.asarray(weights(np.zeros(2, np.float32))[0]).min() >= 0
 
 
 @pytest.mark.parametrize('variant', ['code', 'paper'])
@@ -438,20 +448,23 @@ def test_both_sides_are_averaged_over_the_same_content(spatial):
 def test_a_map_of_one_cell_is_averaged_as_it_is(variant, height, width):
     """At the largest offsets too, where the printed slope would leave a sum of 0 to divide by."""
     matcher = ActionCoordination(variant=variant)
+    pool = jax.jit(
+        lambda offset: matcher.apply({}, offset, height, width, True, method='pooling_weights')
+    )
     for offset in ((0.0, 0.0), (0.75, 0.75), (-0.75, -0.75), (-0.75, 0.75)):
-        weights = matcher.apply(
-            {}, jnp.asarray(offset), height, width, True, method='pooling_weights'
-        )
+        weights = pool(np.float32(offset))
         for side in weights:
-            np.testing.assert_allclose(side.sum(), 1.0, rtol=1e-6)
+            np.testing.assert_allclose(np.sum(side), 1.0, rtol=1e-6)
             if (height, width) == (1, 1):
                 np.testing.assert_array_equal(side, [[1.0]])
 
 
 def test_the_paper_does_not_perturb_at_test():
-    offsets = jnp.full((1, 1, 2, 2), 0.3)
-    run = lambda variant, train: ActionCoordination(variant=variant).apply(
-        {}, offsets, 7, 7, train, method='pooling_weights'
-    )[0]
-    assert np.abs(run('paper', True) - run('paper', False)).max() > 1e-3
+    offsets = np.full((1, 1, 2, 2), 0.3, np.float32)
+    run = lambda variant, train: jax.jit(
+        lambda o: ActionCoordination(variant=variant).apply(
+            {}, o, 7, 7, train, method='pooling_weights'
+        )[0]
+    )(offsets)
+    assert np.abs(np.subtract(run('paper', True), run('paper', False))).max() > 1e-3
     np.testing.assert_array_equal(run('code', True), run('code', False))

@@ -1,7 +1,7 @@
 """OTAM, Soft-DTW and Drop-DTW against the published code, against slow loops over cells, and at the
 edges of float32."""
 
-import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,8 @@ def test_ordered_alignment_equals_published(published, assert_close_to_published
     distances = jnp.asarray(f.inputs['dists'])
     for direction, cost in both(distances).items():
         assert_close_to_published(cost, f.outputs[direction], direction)
-    gradient = jax.grad(
-        lambda d: sum((cost * f.cotangents[k]).sum() for k, cost in both(d).items())
+    gradient = jax.jit(
+        jax.grad(lambda d: sum((cost * f.cotangents[k]).sum() for k, cost in both(d).items()))
     )(distances)
     assert_close_to_published(gradient, f.gradients['dists'], 'gradient')
 
@@ -47,9 +47,8 @@ def test_soft_dtw_equals_published(published, assert_close_to_published):
     cost, distances = run(x, y)
     assert_close_to_published(distances, f.outputs['frame_distance'], 'frame distance')
     assert_close_to_published(cost, f.outputs['distance'][:, 0], 'distance')
-    gradient = jax.grad(lambda x, y: (run(x, y)[0] * f.cotangents['distance'][:, 0]).sum(), (0, 1))(
-        x, y
-    )
+    total = lambda x, y: (run(x, y)[0] * f.cotangents['distance'][:, 0]).sum()
+    gradient = jax.jit(jax.grad(total, (0, 1)))(x, y)
     assert_close_to_published(gradient[0], f.gradients['x'], 'gradient of x')
     assert_close_to_published(gradient[1], f.gradients['y'], 'gradient of y')
 
@@ -81,7 +80,7 @@ def test_learner_equals_published(published, assert_close_to_published, name):
         logits, loss = run(support, query)
         return (logits * f.cotangents['logits']).sum() + loss * f.cotangents['loss']
 
-    gradient = jax.grad(weighted, (0, 1))(jnp.asarray(support), jnp.asarray(query))
+    gradient = jax.jit(jax.grad(weighted, (0, 1)))(support, query)
     assert_close_to_published(
         gradient[0], f.support_by_class(frames(f.gradients['support'])), 'gradient of the support'
     )
@@ -133,13 +132,13 @@ def slow_drop_dtw(d, smoothness, keep, drop=None):
 def test_alignments_equal_loops_over_the_cells(shape, smoothness):
     distances = np.random.default_rng(0).uniform(0, 2, (3, *shape))
     np.testing.assert_allclose(
-        ordered_alignment(jnp.asarray(distances), smoothness),
+        jax.jit(partial(ordered_alignment, smoothness=smoothness))(distances),
         [slow_ordered_alignment(d, smoothness) for d in distances],
         rtol=1e-4,
         atol=1e-4,
     )
     np.testing.assert_allclose(
-        drop_dtw(jnp.asarray(distances), smoothness, 0.3),
+        jax.jit(partial(drop_dtw, smoothness=smoothness, keep=0.3))(distances),
         [slow_drop_dtw(d, smoothness, 0.3) for d in distances],
         rtol=1e-4,
         atol=1e-4,
@@ -152,15 +151,16 @@ def test_no_gradient_goes_through_the_drop_cost():
     d, direction, step = rng.uniform(0, 2, (4, 5)), rng.normal(size=(4, 5)), 1e-4
     held = drop_cost(d, 0.3)
     moved = [slow_drop_dtw(d + s * step * direction, 0.5, 0.3, held) for s in (1, -1)]
-    gradient = jax.grad(lambda d: drop_dtw(d, 0.5, 0.3))(jnp.asarray(d, jnp.float32))
+    gradient = jax.jit(jax.grad(lambda d: drop_dtw(d, 0.5, 0.3)))(np.float32(d))
     np.testing.assert_allclose(
         (np.asarray(gradient) * direction).sum(), (moved[0] - moved[1]) / (2 * step), rtol=1e-3
     )
 
 
+jitted_soft_dtw = jax.jit(partial(soft_dtw, smoothness=0.1))
 SLOW = {  # and the weight of each of the two directions: OTAM adds them, the others are averaged
     'otam': (lambda d: slow_ordered_alignment(d, 0.1), 1.0),
-    'soft_dtw': (lambda d: float(soft_dtw(jnp.asarray(d), 0.1)), 0.5),  # as published, above
+    'soft_dtw': (lambda d: float(jitted_soft_dtw(d)), 0.5),  # as published, above
     'drop_dtw': (lambda d: slow_drop_dtw(d, 0.1, 0.3), 0.5),
 }
 
@@ -176,9 +176,7 @@ def test_logits_are_of_both_directions_and_the_mean_over_shots(alignment):
         lengths = np.linalg.norm(x, axis=-1)[:, None] * np.linalg.norm(y, axis=-1)
         d = 1 - x @ y.T / (lengths + 0.01)
         expected[q, c] -= weight * (align(d) + align(d.T)) / 2
-    found = OrderedAlignment(alignment).apply(
-        {}, jnp.asarray(support, jnp.float32), jnp.asarray(query, jnp.float32)
-    )
+    found = jax.jit(OrderedAlignment(alignment).apply)({}, np.float32(support), np.float32(query))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -186,23 +184,27 @@ def test_dropping_spares_the_outlier_frames_of_a_sequence():
     rng = np.random.default_rng(1)
     clip = rng.standard_normal((6, 16))
     disturbed = np.insert(clip, [2, 4], 3 * rng.standard_normal((2, 16)), axis=0)
-    distances = 1.0 - frame_cosine('xd,yd->xy', clip, disturbed)
-    assert drop_dtw(distances, 0.01, 0.1) < 0.1 < 1.0 < soft_dtw(distances, 0.01)
+
+    @jax.jit
+    def costs(x, y):
+        distances = 1.0 - frame_cosine('xd,yd->xy', x, y)
+        return drop_dtw(distances, 0.01, 0.1), soft_dtw(distances, 0.01)
+
+    dropping, keeping = costs(clip, disturbed)
+    assert dropping < 0.1 < 1.0 < keeping
 
 
-@pytest.mark.parametrize(
-    'align', [ordered_alignment, soft_dtw, functools.partial(drop_dtw, keep=0.3)]
-)
+@pytest.mark.parametrize('align', [ordered_alignment, soft_dtw, partial(drop_dtw, keep=0.3)])
 def test_long_alignments_stay_finite_where_the_literal_sum_overflows(align):
-    distances = jnp.asarray(np.random.default_rng(2).uniform(1, 2, (2, 64, 64)), jnp.float32)
-    cost, gradient = jax.value_and_grad(lambda d: align(d, 0.1).sum())(distances)
+    distances = np.random.default_rng(2).uniform(1, 2, (2, 64, 64)).astype(np.float32)
+    cost, gradient = jax.jit(jax.value_and_grad(lambda d: align(d, 0.1).sum()))(distances)
     assert np.isfinite(cost) and np.isfinite(gradient).all() and np.abs(gradient).max() > 0
 
 
 def test_relaxed_ends_forgive_padding_and_order_matters():
     clip = np.random.default_rng(3).standard_normal((6, 16))
     padded = np.concatenate([np.random.default_rng(4).standard_normal((2, 16)), clip])
-    cost = lambda x, y: float(ordered_alignment(1.0 - frame_cosine('xd,yd->xy', x, y), 0.01))
+    cost = jax.jit(lambda x, y: ordered_alignment(1.0 - frame_cosine('xd,yd->xy', x, y), 0.01))
     assert cost(padded, clip) < 0.1 < cost(padded[::-1], clip)
 
 

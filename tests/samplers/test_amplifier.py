@@ -1,25 +1,34 @@
 """Saliency and resampling: the published modules, a gather-based resampling, and properties of the
 grids."""
 
+from functools import partial
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fsar_jax.samplers import amplifier
 from fsar_jax.samplers.amplifier import amplified_positions, cropped_positions, enlarge, resample
 
-last = lambda x: jnp.asarray(np.moveaxis(x, -3, -1))  # [..., C, h, w] → [..., h, w, C]
+last = lambda x: np.moveaxis(x, -3, -1)  # [..., C, h, w] → [..., h, w, C]
+enlarged = partial(jax.jit, static_argnums=(1, 2))(enlarge)
+
+
+def positions_of(maps, size, variant):
+    """Rows and columns that the amplifier reads, as numpy."""
+    run = jax.jit(lambda maps: amplified_positions(maps, size, size, variant))
+    return tuple(map(np.asarray, run(maps)))
 
 
 @pytest.mark.parametrize('name', ['vim_saliency_a', 'vim_saliency_b'])
 def test_saliency_equals_published(published, assert_close_to_published, name):
     f = published(name)
     size = f.meta['img_size']
-    run = lambda *stages: enlarge(amplifier.stage_saliency(stages), size, size)
+    run = jax.jit(lambda *stages: enlarge(amplifier.stage_saliency(stages), size, size))
     stages = [last(f.inputs[key]) for key in ('f2', 'f3', 'f4')]
     assert_close_to_published(run(*stages), f.outputs['map'], 'map')
-    gradients = jax.grad(lambda *x: (run(*x) * f.cotangents['map']).sum(), (0, 1, 2))(*stages)
+    total = lambda *x: (run(*x) * f.cotangents['map']).sum()
+    gradients = jax.jit(jax.grad(total, (0, 1, 2)))(*stages)
     for key, gradient in zip(('f2', 'f3', 'f4'), gradients, strict=True):
         assert_close_to_published(gradient, last(f.gradients[key]), key)
 
@@ -27,20 +36,20 @@ def test_saliency_equals_published(published, assert_close_to_published, name):
 @pytest.mark.parametrize('name', ['vim_amplifier_a', 'vim_amplifier_b'])
 def test_amplifier_equals_published(published, assert_close_to_published, name):
     f = published(name)
-    size, frames, maps = f.meta['size'], last(f.inputs['data']), jnp.asarray(f.inputs['maps'])
+    size, frames, maps = f.meta['size'], last(f.inputs['data']), f.inputs['maps']
 
     @jax.jit
     def run(frames, maps):
         rows, columns = amplified_positions(maps, size, size, 'code')
         return resample(frames, rows, columns), rows, columns
 
-    amplified, rows, columns = run(frames, maps)
+    amplified, rows, columns = map(np.asarray, run(frames, maps))
     assert_close_to_published(2 * rows / (size - 1) - 1, f.outputs['grid_y'], 'grid_y')
     assert_close_to_published(2 * columns / (size - 1) - 1, f.outputs['grid_x'], 'grid_x')
     assert_close_to_published(amplified, last(f.outputs['amplified']), 'amplified')
     np.testing.assert_array_equal(amplified[:, 0], 0.0)  # row V13: black
     total = lambda *x: (run(*x)[0] * last(f.cotangents['amplified'])).sum()
-    of_frames, of_maps = jax.grad(total, (0, 1))(frames, maps)
+    of_frames, of_maps = jax.jit(jax.grad(total, (0, 1)))(frames, maps)
     assert_close_to_published(of_frames, last(f.gradients['data']), 'gradient')
     np.testing.assert_array_equal(of_maps, 0.0)
 
@@ -67,7 +76,7 @@ def gathered(frame, rows, columns):
 
 @pytest.mark.parametrize('variant', ('code', 'paper'))
 def test_a_map_without_anything_salient(variant):
-    rows, columns = amplifier.amplified_positions(jnp.zeros((2, 4, 4)), 16, 16, variant)
+    rows, columns = positions_of(np.zeros((2, 4, 4), np.float32), 16, variant)
     assert np.isfinite(rows).all() and np.isfinite(columns).all() and (np.diff(rows) > 0).all()
 
 
@@ -78,7 +87,7 @@ def test_resampling_is_bilinear_reading():
         np.array([-1.5, -0.3, 2.0, 3.7, 4.6, 9.0]),
         np.array([-0.5, 0.2, 5.9, 6.5]),
     )
-    ours = resample(jnp.asarray(frame, jnp.float32), jnp.asarray(rows), jnp.asarray(columns))
+    ours = jax.jit(resample)(*map(np.float32, (frame, rows, columns)))
     np.testing.assert_allclose(ours, gathered(frame, rows, columns), atol=1e-5)
 
 
@@ -86,12 +95,12 @@ def test_printed_amplifier():
     """A flat map is the identity; a salient place takes more room; every pixel stays inside; and
     the map has a gradient."""
     size = 24
-    flat = amplified_positions(jnp.full((6, 6), 0.5), size, size, 'paper')
+    flat = positions_of(np.full((6, 6), 0.5, np.float32), size, 'paper')
     np.testing.assert_allclose(flat, np.tile(np.arange(size), (2, 1)), atol=1e-4)
 
     y, x = np.mgrid[:8, :8]
-    blob = jnp.asarray(np.exp(-((y - 2) ** 2 + (x - 6) ** 2) / 2.0), jnp.float32)
-    rows, columns = amplified_positions(blob, size, size, 'paper')
+    blob = np.exp(-((y - 2) ** 2 + (x - 6) ** 2) / 2.0).astype(np.float32)
+    rows, columns = positions_of(blob, size, 'paper')
     for positions, centre in ((rows, 2 / 7 * (size - 1)), (columns, 6 / 7 * (size - 1))):
         step = np.diff(positions)
         assert (
@@ -104,7 +113,7 @@ def test_printed_amplifier():
         assert abs(positions[step.argmin()] - centre) < 2.5 and step.min() < 0.5 < 1.5 < step.max()
 
     # The positions invert the cumulative sum, computed by NumPy's interpolation.
-    marginal = np.asarray(enlarge(blob, size, size)).max(-1) + amplifier.DENSITY_FLOOR
+    marginal = np.asarray(enlarged(blob, size, size)).max(-1) + amplifier.DENSITY_FLOOR
     reached = np.concatenate([[0.0], np.cumsum((marginal[1:] + marginal[:-1]) / 2)])
     np.testing.assert_allclose(
         rows, np.interp(np.linspace(0, 1, size), reached / reached[-1], np.arange(size)), atol=1e-4
@@ -116,26 +125,28 @@ def test_printed_amplifier():
 )
 def test_positions_have_the_gradient_of_finite_differences(positions):
     rng = np.random.default_rng(3)
-    maps = jnp.asarray(rng.random((4, 5)), jnp.float32)
-    y = [jnp.asarray(rng.normal(size=n), jnp.float32) for n in (9, 11)]
+    maps = rng.random((4, 5), np.float32)
+    y = [rng.normal(size=n).astype(np.float32) for n in (9, 11)]
     total = jax.jit(
         lambda m: sum((p * c).sum() for p, c in zip(positions(m, 9, 11), y, strict=True))
     )
-    gradient, step = jax.grad(total)(maps), 1e-3
+    gradient, step = np.asarray(jax.jit(jax.grad(total))(maps)), 1e-3
     for _ in range(3):
-        direction = jnp.asarray(rng.normal(size=maps.shape), jnp.float32)
+        direction = rng.normal(size=maps.shape).astype(np.float32)
         difference = (total(maps + step * direction) - total(maps - step * direction)) / (2 * step)
         np.testing.assert_allclose((gradient * direction).sum(), difference, rtol=2e-2, atol=2e-2)
     assert np.abs(gradient).max() > 0
 
 
 def test_crop_is_a_window_inside_the_frame():
-    corner = jnp.zeros((4, 4)).at[0, 3].set(1.0)
-    rows, columns = cropped_positions(corner, 16, 16)
+    crop = jax.jit(lambda maps: cropped_positions(maps, 16, 16))
+    corner = np.zeros((4, 4), np.float32)
+    corner[0, 3] = 1.0
+    rows, columns = map(np.asarray, crop(corner))
     np.testing.assert_allclose(
         [rows[0], rows[-1], columns[0], columns[-1]], [0.0, 11.0, 4.0, 15.0], atol=1e-5
     )
-    rows, _ = cropped_positions(jnp.zeros((4, 4)), 16, 16)  # nothing salient: the middle
+    rows = np.asarray(crop(np.zeros((4, 4), np.float32))[0])  # nothing salient: the middle
     np.testing.assert_allclose([rows[0], rows[-1]], [2.0, 13.0], atol=1e-5)
 
 
@@ -144,18 +155,17 @@ def test_channel_attention_is_the_printed_product():
     f = rng.normal(size=(2, 3, 2, 5))
     flat = f.reshape(2, 6, 5).swapaxes(1, 2)  # printed: c × hw
     attended = np.einsum('nce,nep->ncp', flat @ flat.swapaxes(1, 2) / np.sqrt(6), flat)
-    ours = amplifier.attend_channels(jnp.asarray(f, jnp.float32))
+    ours = jax.jit(amplifier.attend_channels)(np.float32(f))
     np.testing.assert_allclose(ours, attended.swapaxes(1, 2).reshape(f.shape), rtol=1e-4, atol=1e-4)
     w = rng.normal(size=5)
-    saliency = amplifier.weighted_saliency(ours, jnp.asarray(w, jnp.float32))
+    saliency = jax.jit(amplifier.weighted_saliency)(ours, np.float32(w))
     np.testing.assert_allclose(
         saliency, np.einsum('c,ncp->np', w, attended).reshape(2, 3, 2) / 5, rtol=1e-4, atol=1e-4
     )
 
 
 def test_range_is_that_of_the_enlarged_map():
-    maps = jnp.asarray(np.random.default_rng(2).normal(size=(2, 3, 4, 4)), jnp.float32)
-    expected = amplifier.min_max(enlarge(maps, 9, 10), (-2, -1))
-    np.testing.assert_allclose(
-        enlarge(amplifier.min_max_enlarged(maps, 9, 10), 9, 10), expected, atol=1e-5
-    )
+    maps = np.random.default_rng(2).normal(size=(2, 3, 4, 4)).astype(np.float32)
+    expected = jax.jit(lambda x: amplifier.min_max(enlarge(x, 9, 10), (-2, -1)))(maps)
+    ours = jax.jit(lambda x: enlarge(amplifier.min_max_enlarged(x, 9, 10), 9, 10))(maps)
+    np.testing.assert_allclose(ours, expected, atol=1e-5)

@@ -9,6 +9,8 @@ import pytest
 
 from fsar_jax.samplers.top_k import evenly_spaced_indicator, hard_top_k, perturbed_top_k
 
+jitted_hard_top_k = jax.jit(hard_top_k, static_argnums=1)
+
 
 def sorted_top_k(scores, k):
     """The slow and obvious hard top-k: NumPy, one video at a time."""
@@ -21,19 +23,22 @@ def sorted_top_k(scores, k):
 @pytest.mark.parametrize('name', ['vim_topk_a', 'vim_topk_b'])
 def test_top_k_equals_published(published, assert_close_to_published, name):
     f = published(name)
-    k, sigma = f.meta['k'], jnp.float32(f.meta['sigma'])
-    noise, scores = jnp.asarray(f.inputs['noise'].swapaxes(0, 1)), jnp.asarray(f.inputs['scores'])
+    k, sigma = f.meta['k'], np.float32(f.meta['sigma'])
+    noise, scores = f.inputs['noise'].swapaxes(0, 1), f.inputs['scores']
     # 16 does not divide the 50 samples: the last chunk is a partial one.
     smoothed = lambda scores, variant: perturbed_top_k(
         noise, scores, k, sigma, f.meta['num_samples'], 16, variant
     )
+    gradient_of = lambda variant: jax.jit(jax.grad(lambda s: (smoothed(s, variant) * y).sum()))
     y = f.cotangents['indicator'].swapaxes(1, 2)
-    gradient = jax.grad(lambda s: (smoothed(s, 'code') * y).sum())(scores)
+    gradient = gradient_of('code')(scores)
     assert_close_to_published(
-        smoothed(scores, 'code'), f.outputs['indicator'].swapaxes(1, 2), 'indicator'
+        jax.jit(smoothed, static_argnums=1)(scores, 'code'),
+        f.outputs['indicator'].swapaxes(1, 2),
+        'indicator',
     )
     assert_close_to_published(
-        hard_top_k(scores, k), f.outputs['hard_indicator'].swapaxes(1, 2), 'hard'
+        jitted_hard_top_k(scores, k), f.outputs['hard_indicator'].swapaxes(1, 2), 'hard'
     )
     assert_close_to_published(gradient, f.gradients['scores'], 'gradient')
 
@@ -46,7 +51,7 @@ def test_top_k_equals_published(published, assert_close_to_published, name):
     jacobian = (
         np.einsum('nbtm,nbj->btmj', centred, f.inputs['noise']) / f.meta['sigma'] / len(samples)
     )
-    gradient = jax.grad(lambda s: (smoothed(s, 'paper') * y).sum())(scores)
+    gradient = gradient_of('paper')(scores)
     np.testing.assert_allclose(
         gradient, np.einsum('btm,btmj->bj', y, jacobian), rtol=1e-4, atol=1e-4
     )
@@ -56,13 +61,13 @@ def test_hard_top_k_is_the_sorted_one():
     rng = np.random.default_rng(0)
     scores = rng.integers(0, 6, (40, 12)).astype(np.float32)  # full of ties
     for k in (1, 5, 12):
-        np.testing.assert_array_equal(hard_top_k(jnp.asarray(scores), k), sorted_top_k(scores, k))
+        np.testing.assert_array_equal(jitted_hard_top_k(scores, k), sorted_top_k(scores, k))
     with pytest.raises(ValueError, match='cannot choose 13 of 12 frames'):
         hard_top_k(jnp.asarray(scores), 13)
 
 
 def test_at_sigma_zero_the_choice_is_hard_and_has_no_gradient():
-    scores = jax.random.normal(jax.random.key(0), (3, 10))
+    scores = np.random.default_rng(0).normal(size=(3, 10)).astype(np.float32)
 
     @jax.jit
     def run(sigma):
@@ -74,24 +79,25 @@ def test_at_sigma_zero_the_choice_is_hard_and_has_no_gradient():
         )(scores, sigma)
 
     indicator, gradients = run(0.0)
-    np.testing.assert_array_equal(indicator, hard_top_k(scores, 4))
+    hard = np.asarray(jitted_hard_top_k(scores, 4))
+    np.testing.assert_array_equal(indicator, hard)
     np.testing.assert_array_equal(gradients[0], 0.0)
     assert gradients[1] == 0.0
-    np.testing.assert_array_equal(run(1e-5)[0], hard_top_k(scores, 4))  # close to zero, too
-    soft, (gradient, _) = run(0.5)
+    np.testing.assert_array_equal(run(1e-5)[0], hard)  # close to zero, too
+    soft, (gradient, _) = jax.tree.map(np.asarray, run(0.5))
     assert (
-        np.abs(soft - hard_top_k(scores, 4)).max() > 0.1
+        np.abs(soft - hard).max() > 0.1
         and np.isfinite(gradient).all()
         and np.abs(gradient).max() > 0
     )
     np.testing.assert_allclose(soft.sum(-1), 1.0, rtol=1e-5)
-    assert (np.diff((soft * jnp.arange(10)).sum(-1)) > 0).all()  # temporal order
+    assert (np.diff((soft * np.arange(10)).sum(-1)) > 0).all()  # temporal order
     assert (soft.sum(1) <= 1.0 + 1e-5).all()  # no frame is taken twice
 
 
 def test_chunks_change_nothing():
-    scores = jax.random.normal(jax.random.key(0), (2, 9))
-    y = jax.random.normal(jax.random.key(1), (2, 3, 9))
+    rng = np.random.default_rng(0)
+    scores, y = (rng.normal(size=s).astype(np.float32) for s in ((2, 9), (2, 3, 9)))
 
     def run(chunk):
         total = lambda s: (
@@ -105,20 +111,22 @@ def test_chunks_change_nothing():
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_is_that_of_the_smoothed_function():
     """Against central differences of I_σ with common random numbers, and against Optax's
     estimate."""
     k, sigma, samples = 2, 0.5, 200_000
-    scores, y = jnp.array([[0.3, -0.2, 0.5, 0.1]]), jax.random.normal(jax.random.key(3), (1, k, 4))
+    scores = np.array([[0.3, -0.2, 0.5, 0.1]], np.float32)
+    y = np.asarray(jax.random.normal(jax.random.key(3), (1, k, 4)))
     smooth = lambda s, variant: (
         perturbed_top_k(jax.random.key(4), s, k, jnp.float32(sigma), samples, 20_000, variant) * y
     ).sum()
     gradient = jax.jit(jax.grad(smooth), static_argnums=1)
-    ours = gradient(scores, 'paper')[0]
+    ours = np.asarray(gradient(scores, 'paper'))[0]
 
     step = 0.1
-    moved = scores + step * jnp.concatenate(
-        [jnp.eye(4), -jnp.eye(4)]
+    moved = scores + np.float32(step) * np.concatenate(
+        [np.eye(4, dtype=np.float32), -np.eye(4, dtype=np.float32)]
     )  # eight videos, their own noise
     noise = jax.random.normal(jax.random.key(5), (1, samples, 4))
     value = jax.jit(
@@ -133,7 +141,7 @@ def test_gradient_is_that_of_the_smoothed_function():
     # deviations.
     np.testing.assert_allclose(ours, difference, atol=0.05)
     assert np.abs(ours).max() > 0.3 and np.abs(y).max(-1).sum() < 3.3
-    np.testing.assert_allclose(gradient(scores, 'code')[0] / k, ours, atol=0.05)
+    np.testing.assert_allclose(np.asarray(gradient(scores, 'code'))[0] / k, ours, atol=0.05)
 
     optax_smooth = optax.perturbations.make_perturbed_fun(
         lambda s: hard_top_k(s[None], k)[0], samples, sigma, optax.perturbations.Normal()

@@ -33,11 +33,13 @@ SMALL = {
 class Run:
     """A method with its compiled step; `step` starts from the same state every time."""
 
-    def __init__(self, method, changes=None):
+    def __init__(self, method, changes=None, start=None):
         self.config = tiny_config(method, {**SMALL, **(changes or {})}, width=8)
         self.learner = create_learner(self.config.model)
         self.mesh = episode_mesh()
-        self.start = jax.tree.map(np.asarray, create_train_state(self.config, self.learner))
+        self.start = start or jax.tree.map(
+            np.asarray, create_train_state(self.config, self.learner)
+        )
         self.train_step = make_train_step(self.learner, self.config, self.mesh)
         self.episode = jax.jit(self._episode)
 
@@ -136,7 +138,7 @@ def test_a_step_equals_its_episodes_one_by_one(strm, batch, after):
 
 @pytest.mark.slow
 def test_parts_in_sequence_change_nothing(strm, batch, after):
-    parts = Run('strm', {'train.accumulation_steps': 4})
+    parts = Run('strm', {'train.accumulation_steps': 4}, strm.start)
     state, metrics = parts.step({key: value.swapaxes(0, 1) for key, value in batch.items()})
     assert largest_difference(state.params, after[0].params) < 1e-6
     assert largest_difference(state.batch_stats, after[0].batch_stats) < 1e-6

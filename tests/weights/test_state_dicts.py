@@ -301,8 +301,8 @@ def test_numbers_and_objects_among_the_weights_are_no_weights(tmp_path):
     'wrap',
     [
         lambda w: {'ema': tensors(w, '_orig_mod.')},
-        lambda w: tensors(w, 'model.module.'),
-        lambda w: {'model': {'net': tensors(w)}},
+        pytest.param(lambda w: tensors(w, 'model.module.'), marks=pytest.mark.slow),
+        pytest.param(lambda w: {'model': {'net': tensors(w)}}, marks=pytest.mark.slow),
     ],
 )
 def test_whole_methods_and_scan_networks_too(wrap, tmp_path):
