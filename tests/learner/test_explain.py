@@ -14,7 +14,6 @@ from fsar_jax.learner import create_learner
 from fsar_jax.matchers.otam import cheapest_path
 from fsar_jax.samplers.task_adaptive import TASK_DRAWS
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 L = 4  # frames
 VIM = {key: value for key, value in SAMPLER.items() if key.startswith('model.sampler.')}
 
@@ -44,7 +43,7 @@ class Explained:
 
 
 @pytest.fixture(scope='module')
-def explained(quick_compilation):
+def explained():
     kept = {}
 
     def get(method, **changes):
