@@ -22,6 +22,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # Most of the time goes into compiling and tracing, not into computing. So programs are compiled
 # without most of XLA's optimisations; JAX_DISABLE_MOST_OPTIMIZATIONS=0 ./run.sh test has them.
+# The training that .ci/run starts with has them too, and so has a test with `full_optimisation`.
 if 'JAX_DISABLE_MOST_OPTIMIZATIONS' not in os.environ:
     os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'  # for the processes that tests start
     jax.config.update('jax_disable_most_optimizations', True)

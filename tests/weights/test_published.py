@@ -157,7 +157,12 @@ def test_head_files_fill_the_learner(method, fixture):
 
 @pytest.mark.parametrize(
     'method, backbone',
-    [('strm', 'resnet18'), ('trx', 'resnet18'), ('protonet', 'resnet18'), ('strm', 'resnet50')],
+    [
+        ('strm', 'resnet18'),
+        ('trx', 'resnet18'),
+        ('protonet', 'resnet18'),
+        pytest.param('strm', 'resnet50', marks=pytest.mark.slow),
+    ],
 )
 def test_full_dicts_fill_the_learner(method, backbone):
     model = model_config(method, backbone)
@@ -226,7 +231,7 @@ def alignment_shapes(method, dim, classes=12):
         ('mastaf', 'resnet3d50', 12),
     ],
 )
-@pytest.mark.parametrize('wrapped', [False, True])
+@pytest.mark.parametrize('wrapped', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_full_dicts_of_the_alignment_methods_fill_the_learner(method, backbone, classes, wrapped):
     """Backbone and head as published, thinner; and under the names of multi-GPU training."""
     model, width, clips = tiny_config(method).model, 4, backbone == 'resnet3d50'
