@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from tiny_run import CPU, REPOSITORY, main_here, shared_programs
+from tiny_run import CPU, REPOSITORY, shared_programs
 
 pytestmark = pytest.mark.slow
 
@@ -31,9 +31,6 @@ def run_command(line):
     program, *arguments = shlex.split(line)
     name = arguments[1] if arguments[0] == '-m' else arguments[0]
     assert program == 'python', line
-    if name == 'main.py':
-        main_here(*arguments[1:], *SHORTER[name], folder='.')
-        return
     done = subprocess.run(
         [sys.executable, *arguments, *SHORTER[name]],
         env={**CPU, **shared_programs()},

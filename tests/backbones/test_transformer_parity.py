@@ -14,8 +14,6 @@ from fsar_jax.backbones.mvit import MViT
 from fsar_jax.backbones.vit import ViT
 from fsar_jax.weights import load_network
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 TINY = functools.partial(ViT, patch=4, width=24, depth=2, heads=2, grid=3)
 DINOV2 = functools.partial(TINY, layer_scale=True, position_resize='offset')
 WITH_REGISTERS = functools.partial(DINOV2, registers=4, position_resize='antialias')

@@ -16,8 +16,6 @@ from fsar_jax.backbones.positions import cubic_weights, linear_weights
 from fsar_jax.backbones.vit import ViT, drop_branch
 from fsar_jax.learner import create_learner
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 # Parameters of torchvision (MViT, ViT-B/16, -L/16), of timm (the others) and of DINOv2's own
 # module (with registers), without classifier, projection and mask token; and maps of 224 pixels.
 PUBLISHED = {

@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-from unittest import mock
 
 import jax
 import numpy as np
@@ -16,7 +15,6 @@ from tiny_run import (
     CPU,
     REPOSITORY,
     SAMPLER,
-    TinyScan,
     finish,
     largest_difference,
     random_batch,
@@ -27,7 +25,6 @@ from tiny_run import (
     tiny_flags,
 )
 
-from fsar_jax import samplers
 from fsar_jax.data.episodes import draw_episodes
 from fsar_jax.evaluation.evaluate import TrainedModel, evaluate_episodes
 from fsar_jax.evaluation.results import read_results
@@ -62,12 +59,6 @@ def norm(tree):
     return np.sqrt(sum(np.sum(np.square(x, dtype=np.float64)) for x in jax.tree.leaves(tree)))
 
 
-def learner_of(config):
-    """With a small scan network, where there is one."""
-    with mock.patch.object(samplers, 'create_scan_network', lambda name, **_: TinyScan()):
-        return create_learner(config.model)
-
-
 @functools.cache
 def prepared(method):
     """(config, mesh, initial state, compiled step) of a method on the devices that this process
@@ -77,7 +68,7 @@ def prepared(method):
     )
     mesh = episode_mesh()
     config = fit_accumulation(config, mesh.size)
-    learner = learner_of(config)
+    learner = create_learner(config.model)
     return (
         config,
         mesh,
@@ -121,7 +112,7 @@ def only_of_vim():
         )
         for name in ('params', 'batch_stats')
     }
-    learner, dataset = learner_of(config), TinyDataset()
+    learner, dataset = create_learner(config.model), TinyDataset()
     model = TrainedModel(learner, start.variables, config, mesh)
     assert learner.encodes_in_match
     episodes = draw_episodes(dataset, config.episode.way, config.episode.shot, 1, 0, 5)

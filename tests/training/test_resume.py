@@ -17,7 +17,7 @@ from tiny_run import (
     error_of,
     finish,
     largest_difference,
-    main_here,
+    run_main,
     shared_programs,
     start_main,
     tiny_config,
@@ -57,7 +57,7 @@ SETTINGS = {'train.num_steps': STEPS, 'train.checkpoint_steps': 2}
 def unbroken(tiny_data, tmp_path_factory):
     """The workdir of a run from the command line, and its results."""
     workdir = tmp_path_factory.mktemp('unbroken') / 'run'
-    main_here(*tiny_flags('protonet', tiny_data, workdir, SETTINGS))
+    run_main(*tiny_flags('protonet', tiny_data, workdir, SETTINGS))
     return workdir, read_results(workdir)
 
 
@@ -111,7 +111,7 @@ def test_killed_again_and_again(tiny_data, unbroken, tmp_path):
         hits += kill_at(process, tmp_path / 'run', step, moment, delay)
     assert hits >= max(1, KILLS - 1), 'the kills came too late'
     assert not (tmp_path / 'run' / 'results.json').exists()
-    assert 'resumed from step ' in main_here(*flags)
+    assert 'resumed from step ' in run_main(*flags)
     found = read_results(tmp_path / 'run')
     for key in ('params_hash', 'accuracy', 'correct', 'selected_on'):
         assert found[key] == expected[key], key
@@ -124,7 +124,7 @@ def test_killed_again_and_again(tiny_data, unbroken, tmp_path):
 
 
 def test_a_finished_run_only_tests_again(tiny_data, unbroken, capsys):
-    """Another data position gives the same bits."""
+    """In this process, so also: another process and another data position give the same bits."""
     workdir, expected = unbroken
     config = tiny_config('protonet', {**SETTINGS, 'data.dir': str(tiny_data)})
     before = (workdir / METRICS_FILE).read_bytes()
