@@ -55,6 +55,7 @@ REASONS = {
 COMPLETE_FRACTION = 0.95
 DAMAGED_FRACTION = 0.05
 FASTEST_RATE = 240  # pictures per second of a clip
+USUAL_RATE = 25.0  # frames per second of a file that does not say
 MAX_ASPECT = 10  # of one pixel; a header that says more is wrong
 # swscale's SWS_BILINEAR, SWS_FULL_CHR_H_INT and SWS_ACCURATE_RND: without the latter two, 10 bits
 # come out up to 3 too dark.
@@ -201,12 +202,7 @@ def read_video(
     video, kept, sizes = _decode(path, file.stream, wanted, convert, square_pixels)
     # Packets count too: an edit list hides frames that the file holds.
     found = max(video.source_frames, file.packets)
-    if _is_cut(end, file, found):
-        promised = ''
-        if end.promises and file.promised > found:
-            promised = f', the header promises {file.promised}'
-        why = f'; {end.why}' if end.why and end.whole is False else ''
-        raise VideoError('truncated', f'{video.source_frames} frames{promised}{why}')
+    _check_whole(end, file, found, video.source_frames)
     if video.source_frames == 0:
         raise VideoError(
             'no frames',
@@ -226,6 +222,80 @@ def read_video(
     return dataclasses.replace(
         video, frames=[kept[i] for i in frame_index.tolist()], frame_index=frame_index
     )
+
+
+class Recording(NamedTuple):
+    """A long video that is read once, from its start to its end, without being held in memory.
+
+    Attributes:
+      path: absolute.
+      stream: index of the stream that is shown.
+      seconds: from the first frame to the end of the last, by the time stamps.
+    """
+
+    path: pathlib.Path
+    stream: int
+    seconds: float
+
+
+def open_recording(path: str | os.PathLike) -> Recording:
+    """Looks through the packets of a video, and decodes nothing. Raises as `read_video`."""
+    decoder_generation()
+    path = pathlib.Path(os.path.abspath(path))
+    end = _check_file(path)
+    file = _count(path, end)
+    _check_whole(end, file, file.packets, file.packets)
+    if not file.packets:
+        raise VideoError('no frames', 'not a single packet')
+    return Recording(path, file.stream, file.seconds)
+
+
+def frames_at(
+    recording: Recording,
+    times: np.ndarray,
+    convert: Callable[[np.ndarray], Any],
+    square_pixels: bool = True,
+) -> Iterator[Any]:
+    """What `convert` makes of the frame that a player shows at each time, in order; only these are
+    converted. The rate may vary: a frame is shown until the time stamp of the next.
+
+    Args:
+      times: ascending, in seconds from the first frame. Beyond the end the last frame counts.
+      convert: of uint8 [H, W, 3] RGB, as in `read_video`; called once for a frame that is shown at
+        several times.
+
+    Raises:
+      VideoError: as of `read_video`, also after some frames.
+    """
+    tally, done, count = {'errors': 0}, 0, 0
+    shown, converted = None, None
+
+    def at(frame):
+        return convert(_upright(_as_seen(frame, stream, square_pixels), frame))
+
+    with _open(recording.path) as container:
+        stream = next(s for s in container.streams.video if s.index == recording.stream)
+        stream.thread_type = 'AUTO'  # a single file has all cores
+        tick, clock = float(stream.time_base), _has_clock(container)
+        rate, first, now = float(stream.average_rate or 0) or USUAL_RATE, None, 0.0
+        for frame in _pictures(container, stream, tally):
+            stamp = frame.pts if clock else None
+            first = stamp if first is None else first
+            # A clock that was set back does not move on.
+            now = count / rate if stamp is None else max(now, (stamp - first) * tick)
+            while done < len(times) and times[done] < now and shown is not None:
+                converted = at(shown) if converted is None else converted
+                yield converted
+                done += 1
+            shown, converted, count = frame, None, count + 1
+        if shown is None:
+            raise VideoError('no frames', f'none can be decoded: damaged, or larger than {LARGEST}')
+        if tally['errors'] > DAMAGED_FRACTION * count:
+            raise VideoError('decode errors', f'{tally["errors"]} in {count} frames')
+        while done < len(times):
+            converted = at(shown) if converted is None else converted
+            yield converted
+            done += 1
 
 
 def write_video(
@@ -407,6 +477,8 @@ class _Counted(NamedTuple):
     covered: share of the promised time, None where the header promises none.
     lost: the index lists pictures beyond the end of the file, or the file was too damaged to go on.
     choice: there were several streams.
+    seconds: from the first picture that is shown to the end of the last, by the time stamps; by the
+        rate where the file has no clock.
     """
 
     stream: int
@@ -415,6 +487,7 @@ class _Counted(NamedTuple):
     covered: float | None
     lost: bool
     choice: bool
+    seconds: float
 
 
 def _count(path, end) -> _Counted:
@@ -423,6 +496,7 @@ def _count(path, end) -> _Counted:
         streams = [stream for stream in container.streams.video if stream.codec_context]
         counts, broken = dict.fromkeys((s.index for s in streams), 0), False
         last: dict[int, Any] = {}
+        spans: dict[int, tuple[int, int]] = {}  # of the packets whose picture is shown
         for packet in _packets(container, streams):
             broken |= packet is None
             if packet is not None and packet.size:
@@ -430,6 +504,10 @@ def _count(path, end) -> _Counted:
                 counts[i] += 1
                 times = [time for time in (packet.dts, packet.pts) if time is not None]
                 last[i] = max([last.get(i, 0), *(time + (packet.duration or 0) for time in times)])
+                if packet.pts is not None and not packet.is_discard:
+                    start, end_ = spans.get(i, (packet.pts, packet.pts))
+                    stop = max(end_, packet.pts + (packet.duration or 0))
+                    spans[i] = (min(start, packet.pts), stop)
         stream = _shown(streams, counts)
         # Sound and subtitles may outlast the pictures: the file's duration is the last resort.
         seconds = (
@@ -448,8 +526,11 @@ def _count(path, end) -> _Counted:
         )
         size = path.stat().st_size
         lost = broken or any(entry.pos + entry.size > size for entry in stream.index_entries)
+        packets, rate = counts[stream.index], float(stream.average_rate or 0) or USUAL_RATE
+        first, past = spans.get(stream.index, (0, 0))
+        span = float((past - first) * stream.time_base) if _has_clock(container) else 0.0
         return _Counted(
-            stream.index, promised, counts[stream.index], covered, lost, len(streams) > 1
+            stream.index, promised, packets, covered, lost, len(streams) > 1, span or packets / rate
         )
 
 
@@ -468,6 +549,16 @@ def _shown(streams, counts):
     marked = [s for s in moving if s.disposition & Disposition.default]
     chosen = marked if marked and streams[0] not in marked else moving
     return max(chosen, key=lambda s: (s.width * s.height, counts[s.index], -s.index))
+
+
+def _check_whole(end, file, found, decoded):
+    """VideoError where a file with `found` frames, of which `decoded` were decoded, is cut."""
+    if _is_cut(end, file, found):
+        promised = ''
+        if end.promises and file.promised > found:
+            promised = f', the header promises {file.promised}'
+        why = f'; {end.why}' if end.why and end.whole is False else ''
+        raise VideoError('truncated', f'{decoded} frames{promised}{why}')
 
 
 def _is_cut(end, file, found):
@@ -508,52 +599,65 @@ def _tagged_seconds(metadata):
     return 0.0
 
 
+def _pictures(container, stream, tally):
+    """Decodes a stream: the frames that are shown, in order, without nonsensical ones.
+
+    tally: {'errors': 0}, counts packets that cannot be decoded and frames marked as damaged.
+    """
+    stream.codec_context.options = DECODER_OPTIONS
+    usual = (stream.width, stream.height)
+    for packet in _packets(container, stream):
+        try:
+            if packet is None:
+                tally['errors'] += 1
+                frames = stream.codec_context.decode(None)
+            else:
+                frames = packet.decode()
+        except av.error.EOFError:
+            frames = []
+        except av.error.FFmpegError as error:
+            _raise_if_of_the_system(error)
+            tally['errors'] += 1
+            continue
+        # PyAV's own: there is a decoder, but the file gave it nothing to start with.
+        except ValueError as error:
+            raise VideoError('decoder failed', one_line(error)) from None
+        for frame in frames:
+            tally['errors'] += int(frame.is_corrupt)
+            if frame.width * frame.height > MAX_PIXELS:
+                raise VideoError('too large', f'{frame.width}x{frame.height}')
+            if frame.is_corrupt and (frame.width, frame.height) != usual:
+                # From FFmpeg 9 on, a damaged header gives a frame of a nonsensical size.
+                continue
+            yield frame
+
+
 def _decode(path, index, frame_index, convert, square_pixels):
     """(Video without frames, {index: frame}, sizes of the kept frames) for those of `frame_index`
     that exist."""
     wanted = set(frame_index.tolist())
-    kept, sizes, times, errors, duration = {}, [], [], 0, 0
+    kept, sizes, times, tally, duration = {}, [], [], {'errors': 0}, 0
     with _open(path) as container:
         stream = next(stream for stream in container.streams.video if stream.index == index)
         stream.thread_type = 'NONE'  # files are decoded in parallel, one process each
-        stream.codec_context.options = DECODER_OPTIONS
-        usual = (stream.width, stream.height)
-        for packet in _packets(container, stream):
-            try:
-                if packet is None:
-                    errors += 1
-                    frames = stream.codec_context.decode(None)
-                else:
-                    frames = packet.decode()
-            except av.error.EOFError:
-                frames = []
-            except av.error.FFmpegError as error:
-                _raise_if_of_the_system(error)
-                errors += 1
-                continue
-            # PyAV's own: there is a decoder, but the file gave it nothing to start with.
-            except ValueError as error:
-                raise VideoError('decoder failed', one_line(error)) from None
-            for frame in frames:
-                errors += frame.is_corrupt
-                if frame.width * frame.height > MAX_PIXELS:
-                    raise VideoError('too large', f'{frame.width}x{frame.height}')
-                if frame.is_corrupt and (frame.width, frame.height) != usual:
-                    # From FFmpeg 9 on, a damaged header gives a frame of a nonsensical size.
-                    continue
-                if len(times) in wanted:
-                    rgb = _upright(_as_seen(frame, stream, square_pixels), frame)
-                    size = f'{rgb.shape[1]}x{rgb.shape[0]}'
-                    sizes += [size] if size not in sizes else []
-                    kept[len(times)] = convert(rgb) if convert else rgb
-                times.append((frame.pts, frame.dts))
-                duration = frame.duration
+        for frame in _pictures(container, stream, tally):
+            if len(times) in wanted:
+                rgb = _upright(_as_seen(frame, stream, square_pixels), frame)
+                size = f'{rgb.shape[1]}x{rgb.shape[0]}'
+                sizes += [size] if size not in sizes else []
+                kept[len(times)] = convert(rgb) if convert else rgb
+            times.append((frame.pts, frame.dts))
+            duration = frame.duration
         # A .gif says how long its last picture is shown; in other files that is a guess.
         stays = duration if container.format.name == 'gif' else None
-        # A raw stream has no clock: FFmpeg makes one up.
-        has_clock = not container.format.flags & Flags.no_timestamps.value
-        fps = _rate(stream, times if has_clock else [], stays)
-    return Video([], frame_index, len(times), fps, int(errors), index), kept, sizes
+        fps = _rate(stream, times if _has_clock(container) else [], stays)
+    return Video([], frame_index, len(times), fps, tally['errors'], index), kept, sizes
+
+
+def _has_clock(container):
+    """Whether the time stamps are those of the file. A raw stream has none: FFmpeg makes them
+    up."""
+    return not container.format.flags & Flags.no_timestamps.value
 
 
 def _as_seen(frame, stream, square_pixels):
