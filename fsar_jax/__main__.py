@@ -16,6 +16,7 @@ COMMANDS = {
     'contact_sheet': ('contact_sheet', [], 'draw one clip of each class of a dataset'),
     'train': ('train', [], 'train a method, then evaluate it on test once'),
     'evaluate': ('train', ['--mode=evaluate'], 'evaluate a trained run, or published weights'),
+    'recognize': ('recognize', [], 'say which of your classes clips show'),
     'serve': ('serve', [], 'recognise clips in a browser'),
     'export': ('export', [], 'write a trained model as .safetensors and .json'),
     'settings': ('settings', [], 'print every setting of a run, and what it does'),

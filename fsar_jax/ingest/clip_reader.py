@@ -149,11 +149,18 @@ def _of_source(source: VideoSource, settings: ReadSettings) -> ReadClip:
     return read_clip(source.origin, settings)
 
 
-def _stored(frame: np.ndarray, records: RecordSettings) -> tuple[bytes, bytes]:
+def stored_frame(frame: np.ndarray, records: RecordSettings) -> bytes:
+    """uint8 [H, W, 3] → JPEG bytes as a build stores them."""
+    if records.short_side:
+        frame = resize_short_side(frame, records.short_side)
+    return encode_jpeg(frame, records.jpeg_quality)
+
+
+def _stored(frame, records):
     """(JPEG bytes as a build stores them, those of the thumbnail)."""
     if records.short_side:
         frame = resize_short_side(frame, records.short_side)
-    return encode_jpeg(frame, records.jpeg_quality), thumbnail(frame)
+    return stored_frame(frame, records), thumbnail(frame)
 
 
 def thumbnail(frame: np.ndarray) -> bytes:

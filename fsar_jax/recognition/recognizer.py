@@ -24,7 +24,7 @@ from fsar_jax.ingest.clip_reader import Clip, ReadClip, as_clip, decoded, read_c
 from fsar_jax.ingest.video_files import REASONS, VideoError
 from fsar_jax.messages import listed, one_line, printable
 from fsar_jax.progress import Progress
-from fsar_jax.recognition.answers import Answer
+from fsar_jax.recognition.answers import Answer, Timeline
 from fsar_jax.recognition.calibration import (
     Expected,
     expected_accuracy,
@@ -33,6 +33,7 @@ from fsar_jax.recognition.calibration import (
 )
 from fsar_jax.recognition.models import Embedding, Model, load_model
 from fsar_jax.recognition.saved import as_trees, read_examples, write_examples
+from fsar_jax.recognition.timelines import check_times, reason_no_clock, timeline
 
 MOST_LEFT_OUT = 200  # examples that are left out in turn; of more, evenly spaced ones
 Clips = Clip | Sequence[Clip] | np.ndarray
@@ -187,7 +188,7 @@ class Recognizer:
             if read is None:
                 raise ValueError(f'{name} cannot be read: {reason_of(error)}')
             embeddings.append(self.model.embed(read))
-        return self._scores(embeddings)
+        return self.scores_of(embeddings)
 
     def answer(self, clips: Clips, unknown_below: float | None = None) -> list[Answer]:
         """What each clip shows, and why: see `Answer`. A clip that cannot be read is an answer
@@ -209,6 +210,35 @@ class Recognizer:
                     answers.append(self._answer(name, read, unknown_below))
                 progress.advance()
         return answers
+
+    def timeline(
+        self,
+        recording: str | os.PathLike,
+        window: float = 4.0,
+        stride: float = 1.0,
+        unknown_below: float | None = None,
+    ) -> Timeline:
+        """What a long video shows when, by windows that slide over it. It is decoded once, and
+        memory does not grow with its length.
+
+        Args:
+          recording: path of a video.
+          window, stride: length of a window and the time from one to the next, in seconds. The last
+            window ends with the recording.
+          unknown_below: as of `answer`.
+
+        Returns:
+          Windows and segments, or `error` where the recording cannot be read.
+        """
+        self._check_fitted()
+        check_unknown_below(unknown_below)
+        check_times(window, stride)
+        if (error := reason_no_clock(recording)) is None:
+            try:
+                return timeline(recording, self.model, self._shares, window, stride, unknown_below)
+            except VideoError as unreadable:
+                error = unreadable
+        return Timeline(clip_name(as_clip(recording), 0), error=reason_of(error))
 
     @property
     def temperature(self) -> float:
@@ -289,7 +319,7 @@ class Recognizer:
 
     def _answer(self, name, read, unknown_below):
         embedding = self.model.embed(read)
-        scores = self._scores([embedding])[0]
+        scores = self.scores_of([embedding])[0]
         shares = probabilities(scores, self.temperature)
         first, second = np.argsort(-scores, kind='stable')[:2]
         best = self._classes[first]
@@ -319,8 +349,13 @@ class Recognizer:
             note=f"it is itself an example of '{printable(same[0].class_name)}'" if same else '',
         )
 
-    def _scores(self, embeddings):
+    def scores_of(self, embeddings: Sequence[Embedding]) -> np.ndarray:
+        """Scores float32 [N, way] of clips that are embedded already."""
         return self.model.scores(self._stacked, self._labels, stack(embeddings))
+
+    def _shares(self, embedding: Embedding) -> dict[str, float]:
+        shares = probabilities(self.scores_of([embedding])[0], self.temperature)
+        return dict(zip(self._classes, map(float, shares)))
 
     @functools.cached_property
     def _labels(self) -> np.ndarray:

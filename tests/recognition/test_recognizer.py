@@ -1,0 +1,361 @@
+"""The recogniser: its logits are those of an evaluation, its answers hold what they say, examples
+can be added, removed and saved, and wrong input is one line."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import random_variables, tiny_config
+
+import fsar_jax
+from fsar_jax import build
+from fsar_jax.data.dataset import open_dataset
+from fsar_jax.data.episodes import Episodes
+from fsar_jax.evaluation.evaluate import TrainedModel, evaluate_episodes
+from fsar_jax.ingest.clip_reader import read_clip
+from fsar_jax.ingest.records import RecordSettings
+from fsar_jax.ingest.video_files import write_video
+from fsar_jax.learner import create_learner
+from fsar_jax.mesh import episode_mesh
+from fsar_jax.recognition import models, recognizer
+from fsar_jax.recognition.calibration import expected_accuracy, fit_temperature, probabilities
+from fsar_jax.recognition.models import Model, PretrainedFeatures, draws
+from fsar_jax.training.state import example_episode
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+COLOURS = {'red': (200, 40, 40), 'green': (40, 200, 40), 'blue': (40, 40, 200)}
+
+
+def clip_of(name, seed, frames=12):
+    """uint8 [frames, 36, 48, 3]: noise around a colour."""
+    rng = np.random.default_rng([seed, *name.encode()])
+    return np.clip(np.array(COLOURS[name]) + rng.normal(0, 25, (frames, 36, 48, 3)), 0, 255).astype(
+        np.uint8
+    )
+
+
+def model_of(config, kind=Model, records=None):
+    """A model with random parameters."""
+    learner = create_learner(config.model)
+    return kind(
+        learner=learner,
+        variables=random_variables(learner, *example_episode(config)),
+        config=config,
+        records=records or RecordSettings(short_side=32, min_frames=1),
+        source='',
+        about='a model of the tests',
+    )
+
+
+@pytest.fixture(scope='module')
+def features():
+    """Features without training, of a small network at 32 px."""
+    config = tiny_config('protonet', {'data.sampling': 'segment', 'data.flip': False})
+    return model_of(config, PretrainedFeatures)
+
+
+@pytest.fixture
+def blank(features, monkeypatch):
+    """A function that makes a recogniser without examples, with those features."""
+    monkeypatch.setattr(recognizer, 'load_model', lambda workdir: features)
+    return fsar_jax.Recognizer
+
+
+@pytest.fixture
+def fitted(blank):
+    """Classes of 3, 1 and 2 examples."""
+    counts = {'red': 3, 'green': 1, 'blue': 2}
+    return blank().fit({name: [clip_of(name, i) for i in range(n)] for name, n in counts.items()})
+
+
+# ── The same numbers as an evaluation ─────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    """(clips {class: paths}, a dataset that a build made of them)."""
+    folder = tmp_path_factory.mktemp('files')
+    clips = {}
+    for i, name in enumerate(COLOURS):
+        (folder / 'clips' / 'test' / name).mkdir(parents=True)
+        clips[name] = []
+        for seed in range(3):
+            path = folder / 'clips' / 'test' / name / f'{seed}.mp4'
+            # More frames than the 20 that are stored, fewer, and as few as 8.
+            write_video(path, clip_of(name, seed, frames=8 + 17 * seed + i))
+            clips[name].append(path)
+    build.build(
+        build.parse(
+            [
+                '--dataset=video_folder/files',
+                f'--videos={folder / "clips"}',
+                f'--dir={folder / "data"}',
+                '--processes=0',
+                '--short_side=32',
+                '--max_frames=20',
+            ]
+        )
+    )
+    return clips, open_dataset('video_folder/files', folder / 'data', 'test')
+
+
+@pytest.mark.parametrize(
+    'method, changes',
+    [
+        ('protonet', {}),
+        ('strm', {'data.sampling': 'uniform', 'episode.image_size': 28}),
+        ('hyrsm', {'model.matcher.heads': 4}),
+    ],
+)
+def test_logits_are_those_of_an_evaluation_of_the_same_clips(files, monkeypatch, method, changes):
+    """Three classes, two examples each, the third clip of each class is the query: from the video
+    files here, from the records of a built dataset there."""
+    clips, dataset = files
+    config = tiny_config(method, {'episode.way': 3, 'episode.shot': 2, **changes}, width=8)
+    records = RecordSettings(short_side=32, max_frames=20, min_frames=1)
+    model = model_of(config, records=records)
+    monkeypatch.setattr(recognizer, 'load_model', lambda workdir: model)
+
+    position = lambda name, i: dataset.video_ids.index(f'{name}/{i}')
+    names = sorted(COLOURS)
+    episodes = Episodes(
+        support=np.array([[[position(name, i) for i in (0, 1)] for name in names]]),
+        query=np.array([[position(name, 2) for name in names]]),
+        labels=np.arange(3, dtype=np.int32)[None],
+        classes=np.arange(3, dtype=np.int32)[None],
+    )
+    trained = TrainedModel(model.learner, model.variables, config, episode_mesh(1))
+    expected = evaluate_episodes(trained, dataset, episodes).logits[0]
+
+    found = fsar_jax.Recognizer().fit({name: clips[name][:2] for name in names})
+    queries = [clips[name][2] for name in names]
+    np.testing.assert_allclose(found.scores(queries), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_with_a_run_classes_may_have_different_numbers(monkeypatch):
+    """The mean over draws of the smallest number, in which the examples of a class take turns."""
+    model = model_of(tiny_config('trx', width=8))
+    monkeypatch.setattr(recognizer, 'load_model', lambda workdir: model)
+    clips = {'red': [clip_of('red', i) for i in range(3)], 'blue': [clip_of('blue', 0)]}
+    query = clip_of('red', 9)
+    one_each = [
+        fsar_jax.Recognizer().fit({'red': red, 'blue': clips['blue']}).scores(query)
+        for red in clips['red']
+    ]
+    both = fsar_jax.Recognizer().fit(clips).scores(query)
+    np.testing.assert_allclose(both, np.mean(one_each, 0), rtol=1e-5)
+
+
+def test_draws_use_every_example_and_are_one_where_numbers_are_equal():
+    labels = np.array([1, 0, 1, 0, 1])
+    [first, second] = draws(labels)
+    assert first.tolist() == [[1, 3], [0, 2]] and second.tolist() == [[1, 3], [4, 0]]
+    assert [rows.tolist() for rows in draws(np.array([0, 1, 1, 0]))] == [[[0, 3], [1, 2]]]
+
+
+# ── Answers ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_answer_holds_what_decided(fitted):
+    [answer] = fitted.answer(clip_of('blue', 7))
+    assert answer.label == answer.best == answer.text == 'blue' and answer.error is None
+    assert answer.scores.keys() == answer.probabilities.keys() == set(COLOURS)
+    assert max(answer.scores, key=answer.scores.get) == 'blue'
+    ordered = sorted(answer.probabilities, key=answer.probabilities.get, reverse=True)
+    assert ordered[:2] == ['blue', answer.runner_up]
+    assert answer.margin == pytest.approx(
+        answer.probability - answer.probabilities[answer.runner_up]
+    )
+    assert answer.example[0] == 'blue' and answer.example[1] in fitted.examples['blue']
+    assert answer.frames.shape == (4, 128, 168, 3) == answer.example_frames.shape
+    frames, others, similarities = zip(*answer.pairs)
+    assert sorted(frames) == [0, 1, 2, 3] and set(others) <= {0, 1, 2, 3}
+    assert list(similarities) == sorted(similarities, reverse=True)
+    assert json.loads(json.dumps(answer.to_json()))['text'] == 'blue'
+
+
+def test_answers_agree_with_predict_and_do_not_depend_on_the_other_clips(fitted):
+    clips = [clip_of(name, 8) for name in ('green', 'red', 'blue')]
+    together = fitted.predict_proba(clips)
+    assert fitted.predict(clips) == ['green', 'red', 'blue']
+    np.testing.assert_allclose(together.sum(1), 1)
+    for row, clip, answer in zip(together, clips, fitted.answer(clips), strict=True):
+        np.testing.assert_allclose(fitted.predict_proba(clip)[0], row, rtol=1e-5)
+        np.testing.assert_allclose(list(answer.probabilities.values()), row, rtol=1e-5)
+
+
+def test_below_the_given_probability_it_is_none_of_these(fitted):
+    clip = clip_of('red', 5)
+    probability = fitted.predict_proba(clip).max()
+    [said] = fitted.answer(clip, unknown_below=probability - 1e-6)
+    [unsaid] = fitted.answer(clip, unknown_below=probability + 1e-6)
+    assert (said.label, said.unknown) == ('red', False)
+    assert (unsaid.label, unsaid.unknown, unsaid.best) == (None, True, 'red')
+    assert unsaid.text == 'none of these'
+
+
+def test_a_clip_that_cannot_be_read_is_an_answer_with_the_reason(fitted, tmp_path):
+    (tmp_path / 'empty.mp4').touch()
+    paths = [tmp_path / 'empty.mp4', tmp_path / 'nowhere.mp4']
+    empty, missing, good = fitted.answer([*paths, clip_of('red', 1)])
+    assert (empty.label, good.label) == (None, 'red')
+    assert empty.error == 'empty file: the file has 0 bytes'
+    assert missing.error == 'missing: there is no such file'
+    assert good.note == "it is itself an example of 'red'"
+    with pytest.raises(ValueError, match=r'empty.mp4 cannot be read: empty file'):
+        fitted.predict(paths)
+
+
+def test_a_clip_and_its_mirror_image_have_the_same_features(features):
+    read = read_clip(clip_of('red', 0), features.reading)
+    views = features.views(read)
+    assert views.shape == (2, 4, 32, 32, 3) and not np.array_equal(views[0], views[1])
+    run = lambda views: models._mean_features(features.learner, features.variables, views)
+    np.testing.assert_allclose(run(views[..., ::-1, :]), run(views), rtol=1e-4, atol=1e-5)
+
+
+# ── Examples come and go ──────────────────────────────────────────────────────────────────────────
+
+
+def test_adding_and_removing_embeds_nothing_again(fitted, blank, monkeypatch):
+    embedded, embed = [], PretrainedFeatures.embed
+    monkeypatch.setattr(
+        PretrainedFeatures, 'embed', lambda self, clip: embedded.append(clip) or embed(self, clip)
+    )
+    more = [clip_of('green', i) for i in (1, 2)]
+    fitted.add({'green': more}).remove('red')
+    assert len(embedded) == 2 and fitted.classes == ('green', 'blue')
+    fresh = blank().fit(
+        {'green': [clip_of('green', 0), *more], 'blue': [clip_of('blue', i) for i in range(2)]}
+    )
+    query = clip_of('green', 6)
+    np.testing.assert_allclose(fitted.predict_proba(query), fresh.predict_proba(query), rtol=1e-5)
+
+
+@pytest.mark.parametrize('method', [None, 'strm'])
+def test_what_is_saved_gives_the_same_answers(fitted, monkeypatch, tmp_path, method):
+    if method:
+        model = model_of(tiny_config(method, width=8))
+        monkeypatch.setattr(recognizer, 'load_model', lambda workdir: model)
+        fitted = fsar_jax.Recognizer().fit({n: [clip_of(n, i) for i in range(2)] for n in COLOURS})
+    path, query = tmp_path / 'mine.safetensors', clip_of('blue', 4)
+    fitted.save(path)
+    loaded = fsar_jax.Recognizer.load(path)
+    assert loaded.classes == fitted.classes and loaded.examples == fitted.examples
+    np.testing.assert_array_equal(loaded.predict_proba(query), fitted.predict_proba(query))
+    [ours], [theirs] = loaded.answer(query), fitted.answer(query)
+    np.testing.assert_array_equal(ours.example_frames, theirs.example_frames)
+    assert ours.pairs == theirs.pairs
+
+
+def test_a_file_of_another_model_or_a_damaged_one_is_refused(
+    fitted, features, tmp_path, monkeypatch
+):
+    path = tmp_path / 'mine.safetensors'
+    fitted.save(path)
+    other = model_of(features.config, PretrainedFeatures)
+    other.variables['params'] = jax.tree.map(lambda x: x + 1, other.variables['params'])
+    monkeypatch.setattr(recognizer, 'load_model', lambda workdir: other)
+    with pytest.raises(ValueError, match='was made with other weights than a model of the tests'):
+        fsar_jax.Recognizer.load(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match='truncated, damaged'):
+        fsar_jax.Recognizer.load(path)
+    with pytest.raises(FileNotFoundError):
+        fsar_jax.Recognizer.load(tmp_path / 'nowhere.safetensors')
+
+
+# ── Probabilities ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_temperature_is_that_of_scores_drawn_with_it():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(0, 1, (4000, 4))
+    shares = probabilities(scores, 0.5)
+    labels = np.array([rng.choice(4, p=row) for row in shares])
+    assert fit_temperature(scores, labels) == pytest.approx(0.5, rel=0.1)
+
+
+def test_a_few_examples_that_are_all_recognised_do_not_make_answers_certain():
+    scores, labels = np.eye(2)[[0, 1, 0, 1]], np.array([0, 1, 0, 1])
+    shares = probabilities(scores, fit_temperature(scores, labels))
+    np.testing.assert_allclose(shares.max(1), 5 / 6, atol=0.01)  # (N + 1) / (N + way)
+
+
+def test_the_expected_accuracy_counts_examples_that_the_others_recognise(fitted):
+    expected = fitted.expected
+    assert (expected.accuracy, expected.count, expected.way) == (1.0, 5, 3)  # green has only one
+    assert str(expected).startswith('Expected accuracy on these classes: 100% ± 22% (chance 33%')
+    one_each = fitted.fit({name: clip_of(name, 0) for name in COLOURS})
+    assert one_each.expected.accuracy is None
+    assert 'cannot be said, because every class has one example' in str(one_each.expected)
+    assert one_each.temperature == PretrainedFeatures.usual_temperature
+
+
+def test_the_interval_is_that_of_wilson():
+    """8 of 10: 0.490 to 0.943."""
+    expected = expected_accuracy(np.eye(2)[[0] * 8 + [1] * 2], np.zeros(10, int), 2)
+    assert expected.accuracy == 0.8 and expected.half_width == pytest.approx(0.2267, abs=1e-3)
+
+
+# ── Wrong input ───────────────────────────────────────────────────────────────────────────────────
+
+RED, BLUE = clip_of('red', 0), clip_of('blue', 0)
+
+
+@pytest.mark.parametrize(
+    'examples, words',
+    [
+        ({}, 'no classes to choose from'),
+        ({'a': [RED]}, '1 class to choose from: give examples of at least two'),
+        ({'a': [RED], 'b': []}, "class 'b' has no clip"),
+        ({'a': [RED], 'b': ['nowhere.mp4']}, "class 'b' has no example that can be used"),
+        ({'a': [RED], 'b': [RED]}, "is the same clip as clip 0 .* of class 'a'"),
+        ({'a': [RED], 'b': [BLUE / 255]}, 'a clip is a path or an array uint8'),
+        ({'a': [RED], 'b': [BLUE[0]]}, r'not uint8 \[36, 48, 3\]'),
+        ({'a': [RED], 3: [BLUE]}, 'the name of a class is a text'),
+        ([RED, BLUE], 'examples are a dict'),
+        ('nowhere', 'nowhere does not exist'),
+    ],
+)
+def test_wrong_examples_are_one_line_and_change_nothing(fitted, examples, words):
+    with pytest.raises(ValueError, match=words) as raised:
+        fitted.fit(examples)
+    assert '\n' not in str(raised.value)
+    assert fitted.classes == tuple(COLOURS) and fitted.predict(RED) == ['red']
+
+
+def test_an_unreadable_or_repeated_example_is_left_out_with_a_warning(blank):
+    with pytest.warns(UserWarning, match="of class 'red' is left out") as warned:
+        found = blank().fit({'red': [RED, 'nowhere.mp4', RED], 'blue': BLUE})
+    assert len(warned) == 2 and len(found.examples['red']) == 1
+    assert found.skipped == [
+        ('red', 'nowhere.mp4', 'missing: there is no such file'),
+        ('red', 'clip 2 (array of 12 frames)', 'is the same clip as clip 0 (array of 12 frames)'),
+    ]
+
+
+@pytest.mark.parametrize(
+    'call, words',
+    [
+        (lambda r: r.predict(3), 'a clip is a path or an array'),
+        (lambda r: r.remove('purple'), "there is no class 'purple': the classes are red, green"),
+        (lambda r: r.answer(RED, unknown_below=50), 'must be a probability from 0 to 1'),
+        (lambda r: r.save('examples.pkl'), 'does not end in .safetensors'),
+        (lambda r: r.remove('red').remove('green').predict(RED), '1 class to choose from'),
+        (lambda r: r.timeline('a.mp4', window=0), 'must be a number of seconds above 0'),
+        (lambda r: type(r)().predict(RED), 'call fit first'),
+        (lambda r: models.load_model('nowhere'), 'there is no such workdir'),
+        (lambda r: models.load_model(__file__), 'neither the workdir of a run nor a file'),
+    ],
+)
+def test_wrong_calls_are_one_line(fitted, call, words):
+    with pytest.raises(ValueError, match=words) as raised:
+        call(fitted)
+    assert '\n' not in str(raised.value)
+
+
+def test_a_folder_without_a_checkpoint_is_one_line(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no checkpoint in'):
+        models.load_model(tmp_path)
