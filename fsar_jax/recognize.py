@@ -46,7 +46,9 @@ def main(arguments: list[str] | None = None) -> None:
     from fsar_jax.ingest.clip_folders import list_clips
     from fsar_jax.machine import usable_cores
 
-    clips, left_out = list_clips(local_path(path, '--clips') for path in args.clips or [])
+    clips, left_out = [], []
+    if args.clips:
+        clips, left_out = list_clips(local_path(path, '--clips') for path in args.clips)
     for clip, reason in left_out:
         print(f'note: {printable(clip, 1000)} is left out: {reason}', file=sys.stderr)
     processes = usable_cores() if args.processes is None else args.processes
