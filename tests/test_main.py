@@ -1,4 +1,4 @@
-"""main.py from the command line: one line for bad input, the same results twice, published weights,
+"""The command line of main.py: one line for bad input, the same results twice, published weights,
 exchanged episodes."""
 
 import json
@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from tiny_run import REPOSITORY, error_of, finish, run_main, start_main, tiny_config, tiny_flags
+from tiny_run import REPOSITORY, error_of, finish, main_here, start_main, tiny_config, tiny_flags
 
 from fsar_jax import train
 from fsar_jax.config import SETTINGS
@@ -29,7 +29,7 @@ def trained(tiny_data, tmp_path_factory):
     """(flags, workdir, stdout) of STRM after two steps."""
     workdir = tmp_path_factory.mktemp('trained') / 'strm'
     flags = tiny_flags('strm', tiny_data, workdir, TRAIN)
-    return flags, workdir, run_main(*flags)
+    return flags, workdir, main_here(*flags)
 
 
 def without_seconds(results):
@@ -79,10 +79,10 @@ def test_evaluating_again_with_and_without_cache(trained):
     _, workdir, _ = trained
     first = read_results(workdir)
     again = f'--workdir={workdir}', '--mode=evaluate'
-    said = run_main('--config=configs/strm.py', *again)
+    said = main_here('--config=configs/strm.py', *again)
     assert without_seconds(read_results(workdir)) == without_seconds(first)
     assert 'not as the run' not in said
-    run_main('--config=configs/strm.py', *again, '--config.eval.cache=False')
+    main_here('--config=configs/strm.py', *again, '--config.eval.cache=False')
     uncached = read_results(workdir)
     assert 'episodes' in uncached['seconds'] and 'embed' in first['seconds']
     for key in ('accuracy', 'correct', 'confusion', 'episodes_hash', 'params_hash', 'selected_on'):
@@ -93,7 +93,7 @@ def test_evaluating_again_with_and_without_cache(trained):
 def test_what_departs_from_the_run_is_said_and_kept_apart(trained):
     _, workdir, _ = trained
     before = (workdir / 'results.json').read_bytes()
-    said = run_main(
+    said = main_here(
         '--config=configs/strm.py',
         f'--workdir={workdir}',
         '--mode=evaluate',
@@ -142,7 +142,7 @@ def test_an_exchanged_episode_list(trained, tiny_data, tmp_path):
     dataset = loader.usable(open_dataset('video_folder/tiny', tiny_data, 'test'), config)
     episodes = episode_lists.draw_episodes(dataset, 2, 1, 1, seed=5, count=12)
     episode_lists.write_episodes(tmp_path / 'episodes.jsonl', dataset, episodes)
-    run_main(*flags, '--mode=evaluate', f'--config.eval.episodes_file={tmp_path}/episodes.jsonl')
+    main_here(*flags, '--mode=evaluate', f'--config.eval.episodes_file={tmp_path}/episodes.jsonl')
     digest = episode_lists.episodes_hash(dataset, episodes)
     results = read_results(workdir / f'results.episodes_file=episodes-{digest[:8]}.json')
     assert results['num_episodes'] == 12 and results['episodes_hash'] == digest
@@ -242,7 +242,7 @@ def test_published_weights_without_torch(tiny_data, tmp_path):
     (tmp_path / 'run' / TRAINED_ON).write_text(
         '{"train": {}}'
     )  # of a run of one's own, whose workdir this is
-    run_main(*flags)
+    main_here(*flags)
     [path] = (tmp_path / 'run').glob('results*')
     assert path.name.startswith('results.weights=strm.patches=1.')  # … and the other flags
     results = read_results(path)
