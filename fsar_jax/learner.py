@@ -194,17 +194,20 @@ class FewShotLearner(nn.Module):
             stages = {name: x for name, x in stages.items() if x is not None}
             return self.projected(sampled, features, train), stages
 
-        (support, of_support), (query, of_query) = self.of_episode(per_video, *sampled)
-        for name in of_support:
-            shown[f'support_{name}'], shown[f'query_{name}'] = of_support[name], of_query[name]
+        (of_support, support_stages), (of_query, query_stages) = self.of_episode(
+            per_video, *sampled
+        )
+        for name in support_stages:
+            shown[f'support_{name}'] = support_stages[name]
+            shown[f'query_{name}'] = query_stages[name]
         for part, stage in (
             ('temporal_matching', self.matcher),
             ('query_similarity', self.query_similarity),
         ):
             if stage is not None:
-                shown |= stage.explain(support[part], query[part])
-        prediction = self.compare(support, query)
-        return prediction.replace(auxiliary=shown | prediction.auxiliary)
+                shown |= stage.explain(of_support[part], of_query[part])
+        prediction = self.compare(of_support, of_query)
+        return Prediction(logits=prediction.logits, auxiliary=shown | prediction.auxiliary)
 
     @property
     def stages(self) -> dict[str, Stage]:

@@ -1,14 +1,17 @@
 """Draws what a run did, on one page: python -m fsar_jax.report --workdir=runs/strm
 
 This writes runs/strm/report/index.html, which needs no network and no second file, and beside it
-every figure as PNG and as PDF: training curves, test accuracy, confusion matrix and classes. With
---against=RUN2 it compares the two, episode by episode and class by class. A figure that the run has
-nothing for is left out, with one line. docs/report.md explains every figure.
+every figure as PNG and as PDF: training curves, test accuracy, confusion matrix, classes; for some
+test episodes the frames that the method compares, where it looks and how it aligns; and t-SNE of
+features. With --against=RUN2 it compares the two, episode by episode and class by class. A figure
+that the run has nothing for is left out, with one line. docs/report.md explains every figure.
 """
 
 import argparse
 import importlib.util
+import itertools
 import pathlib
+import re
 import sys
 
 from fsar_jax.stopping import on_signals
@@ -18,12 +21,18 @@ if __name__ == '__main__':  # what follows takes seconds to import
 
 import numpy as np
 
+from fsar_jax.config import resolve_paths
+from fsar_jax.data.episodes import episodes_hash
+from fsar_jax.evaluation.evaluate import TrainedModel, episodes_of
 from fsar_jax.evaluation.results import FILE, read_results
 from fsar_jax.files import local_path
 from fsar_jax.learner import create_learner
+from fsar_jax.mesh import episode_mesh
 from fsar_jax.messages import one_line, printable
-from fsar_jax.progress import METRICS_FILE, read_metrics
+from fsar_jax.progress import METRICS_FILE, Progress, read_metrics
+from fsar_jax.training.inputs import open_split
 from fsar_jax.training.run_settings import run_config
+from fsar_jax.training.selected import best_of_run
 from fsar_jax.training.state import schedules
 
 EXTRA = {'matplotlib': 'matplotlib', 'sklearn': 'scikit-learn'}  # module: package
@@ -42,8 +51,16 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument('--workdir', required=True, help='workdir of the run')
     parser.add_argument('--against', help='workdir of another run, to compare with')
+    parser.add_argument(
+        '--episodes',
+        default='4',
+        help="how many test episodes to look into, the hardest ones; or which: '3,17', and '3,' "
+        'for one. Default %(default)s; 0 for none',
+    )
+    parser.add_argument('--dir', help='folder of the built datasets; default that of the run')
     parser.add_argument('--out', help='folder to write; default WORKDIR/report')
     args = parser.parse_args(arguments)
+    asked = parse_episodes(args.episodes)
     check_extra()
     workdir = local_path(args.workdir, '--workdir')
     out = local_path(args.out, '--out') if args.out else workdir / 'report'
@@ -54,11 +71,116 @@ def main(arguments: list[str] | None = None) -> None:
     run, against = read_run(workdir), read_run(other) if other else None
     if against is not None and against.name == run.name:
         run, against = run._replace(name=str(workdir)), against._replace(name=str(other))
-    sections = [('Training and test', run_pictures(run, against))]
-    page, notes = write_report(out, f'Report of {run.name}', facts(run), sections)
+    first = ('Training and test', run_pictures(run, against))
+    rest = episode_parts(workdir, run, other, against, asked, args.dir)
+    page, notes = write_report(
+        out, f'Report of {run.name}', facts(run), itertools.chain([first], rest)
+    )
     for note in notes:
         print(f'note: left out: {printable(note, 1000)}', file=sys.stderr)
     print(page)
+
+
+def parse_episodes(given: str) -> int | list[int]:
+    """The value of --episodes: '20', how many; '3,17' or '3,', which.
+
+    Raises:
+      ValueError: it is neither; one line.
+    """
+    numbers = [number.strip() for number in given.split(',')]
+    if not re.fullmatch(r'[0-9]{1,9}( *, *[0-9]{1,9})* *,? *', given.strip()):
+        raise ValueError(
+            f"--episodes={printable(given)} is neither a number of episodes, such as 20, nor a "
+            "list of them, such as 3,17"
+        )
+    if len(numbers) == 1:
+        return int(numbers[0])
+    return list(dict.fromkeys(int(number) for number in numbers if number))
+
+
+def episode_parts(workdir, run, other, against, asked, data_dir):
+    """The sections that look into episodes, and one with a line where that cannot be done.
+
+    Args:
+      workdir, run: of the run; other, against: of the one to compare with, or None.
+      asked: of `parse_episodes`.
+      data_dir: of --dir, or None.
+    """
+    if asked == 0:
+        return
+    from fsar_jax.analysis.episode_pictures import episode_sections, hardest
+
+    try:
+        subject = open_subject(workdir, run, data_dir)
+    except (ValueError, OSError) as error:
+        yield 'Episodes', [f'what happens inside episodes: {one_line(error)}']
+        return
+    count = len(subject.episodes)
+    if isinstance(asked, list):
+        numbers = asked
+        if max(numbers) >= count:
+            raise ValueError(
+                f'--episodes={",".join(map(str, numbers))}: the test episodes of '
+                f'{printable(workdir, 1000)} are 0 to {count - 1}'
+            )
+    else:
+        correct = run.results['correct'] if run.results else [0] * count
+        numbers = hardest(correct, asked)
+    beside = None
+    if against is not None:
+        try:
+            beside = open_subject(other, against, data_dir)
+            check_same_episodes(subject, beside)
+        except (ValueError, OSError) as error:
+            beside = None
+            yield 'Episodes', [f'{against.name} beside {run.name}: {one_line(error)}']
+    with Progress(len(numbers) + 2, 'drawing', 'section') as progress:
+        for section in episode_sections(subject, numbers, beside):
+            yield section
+            progress.advance()
+
+
+def open_subject(workdir: pathlib.Path, run, data_dir: str | None):
+    """The best checkpoint of a run and its test episodes: a
+    `fsar_jax.analysis.episode_pictures.Subject`.
+
+    Raises:
+      ValueError, OSError: no checkpoint, no dataset, or other episodes than those that were
+        evaluated; one line.
+    """
+    from fsar_jax.analysis.episode_pictures import Subject
+
+    config, mesh = run_config(workdir), episode_mesh(1)
+    if data_dir is not None:
+        config.data.dir = data_dir
+    config = resolve_paths(config)
+    dataset = open_split(config, config.eval.split, config.eval.query)
+    count = run.results['num_episodes'] if run.results else 1000
+    episodes = episodes_of(dataset, config, count)
+    if run.results and episodes_hash(dataset, episodes) != run.results['episodes_hash']:
+        raise ValueError(
+            f'the test episodes of {printable(config.data.dataset)} in '
+            f'{printable(config.data.dir, 1000)} are not those of results.json: evaluate the run '
+            'again, or give the folder of its data with --dir'
+        )
+    selected = best_of_run(workdir, mesh)
+    learner = create_learner(config.model)
+    return Subject(
+        run.name, TrainedModel(learner, selected.state.variables, config, mesh), dataset, episodes
+    )
+
+
+def check_same_episodes(subject, other) -> None:
+    """Raises ValueError, one line, where two subjects do not have the same clips in their
+    episodes."""
+    one, two = subject.episodes, other.episodes
+    same = (
+        subject.dataset.video_ids == other.dataset.video_ids
+        and np.array_equal(one.support, two.support)
+        and np.array_equal(one.query, two.query)
+    )
+    if not same:
+        raise ValueError('the two were not tested on the same episodes')
 
 
 def check_extra() -> None:

@@ -4,13 +4,16 @@ import importlib.util
 import io
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
+from tiny_run import tiny_config
 
 from fsar_jax import report
 from fsar_jax.evaluation.results import accuracy_with_interval, confusion_matrix, write_results
 from fsar_jax.progress import MetricWriter
+from fsar_jax.training.train import train_and_evaluate
 
 
 def results(correct, queries=4, **changes):
@@ -77,7 +80,7 @@ def test_against_another_run_it_shows_the_paired_difference_and_gains(tmp_path, 
     run = make_run(tmp_path / 'b', (4, 3, 2, 4))
     other = make_run(tmp_path / 'a', (4, 2, 1, 3), method='trm')
     out = tmp_path / 'out'
-    report.main([f'--workdir={run}', f'--against={other}', f'--out={out}'])
+    report.main([f'--workdir={run}', f'--against={other}', f'--out={out}', '--episodes=0'])
     assert written(out) == RUN_PICTURES | {'paired_difference', 'class_gains'}
     assert 'Paired over 4 episodes: +18.75 ± 10.61 points' in (out / 'index.html').read_text()
     assert 'left out' not in capsys.readouterr().err
@@ -132,3 +135,42 @@ def test_what_cannot_be_drawn_is_one_line(tmp_path, monkeypatch):
     )
     with pytest.raises(ValueError, match=r"needs scikit-learn.*pip install 'fsar_jax\[report\]'"):
         report.main([f'--workdir={run}'])
+
+
+@pytest.mark.parametrize(
+    'given, episodes',
+    [('20', 20), ('0', 0), ('3,17', [3, 17]), ('3,', [3]), (' 3, 17 ,3', [3, 17])],
+)
+def test_episodes_are_a_number_or_a_list(given, episodes):
+    assert report.parse_episodes(given) == episodes
+
+
+@pytest.mark.parametrize('given', ['', 'all', '-3', '3,,4', '1.5', ',3', '3 4'])
+def test_other_episodes_are_refused_in_one_line(given):
+    with pytest.raises(ValueError, match='^--episodes=.*neither a number .* nor a list'):
+        report.parse_episodes(given)
+
+
+@pytest.mark.slow
+def test_a_trained_run_is_looked_into(tiny_data, tmp_path, quick_compilation):
+    """From the command line to the pictures of chosen episodes; then without what it needs."""
+    run, other = tmp_path / 'run', tmp_path / 'other'
+    small = {'train.num_steps': 1, 'eval.num_episodes': 10, 'eval.val_episodes': 0}
+    config = tiny_config('protonet', {'data.dir': str(tiny_data), **small}, width=8)
+    train_and_evaluate(config, run, 'protonet')
+    shutil.copytree(run, other)
+    report.main([f'--workdir={run}', f'--against={other}', '--episodes=7,2'])
+    inside = {'episode7_activation', 'episode2_activation', 'features'}
+    compared = {'paired_difference', 'class_gains'}
+    assert written(run / 'report') == RUN_PICTURES | compared | inside
+    page = (run / 'report/index.html').read_text()
+    assert page.index('<h2>Episode 7: ') < page.index('<h2>Episode 2: ') < page.index('Features')
+
+    with pytest.raises(ValueError, match='--episodes=10: the test episodes of .* are 0 to 9'):
+        report.main([f'--workdir={run}', '--episodes=10,', f'--out={tmp_path / "no"}'])
+    known = report.read_run(run)
+    with pytest.raises(FileNotFoundError, match="video_folder/tiny' is not in .*: build it"):
+        report.open_subject(run, known, str(tmp_path))
+    changed = known._replace(results=known.results | {'episodes_hash': 'another'})
+    with pytest.raises(ValueError, match='are not those of results.json: evaluate the run again'):
+        report.open_subject(run, changed, None)

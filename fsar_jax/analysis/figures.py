@@ -9,6 +9,7 @@ import io
 import pathlib
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -25,7 +26,7 @@ BLUE, ORANGE, GREEN, VERMILLION = '#0072B2', '#E69F00', '#009E73', '#D55E00'
 PURPLE, SKY, BLACK, GREY = '#CC79A7', '#56B4E9', '#000000', '#9A9A9A'
 COLOURS = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, BLACK)
 MARKERS = 'osD^vP*X'
-STYLE = {
+STYLE: Any = {
     'pdf.fonttype': 42,  # fonts inside, as text that can be searched and edited
     'text.parse_math': False,  # a '$' in the name of a class is a '$'
     'font.size': 9,
@@ -268,7 +269,7 @@ def scatter(
             colour = COLOURS[group % len(COLOURS)]
             marker = MARKERS[group // len(COLOURS) % len(MARKERS)]
             plain, special = (points[(groups == group) & (stars == star)] for star in (0, 1))
-            label = printable(names[group], 30)
+            label = printable(names[group], 45)
             axis.scatter(*plain.T, color=colour, marker=marker, s=16, alpha=0.8, label=label)
             if len(special):
                 axis.scatter(

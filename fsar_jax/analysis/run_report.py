@@ -176,11 +176,9 @@ def training_panels(run: Run) -> dict[str, dict[str, figures.Line]]:
         'accuracy of training episodes': logged('accuracy'),
         'accuracy of val episodes': logged('val_accuracy'),
         'gradient norm': logged('gradient_norm'),
-        **{
-            name: {name: (np.arange(1, last + 1), values[:last])}
-            for name, values in run.scheduled.items()
-        },
     }
+    for name, values in run.scheduled.items():
+        panels[name] = {name: (np.arange(1, last + 1), values[:last])}
     return {quantity: lines for quantity, lines in panels.items() if lines}
 
 

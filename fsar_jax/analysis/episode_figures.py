@@ -1,0 +1,458 @@
+"""The pictures of an episode: which frames a method compares, where it looks, and how it aligns.
+Plain arrays in, a matplotlib Figure out.
+
+Frames are uint8 [L, H, W, 3]. A strip of them lies in one Axes: frame i is the square from (i, row)
+to (i + 1 - GAP, row + 1 - GAP), y downwards, so that boxes and lines can be placed by hand.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+from numpy.typing import ArrayLike
+
+from fsar_jax.analysis.figures import BLACK, BLUE, COLOURS, GREEN, GREY, VERMILLION, styled
+from fsar_jax.messages import printable
+
+GAP = 0.06
+INCH = 0.85  # of a frame's side on paper
+TUPLE_COLOURS = (VERMILLION, GREEN, BLUE)  # the papers' red, green and blue
+RANKS = ('1st', '2nd', '3rd')
+
+
+class TupleMatch(NamedTuple):
+    """A tuple of a query's frames, and what it attends to.
+
+    Attributes:
+      query: its frames.
+      best: (clip, frames, weight) of the support tuples with most weight, best first.
+    """
+
+    query: tuple[int, ...]
+    best: list[tuple[int, tuple[int, ...], float]]
+
+
+def best_matches(
+    attention: np.ndarray, tuples: np.ndarray, chosen: Sequence[int] | None = None, count: int = 3
+) -> list[TupleMatch]:
+    """The tuples that a cross-transformer matches.
+
+    Args:
+      attention: [T, shot, T], of a query's tuples to those of a class.
+      tuples: int [T, ω], the frames of each.
+      chosen: which of the query's tuples; None for the `count` with the strongest best match.
+      count: how many, and how many matches of each.
+    """
+    flat = attention.reshape(len(attention), -1)
+    if chosen is None:
+        chosen = np.argsort(-flat.max(1), kind='stable')[:count].tolist()
+    found = []
+    for row in chosen:
+        order = np.argsort(-flat[row], kind='stable')[:count]
+        clips, places = np.unravel_index(order, attention.shape[1:])
+        best = [
+            (int(clip), tuple(tuples[place].tolist()), float(flat[row, at]))
+            for clip, place, at in zip(clips, places, order)
+        ]
+        found.append(TupleMatch(tuple(tuples[row].tolist()), best))
+    return found
+
+
+@styled
+def tuple_matches(
+    query: np.ndarray, support: np.ndarray, columns: Mapping[str, Sequence[TupleMatch]]
+) -> Figure:
+    """A query on top, the support clips of its class below; lines join each tuple of the query to
+    the frames of its best match, frame by frame (STRM, Fig. 10 to 14).
+
+    Args:
+      query: [L, H, W, 3]; support: [shot, L, H, W, 3].
+      columns: {method: matches}, side by side; each match has a colour. The second and third best
+        stand in the text below.
+    """
+    length, shots = len(query), len(support)
+    tops = [0.0, *(1.75 + 1.25 * shot for shot in range(shots))]
+    bottom = tops[-1] + 1.15
+    words = 0.32 * max(len(matches) for matches in columns.values())
+    size = INCH * (length * len(columns) + 0.3), INCH * (bottom + words + 0.3)
+    figure = Figure(figsize=size)
+    for number, (name, matches) in enumerate(columns.items()):
+        axis = _strips_axis(figure, number, len(columns), length, bottom + words, name)
+        strip(axis, query, 0, tops[0])
+        for shot, frames in enumerate(support):
+            strip(axis, frames, 0, tops[shot + 1])
+        for place, (match, colour) in enumerate(zip(matches, TUPLE_COLOURS)):
+            inset = 0.05 * place
+            clip, frames, _ = match.best[0]
+            # Lines of different tuples leave a frame side by side.
+            aside = 0.5 - GAP / 2 + 0.16 * (place - 1)
+            for of_query, of_support in zip(match.query, frames):
+                _box(axis, of_query, tops[0], colour, inset)
+                _box(axis, of_support, tops[clip + 1], colour, inset)
+                axis.plot(
+                    [of_query + aside, of_support + aside],
+                    [tops[0] + 1 - GAP - inset, tops[clip + 1] + inset],
+                    color=colour,
+                    linewidth=1.8,
+                    gid=f'match {place}',
+                )
+            shown = ', '.join(
+                f'{rank} {f"clip {clip + 1} " if shots > 1 else ""}{_numbers(frames)} {weight:.2f}'
+                for rank, (clip, frames, weight) in zip(RANKS, match.best)
+            )
+            axis.text(
+                0,
+                bottom + 0.32 * place,
+                f'{_numbers(match.query)} → {shown}',
+                color=colour,
+                va='center',
+                fontsize=8,
+            )
+    return figure
+
+
+@styled
+def activation_maps(frames: np.ndarray, rows: Mapping[str, np.ndarray]) -> Figure:
+    """The frames, and below them one row per stage with its activations laid over the frames
+    (STRM, Fig. 1, 5 and 15).
+
+    Args:
+      frames: [L, H, W, 3].
+      rows: {stage: activations [l, h, w]}, one map for every L / l frames. The colours of a row go
+        from its least to its greatest value.
+    """
+    length = len(frames)
+    figure = Figure(figsize=(INCH * (length + 1.6), INCH * (len(rows) + 1.1)))
+    axis = _strips_axis(figure, 0, 1, length, len(rows) + 1, '', left=1.55)
+    strip(axis, frames, 0, 0)
+    _row_name(axis, 0, 'frames')
+    for row, (name, maps) in enumerate(rows.items(), 1):
+        low, high = float(maps.min()), float(maps.max())
+        shown = frames[middle_frames(len(maps), length)]
+        width = length / len(maps)
+        for place, (frame, activation) in enumerate(zip(shown, maps)):
+            extent = _extent(place * width, row)
+            grey = np.repeat(frame.mean(-1, keepdims=True).astype(np.uint8), 3, -1)
+            axis.imshow(grey, extent=extent)
+            axis.imshow(
+                activation,
+                extent=extent,
+                cmap='inferno',
+                vmin=low,
+                vmax=max(high, low + 1e-9),
+                alpha=0.6,
+                interpolation='bilinear',
+                gid=f'overlay {row} {place}',
+            )
+        _row_name(axis, row, name)
+    _limits(axis, length, len(rows) + 1, left=1.55)
+    return figure
+
+
+@styled
+def alignment_matrices(panels: Mapping[str, Mapping]) -> Figure:
+    """A matrix of frame pairs with the query's frames along the left and the support's along the
+    top, and the cells that count joined by lines (OTAM; TA2N, Fig. 5).
+
+    Args:
+      panels: {title: {'values': [Lq, Ls]; 'query', 'support': frames; 'paths': {name: int [n, 2],
+        (row, column) of its cells}; 'label': what the values are}}.
+    """
+    first = next(iter(panels.values()))['values']
+    rows, columns = first.shape
+    scale = INCH * 0.62
+    figure = Figure(
+        figsize=(scale * (columns + 2.2) * len(panels), scale * (rows + 2.9)), layout='constrained'
+    )
+    for axis, (title, panel) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items()
+    ):
+        image = axis.imshow(
+            panel['values'], extent=(0, columns, rows, 0), cmap='Greys', interpolation='nearest'
+        )
+        for row, frame in enumerate(panel['query'][middle_frames(rows, len(panel['query']))]):
+            axis.imshow(frame, extent=(-1.1, -1.1 + 1 - GAP, row + 1 - GAP, row))
+        shown = panel['support'][middle_frames(columns, len(panel['support']))]
+        for column, frame in enumerate(shown):
+            axis.imshow(frame, extent=(column, column + 1 - GAP, -0.1, -1.1 + GAP))
+        for number, (name, cells) in enumerate(panel['paths'].items()):
+            cells = np.asarray(cells)
+            axis.plot(
+                cells[:, 1] + 0.5,
+                cells[:, 0] + 0.5,
+                color=(VERMILLION, BLUE)[number % 2],
+                marker='os'[number % 2],
+                markersize=4 + 3 * number,
+                markerfacecolor='none' if number else None,
+                linewidth=1.5,
+                label=name,
+            )
+        _limits(axis, columns, rows, left=1.15, top=1.15, gap=0)
+        axis.set_title(printable(title, 44), fontsize=8)
+        axis.legend(loc='upper center', bbox_to_anchor=(0.5, 0), frameon=False, fontsize=8)
+        bar = figure.colorbar(image, ax=axis, shrink=0.5, aspect=25)
+        bar.set_label(panel['label'], fontsize=8)
+    return figure
+
+
+@styled
+def coordination(clips: Mapping[str, Mapping]) -> Figure:
+    """Each clip with the window of a temporal transform, and the frames that the window reads with
+    the box of spatial coordination (TA2N, Fig. 7 and 10; VIM, Fig. 24 and 25).
+
+    Args:
+      clips: {name: {'frames': [L, H, W, 3]; 'window': (a, b) or None; 'boxes': [L, 4] or None, x0,
+        y0, x1, y1 from −1 to 1}}. Frame i of the second row is read at a·t_i + b and shows the
+        nearest frame; black lies beyond the clip.
+    """
+    length = len(next(iter(clips.values()))['frames'])
+    rows = sum(1 + (_moved(clip)) for clip in clips.values())
+    figure = Figure(figsize=(INCH * (length + 1.6), INCH * (rows + 0.2)))
+    axis = _strips_axis(figure, 0, 1, length, rows, '', left=1.55)
+    row = 0
+    for name, clip in clips.items():
+        strip(axis, clip['frames'], 0, row)
+        _row_name(axis, row, name)
+        window = clip['window']
+        if window is not None:
+            start, end = window_span(window, length)
+            axis.add_patch(
+                Rectangle(
+                    (start - GAP / 2, row - GAP / 2),
+                    end - start,
+                    1,
+                    fill=False,
+                    edgecolor=BLUE,
+                    linewidth=2.5,
+                    gid=f'window {name}',
+                    zorder=3,
+                )
+            )
+            row += 1
+            strip(axis, warped_frames(clip['frames'], window), 0, row)
+            _row_name(axis, row, 'in the window')
+        if clip['boxes'] is not None:
+            for place, box in enumerate(np.asarray(clip['boxes'])):
+                x0, y0, x1, y1 = (box + 1) / 2 * (1 - GAP)
+                axis.add_patch(
+                    Rectangle(
+                        (place + x0, row + y0),
+                        x1 - x0,
+                        y1 - y0,
+                        fill=False,
+                        edgecolor=VERMILLION,
+                        linewidth=2,
+                        gid=f'box {name} {place}',
+                        zorder=4,
+                    )
+                )
+        row += 1
+    _limits(axis, length, rows, left=1.55)
+    return figure
+
+
+@styled
+def sampler_choice(
+    frames: np.ndarray,
+    indices: np.ndarray,
+    scores: np.ndarray | None = None,
+    saliency: np.ndarray | None = None,
+    clip: np.ndarray | None = None,
+) -> Figure:
+    """What a sampler takes of M frames: a bar for each with its score, green where it is chosen;
+    then the chosen frames, their saliency and the frames that the model sees (VIM, Fig. 14 and 23).
+
+    Args:
+      frames: [M, H, W, 3].
+      indices: int [T].
+      scores: [M]; None draws bars of one height.
+      saliency: [T, h, w] or None; clip: [T, H', W', 3], the amplified frames, or None.
+    """
+    dense, count = len(frames), len(indices)
+    chosen = np.isin(np.arange(dense), indices)
+    lower = [('chosen', frames[indices])]
+    lower += [] if saliency is None else [('saliency', frames[indices])]
+    lower += [] if clip is None else [('amplified', clip)]
+    small = count / dense  # so that the row of all frames is as wide as that of the chosen ones
+    figure = Figure(figsize=(INCH * (count + 1.2), INCH * (len(lower) + small + 0.9)))
+    total = 0.8 + small + len(lower)
+    axis = _strips_axis(figure, 0, 1, count, total, '', left=1.15)
+    heights: np.ndarray = np.ones(dense) if scores is None else np.asarray(scores, float)
+    heights = 0.1 + 0.6 * (heights - heights.min()) / max(float(np.ptp(heights)), 1e-9)
+    for place in range(dense):
+        axis.add_patch(
+            Rectangle(
+                ((place + 0.15) * small, 0.75 - heights[place]),
+                0.7 * small,
+                heights[place],
+                color=GREEN if chosen[place] else GREY,
+                gid=f'bar {place}',
+            )
+        )
+        edge = (1 - GAP) * small
+        axis.imshow(frames[place], extent=(place * small, place * small + edge, 0.8 + edge, 0.8))
+    _row_name(axis, 0.2, f'score\nof {dense} frames' if scores is not None else f'{dense} frames')
+    for row, (name, shown) in enumerate(lower):
+        top = 0.8 + small + row
+        strip(axis, shown, 0, top)
+        if name == 'saliency' and saliency is not None:
+            for place, salient in enumerate(saliency):
+                axis.imshow(
+                    salient,
+                    extent=_extent(place, top),
+                    cmap='inferno',
+                    vmin=0,
+                    alpha=0.6,
+                    interpolation='bilinear',
+                    gid=f'overlay {place}',
+                )
+        _row_name(axis, top, name)
+    _limits(axis, count, total, left=1.15)
+    return figure
+
+
+@styled
+def angles(cosines: Mapping[str, ArrayLike], names: Sequence[str], label: int) -> Figure:
+    """The angle between a query and each class, on a quarter circle: 0° is the same direction
+    (MASTAF, appendix, Fig. 1).
+
+    Args:
+      cosines: {representation: [way]}.
+      names: of the classes; label: the true one, drawn as a star.
+    """
+    figure = Figure(figsize=(2.7 * len(cosines), 3.1 + 0.17 * len(names)), layout='constrained')
+    axes = figure.subplots(1, len(cosines), squeeze=False)[0]
+    for axis, (title, values) in zip(axes, cosines.items()):
+        angle = np.degrees(np.arccos(np.clip(np.asarray(values, float), -1, 1)))
+        turn = np.radians(np.linspace(0, 90, 91))
+        axis.plot(np.cos(turn), np.sin(turn), color=GREY, linewidth=1)
+        axis.plot([1, 0, 0], [0, 0, 1], color=GREY, linewidth=0.8)
+        for number, degrees in enumerate(angle):
+            x, y = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+            colour = COLOURS[number % len(COLOURS)]
+            axis.plot([0, x], [0, y], color=colour, linewidth=1, alpha=0.6)
+            mark = '*' if number == label else 'o'
+            axis.plot(
+                x, y, mark, color=colour, markersize=14 if mark == '*' else 6, gid=str(number)
+            )
+        nearest = np.argsort(angle, kind='stable')
+        verdict = 'right' if nearest[0] == label else 'wrong'
+        lines = [f'{angle[i]:.1f}°  {printable(names[i], 24)}' for i in nearest]
+        axis.set_title(f'{title}: {verdict}', fontsize=9)
+        for place, (i, line) in enumerate(zip(nearest, lines)):
+            axis.text(
+                0,
+                -0.1 - 0.11 * place,
+                ('★ ' if i == label else '   ') + line,
+                color=COLOURS[i % len(COLOURS)],
+                fontsize=7,
+                va='top',
+            )
+        axis.set_xlim(-0.04, 1.1)
+        axis.set_ylim(-0.12 - 0.11 * len(lines), 1.06)
+        axis.set_aspect('equal')
+        axis.axis('off')
+    return figure
+
+
+def overlap_boxes(offsets: ArrayLike, sign: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the maps of a pair overlap when one is moved by the offset: the parts that spatial
+    coordination compares (TA2N, Eq. 5 and 11).
+
+    Args:
+      offsets: [..., 2], (x, y); half a frame is 1.
+      sign: 1 where an offset is the object's place in the query minus that in the support, −1 where
+        it is the opposite (`ActionCoordination.offset_sign`).
+
+    Returns:
+      (of the support, of the query), [..., 4]: x0, y0, x1, y1, the frame from −1 to 1.
+    """
+    moved = sign * np.asarray(offsets, float)
+    box = lambda o: np.concatenate([np.maximum(-1, o - 1), np.minimum(1, o + 1)], -1)
+    return box(-moved), box(moved)
+
+
+def window_span(window: ArrayLike, length: int) -> tuple[float, float]:
+    """From where to where a window (a, b) reaches, in frames, each 1 wide: (0, L) is the whole
+    clip."""
+    a, b = np.asarray(window, float)
+    ends = np.clip([b - abs(a), b + abs(a)], -1, 1)
+    start, end = (ends + 1) / 2 * (length - 1)
+    return float(start), float(end) + 1
+
+
+def warped_frames(frames: np.ndarray, window: ArrayLike) -> np.ndarray:
+    """The frame that is nearest to a·t_i + b for each i; black beyond the clip."""
+    a, b = np.asarray(window, float)
+    position = (a * np.linspace(-1, 1, len(frames)) + b + 1) / 2 * (len(frames) - 1)
+    inside = (position > -1) & (position < len(frames))
+    nearest = np.clip(np.rint(position), 0, len(frames) - 1).astype(int)
+    return np.where(inside[:, None, None, None], frames[nearest], 0).astype(np.uint8)
+
+
+def middle_frames(count: int, length: int) -> np.ndarray:
+    """Of `length` frames those in the middle of `count` equal parts: all, where there are as
+    many."""
+    return ((np.arange(count) + 0.5) * length / count).astype(int)
+
+
+def strip(axis: Axes, frames: np.ndarray, left: float, top: float) -> list[AxesImage]:
+    """Draws frames side by side."""
+    return [
+        axis.imshow(frame, extent=_extent(left + place, top)) for place, frame in enumerate(frames)
+    ]
+
+
+def _extent(left, top):
+    return (left, left + 1 - GAP, top + 1 - GAP, top)
+
+
+def _box(axis, place, top, colour, inset):
+    side = 1 - GAP - 2 * inset
+    axis.add_patch(
+        Rectangle(
+            (place + inset, top + inset), side, side, fill=False, edgecolor=colour, linewidth=2
+        )
+    )
+
+
+def _strips_axis(figure, number, columns, length, height, title, left=0.0):
+    """An Axes for strips of `length` frames, column `number` of `columns`, with no room lost."""
+    width = 1 / columns
+    axis = figure.add_axes((number * width + 0.006, 0.01, width - 0.012, 0.93 if title else 0.98))
+    if title:
+        axis.set_title(printable(title, 60), fontsize=10)
+    _limits(axis, length, height, left)
+    return axis
+
+
+def _limits(axis, length, height, left=0.0, top=0.0, gap=GAP):
+    axis.set_xlim(-left, length - gap + 0.02)
+    axis.set_ylim(height, -top - 0.03)
+    axis.set_aspect('equal', anchor='NW')
+    axis.axis('off')
+
+
+def _row_name(axis, row, name):
+    axis.text(
+        -0.08,
+        row + 0.47,
+        printable(name, 60) if '\n' not in name else name,
+        ha='right',
+        va='center',
+        fontsize=8,
+        color=BLACK,
+        wrap=True,
+    )
+
+
+def _moved(clip):
+    return clip['window'] is not None
+
+
+def _numbers(frames):
+    return '(' + ', '.join(map(str, frames)) + ')'

@@ -1,0 +1,161 @@
+"""Every picture of every method, on a tiny model with random parameters."""
+
+import numpy as np
+import pytest
+from tiny_run import random_variables, tiny_config
+
+from fsar_jax.analysis import episode_pictures as pictures
+from fsar_jax.analysis.run_report import Picture, write_report
+from fsar_jax.evaluation.evaluate import TrainedModel, episodes_of
+from fsar_jax.learner import create_learner
+from fsar_jax.mesh import episode_mesh
+from fsar_jax.training.inputs import open_split
+from fsar_jax.training.state import example_episode
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+SAMPLER = {
+    'model.sampler.dense_frames': 6,
+    'model.sampler.scan_size': 64,
+    'model.sampler.hidden': 8,
+    'model.sampler.task_dim': 4,
+}
+
+
+@pytest.fixture(scope='module')
+def subjects(tiny_data, quick_compilation):
+    kept = {}
+
+    def get(method, **changes):
+        if method not in kept:
+            settings = {'data.dir': str(tiny_data), **(SAMPLER if method == 'vim' else {})}
+            config = tiny_config(method, {**settings, **changes}, width=8)
+            learner = create_learner(config.model)
+            variables = random_variables(learner, *example_episode(config))
+            dataset = open_split(config, 'test', config.eval.query)
+            model = TrainedModel(learner, variables, config, episode_mesh(1))
+            kept[method] = pictures.Subject(method, model, dataset, episodes_of(dataset, config, 6))
+        return kept[method]
+
+    return get
+
+
+# What a method has beside the activation maps, which all have.
+EPISODE = {
+    'protonet': [],
+    'trx': ['matches'],
+    'strm': ['matches'],
+    'otam': ['alignment'],
+    'hyrsm': ['alignment'],
+    'ta2n': ['alignment', 'coordination'],
+    'mastaf': ['angles'],
+    'vim': ['alignment', 'coordination', 'sampling'],
+}
+STAGES = {
+    'trx': ['backbone'],
+    'strm': ['backbone', 'patch enrichment', 'frame enrichment'],
+    'ta2n': ['backbone', 'temporal transform', 'aligned'],
+    'vim': ['all frames', 'chosen frames', 'backbone', 'temporal transform', 'aligned'],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', EPISODE)
+def test_every_method_has_its_pictures_and_a_line_for_each_other(subjects, tmp_path, method):
+    subject = subjects(method)
+    numbers = [3, 0] if method == 'vim' else [3]  # two tasks, for the weights of each
+    titles, shown = {}, {}
+
+    def kept():
+        for heading, made in pictures.episode_sections(subject, numbers):
+            made = list(made)
+            titles.update(dict.fromkeys([heading]))
+            shown.update({p.name: p.figure for p in made if isinstance(p, Picture)})
+            yield heading, made
+
+    page, notes = write_report(tmp_path, method, {}, kept())
+    expected = {
+        f'episode{number}_{name}' for number in numbers for name in ('activation', *EPISODE[method])
+    }
+    over_all = {'places', 'task_weights'} if method == 'vim' else set()
+    assert shown.keys() == expected | over_all | {'features'}
+    for name in shown:
+        assert (tmp_path / f'{name}.png').stat().st_size > 3000
+        assert (tmp_path / f'{name}.pdf').read_bytes().startswith(b'%PDF')
+    assert len(notes) == 6 - len(EPISODE[method]) - 1 + (method != 'vim')  # once, not per episode
+    assert all('\n' not in note and ': ' in note for note in notes)
+    assert [title.split(':')[0] for title in titles] == [
+        *(f'Episode {number}' for number in numbers),
+        'Over the episodes above',
+        'Features',
+    ]
+    assert page.read_text().count('<img ') == len(shown)
+    if method in STAGES:
+        panels = [axis.get_title() for axis in shown['features'].axes]
+        assert panels == STAGES[method]
+        points = sum(len(c.get_offsets()) for c in shown['features'].axes[0].collections)
+        assert points == 2 * (4 - 1) + 2  # all other clips of two classes, and their prototypes
+
+
+@pytest.mark.slow
+def test_the_baseline_stands_beside_the_method(subjects):
+    run, against = subjects('strm'), subjects('trx')
+    headings = pictures.episode_sections(run, [1], against)
+    _, made = next(iter(headings))
+    by_name = {p.name: p for p in made if isinstance(p, Picture)}
+    matches = by_name['episode1_matches'].figure
+    assert [axis.get_title() for axis in matches.axes] == ['trx', 'strm']
+    of_trx, of_strm = (
+        {line.get_gid(): line.get_xydata()[0, 0] for line in axis.lines} for axis in matches.axes
+    )
+    assert of_trx == of_strm  # the same tuples of the query
+    rows = [text.get_text() for text in by_name['episode1_activation'].figure.axes[0].texts]
+    assert rows == ['frames', 'trx, backbone', 'strm, backbone', 'enriched']
+
+
+@pytest.mark.slow
+def test_the_sampler_is_drawn_over_all_frames_that_are_read(subjects):
+    """The bars are the scores of the M frames, green the greatest L of them."""
+    [seen] = pictures.look(subjects('vim'), [2])
+    picture = pictures._sampling(seen)
+    bars = [p for p in picture.figure.axes[0].patches if str(p.get_gid()).startswith('bar')]
+    scores = seen.of_query('scores')
+    assert len(bars) == len(scores) == 6
+    heights = np.array([bar.get_height() for bar in bars])
+    np.testing.assert_array_equal(np.argsort(heights), np.argsort(scores))
+    green = [
+        place
+        for place, bar in enumerate(bars)
+        if bar.get_facecolor()[1] > 0.6 and bar.get_facecolor()[0] < 0.1
+    ]
+    assert green == sorted(np.argsort(-scores)[:4].tolist())
+
+
+@pytest.mark.slow
+def test_the_query_that_is_drawn_is_the_first_wrong_one(subjects):
+    subject = subjects('protonet')
+    for seen in pictures.look(subject, range(4)):
+        right = seen.logits.argmax(-1) == seen.labels
+        assert seen.position == (0 if right.all() else np.argmin(right))
+        assert seen.names == [
+            subject.dataset.class_names[label] for label in subject.episodes.classes[seen.number]
+        ]
+        clips = subject.dataset.labels[subject.episodes.query[seen.number]]
+        np.testing.assert_array_equal(subject.episodes.classes[seen.number][seen.labels], clips)
+
+
+def test_the_hardest_episodes_have_the_fewest_right_answers():
+    assert pictures.hardest([3, 1, 2, 1, 0], 3) == [4, 1, 3]
+    assert pictures.hardest([1, 1], 20) == [0, 1]
+
+
+@pytest.mark.slow
+def test_other_clips_of_the_classes_become_queries_once(subjects):
+    subject = subjects('protonet')
+    episodes, names = pictures.queries_of_classes(subject, 4)
+    own = subject.episodes
+    assert episodes.query.shape[1] == own.query.shape[1] and len(names) == 2
+    np.testing.assert_array_equal(episodes.support, own.support[[4] * len(episodes)])
+    labels = subject.dataset.labels[episodes.query]
+    np.testing.assert_array_equal(own.classes[4][episodes.labels], labels)
+    assert not set(episodes.query.ravel()) & set(own.support[4].ravel())
+    assert len(set(episodes.query.ravel())) == 6
