@@ -8,6 +8,7 @@ The fields of a backbone become keys of config.model.backbone (fsar_jax.fields).
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,7 +22,7 @@ from fsar_jax.backbones.mvit import MViT
 from fsar_jax.backbones.resnet import BasicBlock, BottleneckBlock, ResNet
 from fsar_jax.backbones.resnet3d import ResNet3D
 from fsar_jax.backbones.resnet_small import ResNetSmall
-from fsar_jax.backbones.vit import ViT
+from fsar_jax.backbones.vit import ClipTower, DINOv2, ViT
 from fsar_jax.fields import Path, build, check_section, setting, union
 from fsar_jax.stage import Stage
 
@@ -45,16 +46,10 @@ class Features(Stage):
         return maps
 
 
-# Sizes of ViT, and what DINOv2 and the image towers of CLIP have otherwise.
-VIT_S = functools.partial(ViT, width=384, heads=6)
-VIT_B = functools.partial(ViT, width=768, heads=12)
-VIT_L = functools.partial(ViT, width=1024, heads=16, depth=24)
-DINOV2 = dict(
-    patch=14, grid=37, layer_scale=True, published_start='LVD-142M', position_resize='offset'
-)
-DINOV2_REG = DINOV2 | dict(registers=4, position_resize='antialias')
-OPENCLIP = dict(clip=True, published_start='image-text pairs (LAION-2B, DataComp)')
-CLIP = OPENCLIP | dict(quick_gelu=True, published_start='image-text pairs (OpenAI)')
+VIT_S: dict[str, Any] = dict(width=384, heads=6)
+VIT_B: dict[str, Any] = dict(width=768, heads=12)
+VIT_L: dict[str, Any] = dict(width=1024, heads=16, depth=24)
+REGISTERS: dict[str, Any] = dict(registers=4, position_resize='antialias')  # of DINOv2
 
 BACKBONES: dict[str, Callable[..., Stage]] = {
     'features': Features,
@@ -68,21 +63,22 @@ BACKBONES: dict[str, Callable[..., Stage]] = {
     'efficientnet_lite2': functools.partial(
         EfficientNetLite, width_multiplier=1.1, depth_multiplier=1.2
     ),
-    'vit_s16': VIT_S,
-    'vit_b16': VIT_B,
-    'vit_l16': VIT_L,
-    'vit_s14': functools.partial(VIT_S, **DINOV2),
-    'vit_b14': functools.partial(VIT_B, **DINOV2),
-    'vit_l14': functools.partial(VIT_L, **DINOV2),
-    'vit_s14_reg': functools.partial(VIT_S, **DINOV2_REG),
-    'vit_b14_reg': functools.partial(VIT_B, **DINOV2_REG),
-    'vit_l14_reg': functools.partial(VIT_L, **DINOV2_REG),
-    'clip_b32': functools.partial(VIT_B, patch=32, grid=7, **CLIP),
-    'clip_b16': functools.partial(VIT_B, **CLIP),
-    'clip_l14': functools.partial(VIT_L, patch=14, grid=16, **CLIP),
-    'openclip_b32': functools.partial(VIT_B, patch=32, grid=7, **OPENCLIP),
-    'openclip_b16': functools.partial(VIT_B, **OPENCLIP),
-    'openclip_l14': functools.partial(VIT_L, patch=14, grid=16, **OPENCLIP),
+    'vit_s16': functools.partial(ViT, **VIT_S),
+    'vit_b16': functools.partial(ViT, **VIT_B),
+    'vit_l16': functools.partial(ViT, **VIT_L),
+    'vit_s14': functools.partial(DINOv2, **VIT_S),
+    'vit_b14': functools.partial(DINOv2, **VIT_B),
+    'vit_l14': functools.partial(DINOv2, **VIT_L),
+    'vit_s14_reg': functools.partial(DINOv2, **VIT_S, **REGISTERS),
+    'vit_b14_reg': functools.partial(DINOv2, **VIT_B, **REGISTERS),
+    'vit_l14_reg': functools.partial(DINOv2, **VIT_L, **REGISTERS),
+    # OpenAI's, and those of open_clip with its exact GELU
+    'clip_b32': functools.partial(ClipTower, **VIT_B, patch=32, grid=7, quick_gelu=True),
+    'clip_b16': functools.partial(ClipTower, **VIT_B, quick_gelu=True),
+    'clip_l14': functools.partial(ClipTower, **VIT_L, patch=14, grid=16, quick_gelu=True),
+    'openclip_b32': functools.partial(ClipTower, **VIT_B, patch=32, grid=7),
+    'openclip_b16': functools.partial(ClipTower, **VIT_B),
+    'openclip_l14': functools.partial(ClipTower, **VIT_L, patch=14, grid=16),
     'mvit_v1_b': functools.partial(MViT, version=1),
     'mvit_v2_s': MViT,
 }

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fsar_jax.backbones.positions import cubic_weights, linear_weights, resize_positions
-from fsar_jax.backbones.resnet import normalize_frames
+from fsar_jax.backbones.resnet import NORMALIZE, normalize_frames
 from fsar_jax.backbones.vit import START, TransformerNetwork, dense, drop_branch, gelu, layer_norm
+from fsar_jax.fields import setting
 
 Grid = tuple[int, ...]  # time steps, rows, columns of the tokens
 
@@ -40,6 +41,7 @@ class MViT(TransformerNetwork):
     takes_clips = True
     published_start = 'Kinetics-400'
 
+    normalize: str = setting('grey', kw_only=True, **NORMALIZE)
     version: int = 2
     blocks: tuple[int, ...] = (1, 2, 11, 2)
     width: int = 96

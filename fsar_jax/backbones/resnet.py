@@ -158,9 +158,9 @@ NORMALIZE: dict[str, Any] = dict(
     affects='model',
     factor='N',
     own_default=True,
-    help='input scaling after / 255: none, by mean and std of ImageNet, by mean 0.45 and std '
-    '0.225, to (x - 127) / 128 of 0 … 255 (the default of EfficientNet-Lite), by 0.5 and 0.5, or '
-    'by mean and std of CLIP',
+    help='input scaling after / 255: none, by mean and std of ImageNet (the default of DINOv2), by '
+    'mean 0.45 and std 0.225 (of MViT), to (x - 127) / 128 of 0 … 255 (of EfficientNet-Lite), by '
+    '0.5 and 0.5 (of the other ViTs), or by mean and std of CLIP (of clip and openclip)',
 )
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from fsar_jax.backbones.positions import resize_positions
-from fsar_jax.backbones.resnet import PixelNetwork, normalize_frames
+from fsar_jax.backbones.resnet import NORMALIZE, PixelNetwork, normalize_frames
 from fsar_jax.fields import setting
 
 START = nn.initializers.truncated_normal(0.02)  # of weights and positions, as timm and DINOv2
@@ -113,6 +113,17 @@ class TransformerBlock(nn.Module):
         return x + branch(drop(y), 'scale2')
 
 
+# The line of a setting; its default is that of the published code.
+POSITION_RESIZE: dict[str, Any] = dict(
+    choices=('antialias', 'corners', 'offset'),
+    affects='model',
+    own_default=True,
+    help='bicubic interpolation of the positions to the grid of the frames: as timm and '
+    "open_clip, as torchvision ('corners'), or as DINOv2 ('offset', the default of vit_s14, "
+    'vit_b14 and vit_l14)',
+)
+
+
 class ViT(TransformerNetwork):
     """Patches as tokens, a class token, learned positions, `depth` blocks and a layer norm; no
     classifier.
@@ -148,6 +159,7 @@ class ViT(TransformerNetwork):
     clip: bool = False
     quick_gelu: bool = False
     published_start: str = 'ImageNet or ImageNet-21k'
+    normalize: str = setting('half', kw_only=True, **NORMALIZE)  # AugReg; torchvision: 'imagenet'
     positions: int | None = setting(
         None,
         kw_only=True,
@@ -157,14 +169,7 @@ class ViT(TransformerNetwork):
         help='side of the grid of learned positions; None: that of the public weights (14, or 37 '
         'for DINOv2); 24 keeps those of a file for 384 pixels and patches of 16',
     )
-    position_resize: str = setting(
-        'antialias',
-        kw_only=True,
-        choices=('antialias', 'corners', 'offset'),
-        affects='model',
-        help='bicubic interpolation of the positions to the grid of the frames: as timm and '
-        "open_clip, as torchvision ('corners'), or as DINOv2 ('offset')",
-    )
+    position_resize: str = setting('antialias', kw_only=True, **POSITION_RESIZE)
     class_token: str = setting(
         'drop',
         kw_only=True,
@@ -232,3 +237,22 @@ class ViT(TransformerNetwork):
             whole = jnp.broadcast_to(x[:, None, :1], maps.shape)
             maps = jnp.concatenate([maps, whole], axis=-1)
         return maps
+
+
+class DINOv2(ViT):
+    """ViT with patches of 14, positions for 518 pixels and layer scale; fields as of `ViT`."""
+
+    patch: int = 14
+    grid: int = 37
+    layer_scale: bool = True
+    published_start: str = 'LVD-142M'
+    normalize: str = setting('imagenet', kw_only=True, **NORMALIZE)
+    position_resize: str = setting('offset', kw_only=True, **POSITION_RESIZE)
+
+
+class ClipTower(ViT):
+    """The image tower of a CLIP, up to the layer norm before its projection; fields as of `ViT`."""
+
+    clip: bool = True
+    published_start: str = 'image-text pairs'
+    normalize: str = setting('clip', kw_only=True, **NORMALIZE)

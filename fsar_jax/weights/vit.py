@@ -251,7 +251,7 @@ def check_size(arrays: Mapping[str, Any], source: Source, network: ViT) -> None:
     fitting = [
         name
         for name, module in BACKBONES.items()
-        if getattr(module, 'func', module) is ViT and size_of(module()) == found  # type: ignore[arg-type]
+        if isinstance(other := module(), ViT) and size_of(other) == found
     ]
     raise ValueError(
         f'the file holds another ViT, of {found}; the backbone has {size_of(network)}'

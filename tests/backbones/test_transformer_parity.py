@@ -14,7 +14,7 @@ from fsar_jax.backbones.mvit import MViT
 from fsar_jax.backbones.vit import ViT
 from fsar_jax.weights import load_network
 
-TINY = functools.partial(ViT, patch=4, width=24, depth=2, heads=2, grid=3)
+TINY = functools.partial(ViT, patch=4, width=24, depth=2, heads=2, grid=3, normalize='unit')
 DINOV2 = functools.partial(TINY, layer_scale=True, position_resize='offset')
 WITH_REGISTERS = functools.partial(DINOV2, registers=4, position_resize='antialias')
 CLIP = functools.partial(TINY, clip=True)
@@ -66,7 +66,7 @@ def test_vit_equals_the_published_one_at_every_size(
 @pytest.mark.parametrize('version', [1, 2])
 def test_mvit_equals_torchvisions(published, assert_close_to_published, tmp_path, version):
     f = published(f'mvit_v{version}_a')
-    module = MViT(version=version, blocks=(1, 2, 1), width=8, frames=8, size=32)
+    module = MViT(version=version, blocks=(1, 2, 1), width=8, frames=8, size=32, normalize='unit')
     variables = load_network(saved(tmp_path, f.weights), module)
     clips = [x.transpose(0, 2, 3, 4, 1).astype(np.float32) for x in f.inputs.values()]
     maps = jax.jit(lambda v, xs: [module.apply(v, x) for x in xs])(variables, clips)

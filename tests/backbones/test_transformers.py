@@ -37,7 +37,7 @@ PUBLISHED = {
     'mvit_v1_b': (36_610_672 - 307_600, (8, 7, 7, 768)),
     'mvit_v2_s': (34_537_744 - 307_600, (8, 7, 7, 768)),
 }
-TINY = functools.partial(ViT, patch=4, width=16, depth=2, heads=2, grid=3)
+TINY = functools.partial(ViT, patch=4, width=16, depth=2, heads=2, grid=3, normalize='unit')
 TINY_MVIT = functools.partial(MViT, blocks=(1, 1), width=8, frames=4, size=16)
 
 

@@ -94,8 +94,11 @@ def test_every_network_says_what_its_authors_start_it_from():
         'vit_b16': 'ImageNet or ImageNet-21k',
         'vit_l16': 'ImageNet or ImageNet-21k',
         **{f'vit_{size}14{reg}': 'LVD-142M' for size in 'sbl' for reg in ('', '_reg')},
-        **{f'clip_{size}': 'image-text pairs (OpenAI)' for size in ('b32', 'b16', 'l14')},
-        **{f'openclip_{x}': 'image-text pairs (LAION-2B, DataComp)' for x in ('b32', 'b16', 'l14')},
+        **{
+            f'{kind}_{size}': 'image-text pairs'
+            for kind in ('clip', 'openclip')
+            for size in ('b32', 'b16', 'l14')
+        },
         'mvit_v1_b': 'Kinetics-400',
         'mvit_v2_s': 'Kinetics-400',
     }

@@ -14,7 +14,7 @@ from fsar_jax.backbones.resnet_small import ResNetSmall
 from fsar_jax.backbones.vit import ViT
 from fsar_jax.weights.published import network_from
 
-TINY = functools.partial(ViT, patch=4, width=24, depth=2, heads=2, grid=3)
+TINY = functools.partial(ViT, patch=4, width=24, depth=2, heads=2, grid=3, normalize='unit')
 WITH_REGISTERS = functools.partial(TINY, layer_scale=True, registers=4)
 
 
