@@ -81,6 +81,9 @@ def serve(args: argparse.Namespace) -> None:
         raise ValueError(
             f"the page needs {error.name}, which is not installed: pip install 'fsar_jax[app]'"
         ) from None
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)
     from fsar_jax.browser.app import Limits, web_app
     from fsar_jax.recognition.recognizer import Recognizer
 

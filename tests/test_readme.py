@@ -10,12 +10,17 @@ import pytest
 from tiny_run import CPU, REPOSITORY, TINY, error_of, get_config, shared_programs
 
 from fsar_jax import __main__ as installed
-from fsar_jax import build
+from fsar_jax import build, serve
 from fsar_jax.plan import resolved_plan
 
 RUN_IN_ORDER = 'Two commands'
 # What a checkout's own tests cannot run: they would install, or test, inside a test.
-NOT_RUN = ['./run.sh test', 'source .venv/bin/activate', 'pip install .']
+NOT_RUN = [
+    './run.sh test',
+    'source .venv/bin/activate',
+    'pip install .',
+    'pip install .[app,pretrained]',
+]
 
 
 def commands() -> list[tuple[str, list[str]]]:
@@ -110,11 +115,13 @@ def test_the_other_commands_are_understood(capsys, monkeypatch):
             module = f'fsar_jax.{words[1]}' if words[0] == 'fsar-jax' else words[2]
             assert words[:2] == ['python', '-m'] or words[0] == 'fsar-jax', words
             assert module in modules, words
+            if module == 'fsar_jax.serve':
+                serve.parse(words[3:])
             if module == 'fsar_jax.build':
                 rest = words[2:] if words[0] == 'fsar-jax' else words[3:]
                 build.make_config(build.parse([*rest, '--dir=/nowhere']))
         understood.add(section)
-    assert understood == {RUN_IN_ORDER, 'Your own clips', 'The public benchmarks'}
+    assert understood == {RUN_IN_ORDER, 'Your own clips', 'In the browser', 'The public benchmarks'}
 
 
 def test_the_printed_lines_are_those_of_the_plan():

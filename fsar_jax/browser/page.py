@@ -28,6 +28,7 @@ button.plain { border: 0; background: none; padding: 0 .2rem; color: var(--soft)
 form { display: flex; gap: .5rem; margin: 0 0 1rem; flex-wrap: wrap; }
 progress { width: 100%; }
 #messages p { margin: .3rem 0; }
+#expected { margin-bottom: 0; }
 """
 
 BODY = """
@@ -136,7 +137,7 @@ function card({name, count, examples}) {
   if (count > examples.length) pictures.append(`and ${count - examples.length} more`);
   const input = element('input', {type: 'file', multiple: true, accept: 'video/*,.mkv,.avi,.gif'});
   input.setAttribute('aria-label', `clips of ${name}`);
-  const drop = element('label', {className: 'drop'}, 'Drop clips, or choose', input);
+  const drop = element('label', {className: 'drop'}, 'Add clips', input);
   const made = element('div', {className: 'class'},
     element('b', {textContent: name}), pictures,
     element('footer', {}, drop,

@@ -1,12 +1,14 @@
 """Debian's Chromium without a window, driven by Selenium; and the picture of the page in README.md:
 
-    python tests/browser/chromium.py docs/images/serve.png
+    PYTHONPATH=. python tests/browser/chromium.py runs/strm docs/images/serve.png
 
-The picture shows clips that this project renders. It needs Chromium (apt-get install chromium
-chromium-driver) and pip install '.[test]'.
+The picture shows clips that this project renders, of classes that the run of ./run.sh has not seen
+in training. It needs Chromium (apt-get install chromium chromium-driver).
 """
 
+import base64
 import contextlib
+import io
 import pathlib
 import re
 import shutil
@@ -15,11 +17,7 @@ import sys
 import tempfile
 
 PROGRAMS = ('chromium', 'chromedriver')
-CLASSES = (
-    'moving something from left to right',
-    'moving two things towards each other',
-    'covering something with something',
-)
+CLASSES = ('dropping something', 'lifting something', 'moving something left then up')
 
 
 def missing() -> str:
@@ -62,8 +60,8 @@ def wait_for(browser, selector, seconds=60):
     return WebDriverWait(browser, seconds).until(found)[0]
 
 
-def write_picture(out):
-    """Serves rendered clips, asks for one of them, and writes what the page shows."""
+def write_picture(workdir, out):
+    """Serves rendered clips, asks for another one, and writes what the page shows."""
     from PIL import Image
 
     from fsar_jax.ingest.video_files import write_video
@@ -71,29 +69,35 @@ def write_picture(out):
 
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        settings = ClipSettings(size=160)
+        settings = ClipSettings(size=128)
         for number, class_name in enumerate(CLASSES):
             (folder / 'clips' / class_name).mkdir(parents=True)
             for i in range(4):
                 frames = render_clip(class_name, (number, i), settings).frames
                 write_video(folder / 'clips' / class_name / f'{i + 1}.mp4', frames)
         query = folder / 'new clip.mp4'
-        write_video(query, render_clip(CLASSES[2], (9, 0), settings).frames)
-        command = ['-m', 'fsar_jax.serve', f'--examples={folder / "clips"}', '--port=0']
+        write_video(query, render_clip(CLASSES[2], (9, 1), settings).frames)
+        flags = [f'--workdir={workdir}', f'--examples={folder / "clips"}', '--port=0']
+        command = ['-m', 'fsar_jax.serve', *flags]
         server = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
         try:
             address = re.match(r'open (\S+) ', server.stdout.readline())[1]
-            with chromium(folder / 'profile', 900, 1180) as browser:
+            with chromium(folder / 'profile', 900) as browser:
                 browser.get(address)
                 wait_for(browser, '.class img')
                 browser.find_element('css selector', '#query-file').send_keys(str(query))
                 wait_for(browser, '.answered')
-                browser.save_screenshot(str(folder / 'page.png'))
+                height = browser.execute_script('return document.documentElement.scrollHeight')
+                clip = {'x': 0, 'y': 0, 'width': 900, 'height': height, 'scale': 1}
+                taken = browser.execute_cdp_cmd(
+                    'Page.captureScreenshot', {'captureBeyondViewport': True, 'clip': clip}
+                )
         finally:
             server.terminate()
             server.wait()
-        Image.open(folder / 'page.png').quantize(128).save(out, optimize=True)
+        page = Image.open(io.BytesIO(base64.b64decode(taken['data'])))
+        page.quantize(256).save(out, optimize=True)
 
 
 if __name__ == '__main__':
-    write_picture(sys.argv[1])
+    write_picture(*sys.argv[1:])
