@@ -327,7 +327,9 @@ def _coordination(seen, subject):
             seen.shown['offsets'][seen.position, seen.label], sign
         )
         boxes = of_query, of_support
-    clips = (_pictures(seen.of_query('clip')), _pictures(seen.shown['support_clip'][seen.label, 0]))
+    clips = _pictures(seen.of_query('clip')), _pictures(seen.shown['support_clip'][seen.label, 0])
+    # A 3D backbone leaves fewer time steps than there are frames.
+    steps = episode_figures.middle_frames(seen.shown['query_maps'].shape[1], len(clips[0]))
     return Picture(
         'coordination',
         'Window and box',
@@ -337,7 +339,7 @@ def _coordination(seen, subject):
         '25.',
         episode_figures.coordination(
             {
-                name: {'frames': frames, 'window': window, 'boxes': box}
+                name: {'frames': frames[steps], 'window': window, 'boxes': box}
                 for name, frames, window, box in zip(('query', 'support'), clips, windows, boxes)
             }
         ),
