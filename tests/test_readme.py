@@ -23,6 +23,7 @@ NOT_RUN = [
     'pip install .',
     'pip install .[app,pretrained]',
     'pip install .[pretrained]',
+    'pip install -e .[report]',
 ]
 
 
@@ -132,6 +133,7 @@ def test_the_other_commands_are_understood(capsys, monkeypatch):
         'Recognise your own clips',
         'In the browser',
         'Your own clips',
+        'Pictures of a run',
         'The public benchmarks',
     }
 
