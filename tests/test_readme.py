@@ -28,8 +28,8 @@ NOT_RUN = [
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """(section, words) of every indented line of README.md outside of fences, continued ones joined,
-    without comments."""
+    """(section, words) of every indented line of README.md outside of fences, continued ones
+    joined, without comments."""
     found = []
     for part in (REPOSITORY / 'README.md').read_text().split('\n## ')[1:]:
         section, _, text = part.partition('\n')

@@ -101,7 +101,7 @@ def tuple_matches(
                     gid=f'match {place}',
                 )
             shown = ', '.join(
-                f'{rank} {f"clip {clip + 1} " if shots > 1 else ""}{_numbers(frames)} {weight:.2f}'
+                f'{rank} {f"clip {clip + 1} " if shots > 1 else ""}{_numbers(frames)} {weight:.1%}'
                 for rank, (clip, frames, weight) in zip(RANKS, match.best)
             )
             axis.text(
@@ -166,7 +166,7 @@ def alignment_matrices(panels: Mapping[str, Mapping]) -> Figure:
     rows, columns = first.shape
     scale = INCH * 0.62
     figure = Figure(
-        figsize=(scale * (columns + 2.2) * len(panels), scale * (rows + 2.9)), layout='constrained'
+        figsize=(scale * (columns + 3.3) * len(panels), scale * (rows + 2.9)), layout='constrained'
     )
     for axis, (title, panel) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items()

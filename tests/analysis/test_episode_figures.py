@@ -80,7 +80,7 @@ def test_a_line_joins_a_tuple_to_its_best_match(shots):
         # the frame of the query, and the frame of the support clip, told by their pixels
         expected = [[10 * q, 100 + best + 10 * s] for q, s in zip(match.query, tuples[at])]
         assert joined == expected
-    weights = [f'{match.best[0][2]:.2f}' for match in matches]
+    weights = [f'{match.best[0][2]:.1%}' for match in matches]
     assert all(w in text.get_text() for w, text in zip(weights, axis.texts))
 
 
