@@ -14,6 +14,7 @@ COMMANDS = {
     'build': ('build', [], 'build a dataset from video files'),
     'verify': ('verify', [], 'check that a built dataset is whole and complete'),
     'contact_sheet': ('contact_sheet', [], 'draw one clip of each class of a dataset'),
+    'extract': ('extract', [], 'run a backbone once over a dataset, to train on its features'),
     'train': ('train', [], 'train a method, then evaluate it on test once'),
     'evaluate': ('train', ['--mode=evaluate'], 'evaluate a trained run, or published weights'),
     'recognize': ('recognize', [], 'say which of your classes clips show'),

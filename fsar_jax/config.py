@@ -24,8 +24,8 @@ from fsar_jax.fields import Path, Setting, check_section, has_field, setting, se
 from fsar_jax.files import local_path
 from fsar_jax.recipe import PRESETS as PRESETS  # what files like those in configs/ import
 from fsar_jax.recipe import published_recipe as published_recipe
-from fsar_jax.stage import Shared
-from fsar_jax.stages import build_stages
+from fsar_jax.stage import Shared, Stage
+from fsar_jax.stages import build_stages, choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +80,18 @@ class Data:
         'data',
         affects='cost',
         help='folder that contains the built datasets; only their content affects results',
+    )
+    features: Path | None = setting(
+        None,
+        affects='cost',
+        help="folder of python -m fsar_jax.extract, for the backbone 'features'; it decides "
+        'image_size, resize, crop and flip, and only its content affects results',
+    )
+    feature_shape: tuple[int, ...] = setting(
+        (),
+        at_least=1,
+        affects='model',
+        help='shape h, w, C of what data.features holds of a frame; (): found there',
     )
     resize: int = setting(
         64,
@@ -408,9 +420,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
       ValueError: one line that names the key, what is wrong with its value and what it may be.
     """
     check_values(config)
-    for stage in filter(None, build_stages(config.model).values()):
+    stages = build_stages(config.model)
+    for stage in filter(None, stages.values()):
         stage.check(config.episode.frames)
-    check_shapes(config)
+    check_shapes(config, stages['backbone'])
     check_training(config.train)
 
 
@@ -429,8 +442,19 @@ def check_values(config: ml_collections.ConfigDict, inside: str = '') -> None:
             check_section(known, part.settings(), section)
 
 
-def check_shapes(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError if the sizes of frames and crop do not fit each other."""
+def check_shapes(config: ml_collections.ConfigDict, backbone: Stage) -> None:
+    """Raises ValueError if frames, image sizes and backbone do not fit each other."""
+    features, name = config.data.features, choice(config.model, 'backbone')
+    if backbone.takes_maps and not features:
+        raise ValueError(
+            f'{name} reads features: set --config.data.features to a '
+            'folder that python -m fsar_jax.extract has written, or choose a backbone for frames'
+        )
+    if features and not backbone.takes_maps:
+        raise ValueError(
+            f'config.data.features is set, and {name} reads frames: '
+            f'set {backbones.ON_FEATURES}, or leave data.features out'
+        )
     if config.episode.image_size > config.data.resize:
         raise ValueError(
             f'config.episode.image_size={config.episode.image_size} cannot be cropped from a short '

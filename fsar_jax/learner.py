@@ -52,6 +52,8 @@ class FewShotLearner(nn.Module):
       joint_batch: embed support and query in one pass, so that batch norm sees them together;
         False embeds them separately, as published.
       frozen: no training step changes the running statistics of batch norm.
+      backbone_trained: False stops the gradient at the backbone, which then also uses its running
+        statistics in training.
     """
 
     sampler: Stage
@@ -60,6 +62,7 @@ class FewShotLearner(nn.Module):
     patches: int
     joint_batch: bool
     frozen: bool
+    backbone_trained: bool
     temporal_transform: Stage | None = None
     patch_enrichment: Stage | None = None
     frame_enrichment: Stage | None = None
@@ -223,6 +226,16 @@ class FewShotLearner(nn.Module):
         )
         return {name: stage for name in names if (stage := getattr(self, name)) is not None}
 
+    @property
+    def stages_on_maps(self) -> list[str]:
+        """The stages that look at places in a frame, so that features which are pooled over the
+        frame will not do."""
+        return [
+            name
+            for name, stage in self.stages.items()
+            if stage.needs_maps or name == 'patch_enrichment'
+        ]
+
     def losses(
         self, outputs: Mapping[str, jax.Array], labels: jax.Array, classes: jax.Array | None = None
     ) -> dict[str, Loss]:
@@ -274,23 +287,27 @@ class FewShotLearner(nn.Module):
 
     def batch_norm_passes(self, stages: Iterable[str], queries: int) -> dict[str, int]:
         """How often one training episode updates the running statistics of each of `stages`; {}
-        where they are frozen. The matcher says it for itself. For the others it is twice, for
-        support and for query, or once with `joint_batch`."""
+        where they are frozen, and no entry for a backbone that is not trained. The matcher says it
+        for itself. For the others it is twice, for support and for query, or once with
+        `joint_batch`."""
         if self.frozen:
             return {}
         per_video = 1 if self.joint_batch else 2
         return {
             stage: self.matcher.batch_norm_passes(queries) if stage == 'matcher' else per_video
             for stage in stages
+            if stage != 'backbone' or self.backbone_trained
         }
 
     def feature_maps(self, videos: jax.Array, train: bool = False) -> jax.Array:
         """The backbone: videos [B, L, H, W, 3] → maps [B, L, h, w, C]."""
-        videos = frames_as_floats(videos)
+        videos, train = frames_as_floats(videos), train and self.backbone_trained
         if self.backbone.takes_clips:
-            return self.backbone(videos, train)
-        maps = self.backbone(videos.reshape(-1, *videos.shape[2:]), train)
-        return maps.reshape(*videos.shape[:2], *maps.shape[1:])
+            maps = self.backbone(videos, train)
+        else:
+            maps = self.backbone(videos.reshape(-1, *videos.shape[2:]), train)
+            maps = maps.reshape(*videos.shape[:2], *maps.shape[1:])
+        return maps if self.backbone_trained else jax.lax.stop_gradient(maps)
 
     def enrich(self, maps: jax.Array, train: bool = False) -> VideoFeatures:
         """Enriches maps [B, L, h, w, C]: warps them in time, then computes frame features after

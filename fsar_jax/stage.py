@@ -77,6 +77,12 @@ class Stage(nn.Module):
     published_start = ''  # pretrained weights that the authors start from; '' for random weights
     batch_norm_momentum = 0.9  # of its running statistics (fsar_jax/backbones/batch_norm.py)
 
+    @property
+    def needs_maps(self) -> bool:
+        """Whether it looks at places in a frame, so that features which are pooled over the frame
+        will not do."""
+        return False
+
     def check(self, frames: int | None = None) -> None:
         """Raises a one-line ValueError if settings of this stage do not fit each other, or do not
         fit clips of L = `frames` frames. None skips the check of the clips."""

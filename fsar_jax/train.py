@@ -20,6 +20,7 @@ import pathlib
 import re
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from fsar_jax.stopping import RUN_STOPPED, on_signals
@@ -120,19 +121,11 @@ def start_distributed(spec: str) -> None:
 
 
 def define_flags(argv: list[str]) -> flags.FlagValues:
-    """The flags of this command, not parsed yet, with those of absl's logging.
+    """The flags of this command, not parsed yet.
 
     argv: where the config flag looks for the settings that are overridden.
     """
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        'config',
-        None,
-        'A method or its file, with or without a preset: strm, strm:ssv2, configs/strm.py:ssv2.',
-        flag_values=values,
-        lock_config=True,
-        sys_argv=argv,
-    )
+    values = config_flag(argv)
     flags.DEFINE_string(
         'workdir',
         None,
@@ -162,17 +155,36 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_boolean(
         'help', False, 'Print this text; with --config, every setting too.', flag_values=values
     )
+    return values
+
+
+def config_flag(argv: list[str]) -> flags.FlagValues:
+    """Flags with --config and its settings and those of absl's logging, not parsed yet; argv as of
+    `define_flags`."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        'config',
+        None,
+        'A method or its file, with or without a preset: strm, strm:ssv2, configs/strm.py:ssv2.',
+        flag_values=values,
+        lock_config=True,
+        sys_argv=argv,
+    )
     for flag in flags.FLAGS.flags_by_module_dict()['absl.logging']:
         values[flag.name] = flag
     return values
 
 
-def parse(argv: list[str]) -> flags.FlagValues:
-    """Parses the flags of the command line. A wrong flag or config file ends the process with one
-    line that names the flag."""
+def parse(
+    argv: list[str], define: Callable[[list[str]], flags.FlagValues] = define_flags
+) -> flags.FlagValues:
+    """Parses the flags of a command line. A wrong flag or config file ends the process with one
+    line that names the flag.
+
+    define: gives the flags of the command, for its words."""
     try:
         argv = with_config_path(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
-        values = define_flags(argv)
+        values = define(argv)
         rest = values(argv)
     except (AttributeError, KeyError) as error:
         if 'get_config' in str(error):

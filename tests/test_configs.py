@@ -628,6 +628,7 @@ def test_a_home_is_expanded_in_every_path_and_an_address_refused(monkeypatch):
         'model.sampler.scan_weights',
         'model.backbone.weights',
         'data.dir',
+        'data.features',
         'eval.episodes_file',
     ]
     assert configuration.resolve_paths(config).to_json() == config.to_json()
@@ -665,7 +666,10 @@ def test_values_that_do_not_fit_together():
         'be greater than 0'
     )
     assert message_of({'model.backbone.name': 'features'}).startswith(
-        "config.model.backbone.name='features' is for the library"
+        "config.model.backbone.name='features' reads features: set --config.data.features to"
+    )
+    assert message_of({'data.features': 'a/folder'}).startswith(
+        "config.data.features is set, and config.model.backbone.name='resnet_small' reads frames"
     )
     assert message_of({'episode.image_size': 80}).startswith(
         'config.episode.image_size=80 cannot be cropped from a short side of config.data.resize=64'

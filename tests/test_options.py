@@ -69,6 +69,7 @@ MODEL = {
     'model.backbone.normalize': ('protonet', {}),
     'model.backbone.remat': ('protonet', {}),
     'model.backbone.drop_connect': ('protonet', LITE, 0.2),
+    'model.backbone.trained': ('protonet', {}),
     'model.enrichment.patch': ('trm', MAPS),
     'model.enrichment.frame': ('trm', MAPS),
     'model.enrichment.temporal_transform': ('protonet', MAPS),

@@ -20,6 +20,7 @@ from fsar_jax import settings
 from fsar_jax.config import SECTIONS, SETTINGS, default_config, validate, with_newer_settings
 from fsar_jax.fields import Path, build, check_section, setting, settings_of, union
 from fsar_jax.learner import create_learner
+from fsar_jax.plan import same
 from fsar_jax.stages import chosen
 from fsar_jax.training import run_settings
 
@@ -389,7 +390,7 @@ def test_a_run_from_before_is_read_with_the_same_values(tmp_path, monkeypatch):
     assert {key: now[key] for key in before} == before
     newer = now.keys() - before.keys()
     assert 'model.matcher.inter_variant' in newer
-    assert all(now[key] == SETTINGS[key].default for key in newer)
+    assert all(same(now[key], SETTINGS[key].default) for key in newer)
     validate(read)
     # One variant was that of the sampler and of L_inter.
     saved['model']['sampler']['variant'] = 'code'

@@ -23,27 +23,20 @@ from fsar_jax.backbones.resnet import BasicBlock, BottleneckBlock, ResNet
 from fsar_jax.backbones.resnet3d import ResNet3D
 from fsar_jax.backbones.resnet_small import ResNetSmall
 from fsar_jax.backbones.vit import ClipTower, DINOv2, ViT
-from fsar_jax.fields import Path, build, check_section, setting, union
+from fsar_jax.fields import Path, build, check_section, setting, settings_of, union
 from fsar_jax.stage import Stage
 
 
 class Features(Stage):
     """The identity on maps [B, h, w, C], to use or test a head on feature maps that were extracted
-    before."""
+    before. float16, the format of stored features, becomes float32."""
 
     takes_maps = True
-
-    def check(self, frames: int | None = None) -> None:
-        if frames is not None:  # a run, which reads frames
-            raise ValueError(
-                "config.model.backbone.name='features' is for the library (create_learner on "
-                'stored feature maps): main.py reads frames, choose a backbone'
-            )
 
     @nn.compact
     def __call__(self, maps: jax.Array, train: bool = False) -> jax.Array:
         del train
-        return maps
+        return maps.astype(jnp.float32) if maps.dtype == jnp.float16 else maps
 
 
 VIT_S: dict[str, Any] = dict(width=384, heads=6)
@@ -92,8 +85,8 @@ class BackboneChoice:
         'resnet_small',
         choices=tuple(BACKBONES),
         affects='model',
-        help="network that turns frames into feature maps; 'features', for use as a library, "
-        'takes maps instead',
+        help="network that turns frames into feature maps; 'features' takes those that "
+        'python -m fsar_jax.extract has stored (data.features)',
     )
     weights: Path | None = setting(
         None,
@@ -110,6 +103,27 @@ class BackboneChoice:
         help='statistics in training: of support and query separately, of both together, or the '
         "running ones ('frozen')",
     )
+    trained: bool = setting(
+        True,
+        affects='training',
+        help='False: the backbone stays as it starts (no gradient, running statistics of batch '
+        'norm); python -m fsar_jax.extract then saves its cost',
+    )
+
+
+# The flag of a run on stored features, for messages.
+ON_FEATURES = '--config.model.backbone.name=features'
+
+
+def extractor(model: ConfigDict) -> dict:
+    """What of config.model.backbone decides the features of a frame, besides the parameters:
+    {'name': 'resnet18', 'normalize': 'imagenet', …}."""
+    name, network = model.backbone.name, create(model.backbone)
+    return {'name': name} | {
+        key: getattr(network, key)  # not of the config, where it may follow the network
+        for key, known in settings_of(BACKBONES[name]).items()
+        if known.affects not in ('cost', 'training')
+    }
 
 
 def chosen(model: ConfigDict) -> dict:
@@ -120,7 +134,11 @@ def chosen(model: ConfigDict) -> dict:
 def shared(model: ConfigDict) -> dict:
     """{field: value} that the stages and the learner have from config.model.backbone."""
     rule = model.backbone.batch_norm
-    return {'frozen': rule == 'frozen', 'joint_batch': rule == 'joint'}
+    return {
+        'frozen': rule == 'frozen',
+        'joint_batch': rule == 'joint',
+        'backbone_trained': model.backbone.trained,
+    }
 
 
 def create(config: ConfigDict, dtype: DTypeLike = jnp.float32) -> Stage:

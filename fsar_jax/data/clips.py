@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -84,22 +85,65 @@ class Clips:
     ) -> bool:
         """As `read`, of a clip whose stored frames are given as JPEG bytes: all `num_frames` of
         them, or at least those that `frame_indices` takes, by their index."""
-        indices = frame_indices(num_frames, self.length, self.rule, rng)
+        indices, shape = frame_indices(num_frames, self.length, self.rule, rng), None
         for t, index in enumerate(indices):
             if t and index == indices[t - 1]:
                 out[t] = out[t - 1]
                 continue
-            frame = frame_tools.resize_short_side(self._decode(stored[index]), self.short_side)
+            frame = self._frame(stored, index, shape)
             if t == 0:
                 shape = frame.shape
                 x, y, flip = self._draw(shape[1], shape[0], rng)
-            elif frame.shape != shape:
-                raise ValueError(
-                    f'frame {index} is {frame.shape[1]}x{frame.shape[0]}, the others are '
-                    f'{shape[1]}x{shape[0]}: {self.dataset.advice}'
-                )
             out[t] = frame[y : y + self.size, x : x + self.size]
         return flip
+
+    def read_views(self, position: int, start: int, end: int, views: int) -> np.ndarray:
+        """Stored frames `start` … `end` − 1 of a video in each of its views: uint8 [views,
+        end − start, S, S, 3], nothing left to flip.
+
+        View 0 is the test view. What the others show depends only on the id of the video, on their
+        number and on config.data: with crop 'random' each has a place of its own, and with `flip`
+        those of odd numbers are mirrored.
+
+        Raises:
+          OSError, ValueError: as `read`.
+        """
+        name = self.dataset.video_ids[position]
+        stored, shape = self.dataset.read(int(position))['frames'], None
+        out = np.empty((views, end - start, self.size, self.size, 3), np.uint8)
+        try:
+            for t, index in enumerate(range(start, end)):
+                frame = self._frame(stored, index, shape)
+                if t == 0:
+                    shape = frame.shape
+                    places = [self._place(name, view, shape) for view in range(views)]
+                for view, (x, y) in enumerate(places):
+                    crop = frame[y : y + self.size, x : x + self.size]
+                    out[view, t] = crop[:, ::-1] if self.flip and view % 2 else crop
+        except ValueError as error:
+            where = f'{self.dataset.name} {self.dataset.split}'
+            raise ValueError(f"video '{printable(name)}' of {where}: {error}") from error
+        return out
+
+    def _place(self, name, view, shape):
+        """(x, y) of the crop of a view."""
+        if not view or not self.random_crop:
+            return frame_tools.centre_crop_offset(shape[1], shape[0], self.size)
+        digest = hashlib.sha256(name.encode()).digest()
+        key = np.array([int.from_bytes(digest[:8], 'little'), view], np.uint64)
+        rng = np.random.Generator(np.random.Philox(key=key))
+        limits = frame_tools.random_crop_limits(shape[1], shape[0], self.size)
+        return tuple(int(rng.integers(0, limit, endpoint=True)) for limit in limits)
+
+    def _frame(self, stored, index, shape):
+        """A frame, decoded and resized; ValueError if it has not `shape`, unless that is None."""
+        frame = frame_tools.resize_short_side(self._decode(stored[index]), self.short_side)
+        if shape is not None and frame.shape != shape:
+            raise ValueError(
+                f'frame {index} is {frame.shape[1]}x{frame.shape[0]}, the others are '
+                f'{shape[1]}x{shape[0]}: {self.dataset.advice}'
+            )
+        return frame
 
     def _decode(self, data):
         try:

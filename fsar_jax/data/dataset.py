@@ -49,6 +49,8 @@ class Videos:
         'classes': {class: videos}}; None where that is not known.
     dropped: int32, labels of the videos that `loader.usable` left out as too short.
     num_bytes: size of all records together, mostly JPEG bytes; 0 where that is not known.
+    extractor: what made the features, if the records hold features of a backbone in the place of
+        frames (fsar_jax/data/features.py); {} if they hold frames.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Videos:
     expected: dict | None = None
     dropped: np.ndarray = np.empty(0, np.int32)
     num_bytes: int = 0
+    extractor: dict = {}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -111,6 +114,7 @@ class _Subset(Videos):
         self.name, self.split, self.class_names = videos.name, videos.split, videos.class_names
         self.settings, self.made_with = videos.settings, videos.made_with
         self.expected, self.num_bytes = videos.expected, videos.num_bytes
+        self.extractor = videos.extractor
         self.labels = np.asarray(videos.labels, np.int32)[positions]
         self.num_frames = np.asarray(videos.num_frames, np.int32)[positions]
         self.video_ids = [videos.video_ids[position] for position in positions]

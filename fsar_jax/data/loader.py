@@ -7,7 +7,8 @@ ahead; at paper size (16 episodes of 45 videos at 224 px) a batch is 0.9 GB. Wor
 their episodes on in shared memory (shared_memory.py), which must be a little more than twice as
 large.
 
-Everything is uint8. The view of a training clip (frame jitter, then crop x, crop y, then flip, each
+Frames are uint8. A dataset of extracted features (features.py) gives features [L, h, w, C] in their
+place. The view of a training clip (frame jitter, then crop x, crop y, then flip, each
 only where the config has it; support before query) comes from the VIEWS stream of its episode and
 is shared by the frames of the clip. L is the argument `frames`: that of the config, or as many as
 a sampler chooses from (fsar_jax.stages.frames_read).
@@ -34,6 +35,7 @@ from fsar_jax.data import episodes as episode_lists
 from fsar_jax.data import shared_memory
 from fsar_jax.data.clips import Clips
 from fsar_jax.data.dataset import Videos
+from fsar_jax.data.features import FeatureClips
 from fsar_jax.machine import usable_cores
 from fsar_jax.messages import printable
 
@@ -153,6 +155,12 @@ def episode_batches(
     return _batches(TestEpisodes(dataset, config, episodes, frames), config, batch_size)
 
 
+def reader(dataset: Videos, config: ConfigDict, frames: int | None = None) -> Clips | FeatureClips:
+    """What reads the clips of a dataset: their frames, or their features in the same places.
+    `frames` as of `training_batches`."""
+    return (FeatureClips if dataset.extractor else Clips)(dataset, config, frames)
+
+
 # Grain indexes these three, in threads or, pickled, in worker processes. `clips_each` is the number
 # of clips in an element.
 
@@ -170,7 +178,7 @@ class TrainingEpisodes:
         frames: int | None = None,
     ) -> None:
         episode, train = config.episode, config.train
-        self.clips = Clips(dataset, config, frames)
+        self.clips = reader(dataset, config, frames)
         self.by_class = episode_lists.clips_by_class(dataset)
         self.classes = np.unique(dataset.labels)
         self.shape, self.seed = (episode.way, episode.shot, episode.query), config.seed
@@ -226,7 +234,7 @@ class TestVideos:
         positions: Sequence[int] | np.ndarray,
         frames: int | None = None,
     ) -> None:
-        self.clips, self.positions = Clips(dataset, config, frames), positions
+        self.clips, self.positions = reader(dataset, config, frames), positions
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -252,7 +260,7 @@ class TestEpisodes:
         episodes: episode_lists.Episodes,
         frames: int | None = None,
     ) -> None:
-        self.clips, self.episodes = Clips(dataset, config, frames), episodes
+        self.clips, self.episodes = reader(dataset, config, frames), episodes
         self.clips_each = sum(
             part[0].size if len(part) else 0 for part in (episodes.support, episodes.query)
         )

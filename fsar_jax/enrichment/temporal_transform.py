@@ -32,6 +32,8 @@ class TemporalTransform(Stage):
     Input maps [B, L, h, w, C]; output (maps [B, L, h, w, C], window float32 [B, 2] = (a, b)).
     """
 
+    needs_maps = True
+
     dropout: float = setting(
         0.1, at_least=0, below=1, affects='model', help='dropout rate in training'
     )

@@ -208,6 +208,7 @@ def summarise(
           (fsar_jax.data.dataset.videos_present; missing videos are why published numbers drift),
           the hash of all that it holds (content_hash), and how its records were made (short side,
           stored frames, JPEG quality, …).
+        extractor: of a run on features alone: what made them, see fsar_jax/data/features.py.
         versions: of python, jax, …; 'made_with' are those that made the pixels of the dataset.
         seconds: the only values that differ from run to run.
     """
@@ -240,6 +241,7 @@ def summarise(
         'params_hash': params_hash(model.variables['params']),
         'content': content_hash(dataset),
         'records': dataset.settings,
+        **({'extractor': dataset.extractor} if dataset.extractor else {}),
         'config': json.loads(config.to_json()),
         'versions': results.versions() | {'made_with': dict(dataset.made_with)},
         'correct': correct.tolist(),

@@ -122,6 +122,10 @@ class ActionCoordination(Matcher):
         help='as model.variant, for L_inter alone (row V18 of paper_vs_code.md)',
     )
 
+    @property
+    def needs_maps(self) -> bool:
+        return self.spatial != 'none'
+
     def check(self, frames: int | None = None) -> None:
         if self.order == 'spatial_first' and self.spatial == 'enumerate':
             raise ValueError(

@@ -66,6 +66,8 @@ class AttentionFusion(Matcher):
       variant, frozen, dtype: as in other matchers. Relations, softmax and scores are float32.
     """
 
+    needs_maps = True
+
     alpha: float = setting(
         1.0,
         at_least=0,

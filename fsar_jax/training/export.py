@@ -20,7 +20,7 @@ from safetensors.numpy import save
 
 from fsar_jax.checksums import sha256_of
 from fsar_jax.config import default_config, flatten, with_newer_settings
-from fsar_jax.data.dataset import content_hash, open_dataset
+from fsar_jax.data.dataset import content_hash
 from fsar_jax.data.loader import usable
 from fsar_jax.evaluation.results import versions
 from fsar_jax.files import write_whole
@@ -28,6 +28,7 @@ from fsar_jax.learner import create_learner
 from fsar_jax.messages import listed, one_line, printable
 from fsar_jax.named_arrays import by_name, params_hash
 from fsar_jax.stages import build_stages, frames_read
+from fsar_jax.training.inputs import open_videos
 from fsar_jax.training.run_settings import must_agree, run_config
 from fsar_jax.training.selected import best_of_run
 from fsar_jax.training.state import create_train_state
@@ -158,7 +159,7 @@ def training_classes(config: ml_collections.ConfigDict, trained_on: dict) -> lis
     """Names of the training classes, in the order of a classifier's outputs; None where the dataset
     that the run was trained on is not there any more."""
     with contextlib.suppress(OSError, ValueError):
-        dataset = usable(open_dataset(config.data.dataset, config.data.dir, 'train'), config)
+        dataset = usable(open_videos(config, 'train'), config)
         if content_hash(dataset) == trained_on.get('train', {}).get('content'):
             return [dataset.class_names[label] for label in np.unique(dataset.labels)]
     return None

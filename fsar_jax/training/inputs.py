@@ -6,7 +6,10 @@ import numpy as np
 
 from fsar_jax.data import episodes, loader
 from fsar_jax.data.dataset import Videos, open_dataset, videos_present
+from fsar_jax.data.features import open_features, open_header
+from fsar_jax.learner import create_learner
 from fsar_jax.matchers.classifier import count_classes
+from fsar_jax.messages import listed, printable
 from fsar_jax.stages import frames_read
 
 
@@ -20,9 +23,54 @@ def open_split(config: ml_collections.ConfigDict, split: str, query: int) -> Vid
       FileNotFoundError, ValueError: one line. The dataset is not built, or the split does not hold
         the way, shot and queries of an episode.
     """
-    dataset = loader.usable(open_dataset(config.data.dataset, config.data.dir, split), config)
+    dataset = loader.usable(open_videos(config, split), config)
     episodes.check_dataset(dataset, config.episode.way, config.episode.shot, query)
     return dataset
+
+
+def open_videos(config: ml_collections.ConfigDict, split: str) -> Videos:
+    """A split of config.data.dataset: its frames, or its features in config.data.features.
+
+    Raises:
+      FileNotFoundError, OSError, ValueError: as `open_dataset` and `open_features`.
+    """
+    data = config.data
+    if data.features:
+        return open_features(data.dataset, data.features, split)
+    return open_dataset(data.dataset, data.dir, split)
+
+
+def with_features(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config with what the features in config.data.features decide: their shape, and the size,
+    crop and flip of the frames that they are of. The config itself for a run on frames.
+
+    Raises:
+      FileNotFoundError, OSError, ValueError: one line. There are no features there, or the model
+        cannot work on them.
+    """
+    if not config.data.features:
+        return config
+    header, on_maps = open_header(config.data.features), create_learner(config.model).stages_on_maps
+    shape, frames = header.shape, header.extractor['frames']
+    shown = f'config.data.features={printable(config.data.features, 1000)}'
+    if header.extractor['features']['kind'] == 'pooled' and on_maps:
+        stages = listed(name.replace('_', ' ') for name in on_maps)
+        raise ValueError(
+            f'{shown} holds features that are pooled over each frame, and the {stages} of this '
+            'method needs maps: extract them with --maps into another folder'
+        )
+    if tuple(config.data.feature_shape) not in ((), shape):
+        raise ValueError(
+            f'{shown} holds features of shape {shape}, and config.data.feature_shape='
+            f'{tuple(config.data.feature_shape)}: leave the latter out'
+        )
+    config = config.copy_and_resolve_references()
+    config.data.feature_shape = shape
+    config.episode.image_size, config.data.resize = frames['image_size'], frames['resize']
+    several = frames['views'] > 1
+    config.data.crop = frames['crop'] if several else 'centre'
+    config.data.flip = frames['flip'] and several
+    return config
 
 
 def with_training_classes(
@@ -70,10 +118,22 @@ def runtime_summary(
     lines = {'devices': _devices(config, mesh)}
     for dataset in datasets:
         lines[f'data {dataset.split}'] = _clips(config, dataset)
+    if datasets[0].extractor:
+        lines['features'] = _features(datasets[0].extractor)
     lines['S, R  as stored'] = ', '.join(
         f'{key} {value}' for key, value in sorted(datasets[0].settings.items())
     )
     return lines
+
+
+def _features(extractor) -> str:
+    """'pooled [1, 1, 2048] of resnet50 in float16, 1 view, parameters 1a2b3c4d'."""
+    features, views = extractor['features'], extractor['frames']['views']
+    name = printable(extractor['backbone']['name'])
+    return (
+        f'{features["kind"]} {list(features["shape"])} of {name} in {features["dtype"]}, {views} '
+        f'view{"s" * (views > 1)}, parameters {extractor["params_hash"][:8]}'
+    )
 
 
 def _devices(config, mesh) -> str:

@@ -83,10 +83,11 @@ def create_optimizer(train: ConfigDict) -> optax.GradientTransformation:
 
 
 def example_episode(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
-    """Support and query of the run's shapes, for initialisation: uint8 zeros [way, shot, L, S, S,
-    3] and [way, L, S, S, 3]."""
-    e = config.episode
-    frames = np.zeros((frames_read(config), e.image_size, e.image_size, 3), np.uint8)
+    """Support and query of the run's shapes, for initialisation: zeros [way, shot, L, …] and [way,
+    L, …], of uint8 frames [S, S, 3] or of features [h, w, C]."""
+    e, features = config.episode, tuple(config.get('data', {}).get('feature_shape', ()))
+    shape, dtype = (features, np.float32) if features else ((e.image_size,) * 2 + (3,), np.uint8)
+    frames = np.zeros((frames_read(config), *shape), dtype)
     return np.broadcast_to(frames, (e.way, e.shot, *frames.shape)), np.broadcast_to(
         frames, (e.way, *frames.shape)
     )
@@ -100,9 +101,9 @@ def create_train_state(config: ConfigDict, learner: FewShotLearner) -> TrainStat
     )
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=variables['params'],
+        params=variables.get('params', {}),  # prototypes on features have none
         batch_stats=variables.get('batch_stats', {}),
-        opt_state=create_optimizer(config.train).init(variables['params']),
+        opt_state=create_optimizer(config.train).init(variables.get('params', {})),
     )
 
 
@@ -122,11 +123,16 @@ def make_train_step(
     (`fold_running_statistics`).
     """
     optimizer = create_optimizer(config.train)
+    # The stages that stay as they start.
+    kept = () if learner.backbone_trained else ('backbone',)
+    mirrored = not learner.backbone.takes_maps  # stored features come as they are
     schedules = learner.schedules(config.train.num_steps)
 
     def run_episode(params, batch_stats, schedule, episode):
-        support = flip_clips(episode['support'], episode['support_flip'])
-        query = flip_clips(episode['query'], episode['query_flip'])
+        support, query = episode['support'], episode['query']
+        if mirrored:
+            support = flip_clips(support, episode['support_flip'])
+            query = flip_clips(query, episode['query_flip'])
         key = jax.random.fold_in(jax.random.key(config.seed), episode['episode'])
         variables = {'params': params, 'batch_stats': batch_stats, 'schedule': schedule}
         prediction, updated = learner.apply(
@@ -172,6 +178,12 @@ def make_train_step(
         (gradients, batch_stats), (losses, accuracies) = run_in_sequence(accumulate, start, batch)
         gradients = jax.tree.map(lambda g: g / losses.shape[0], gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        # Weight decay would shrink what has no gradient.
+        updates = updates | {
+            stage: jax.tree.map(jnp.zeros_like, updates[stage])
+            for stage in kept
+            if stage in updates
+        }
         state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),

@@ -15,6 +15,7 @@ from fsar_jax.analysis.episode_report import measure
 from fsar_jax.config import resolve_paths, validate
 from fsar_jax.data import loader
 from fsar_jax.data.dataset import Videos
+from fsar_jax.data.features import open_header
 from fsar_jax.evaluation import results
 from fsar_jax.evaluation.evaluate import Description, TrainedModel, episodes_of, evaluate
 from fsar_jax.files import local_path
@@ -34,6 +35,7 @@ from fsar_jax.training.inputs import (
     fit_accumulation,
     open_split,
     runtime_summary,
+    with_features,
     with_training_classes,
 )
 from fsar_jax.training.orbax_files import check_directory
@@ -49,6 +51,7 @@ from fsar_jax.training.start import note_random_starts, with_pretrained_weights
 from fsar_jax.training.state import create_train_state, make_train_step
 from fsar_jax.training.workdir import (
     TRAINED_ON,
+    check_extractor,
     lock_workdir,
     make_workdir,
     note_method,
@@ -95,7 +98,7 @@ def train_and_evaluate(
     directory = workdir / 'checkpoints'
     check_directory(directory)
     mesh = episode_mesh(train.episodes_per_step)
-    config = fit_accumulation(config, mesh.size)
+    config = fit_accumulation(with_features(config), mesh.size)
 
     # ── Data: every split is opened now, so that a missing one fails before hours of training ─────
     train_set = open_split(config, 'train', config.episode.query)
@@ -111,6 +114,8 @@ def train_and_evaluate(
     learner = create_learner(config.model)
     state = replicate(mesh, create_train_state(config, learner))
     note_random_starts(config, state.params)
+    if not state.params:
+        print_once('note: the model has no parameters, so training changes nothing')
 
     # ── Resume: from the checkpoint with the highest step, or start ───────────────────────────────
     with (
@@ -212,11 +217,18 @@ def evaluate_only(
     validate(config)
     config = resolve_paths(config)
     workdir, mesh = local_path(workdir, '--workdir'), episode_mesh()
+    exported = read_about(published) if published else None
+    trained_on = exported['trained_on'] if exported else {}
     if not published:
         config = with_classes_of_run(config, run_config(workdir))
         check_settings(workdir / 'checkpoints', config, must_agree)
+        trained_on = read_note(workdir / TRAINED_ON)
 
     # ── Data ──────────────────────────────────────────────────────────────────────────────────────
+    if config.data.features:
+        extractor = open_header(config.data.features).extractor
+        check_extractor(trained_on, extractor, published or workdir)
+        config = with_features(config)
     dataset = open_split(config, config.eval.split, config.eval.query)
     changed = {} if published else departures(workdir, config, dataset)
     if jax.process_index() == 0:
@@ -231,12 +243,10 @@ def evaluate_only(
     # ── Model ─────────────────────────────────────────────────────────────────────────────────────
     learner = create_learner(config.model)
     if published:
-        exported = read_about(published)
         if exported:
             variables, how = exported_variables(published, config), exported['selected_on']
-            trained_on = exported['trained_on']
         else:
-            variables, trained_on = weights.load(published, config.model), {}
+            variables = weights.load(published, config.model)
             how = f'published weights, {pathlib.Path(published).name}'
         check_logits(learner, variables, config)
         changed = departures_of_published(config, given or {}, dataset, published)
@@ -244,7 +254,6 @@ def evaluate_only(
         selected = best_of_run(workdir, mesh)
         variables, how = selected.state.variables, selected.how
         changed |= selected.changed
-        trained_on = read_note(workdir / TRAINED_ON)
     model = TrainedModel(learner, variables, config, mesh)
     description = Description(method, how, changed)
     return evaluate_and_write(model, dataset, workdir, description, trained_on)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import jax
 
+from fsar_jax.config import flatten
 from fsar_jax.data.dataset import Videos, content_hash, videos_present
 from fsar_jax.files import read_json, write_whole
 from fsar_jax.machine import file_lock
@@ -63,11 +64,14 @@ def note_videos(workdir: pathlib.Path, start: int, datasets: list[Videos]) -> No
     """
     path = workdir / TRAINED_ON
     now = {
-        dataset.split: videos_present(dataset) | {'content': content_hash(dataset)}
+        dataset.split: videos_present(dataset)
+        | {'content': content_hash(dataset)}
+        | ({'extractor': dataset.extractor} if dataset.extractor else {})
         for dataset in datasets
     }
     resumed = start and path.exists()
     before = read_note(path) if resumed else now
+    check_extractor(before, datasets[0].extractor, workdir)
     for split in before.keys() & now.keys():
         if before[split]['hash'] != now[split]['hash']:
             raise ValueError(
@@ -76,12 +80,39 @@ def note_videos(workdir: pathlib.Path, start: int, datasets: list[Videos]) -> No
                 '--workdir, or the dataset as it was'
             )
         if before[split].get('content', now[split]['content']) != now[split]['content']:
+            what = 'features' if datasets[0].extractor else 'pixels'
             raise ValueError(
-                f'{workdir} holds a run that began with other pixels or labels of the same {split} '
+                f'{workdir} holds a run that began with other {what} or labels of the same {split} '
                 'videos: use another --workdir, or the dataset as it was'
             )
     if jax.process_index() == 0 and not resumed:
         write_whole(path, json.dumps(now))
+
+
+def check_extractor(trained_on: dict, extractor: dict, where: str | os.PathLike[str]) -> None:
+    """Checks that a model which was trained on features sees those of the same backbone again.
+
+    Args:
+      trained_on: as in trained_on.json.
+      extractor: of the features that it shall see; {} for frames.
+      where: the workdir or the file of the model, for the error.
+
+    Raises:
+      ValueError: the features are made in another way; one line that says how.
+    """
+    then = next((x['extractor'] for x in trained_on.values() if 'extractor' in x), None)
+    if then is None or then == extractor:
+        return
+    then, now = flatten(then), flatten(extractor)
+    differing = [
+        f'{key} {printable(then.get(key), 16)} there, {printable(now.get(key), 16)} here'
+        for key in sorted(then | now)
+        if then.get(key) != now.get(key)
+    ]
+    raise ValueError(
+        f'{printable(where, 1000)} holds a model of other features ({"; ".join(differing)}): set '
+        'config.data.features to a folder that the same backbone has made in the same way'
+    )
 
 
 def note_test(workdir: pathlib.Path, dataset: Videos, list_hash: str | None) -> None:

@@ -1,0 +1,528 @@
+"""Runs a backbone once over all stored frames of a dataset, and keeps its features.
+
+    python -m fsar_jax.extract --config=trm --dataset=NAME --dir=features/NAME \\
+        --config.model.backbone.name=resnet50 --config.model.backbone.weights=resnet50.pth \\
+        --config.episode.image_size=224 --config.data.resize=256
+
+Training on them costs the head only:
+
+    python main.py --config=trm --config.data.dataset=NAME \\
+        --config.model.backbone.name=features --config.data.features=features/NAME
+
+The config says which backbone, from which weights, sees frames of which size. The method of the
+config does not matter. By default the features are the mean over each frame; --maps keeps the maps,
+which some methods need. --views=4 keeps four views of each frame: the centre crop, which evaluation
+uses, and random crops and mirrored frames, as config.data.crop and config.data.flip say, for
+training. To continue an extraction that was stopped, repeat the command.
+"""
+
+import sys
+from typing import Any
+
+from fsar_jax.stopping import on_signals
+
+if __name__ == '__main__':  # what follows takes seconds to import
+    on_signals('the same command goes on with the files that are not finished')
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import json
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent import futures
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import flags, logging
+
+from fsar_jax import mesh as meshes
+from fsar_jax import train
+from fsar_jax.backbones import ON_FEATURES, extractor
+from fsar_jax.checksums import write_sums
+from fsar_jax.config import check_values, flatten, resolve_paths, validate
+from fsar_jax.data.clips import Clips
+from fsar_jax.data.dataset import (
+    EmptySplitError,
+    Videos,
+    content_hash,
+    described,
+    not_built,
+    open_dataset,
+    version_directory,
+)
+from fsar_jax.data.features import DTYPES, Header, Shard, is_whole, read_header
+from fsar_jax.data.loader import keep_freed_memory
+from fsar_jax.evaluation.results import versions
+from fsar_jax.files import local_path
+from fsar_jax.ingest.feature_files import (
+    cut_into_files,
+    remove_drafts,
+    remove_features,
+    strangers,
+    write_header,
+    write_shard,
+)
+from fsar_jax.layers import computed
+from fsar_jax.learner import FewShotLearner, create_learner
+from fsar_jax.machine import file_lock, usable_cores
+from fsar_jax.messages import listed, one_line, printable
+from fsar_jax.named_arrays import params_hash
+from fsar_jax.progress import Progress
+from fsar_jax.stage import ArrayTree
+from fsar_jax.stages import build_stages, choice
+from fsar_jax.training.start import starts_of, with_pretrained_weights
+from fsar_jax.training.state import create_train_state
+
+CHUNK_BYTES = 32 << 20  # of decoded frames that a thread hands over at once
+
+
+def define_flags(argv: list[str]) -> flags.FlagValues:
+    """The flags of this command, not parsed yet."""
+    values = train.config_flag(argv)
+    text = functools.partial(flags.DEFINE_string, flag_values=values)
+    text('dataset', None, 'Name of the built dataset; default config.data.dataset.')
+    text('dir', None, 'Folder for the features, new or of the extraction that goes on.')
+    flags.DEFINE_boolean(
+        'maps', False, 'Keep whole maps, not their mean over each frame.', flag_values=values
+    )
+    flags.DEFINE_integer(
+        'views',
+        1,
+        'Number of views of each frame: the centre crop, then random crops, every second mirrored, '
+        'as config.data.crop and config.data.flip say.',
+        lower_bound=1,
+        upper_bound=1000,
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        'dtype', 'float16', list(DTYPES), 'Number format of the files.', flag_values=values
+    )
+    flags.DEFINE_integer(
+        'videos_per_shard',
+        0,
+        'Number of clips in a file; 0: so many that it has about 4,096 frames.',
+        lower_bound=0,
+        flag_values=values,
+    )
+    flags.DEFINE_boolean('overwrite', False, 'Replace other features in --dir.', flag_values=values)
+    flags.DEFINE_boolean('help', False, 'Print this text.', flag_values=values)
+    return values
+
+
+def main(argv: list[str]) -> None:
+    """Does what the command line asks for.
+
+    Args:
+      argv: the program and its flags, as sys.argv.
+
+    Raises:
+      ValueError, OSError: one line about what is wrong with the input.
+      SystemExit: the same, for flags that cannot be parsed.
+    """
+    given = train.parse(argv, define_flags)
+    if given.help:
+        names = 'config dataset dir maps views dtype videos_per_shard overwrite help'.split()
+        print('\n'.join([__doc__, 'Flags:', *(f'  --{n:<17} {given[n].help}' for n in names)]))
+        return
+    if given.config is None or given.dir is None:
+        missing = '--config' if given.config is None else '--dir'
+        raise ValueError(
+            f'no {missing} given: python -m fsar_jax.extract --config=trm --dataset=NAME '
+            '--dir=FOLDER, with the backbone and its weights as --help shows them'
+        )
+    config = given.config
+    if given.dataset:
+        config = config.copy_and_resolve_references()
+        config.data.dataset = given.dataset
+    extract(
+        config,
+        local_path(given.dir, '--dir'),
+        maps=given.maps,
+        views=given.views,
+        dtype=given.dtype,
+        videos_per_shard=given.videos_per_shard,
+        overwrite=given.overwrite,
+    )
+
+
+def extract(
+    config: ml_collections.ConfigDict,
+    folder: pathlib.Path,
+    maps: bool = False,
+    views: int = 1,
+    dtype: str = 'float16',
+    videos_per_shard: int = 0,
+    overwrite: bool = False,
+) -> Header:
+    """Writes the features of all stored frames of all clips of config.data.dataset.
+
+    Args:
+      config: as from configs/*.py. Its backbone, config.episode.image_size, config.data and
+        config.seed, from which a backbone without weights starts, decide the features.
+      folder: where they go; it may hold a part of them already.
+      maps: keep maps [h, w, C]; False keeps their mean [C].
+      views: of each frame.
+      dtype: 'float16', 'bfloat16' or 'float32'.
+      videos_per_shard: clips in a file; 0 for about 4,096 frames.
+      overwrite: replace what the folder holds of other features.
+
+    Returns:
+      What features.json says.
+
+    Raises:
+      ValueError, OSError: one line; finished files are kept.
+    """
+    start = time.monotonic()
+    config = _checked(config, views)
+    datasets = _open_splits(config)
+    mesh, learner = meshes.episode_mesh(), create_learner(config.model)
+    variables, weights = _backbone_variables(config, learner, mesh)
+    embed = functools.partial(_features, learner=learner, mesh=mesh, pooled=not maps, dtype=dtype)
+    size = config.episode.image_size
+    one = jax.ShapeDtypeStruct((mesh.size, 1, size, size, 3), np.uint8)
+    shape = jax.eval_shape(embed, variables, one)[0].shape[1:]
+    made_by = versions() | {'weights': weights, 'seed': config.seed}
+    features = {
+        'kind': 'maps' if maps else 'pooled',
+        'shape': [1] * (3 - len(shape)) + list(shape),
+        'dtype': dtype,
+    }
+    header = _header(config, datasets, variables, views, features, videos_per_shard, made_by)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = f'another process is extracting to {printable(folder, 1000)}: wait for it to end'
+    with file_lock(folder / '.lock', busy):
+        header = _go_on(folder, header, overwrite)
+        shards = header.all_shards()
+        todo = [(split, shard) for split, shard in shards if shard.file not in header.done]
+        if not todo:
+            print(f'{header.dataset} is extracted already: {printable(folder, 1000)}')
+            return header
+        _check_disk(folder, header, [shard for _, shard in todo])
+        rows = sum(shard.rows for _, shard in shards)
+        left = sum(shard.rows for _, shard in todo)
+        if left < rows:
+            print(
+                f'{len(shards) - len(todo)} of {len(shards)} files are there from an earlier call',
+                flush=True,
+            )
+        write_header(folder, header)
+        keep_freed_memory()
+        threads = config.data.num_threads or usable_cores()
+        batch = meshes.round_up(config.eval.videos_per_batch * config.episode.frames, mesh)
+        with Progress(rows, 'extracting', 'frame', rows - left) as progress:
+            for split, shard in todo:
+                chunks = _read_shard(Clips(datasets[split], config), shard, views, threads)
+                blocks = _embedded(_batches(chunks, batch), embed, variables, mesh, batch)
+                counted = _counting(blocks, progress)
+                with contextlib.closing(chunks):
+                    header.done[shard.file] = write_shard(folder, header, shard, counted)
+                write_header(folder, header)
+        write_sums(folder, header.done)
+    print(
+        f'extracted {header.dataset} in {time.monotonic() - start:.0f} s: '
+        f'{printable(folder, 1000)}\ntrain on it with {ON_FEATURES} '
+        f'--config.data.dataset={printable(header.dataset)} '
+        f'--config.data.features={printable(folder, 1000)}'
+    )
+    return header
+
+
+# ── What is extracted ─────────────────────────────────────────────────────────────────────────────
+
+
+def _checked(config, views):
+    """The config with resolved paths; ValueError where no features can be made with it."""
+    check_values(config)
+    backbone, name = build_stages(config.model)['backbone'], choice(config.model, 'backbone')
+    if backbone.takes_maps:
+        raise ValueError(
+            f'{name} is none that sees frames: set it to the network whose features are wanted'
+        )
+    validate(config)
+    if backbone.takes_clips:
+        raise ValueError(
+            f'{name} looks at several frames at once, so there are no features of single frames: '
+            'choose a network that looks at one'
+        )
+    data = config.data
+    if views > 1 and data.crop == 'centre' and not (data.flip and views == 2):
+        raise ValueError(
+            f'--views={views} would keep the same views more than once with '
+            f'config.data.crop={data.crop!r} and config.data.flip={data.flip}: set '
+            '--config.data.crop=random, or give fewer views'
+        )
+    return resolve_paths(config)
+
+
+def _open_splits(config) -> dict[str, Videos]:
+    """{split: its clips} of the splits that have any."""
+    name, data_dir = config.data.dataset, config.data.dir
+    directory = version_directory(name, data_dir)
+    if directory is None:
+        raise FileNotFoundError(not_built(name, data_dir))
+    datasets: dict[str, Videos] = {}
+    for split in described(directory, name)[1]['videos']:
+        with contextlib.suppress(EmptySplitError):
+            datasets[split] = open_dataset(name, data_dir, split)
+    if not datasets:
+        raise ValueError(f'dataset {printable(name)} has no clips')
+    return datasets
+
+
+def _backbone_variables(config, learner, mesh) -> tuple[dict[str, Any], str | None]:
+    """(the parameters and statistics with which a run of this config starts its backbone, the
+    weights that the config names, if any)."""
+    create = functools.partial(create_train_state, config, learner)
+    state = jax.eval_shape(create)
+    [start] = [x for x in starts_of(config, state.params) if x.part == ('backbone',)]
+    if not start.path:
+        print(
+            f'note: config.{start.setting} is not set: these are features of random weights',
+            flush=True,
+        )
+        state = create()  # not otherwise: to compile random numbers for all layers takes minutes
+    state = with_pretrained_weights(state, config, mesh)
+    kinds = {kind: tree.get('backbone', {}) for kind, tree in state.variables.items()}
+    variables = {kind: {'backbone': tree} for kind, tree in kinds.items()}
+    return meshes.replicate(mesh, variables), start.path
+
+
+def _header(config, datasets, variables, views, features, videos_per_shard, made_by) -> Header:
+    """The description of the features, none of which is there yet."""
+    data = config.data
+    first = next(iter(datasets.values()))
+    directory = version_directory(data.dataset, data.dir)
+    assert directory is not None  # its splits are open
+    header = Header(
+        extractor={
+            'backbone': extractor(config.model),
+            'params_hash': params_hash(variables),
+            'compute_dtype': config.model.dtype,
+            'frames': {
+                'resize': data.resize,
+                'image_size': config.episode.image_size,
+                'crop': data.crop if views > 1 else 'centre',
+                'flip': data.flip and views > 1,
+                'views': views,
+            },
+            'features': features,
+        },
+        dataset=data.dataset,
+        version=directory.name,
+        class_names=first.class_names,
+        settings=first.settings,
+        made_with=first.made_with,
+        splits={
+            split: {
+                'video_id': dataset.video_ids,
+                'label': dataset.labels.tolist(),
+                'num_frames': dataset.num_frames.tolist(),
+                'expected': dataset.expected,
+                'content': content_hash(dataset),
+                'shards': cut_into_files(dataset.num_frames.tolist(), videos_per_shard),
+            }
+            for split, dataset in datasets.items()
+        },
+        done={},
+        made_by=made_by,
+    )
+    return Header(**json.loads(json.dumps(dataclasses.asdict(header))))  # as it is read again
+
+
+def _go_on(folder, header, overwrite) -> Header:
+    """The header, with the files that the folder holds of these features already.
+
+    Raises:
+      ValueError: it holds something else.
+    """
+    shown = f'--dir={printable(folder, 1000)}'
+    remove_drafts(folder)
+    if overwrite:
+        remove_features(folder)
+    before = read_header(folder)
+    if before is not None and not before.done:  # only its description
+        remove_features(folder)
+        before = None
+    if before is None:
+        others = strangers(folder)
+        if others:
+            raise ValueError(
+                f'{shown} holds other files ({listed(others, 3)}): name a new folder for the '
+                'features (datasets are looked for in --config.data.dir)'
+            )
+        return header
+    then, now = (
+        flatten({'extractor': each.extractor, 'dataset': each.dataset, 'splits': each.splits})
+        for each in (before, header)
+    )
+    differing = [
+        f'{key.removeprefix("extractor.")} {printable(then.get(key), 16)} there, '
+        f'{printable(now.get(key), 16)} here'
+        for key in sorted(then | now)
+        if then.get(key) != now.get(key)
+    ]
+    if differing:
+        more = f'; and {len(differing) - 4} more' if len(differing) > 4 else ''
+        raise ValueError(
+            f'{shown} holds features that are made in another way ({"; ".join(differing[:4])}'
+            f'{more}): name another folder, or replace them with --overwrite'
+        )
+    whole = {shard.file for _, shard in before.all_shards() if is_whole(folder, before, shard)}
+    header.done.update({file: sha for file, sha in before.done.items() if file in whole})
+    return header
+
+
+def _check_disk(folder, header, shards) -> None:
+    """Prints how much disk the features take; ValueError where there is not as much."""
+    needed, free = header.num_bytes(shards), shutil.disk_usage(folder).free
+    features, views = header.extractor['features'], header.views
+    frames = sum(shard.rows for shard in shards) // views
+    print(
+        f'{header.dataset}: {features["kind"]} features of {sum(s.videos for s in shards):,} '
+        f'clips, {frames:,} frames in {views} view{"s" * (views > 1)}, {list(header.row_shape)} in '
+        f'{features["dtype"]}: {_size(needed)} of the {_size(free)} that are free in '
+        f'{printable(folder, 1000)}',
+        flush=True,
+    )
+    if needed > free:
+        less = 'without --maps, ' if features['kind'] == 'maps' else ''
+        raise ValueError(
+            f'--dir={printable(folder, 1000)} has {_size(free)} free, the features need '
+            f'{_size(needed)}: make room, name a folder on another disk, or extract less ({less}'
+            'fewer --views)'
+        )
+
+
+def _size(count: float) -> str:
+    """'1.5 GB'."""
+    units = ('bytes', 'kB', 'MB', 'GB', 'TB')
+    power = min(len(units) - 1, max(0, len(f'{count:.0f}') - 1) // 3)
+    return f'{count / 1000**power:.{1 if power else 0}f} {units[power]}'
+
+
+# ── How ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _read_shard(
+    clips: Clips, shard: Shard, views: int, threads: int
+) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
+    """(rows [n], frames uint8 [n, S, S, 3]) of the clips of a file, decoded ahead in threads."""
+    most = max(1, CHUNK_BYTES // (views * clips.size**2 * 3))
+    num_frames = clips.dataset.num_frames
+
+    def parts():
+        base = 0
+        for position in range(shard.first, shard.first + shard.videos):
+            count = int(num_frames[position])
+            for start in range(0, count, most):
+                yield position, base, count, start, min(count, start + most)
+            base += views * count
+
+    def read(position, base, count, start, end):
+        frames = clips.read_views(position, start, end, views)
+        rows = base + np.arange(views)[:, None] * count + np.arange(start, end)
+        return rows.ravel(), frames.reshape(-1, *frames.shape[2:])
+
+    with futures.ThreadPoolExecutor(threads, 'decoding') as pool:
+        waiting: collections.deque = collections.deque()
+        try:
+            for part in parts():
+                waiting.append(pool.submit(read, *part))
+                if len(waiting) > 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _batches(
+    chunks: Iterable[tuple[np.ndarray, np.ndarray]], size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The same rows and frames in new arrays of `size` rows; the last may be shorter."""
+    rows, frames, filled = np.empty(size, np.int64), None, 0
+    for new_rows, new_frames in chunks:
+        while len(new_rows):
+            if frames is None:
+                frames = np.empty((size, *new_frames.shape[1:]), new_frames.dtype)
+            count = min(size - filled, len(new_rows))
+            rows[filled : filled + count] = new_rows[:count]
+            frames[filled : filled + count] = new_frames[:count]
+            new_rows, new_frames, filled = new_rows[count:], new_frames[count:], filled + count
+            if filled == size:
+                yield rows, frames
+                rows, frames, filled = np.empty(size, np.int64), None, 0
+    if filled:
+        assert frames is not None
+        yield rows[:filled], frames[:filled]
+
+
+def _embedded(
+    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    embed: Callable,
+    variables: ArrayTree,
+    mesh: jax.sharding.Mesh,
+    size: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(rows, features), two batches behind the device, so that neither waits for the other."""
+
+    def ready():
+        rows, (features, finite) = running.popleft()
+        if not finite:
+            raise ValueError(
+                'some features are not finite in the number format of --dtype: try '
+                '--dtype=bfloat16 or float32; if they are not finite in float32 either, the '
+                'weights have diverged, or do not fit the settings of the backbone'
+            )
+        return rows, np.asarray(features)[: len(rows)]
+
+    running: collections.deque = collections.deque()
+    for rows, frames in batches:
+        frames = np.pad(frames, [(0, size - len(frames))] + [(0, 0)] * 3, mode='edge')
+        running.append((rows, embed(variables, meshes.shard(mesh, frames[:, None], 0))))
+        if len(running) > 2:
+            yield ready()
+    while running:
+        yield ready()
+
+
+@functools.partial(jax.jit, static_argnames=('learner', 'mesh', 'pooled', 'dtype'))
+def _features(
+    variables: ArrayTree,
+    frames: jax.Array,
+    learner: FewShotLearner,
+    mesh: jax.sharding.Mesh,
+    pooled: bool,
+    dtype: str,
+) -> tuple[jax.Array, jax.Array]:
+    """Frames [B, 1, S, S, 3] → (features [B, C] or [B, h, w, C], whether all are finite)."""
+    maps: Any = learner.apply(variables, frames, method='feature_maps')
+    maps = maps[:, 0]
+    # As FewShotLearner.enrich pools them.
+    features = (computed(maps).mean((-3, -2)) if pooled else maps).astype(dtype)
+    whole = meshes.replicated(mesh)
+    return jax.lax.with_sharding_constraint((features, jnp.isfinite(features).all()), whole)
+
+
+def _counting(blocks, progress):
+    for rows, features in blocks:
+        yield rows, features
+        progress.advance(len(rows))
+
+
+if __name__ == '__main__':
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)
+    flags.FLAGS.mark_as_parsed()
+    try:
+        main(sys.argv)
+    except (ValueError, OSError) as error:
+        sys.exit(f'error: {one_line(error)}')
