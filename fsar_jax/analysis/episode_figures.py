@@ -281,8 +281,10 @@ def sampler_choice(
     figure = Figure(figsize=(INCH * (count + 1.2), INCH * (len(lower) + small + 0.9)))
     total = 0.8 + small + len(lower)
     axis = _strips_axis(figure, 0, 1, count, total, '', left=1.15)
-    heights: np.ndarray = np.ones(dense) if scores is None else np.asarray(scores, float)
-    heights = 0.1 + 0.6 * (heights - heights.min()) / max(float(np.ptp(heights)), 1e-9)
+    heights = np.full(dense, 0.7)
+    if scores is not None:
+        above = np.asarray(scores, float) - np.min(scores)
+        heights = 0.1 + 0.6 * above / max(float(above.max()), 1e-9)
     for place in range(dense):
         axis.add_patch(
             Rectangle(

@@ -212,6 +212,13 @@ def test_bars_of_chosen_frames_are_green_and_as_high_as_their_score():
         assert under.get_array()[0, 0, 0] == frames[indices[place], 0, 0, 0]
 
 
+def test_a_sampler_without_scores_has_bars_of_one_height():
+    [axis] = figures.sampler_choice(clip(6), np.array([0, 3])).axes
+    bars = shapes(axis, 'bar').values()
+    assert len({bar.get_height() for bar in bars}) == 1 and len(bars) == 6
+    assert len(axis.images) == 6 + 2  # all frames, and the chosen ones
+
+
 def test_a_class_lies_at_the_angle_of_its_cosine():
     cosines = np.cos(np.radians([60.0, 0.0, 90.0]))
     figure = figures.angles({'self': cosines, 'fused': cosines[::-1]}, ['a', 'b', 'c'], 1)
