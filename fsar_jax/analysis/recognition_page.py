@@ -129,7 +129,9 @@ def recognition_page(
         )
     if answers:
         parts.append(summary(answers))
-    parts += [timeline(*of_clip) for of_clip in timelines]
+    for clip, seconds, segments in timelines:
+        strip = timeline_parts(seconds, segments)
+        parts.append(f'<section class="timeline"><h2>{text(clip)}</h2>\n{strip}</section>')
     drawn = 0
     for number, answer in enumerate(answers):
         if answer.error is None:
@@ -219,11 +221,10 @@ def matched_frames(answer: Answer, side: int = SIDE) -> str:
     )
 
 
-def timeline(clip: str, seconds: float, segments: Sequence[Segment]) -> str:
+def timeline_parts(seconds: float, segments: Sequence[Segment]) -> str:
     """A strip of a long clip, coloured by what it shows when, and the times as a table.
 
     Args:
-      clip: its name.
       seconds: how long it is.
       segments: in order of time.
     """
@@ -245,13 +246,11 @@ def timeline(clip: str, seconds: float, segments: Sequence[Segment]) -> str:
         dot = f'<span style="color:{colour.get(segment.label, "var(--line)")}">&#9632;</span>'
         rows.append([span, f'{dot} {named(segment.label)}', percent(segment.probability)])
     return (
-        f'<section class="timeline"><h2>{text(clip)}</h2>'
         f'<svg class="strip" viewBox="0 0 1000 36" preserveAspectRatio="none" role="img" '
         f'aria-label="what it shows when"><rect width="1000" height="36" fill="var(--line)"/>'
         f'{"".join(drawing)}</svg><p class="ends soft"><span>0:00</span>'
         f'<span>{clock(seconds)}</span></p>'
         + table(['Time', 'Class', 'Probability'], rows, numbers=(2,))
-        + '</section>'
     )
 
 

@@ -3,9 +3,11 @@
     GET  /                                the page
     GET  /examples                        the classes and their examples, as JSON
     POST /examples?class=wave&name=a.mp4  adds an example; the body is the file
-    POST /remove?class=wave               removes a class
+    POST /remove?class=wave               removes a class; &example=0 its first example alone
     POST /reset                           back to the examples of the start
     POST /answer?name=b.mp4               says what a clip shows; the body is the file
+         &unknown_below=0.5               'none of these' where the best class is less probable
+         &window=4                        what a recording shows when, by windows of 4 seconds
 
 Everything else is refused: no request names a file of this machine. Each browser has a cookie, and
 by it its own examples. An upload is written to the server's temporary folder, embedded and deleted.
@@ -20,6 +22,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import math
 import pathlib
 import re
 import secrets
@@ -38,7 +41,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from fsar_jax.analysis.recognition_page import answer_parts
+from fsar_jax.analysis.recognition_page import answer_parts, timeline_parts
 from fsar_jax.browser.page import browser_page
 from fsar_jax.ingest.video_files import VideoError, seconds_of
 from fsar_jax.messages import one_line, printable
@@ -47,6 +50,7 @@ from fsar_jax.recognition.recognizer import Recognizer
 AT_ONCE = 2  # clips that are decoded and embedded at the same time; others wait
 MOST_SHOWN = 8  # examples of a class that have a picture on the page
 MOST_CLASSES = 100
+SHORTEST_WINDOW = 1  # seconds
 LONGEST_NAME = 80  # characters of a class
 COOKIE = 'fsar_jax_{port}'  # cookies of a host are shared by all its ports
 
@@ -96,11 +100,14 @@ class Examples:
                 raise ValueError(f'{name}: {reason}')
             self.recognizer = changed
 
-    def remove(self, class_name: str) -> None:
-        """Removes a class; ValueError where there is none."""
+    def remove(self, class_name: str, number: int | None) -> None:
+        """Removes a class, or one of its examples; ValueError where there is none."""
         with self._changing:
             changed = self.recognizer.copy()
-            changed.remove(class_name)
+            names = changed.examples.get(class_name, [])
+            if number is not None and not 0 <= number < len(names):
+                raise ValueError(f'there is no such example: the class has {len(names)}')
+            changed.remove(class_name, None if number is None else names[number])
             self.recognizer = changed
 
 
@@ -170,7 +177,9 @@ def web_app(
 
     async def remove_class(request: Request) -> Response:
         examples = browsers.own(_key(request))
-        await in_thread(examples.remove, _class_name(request))
+        number = _number(request, 'example')
+        number = None if number is None else int(number)
+        await in_thread(examples.remove, _class_name(request), number)
         return JSONResponse(await in_thread(listing, examples.recognizer))
 
     async def reset(request: Request) -> Response:
@@ -181,16 +190,19 @@ def web_app(
         recognizer = browsers.of(_key(request))
         if len(recognizer.classes) < 2:
             raise HTTPException(409, 'there is nothing to choose from: add clips of two classes')
+        window, unknown_below = _number(request, 'window'), _number(request, 'unknown_below')
+        if window is not None and window < SHORTEST_WINDOW:
+            raise HTTPException(400, f'?window={window:g} should be at least {SHORTEST_WINDOW} s')
         async with _received(request, folder, limits) as path:
             await in_thread(_check_length, path, limits)
-            [found] = await in_thread(recognizer.answer, [path])
-        if found.error is not None:
-            raise HTTPException(422, f'{path.name}: {found.error}')
-        found = dataclasses.replace(
-            found, clip=path.name, example=(found.example[0], _last_part(found.example[1]))
-        )
-        html = await in_thread(answer_parts, found)
-        return JSONResponse(found.to_json() | {'html': html})
+            if window is None:
+                said = await in_thread(_answered, recognizer, path, unknown_below)
+            else:
+                said = await in_thread(_timed, recognizer, path, window, unknown_below)
+        error = said.pop('error', None)
+        if error is not None:
+            raise HTTPException(422, f'{path.name}: {error}')
+        return JSONResponse(said)
 
     def guarded(handler: Handler) -> Handler:
         """Refuses what another site's page may have sent; gives the browser its cookie."""
@@ -245,6 +257,26 @@ def listing(recognizer: Recognizer) -> dict[str, Any]:
         ]
         classes.append({'name': name, 'count': len(examples), 'examples': shown})
     return {'classes': classes, 'expected': str(recognizer.expected) if len(classes) > 1 else ''}
+
+
+def _answered(
+    recognizer: Recognizer, path: pathlib.Path, unknown_below: float | None
+) -> dict[str, Any]:
+    """What a clip shows, as JSON with the HTML that says so; 'error' says why not."""
+    [found] = recognizer.answer([path], unknown_below)
+    class_name, example = found.example
+    found = dataclasses.replace(found, clip=path.name, example=(class_name, _last_part(example)))
+    html = answer_parts(found) if found.error is None else ''
+    return found.to_json() | {'html': html}
+
+
+def _timed(
+    recognizer: Recognizer, path: pathlib.Path, window: float, unknown_below: float | None
+) -> dict[str, Any]:
+    """What a recording shows when; otherwise as `_answered`."""
+    found = recognizer.timeline(path, window, window / 4, unknown_below)
+    html = timeline_parts(found.duration, found.segments)
+    return dataclasses.replace(found, clip=path.name).to_json() | {'html': html}
 
 
 @contextlib.asynccontextmanager
@@ -311,6 +343,17 @@ def _class_name(request: Request) -> str:
             400, f'?class= should name a class, with 1 to {LONGEST_NAME} printable characters'
         )
     return name
+
+
+def _number(request: Request, name: str) -> float | None:
+    given = request.query_params.get(name)
+    try:
+        number = None if given is None else float(given)
+    except ValueError:
+        number = math.nan
+    if number is not None and not math.isfinite(number):
+        raise HTTPException(400, f'?{name}={printable(given, 40)} should be a number')
+    return number
 
 
 def _last_part(path: str) -> str:

@@ -20,10 +20,14 @@ BROWSER_STYLE = """
 .drop.large { padding: 1.2rem; font-size: 1.1rem; }
 .drop:hover, .drop:focus-within, .drop.over { border-color: var(--accent); color: var(--ink); }
 .drop input { position: absolute; opacity: 0; width: 1px; height: 1px; }
-button, input[type=text] { font: inherit; color: inherit; background: var(--paper);
+.options { margin: .6rem 0 0; }
+.options [type=number] { width: 4.5rem; }
+button, [type=text], [type=number] { font: inherit; color: inherit; background: var(--paper);
   border: 1px solid var(--line); border-radius: .4rem; padding: .35rem .8rem; }
 button { cursor: pointer; }
 button:hover { border-color: var(--accent); }
+.pictures button { border: 0; background: none; padding: 0; line-height: 0; }
+.pictures button:hover, .pictures button:focus { outline: 2px solid var(--bad); }
 button.plain { border: 0; background: none; padding: 0 .2rem; color: var(--soft); }
 form { display: flex; gap: .5rem; margin: 0 0 1rem; flex-wrap: wrap; }
 progress { width: 100%; }
@@ -48,6 +52,11 @@ and {seconds} seconds. Clips are read on the computer that runs this page, and a
 <h2>Recognise</h2>
 <label class="drop large" id="query">Drop clips here, or choose files
 <input type="file" id="query-file" multiple accept="video/*,.mkv,.avi,.gif"></label>
+<p class="options"><label><input type="checkbox" id="long"> A long recording: show what it shows
+when, in windows of</label> <input type="number" id="window" min="1" max="60" value="4"
+aria-label="seconds of a window"> seconds</p>
+<p class="options"><label>Answer "none of these" where the best class has less than
+<input type="number" id="unknown" min="0" max="100" value="0"></label> %</p>
 <div id="working"></div>
 </section>
 <div id="answers" aria-live="polite"></div>
@@ -132,8 +141,13 @@ function card({name, count, examples}) {
     if (!count) return show(known);
     then(async () => show(await send('POST', `remove?class=${encodeURIComponent(name)}`)));
   };
-  const pictures = element('div', {className: 'pictures'}, ...examples.map((example) =>
-    element('img', {src: example.picture, alt: example.name, title: example.name})));
+  const pictures = element('div', {className: 'pictures'}, ...examples.map((example, i) => {
+    const button = element('button', {type: 'button', title: `${example.name}: click to remove`},
+      element('img', {src: example.picture, alt: `remove ${example.name}`}));
+    button.onclick = () => then(async () => show(
+      await send('POST', `remove?class=${encodeURIComponent(name)}&example=${i}`)));
+    return button;
+  }));
   if (count > examples.length) pictures.append(`and ${count - examples.length} more`);
   const input = element('input', {type: 'file', multiple: true, accept: 'video/*,.mkv,.avi,.gif'});
   input.setAttribute('aria-label', `clips of ${name}`);
@@ -177,7 +191,11 @@ find('reset').onclick = () => {
   find('messages').replaceChildren();
   then(async () => show(await send('POST', 'reset')));
 };
-takesFiles(find('query'), (files) => upload(files, 'answer?', answered));
+takesFiles(find('query'), (files) => {
+  const unknown = find('unknown').value / 100;
+  upload(files, `answer?${unknown ? `unknown_below=${unknown}&` : ''}${
+    find('long').checked ? `window=${find('window').value}&` : ''}`, answered);
+});
 // A clip that is dropped beside must not replace the page.
 for (const kind of ['dragover', 'drop']) addEventListener(kind, (e) => e.preventDefault());
 then(async () => show(await send('GET', 'examples')));

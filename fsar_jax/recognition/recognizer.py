@@ -129,15 +129,24 @@ class Recognizer:
         _warn(left_out + skipped)
         return self
 
-    def remove(self, class_name: str) -> Recognizer:
-        """Forgets a class and its examples. ValueError where there is no such class."""
+    def remove(self, class_name: str, example: str | None = None) -> Recognizer:
+        """Forgets a class and its examples, or one of them by its name in `examples`; a class whose
+        last example goes, goes too. ValueError where there is no such class or example."""
         if class_name not in self._classes:
             raise ValueError(
                 f"there is no class '{printable(class_name)}': the classes are "
                 f'{listed(self._classes)}'
             )
-        self._classes = [name for name in self._classes if name != class_name]
-        self._examples = [e for e in self._examples if e.class_name != class_name]
+        gone = lambda e: e.class_name == class_name and example in (None, e.name)
+        left = [e for e in self._examples if not gone(e)]
+        if len(left) == len(self._examples):
+            raise ValueError(
+                f"class '{printable(class_name)}' has no example '{printable(example)}': it has "
+                f'{listed(self.examples[class_name])}'
+            )
+        if not any(e.class_name == class_name for e in left):
+            self._classes = [name for name in self._classes if name != class_name]
+        self._examples = left
         self._forget()
         return self
 
@@ -330,7 +339,7 @@ class Recognizer:
         }
         nearest = max(like, key=lambda i: like[i].max(-1).mean())
         example, similarity = self._examples[nearest], like[nearest]
-        unknown = unknown_below is not None and shares[first] < unknown_below
+        unknown = unknown_below is not None and bool(shares[first] < unknown_below)
         same = [e for e in self._examples if e.sha256 == read.sha256]
         return Answer(
             clip=name,

@@ -153,7 +153,7 @@ def test_many_clips_make_no_endless_page(monkeypatch):
 
 def test_a_timeline_shows_when_each_class_is_seen():
     segments = [segment(0, 12, 'wave'), segment(12, 30.5, None, 0.4), segment(45, 60, 'wave')]
-    elements = Elements(page.timeline('long.mp4', 60.0, segments))
+    elements = Elements(page.timeline_parts(60.0, segments))
     _, first, none, last = elements.named('rect')
     assert (float(first['x']), float(first['width'])) == (0, 200)
     assert (float(last['x']), float(last['width'])) == (750, 250)

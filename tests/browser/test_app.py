@@ -223,6 +223,36 @@ def test_there_is_a_most_of_classes_and_examples(started, clips, monkeypatch):
     assert_refused(client.add('blue', clips('blue', 2)), 422, '4 examples')
 
 
+def test_one_example_goes_and_with_the_last_its_class(started, clips):
+    port, _ = started()
+    client = Client(port)
+    for seed in (0, 1):
+        client.add('blue', clips('blue', seed))
+    code, said = client.send('POST', '/remove?class=blue&example=0')
+    assert code == 200 and [c['count'] for c in said['classes']] == [1, 1, 1]
+    assert said['classes'][2]['examples'][0]['name'] == 'blue_1.mp4'
+    assert_refused(client.send('POST', '/remove?class=blue&example=1'), 422, 'no such example')
+    assert_refused(client.send('POST', '/remove?class=blue&example=x'), 400, 'number')
+    assert client.send('POST', '/remove?class=blue&example=0')[0] == 200
+    assert client.classes() == ['red', 'green']
+
+
+def test_none_of_these_and_what_a_recording_shows_when(started, clips, tmp_path):
+    port, folder = started()
+    client = Client(port)
+    content = clips('green', 3, frames=40).read_bytes()  # five seconds
+    code, said = client.send('POST', '/answer?name=a.mp4&unknown_below=1', content)
+    assert code == 200 and said['label'] is None and 'none of these' in said['html']
+    code, said = client.send('POST', '/answer?name=a.mp4&window=2', content)
+    assert code == 200 and said['clip'] == 'a.mp4' and said['duration'] == pytest.approx(5, abs=0.2)
+    assert [segment['label'] for segment in said['segments']] == ['green']
+    assert '0:00 – 0:05' in said['html'] and list(folder.iterdir()) == []
+    for wrong in ('window=0', 'window=x', 'unknown_below=nan'):
+        assert_refused(client.send('POST', f'/answer?name=a.mp4&{wrong}', content), 400, wrong)
+    refused = client.send('POST', '/answer?name=a.mp4&unknown_below=2', content)
+    assert_refused(refused, 422, 'unknown_below')
+
+
 def test_another_sites_page_and_another_name_are_refused(started, clips):
     port, _ = started()
     client = Client(port)

@@ -52,13 +52,18 @@ def test_a_new_class_and_a_clip_of_it_are_recognised(page, clips, tmp_path):
     loaded = page.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
     assert loaded and all(address.startswith(page.current_url) for address in loaded)
 
+    page.find_element(By.ID, 'long').click()
+    page.find_element(By.ID, 'query-file').send_keys(str(clips('green', 5, frames=40)))
+    eventually(page, lambda: seen(page, '.answered h2') == ['green_5.mp4', 'blue_5.mp4'])
+    assert '0:00 – 0:05' in seen(page, '.answered')[0]
+
     not_a_clip = tmp_path / 'notes.txt'
     not_a_clip.write_text('no clip')
     page.find_element(By.ID, 'query-file').send_keys(str(not_a_clip))
     eventually(page, lambda: seen(page, '#messages p'))
     [complaint] = seen(page, '#messages p')
     assert complaint.startswith('notes.txt: not a video: ')
-    assert len(seen(page, '.answered')) == 1
+    assert len(seen(page, '.answered')) == 2
     faults = [line for line in page.get_log('browser') if '422' not in line['message']]
     assert faults == []
 

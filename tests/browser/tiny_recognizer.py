@@ -6,15 +6,16 @@ from fsar_jax.ingest.clip_reader import ReadSettings, decoded
 from fsar_jax.ingest.records import RecordSettings
 from fsar_jax.ingest.video_files import write_video
 from fsar_jax.recognition import recognizer as module
+from fsar_jax.recognition.models import Model
 
 COLOURS = {'red': (220, 30, 30), 'green': (30, 200, 30), 'blue': (30, 30, 220)}
 
 
-class Colours:
-    """What the recogniser asks of a model (fsar_jax.recognition.models.Model)."""
+class Colours(Model):
+    """A model without a network."""
 
-    reading = ReadSettings(RecordSettings(short_side=32), 4, 'uniform')
     usual_temperature = 0.1
+    reading = ReadSettings(RecordSettings(short_side=32), 4, 'uniform')
 
     def embed(self, clip):
         frames = decoded([clip.frames[int(i)] for i in clip.used])
@@ -29,6 +30,9 @@ class Colours:
         return -np.linalg.norm(query['frames'][:, None] - example['frames'][None], axis=-1)
 
 
+MODEL = Colours(None, None, None, Colours.reading.records, '', 'mean colours')
+
+
 def write_clip(path, colour, seed=0, frames=8, fps=8):
     """A clip of one colour with a moving square, 48 x 32."""
     clip = np.empty((frames, 32, 48, 3), np.uint8)
@@ -41,5 +45,5 @@ def write_clip(path, colour, seed=0, frames=8, fps=8):
 
 def tiny_recognizer(monkeypatch):
     """A Recognizer with such a model, without examples."""
-    monkeypatch.setattr(module, 'load_model', lambda workdir: Colours())
+    monkeypatch.setattr(module, 'load_model', lambda workdir: MODEL)
     return module.Recognizer()
