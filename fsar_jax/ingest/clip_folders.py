@@ -123,6 +123,8 @@ def _clips_in(folder):
             continue
         if is_folder(entry):
             reason = None if _holds_frames(entry.path) else 'a folder without .jpg frames'
+        elif is_frame(entry.name):
+            reason = 'a picture: the frames of a clip belong in a folder of their own'
         else:
             reason = why_no_video(entry)
         clips.append((entry.path, reason))

@@ -124,8 +124,9 @@ def read_clips(
 
 
 def decoded(jpegs: Iterable[bytes]) -> np.ndarray:
-    """JPEG bytes of L frames of one size → uint8 [L, H, W, 3]."""
-    return np.stack([decode_jpeg(data) for data in jpegs])
+    """JPEG bytes of L frames of one size → uint8 [L, H, W, 3]; [0, 0, 0, 3] of none."""
+    frames = [decode_jpeg(data) for data in jpegs]
+    return np.stack(frames) if frames else np.empty((0, 0, 0, 3), np.uint8)
 
 
 def as_clip(clip: object) -> Clip:

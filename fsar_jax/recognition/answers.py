@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from fsar_jax.ingest.clip_reader import decoded
+
 NONE_OF_THESE = 'none of these'
 
 
@@ -31,8 +33,8 @@ class Answer:
       example: (class, name) of the example of `best` that is most like the clip.
       pairs: [(frame of the clip, frame of the example, cosine similarity)] that decided, the most
         similar first.
-      frames: uint8 [L, h, w, 3], the frames of the clip that the model saw, whole and small.
-      example_frames: uint8 [L, h, w, 3], those of the example.
+      thumbnails, example_thumbnails: JPEG bytes of the L frames of the clip that the model saw,
+        whole and small, and of those of the example; `frames` and `example_frames` decode them.
       error: why the clip cannot be read, one line; None where it can.
       note: what else to know, one line: that the clip is itself an example; '' for nothing.
     """
@@ -48,12 +50,20 @@ class Answer:
     probabilities: dict[str, float] = dataclasses.field(default_factory=dict)
     example: tuple[str, str] = ('', '')
     pairs: list[tuple[int, int, float]] = dataclasses.field(default_factory=list)
-    frames: np.ndarray = dataclasses.field(default_factory=lambda: np.empty((0, 0, 0, 3), np.uint8))
-    example_frames: np.ndarray = dataclasses.field(
-        default_factory=lambda: np.empty((0, 0, 0, 3), np.uint8)
-    )
+    thumbnails: list[bytes] = dataclasses.field(default_factory=list)
+    example_thumbnails: list[bytes] = dataclasses.field(default_factory=list)
     error: str | None = None
     note: str = ''
+
+    @property
+    def frames(self) -> np.ndarray:
+        """The frames of the clip that the model saw, uint8 [L, h, w, 3]."""
+        return decoded(self.thumbnails)
+
+    @property
+    def example_frames(self) -> np.ndarray:
+        """Those of the example, uint8 [L, h, w, 3]."""
+        return decoded(self.example_thumbnails)
 
     @property
     def text(self) -> str:
@@ -64,7 +74,7 @@ class Answer:
 
     def to_json(self) -> dict[str, Any]:
         """All but the pixels, for json.dumps."""
-        names = [field.name for field in dataclasses.fields(self) if 'frames' not in field.name]
+        names = [field.name for field in dataclasses.fields(self) if 'thumbnails' not in field.name]
         content = {name: getattr(self, name) for name in names}
         if self.error is not None:
             return {'clip': self.clip, 'error': self.error}

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from fsar_jax.ingest.clip_folders import list_examples
-from fsar_jax.ingest.clip_reader import Clip, ReadClip, as_clip, decoded, read_clips
+from fsar_jax.ingest.clip_reader import Clip, ReadClip, as_clip, read_clips
 from fsar_jax.ingest.video_files import REASONS, VideoError
 from fsar_jax.messages import listed, one_line, printable
 from fsar_jax.progress import Progress
@@ -353,8 +353,8 @@ class Recognizer:
             probabilities=dict(zip(self._classes, map(float, shares))),
             example=(best, example.name),
             pairs=pairs_of(similarity, len(read.used), len(example.thumbnails)),
-            frames=decoded(read.thumbnails),
-            example_frames=decoded(example.thumbnails),
+            thumbnails=read.thumbnails,
+            example_thumbnails=example.thumbnails,
             note=f"it is itself an example of '{printable(same[0].class_name)}'" if same else '',
         )
 
