@@ -5,7 +5,7 @@ decided, and a bar for each class. `fsar_jax/serve.py` shows the same parts in a
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -118,7 +118,13 @@ def recognition_page(
 ) -> str:
     """The page that `write_page` writes, as HTML."""
     read = sum(answer.error is None for answer in answers)
-    counted = f'{len(answers):,} clip{"s" * (len(answers) != 1)}'
+    count = len(answers) + len(timelines)
+    counted = f'{count:,} clip{"s" * (count != 1)}'
+    clips = [answer.clip for answer in answers] + [clip for clip, *_ in timelines]
+    folder = common_folder(clips)
+    names = [clip.removeprefix(folder) for clip in clips]
+    if folder:
+        counted += f' in {text(folder, 1000)}'
     if read < len(answers):
         counted += f', {len(answers) - read:,} of which could not be read'
     side = round(SIDE * min(1, FULL_SIZE / max(1, min(read, MOST_PICTURES))) ** 0.5)
@@ -128,32 +134,41 @@ def recognition_page(
             f'<p class="soft">Only the first {MOST_PICTURES:,} clips have pictures here.</p>'
         )
     if answers:
-        parts.append(summary(answers))
-    for clip, seconds, segments in timelines:
+        parts.append(summary(answers, names))
+    for name, (_, seconds, segments) in zip(names[len(answers) :], timelines):
         strip = timeline_parts(seconds, segments)
-        parts.append(f'<section class="timeline"><h2>{text(clip)}</h2>\n{strip}</section>')
+        parts.append(f'<section class="timeline"><h2>{text(name)}</h2>\n{strip}</section>')
     drawn = 0
     for number, answer in enumerate(answers):
         if answer.error is None:
             drawn += 1
             body = answer_parts(answer, side if drawn <= MOST_PICTURES else 0)
             parts.append(
-                f'<section id="clip{number}"><h2>{text(answer.clip)}</h2>\n{body}</section>'
+                f'<section id="clip{number}"><h2>{text(names[number])}</h2>\n{body}</section>'
             )
     return document(title, parts, STYLE)
 
 
-def summary(answers: Iterable[Answer]) -> str:
-    """The table: a row for each clip, with the reason where it could not be read."""
+def common_folder(paths: Sequence[str]) -> str:
+    """The folder in which all of them are, with '/' at its end; '' where there is none."""
+    folder = os.path.commonprefix([path.rpartition('/')[0] + '/' for path in paths])
+    return folder[: folder.rfind('/') + 1] if len(folder) > 1 else ''
+
+
+def summary(answers: Sequence[Answer], names: Sequence[str]) -> str:
+    """The table: a row for each clip, with the reason where it could not be read.
+
+    names: by which the page calls them.
+    """
     rows = []
-    for number, answer in enumerate(answers):
+    for number, (answer, name) in enumerate(zip(answers, names)):
         if answer.error is not None:
             reason = f'<span class="bad">could not be read: {text(answer.error, 500)}</span>'
-            rows.append([text(answer.clip), reason])
+            rows.append([text(name), reason])
             continue
         rows.append(
             [
-                f'<a href="#clip{number}">{text(answer.clip)}</a>',
+                f'<a href="#clip{number}">{text(name)}</a>',
                 named(answer.label),
                 percent(answer.probability),
                 text(answer.runner_up, 80),
@@ -211,6 +226,7 @@ def matched_frames(answer: Answer, side: int = SIDE) -> str:
             f'<title>frames {of_clip + 1} and {of_example + 1}: {similarity:.3f}</title></line>'
         )
     class_name, example = answer.example
+    example = example.rpartition('/')[2]
     size = left(max(map(len, rows))) - GAP, tops[1] + heights[1] + NUMBER
     return (
         f'<figure><figcaption>the clip</figcaption>'
@@ -244,7 +260,13 @@ def timeline_parts(seconds: float, segments: Sequence[Segment]) -> str:
             f'fill="{colour.get(segment.label, "var(--line)")}"><title>{title}</title></rect>'
         )
         dot = f'<span style="color:{colour.get(segment.label, "var(--line)")}">&#9632;</span>'
-        rows.append([span, f'{dot} {named(segment.label)}', percent(segment.probability)])
+        rows.append(
+            [
+                f'<span class="number">{span}</span>',
+                f'{dot} {named(segment.label)}',
+                percent(segment.probability),
+            ]
+        )
     return (
         f'<svg class="strip" viewBox="0 0 1000 36" preserveAspectRatio="none" role="img" '
         f'aria-label="what it shows when"><rect width="1000" height="36" fill="var(--line)"/>'

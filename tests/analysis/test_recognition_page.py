@@ -118,6 +118,21 @@ def test_the_answers_that_are_none_and_the_clips_that_cannot_be_read_are_rows():
     assert targets == links == {'clip0', 'clip2'}
 
 
+def test_clips_are_named_within_the_folder_that_they_share():
+    assert page.common_folder(['/a/b/c.mp4', '/a/bc/d.mp4']) == '/a/'
+    assert page.common_folder(['/a/b/c.mp4']) == '/a/b/'
+    assert page.common_folder(['c.mp4', '/a/b.mp4']) == page.common_folder([]) == ''
+    answers = [answer(clip='/home/x/one/a.mp4'), answer(clip='/home/x/two/a.mp4')]
+    answers.append(answer(clip='/home/x/b.mp4', error='empty file'))
+    recording = ('/home/x/long.mp4', 9.0, [segment(0, 9, 'wave')])
+    source = page.recognition_page(answers, '', timelines=[recording])
+    text = Elements(source).text
+    assert '4 clips in /home/x/, 1 of which could not be read.' in text
+    for name in ('one/a.mp4', 'two/a.mp4', 'b.mp4', 'long.mp4'):
+        assert name in text
+    assert source.count('/home/x/') == 1
+
+
 def test_a_page_without_a_clip_and_an_answer_without_frames_are_drawn():
     nothing = np.zeros((0, 4, 4, 3), np.uint8)
     bare = answer(frames=nothing, pairs=[], probabilities={'wave': np.nan}, scores={'wave': np.nan})
