@@ -46,7 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
     from fsar_jax.ingest.clip_folders import list_clips
     from fsar_jax.machine import usable_cores
 
-    clips, left_out = [], []
+    clips: list[str] = []
+    left_out: list[tuple[str, str]] = []
     if args.clips:
         clips, left_out = list_clips(local_path(path, '--clips') for path in args.clips)
     for clip, reason in left_out:

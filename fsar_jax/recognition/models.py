@@ -173,7 +173,7 @@ class Model:
                     ]
                 )
             )
-        return np.mean(logits, 0, dtype=np.float32)
+        return np.stack(logits).mean(0, dtype=np.float32)
 
     def similarity(self, query: Embedding, example: Embedding) -> np.ndarray:
         """Cosine similarity of each frame of one clip with each of another, float32 [L, L]."""
