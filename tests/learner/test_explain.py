@@ -56,8 +56,8 @@ def explained():
 
 
 METHODS = (
-    *('protonet', 'strm', 'trx', 'otam', 'ta2n', 'hyrsm', 'mastaf'),
-    pytest.param('vim', marks=pytest.mark.slow),
+    *('protonet', 'strm', 'trx', 'otam', 'hyrsm', 'mastaf'),
+    *(pytest.param(method, marks=pytest.mark.slow) for method in ('ta2n', 'vim')),
 )
 
 
@@ -162,6 +162,7 @@ def test_hyrsm_scores_the_nearest_of_the_distances_that_are_shown(explained):
     np.testing.assert_allclose(-nearest.mean(-1), found.answer.logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_ta2n_compares_the_frames_that_it_shows(explained):
     shown, answer = explained('ta2n').shown, explained('ta2n').answer
     unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
