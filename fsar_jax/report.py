@@ -7,12 +7,16 @@ features. With --against=RUN2 it compares the two, episode by episode and class 
 that the run has nothing for is left out, with one line. docs/report.md explains every figure.
 """
 
+from __future__ import annotations
+
 import argparse
 import importlib.util
 import itertools
 import pathlib
 import re
 import sys
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from fsar_jax.stopping import on_signals
 
@@ -34,6 +38,10 @@ from fsar_jax.training.inputs import open_split
 from fsar_jax.training.run_settings import run_config
 from fsar_jax.training.selected import best_of_run
 from fsar_jax.training.state import schedules
+
+if TYPE_CHECKING:  # they need the extra, which `main` checks first
+    from fsar_jax.analysis.episode_pictures import Subject
+    from fsar_jax.analysis.run_report import Picture, Run
 
 EXTRA = {'matplotlib': 'matplotlib', 'sklearn': 'scikit-learn'}  # module: package
 
@@ -98,7 +106,14 @@ def parse_episodes(given: str) -> int | list[int]:
     return list(dict.fromkeys(int(number) for number in numbers if number))
 
 
-def episode_parts(workdir, run, other, against, asked, data_dir):
+def episode_parts(
+    workdir: pathlib.Path,
+    run: Run,
+    other: pathlib.Path | None,
+    against: Run | None,
+    asked: int | list[int],
+    data_dir: str | None,
+) -> Iterator[tuple[str, Iterable[Picture | str]]]:
     """The sections that look into episodes, and one with a line where that cannot be done.
 
     Args:
@@ -127,7 +142,7 @@ def episode_parts(workdir, run, other, against, asked, data_dir):
         correct = run.results['correct'] if run.results else [0] * count
         numbers = hardest(correct, asked)
     beside = None
-    if against is not None:
+    if against is not None and other is not None:
         try:
             beside = open_subject(other, against, data_dir)
             check_same_episodes(subject, beside)
@@ -140,9 +155,8 @@ def episode_parts(workdir, run, other, against, asked, data_dir):
             progress.advance()
 
 
-def open_subject(workdir: pathlib.Path, run, data_dir: str | None):
-    """The best checkpoint of a run and its test episodes: a
-    `fsar_jax.analysis.episode_pictures.Subject`.
+def open_subject(workdir: pathlib.Path, run: Run, data_dir: str | None) -> Subject:
+    """The best checkpoint of a run and its test episodes.
 
     Raises:
       ValueError, OSError: no checkpoint, no dataset, or other episodes than those that were
@@ -170,7 +184,7 @@ def open_subject(workdir: pathlib.Path, run, data_dir: str | None):
     )
 
 
-def check_same_episodes(subject, other) -> None:
+def check_same_episodes(subject: Subject, other: Subject) -> None:
     """Raises ValueError, one line, where two subjects do not have the same clips in their
     episodes."""
     one, two = subject.episodes, other.episodes
@@ -193,8 +207,8 @@ def check_extra() -> None:
         )
 
 
-def read_run(workdir: pathlib.Path):
-    """What the workdir of a run holds: a `fsar_jax.analysis.run_report.Run`.
+def read_run(workdir: pathlib.Path) -> Run:
+    """What the workdir of a run holds.
 
     Raises:
       FileNotFoundError: nothing of a run.
