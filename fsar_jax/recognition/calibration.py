@@ -41,6 +41,26 @@ class Expected:
         )
 
 
+def others(labels: np.ndarray, left_out: int, turn: int) -> np.ndarray:
+    """Which examples are to recognise the one that is left out: int rows.
+
+    Each class that is not smaller than its class leaves one out too, by turns. The mean of more
+    examples has less noise and so is more like any clip: the class that lacks one would lose more
+    often than it does with all of them.
+
+    Args:
+      labels: int [N], the class of each example.
+      left_out: a row.
+      turn: which of the other classes' examples are left out; any whole number.
+    """
+    counts = np.bincount(labels)
+    out = [left_out]
+    for label in np.flatnonzero(counts >= counts[labels[left_out]]):
+        if label != labels[left_out]:
+            out.append(np.flatnonzero(labels == label)[turn % counts[label]])
+    return np.delete(np.arange(len(labels)), out)
+
+
 def expected_accuracy(scores: np.ndarray, labels: np.ndarray, way: int) -> Expected:
     """Of left-out examples: scores float [N, way], their classes int [N]."""
     count = len(labels)

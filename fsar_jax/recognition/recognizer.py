@@ -29,6 +29,7 @@ from fsar_jax.recognition.calibration import (
     Expected,
     expected_accuracy,
     fit_temperature,
+    others,
     probabilities,
 )
 from fsar_jax.recognition.models import Embedding, Model, load_model
@@ -385,9 +386,9 @@ class Recognizer:
         ]
         scores = np.zeros((len(chosen), way), np.float32)
         for row, left_out in enumerate(chosen):
-            others = np.delete(np.arange(len(labels)), left_out)
+            kept = others(labels, left_out, turn=row)
             take = lambda rows: jax.tree.map(lambda x: x[rows], self._stacked)
-            scores[row] = self.model.scores(take(others), labels[others], take([left_out]))[0]
+            scores[row] = self.model.scores(take(kept), labels[kept], take([left_out]))[0]
         expected = expected_accuracy(scores, labels[chosen], way)
         if not len(chosen):
             return self.model.usual_temperature, expected

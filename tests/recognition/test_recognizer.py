@@ -21,7 +21,12 @@ from fsar_jax.ingest.video_files import write_video
 from fsar_jax.learner import create_learner
 from fsar_jax.mesh import episode_mesh
 from fsar_jax.recognition import models, recognizer
-from fsar_jax.recognition.calibration import expected_accuracy, fit_temperature, probabilities
+from fsar_jax.recognition.calibration import (
+    expected_accuracy,
+    fit_temperature,
+    others,
+    probabilities,
+)
 from fsar_jax.recognition.models import Model, PretrainedFeatures, draws
 from fsar_jax.training.checkpoints import Checkpoints
 from fsar_jax.training.state import create_train_state, example_episode
@@ -295,6 +300,29 @@ def test_the_expected_accuracy_counts_examples_that_the_others_recognise(fitted)
     assert one_each.expected.accuracy is None
     assert 'cannot be said, because every class has one example' in str(one_each.expected)
     assert one_each.temperature == PretrainedFeatures.usual_temperature
+
+
+def test_where_clips_tell_nothing_the_expected_accuracy_is_chance():
+    """Leaving out only the example itself gives 1 % here, because its class has fewer than the
+    others."""
+    rng, right = np.random.default_rng(0), []
+    labels = np.repeat(np.arange(4), 2)
+    for _ in range(60):
+        clips = {'frames': rng.random((8, 4, 64)).astype(np.float32)}
+        for row in range(8):
+            kept = others(labels, row, turn=row)
+            assert np.bincount(labels[kept]).tolist() == [1] * 4
+            query = {'frames': clips['frames'][[row]]}
+            support = {'frames': clips['frames'][kept]}
+            scores = PretrainedFeatures.scores(None, support, labels[kept], query)
+            right.append(scores[0].argmax() == labels[row])
+    assert np.mean(right) == pytest.approx(1 / 4, abs=0.06)
+
+
+def test_a_smaller_class_loses_nothing_to_a_larger_one():
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    assert others(labels, 0, turn=0).tolist() == [1, 2, 3, 4, 5]
+    assert others(labels, 3, turn=4).tolist() == [0, 2, 4, 5]  # the second of the three
 
 
 def test_the_interval_is_that_of_wilson():
