@@ -15,6 +15,7 @@ from fsar_jax import create_learner
 from fsar_jax.data import loader
 from fsar_jax.data.dataset import open_dataset
 from fsar_jax.data.frame_sampling import frame_indices
+from fsar_jax.stages import frames_read
 
 
 @functools.cache
@@ -34,9 +35,8 @@ def definitions(name):
 )
 def test_the_train_step_benchmark_feeds_what_the_loader_does(tiny_data, changes):
     config = tiny_config('protonet', {'data.dir': str(tiny_data), **changes})
-    batches = loader.training_batches(
-        open_dataset('video_folder/tiny', tiny_data, 'train'), config, 0
-    )
+    dataset = open_dataset('video_folder/tiny', tiny_data, 'train')
+    batches = loader.training_batches(dataset, config, 0, frames=frames_read(config))
     described = lambda batch: jax.tree.map(lambda x: (x.shape, x.dtype), batch)
     loaded = described(next(batches))
     batches.close()

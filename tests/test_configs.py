@@ -27,6 +27,7 @@ from fsar_jax.matchers.alignments import ALIGNMENTS
 from fsar_jax.mesh import episode_mesh, replicate, shard
 from fsar_jax.samplers import task_adaptive
 from fsar_jax.training import train
+from fsar_jax.training.inputs import with_features
 from fsar_jax.training.losses import episode_loss
 from fsar_jax.training.state import (
     TrainState,
@@ -254,11 +255,12 @@ def test_every_value_is_read(tiny_data, tmp_path, monkeypatch):
     branch."""
     package, read = str(pathlib.Path(configuration.__file__).parent), set()
     original = {
-        name: getattr(ml_collections.ConfigDict, name) for name in ('__getattr__', '__getitem__')
+        name: getattr(ml_collections.ConfigDict, name)
+        for name in ('__getattr__', '__getitem__', 'get')
     }
 
     def recording(name):
-        def get(self, key):
+        def get(self, key, *default):
             frame = sys._getframe(1)
             asked_by = pathlib.Path(frame.f_code.co_filename)
             if (
@@ -267,7 +269,7 @@ def test_every_value_is_read(tiny_data, tmp_path, monkeypatch):
                 and not frame.f_code.co_name.startswith('check_')
             ):
                 read.add((frozenset(self.keys()), key))
-            return original[name](self, key)
+            return original[name](self, key, *default)
 
         return get
 
@@ -296,18 +298,25 @@ def test_every_value_is_read(tiny_data, tmp_path, monkeypatch):
     for method, changes in (
         *((method, {}) for method in METHODS),
         ('vim', {'model.sampler.name': 'motion_guided'}),
+        *(('trm', {'model.backbone.name': name}) for name in ('efficientnet_lite0', 'vit_s16')),
     ):
         create_learner(tiny_config(method, changes).model)
+    on_features = {'model.backbone.name': 'features', 'data.feature_shape': (1, 1, 8)}
+    example_episode(tiny_config('trm', on_features))
+    with pytest.raises(FileNotFoundError):
+        with_features(tiny_config('trm', {**on_features, 'data.features': str(tmp_path)}))
     monkeypatch.undo()
 
     def leaves(section, prefix=''):
         for key, value in section.items():
             if isinstance(value, ml_collections.ConfigDict):
                 yield from leaves(value, f'{prefix}{key}.')
-            elif (frozenset(section.keys()), key) not in read:
+            elif (frozenset(section.keys()), key) in read:
+                continue
+            elif not configuration.SETTINGS[prefix + key].starts:  # read by that property
                 yield prefix + key
 
-    assert sorted(leaves(config)) == []
+    assert not (unread := sorted(leaves(config))), unread
 
 
 def test_a_wrong_key_is_refused():

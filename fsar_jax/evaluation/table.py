@@ -132,7 +132,7 @@ def _settings(results: dict) -> dict:
 def _identity(results: dict) -> tuple:
     """Equal for runs that differ in the seed alone."""
     trained_on = results.get('trained_on')
-    clips = results.get('content')
+    clips = [results.get(key) for key in ('content', 'extractor')]
     parts = (results['method'], _episodes(results), _settings(results), trained_on, clips)
     return tuple(json.dumps(part, sort_keys=True) for part in parts)
 

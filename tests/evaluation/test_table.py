@@ -85,6 +85,7 @@ def test_the_order_of_the_files_does_not_matter_within_a_row():
         {'way': 6},
         {'shot': 5},
         {'content': 'other clips of the same names'},
+        {'extractor': {'params_hash': 'of another backbone'}},
         {'trained_on': {'train': {'hash': 'fewer videos'}}},
     ],
 )

@@ -20,6 +20,7 @@ COST = {
     'train.keep_checkpoints',
     'train.accumulation_steps',
     'model.backbone.remat',
+    'data.features',
     'model.sampler.samples_per_chunk',
     'model.matcher.pairs_per_chunk',
     'eval.cache',
@@ -31,6 +32,7 @@ START = {'model.backbone.weights', 'model.sampler.scan_weights'}
 # Of training alone.
 TRAINING = {
     *(key for key in SETTINGS if key.startswith('train.')),
+    'model.backbone.trained',
     'model.backbone.drop_connect',
     'model.backbone.dropout',
 }
