@@ -203,6 +203,29 @@ def contradiction(results: dict) -> str:
             or not abs(value - right) <= 1e-6
         ):
             return f"'{key}' is {shown(value)}, 'correct' gives {right:.6f}"
+    return _class_contradiction(results)
+
+
+def _class_contradiction(results: dict) -> str:
+    """The same for what it says of the classes, which older files lack."""
+    classes, confusion = results.get('classes') or [], results.get('confusion') or []
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        return "'classes' is not a list of names"
+    is_row = lambda row: (
+        isinstance(row, list) and len(row) == len(classes) and all(map(_whole, row))
+    )
+    if not isinstance(confusion, list) or not all(map(is_row, confusion)):
+        return (
+            f"'confusion' has rows that are not one number for each of the {len(classes)} classes"
+        )
+    if confusion and len(confusion) != len(classes):
+        return f"'confusion' has {len(confusion)} rows, 'classes' has {len(classes)} names"
+    per_class = results.get('per_class') or {}
+    is_fraction = lambda x: type(x) in (int, float) and 0 <= x <= 1
+    if not isinstance(per_class, dict) or not all(
+        value is None or is_fraction(value) for value in per_class.values()
+    ):
+        return "'per_class' is not an accuracy, or null, for each class"
     return ''
 
 

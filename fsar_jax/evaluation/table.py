@@ -65,12 +65,17 @@ def table(runs: Mapping[str, dict], against: str | None = None) -> tuple[list[Ro
       The rows, and notes of one line each, such as which rows have other episodes.
 
     Raises:
-      ValueError: a seed twice in one row, or an unknown `against`; one line.
+      ValueError: a seed twice in one row, one that is no number, or an unknown `against`; one line.
     """
     groups: dict[tuple, dict[int, str]] = {}
     for path, results in runs.items():
         seeds = groups.setdefault(_identity(results), {})
         seed = _config(results).get('seed', 0)
+        if type(seed) is not int:
+            raise ValueError(
+                f"{printable(path, 1000)}: 'config.seed' is {printable(seed)}, not a whole number: "
+                'evaluate that run again'
+            )
         if seed in seeds:
             raise ValueError(
                 f'{printable(seeds[seed], 1000)} and {printable(path, 1000)} are the same method '

@@ -110,6 +110,11 @@ def test_other_episodes_are_refused_in_one_line(tmp_path, capsys, changes, messa
         ({'ci95': -0.2191}, "'ci95' is -0.2191, 'correct' gives 0.219135"),
         ({'ci95': float('inf')}, "'ci95' is Infinity, "),
         ({'method': ['trx']}, '\'method\' is ["trx"], not a text'),
+        ({'classes': 3}, "'classes' is not a list of names"),
+        ({'classes': ['a', 'b'], 'confusion': [[1, 2], [3]]}, "'confusion' has rows that are not"),
+        ({'classes': ['a', 'b'], 'confusion': [[1, 2]]}, "'confusion' has 1 rows, 'classes' has 2"),
+        ({'per_class': [0.5]}, "'per_class' is not an accuracy, or null, for each class"),
+        ({'per_class': {'a': '0.5'}}, "'per_class' is not an accuracy, or null, for each class"),
     ],
 )
 def test_numbers_that_cannot_be_are_one_line_that_names_the_file(

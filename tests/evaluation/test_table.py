@@ -129,6 +129,14 @@ def test_a_seed_counts_once():
         table({'a': run('trx', 0, [1, 2]), 'b': run('trx', 0, [1, 2])})
 
 
+@pytest.mark.parametrize('seed', [[1, 2], '1', None, 1.5])
+def test_a_seed_that_is_no_number_is_one_line(seed):
+    damaged = run('trx', 0, [1, 2])
+    damaged['config']['seed'] = seed
+    with pytest.raises(ValueError, match=r"^b: 'config.seed' is .*, not a whole number: evaluate"):
+        table({'a': run('trx', 0, [1, 2]), 'b': damaged})
+
+
 def test_an_unknown_method_to_compare_with():
     with pytest.raises(ValueError, match=r"no row is 'otam': compare with one of protonet, strm"):
         table(runs(), against='otam')
