@@ -278,6 +278,9 @@ def test_a_file_that_was_cut_or_replaced_is_noticed(tiny_data, tmp_path):
     file.write_bytes(whole.replace(b'<f2', b'<i2'))
     line = message_of(open_features('video_folder/tiny', folder, 'test').read, 0)
     assert 'is damaged (it is int16' in line
+    file.write_bytes(bytes(60) + whole[60:])
+    line = message_of(open_features('video_folder/tiny', folder, 'test').read, 0)
+    assert 'is damaged (the magic string is not correct' in line and 'pickle' not in line
     header = json.loads((folder / 'features.json').read_text())
     header['splits']['test']['label'][0] = 99
     (folder / 'features.json').write_text(json.dumps(header))

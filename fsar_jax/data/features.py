@@ -299,7 +299,7 @@ class FeatureVideos(Videos):
             if self._arrays[number] is None:
                 try:
                     # not a np.memmap, whose slices cost ten times as much
-                    array = np.asarray(np.load(path, mmap_mode='r', allow_pickle=False))
+                    array = np.asarray(np.lib.format.open_memmap(path, mode='r'))
                     if (array.shape, array.dtype) != ((shard.rows, *self._shape), stored):
                         raise ValueError(f'it is {array.dtype} {list(array.shape)}')
                 except ValueError as error:
