@@ -58,8 +58,11 @@ def main(arguments: list[str] | None = None) -> None:
 
     logging.set_verbosity(logging.ERROR)
     from fsar_jax.recognition.recognizer import Recognizer, check_unknown_below
+    from fsar_jax.recognition.timelines import check_times
 
     check_unknown_below(args.unknown_below)
+    if window:
+        check_times(window, stride or window)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)  # of examples left out: printed below
         if args.load:

@@ -209,6 +209,8 @@ def test_an_error_of_the_other_thread_comes_after_its_items():
         (['--examples=E', '--clips=SOUND/a.mp3'], 'none of the 1 clips could be read'),
         (['--examples=E', '--clips=N', '--stride=1s'], '--stride goes with --window'),
         (['--examples=E', '--clips=N', '--window=4 hours'], 'is no length of time'),
+        (['--examples=nowhere', '--clips=N', '--window=0.001ms'], 'window=1e-06 must be a number'),
+        (['--examples=E', '--clips=N', '--window=4', '--stride=1ms'], 'stride=0.001 must be'),
         (['--examples=E', '--clips=N/of_blue', '--window=4s'], 'none of the 1 clips'),
         (['--examples=E', '--clips=N', '--unknown-below=40'], 'a probability from 0 to 1'),
         (['--examples=E', '--clips=N', '--out=nowhere/a.html'], 'in a folder that does not exist'),

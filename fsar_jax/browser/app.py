@@ -178,6 +178,8 @@ def web_app(
     async def remove_class(request: Request) -> Response:
         examples = browsers.own(_key(request))
         number = _number(request, 'example')
+        if number is not None and not number.is_integer():
+            raise HTTPException(400, f'?example={number:g} should be a whole number')
         number = None if number is None else int(number)
         await in_thread(examples.remove, _class_name(request), number)
         return JSONResponse(await in_thread(listing, examples.recognizer))
@@ -214,8 +216,7 @@ def web_app(
                 raise HTTPException(
                     403, f"this server does not answer to the name '{name}': give it by --host"
                 )
-            site = request.headers.get('sec-fetch-site', 'none')
-            if request.method == 'POST' and site not in ('same-origin', 'none'):
+            if request.method == 'POST' and not _of_this_site(request):
                 raise HTTPException(403, 'this request comes from the page of another site')
             cookie = _cookie(request)
             request.state.key = request.cookies.get(cookie) or secrets.token_urlsafe(32)
@@ -333,7 +334,8 @@ def _file_name(given: str) -> str:
     name = ''.join(c if c.isprintable() else '_' for c in re.split(r'[/\\]', given)[-1])
     name = name.strip().lstrip('.')
     stem, dot, suffix = name.rpartition('.')
-    return (f'{stem[:60]}{dot}{suffix[:10]}' if stem else name[:60]) or 'clip'
+    suffix = suffix.encode()[:10].decode(errors='ignore')  # systems take 255 bytes, not letters
+    return (f'{stem[:60]}{dot}{suffix}' if stem else name[:60]) or 'clip'
 
 
 def _class_name(request: Request) -> str:
@@ -354,6 +356,16 @@ def _number(request: Request, name: str) -> float | None:
     if number is not None and not math.isfinite(number):
         raise HTTPException(400, f'?{name}={printable(given, 40)} should be a number')
     return number
+
+
+def _of_this_site(request: Request) -> bool:
+    """Whether a request comes from our own page, or from no page at all. Browsers say so by
+    Sec-Fetch-Site, but only to an address that they trust (https, this computer); otherwise by
+    Origin."""
+    site, origin = request.headers.get('sec-fetch-site'), request.headers.get('origin')
+    if site is not None:
+        return site in ('same-origin', 'none')
+    return origin is None or origin.partition('://')[2] == request.headers.get('host')
 
 
 def _last_part(path: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import numbers
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -136,7 +137,7 @@ class Recognizer:
         if class_name not in self._classes:
             raise ValueError(
                 f"there is no class '{printable(class_name)}': the classes are "
-                f'{listed(self._classes)}'
+                f'{listed(self._classes) or "none"}'
             )
         gone = lambda e: e.class_name == class_name and example in (None, e.name)
         left = [e for e in self._examples if not gone(e)]
@@ -198,6 +199,8 @@ class Recognizer:
             if read is None:
                 raise ValueError(f'{name} cannot be read: {reason_of(error)}')
             embeddings.append(self.model.embed(read))
+        if not embeddings:
+            return np.zeros((0, len(self._classes)), np.float32)
         return self.scores_of(embeddings)
 
     def answer(self, clips: Clips, unknown_below: float | None = None) -> list[Answer]:
@@ -489,13 +492,16 @@ def reason_of(error: VideoError) -> str:
 
 def check_unknown_below(value: float | None) -> None:
     """ValueError unless it is None or from 0 to 1."""
-    if value is not None and not 0 <= value <= 1:
+    if value is not None and not (isinstance(value, numbers.Real) and 0 <= value <= 1):
         raise ValueError(f'unknown_below={value} must be a probability from 0 to 1, such as 0.5')
 
 
 def _as_list(clips: Clips) -> list[Clip]:
     """A single path or array as a list of one; [N, T, H, W, 3] as N arrays."""
-    if isinstance(clips, (str, os.PathLike)) or isinstance(clips, np.ndarray) and clips.ndim == 4:
+    if hasattr(clips, '__array__'):  # of JAX, PyTorch or pandas
+        clips = np.asarray(clips)
+    grey_or_clip = isinstance(clips, np.ndarray) and clips.ndim in (3, 4)  # grey: as_clip raises
+    if grey_or_clip or isinstance(clips, (str, os.PathLike)):
         return [as_clip(clips)]
     if not isinstance(clips, Iterable):
         as_clip(clips)  # raises

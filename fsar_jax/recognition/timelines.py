@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import numbers
 import os
 import queue
 import threading
@@ -19,6 +20,7 @@ from fsar_jax.recognition.answers import Segment, Timeline, Window
 from fsar_jax.recognition.models import Embedding, Model
 
 AHEAD = 32  # frames that are decoded ahead of the model
+SHORTEST = 0.01  # seconds of a window and a stride: less than a frame lasts
 SAME_TIME = 1e-4  # seconds: two windows share the frame at such times
 
 
@@ -145,10 +147,12 @@ def ahead(items: Iterable[Any]) -> Iterator[Any]:
 
 
 def check_times(window: float, stride: float) -> None:
-    """ValueError unless both are positive."""
+    """ValueError unless both are at least SHORTEST: of shorter ones a recording has millions."""
     for name, value in (('window', window), ('stride', stride)):
-        if not 0 < value < float('inf'):
-            raise ValueError(f'{name}={value} must be a number of seconds above 0')
+        if not (isinstance(value, numbers.Real) and SHORTEST <= value < float('inf')):
+            raise ValueError(
+                f'{name}={printable(value)} must be a number of seconds, at least {SHORTEST}'
+            )
 
 
 def reason_no_clock(path: object) -> VideoError | None:

@@ -189,6 +189,7 @@ def test_no_address_reads_a_file(started, path):
         ('..', 'clip'),
         ('', 'clip'),
         ('é' * 500 + '.mp4', 'é' * 60 + '.mp4'),
+        ('\N{GRINNING FACE}' * 70 + '.' + '\N{GRINNING FACE}' * 70, '\N{GRINNING FACE}' * 60),
         ('<b>.mp4', '<b>.mp4'),
     ],
 )
@@ -233,6 +234,7 @@ def test_one_example_goes_and_with_the_last_its_class(started, clips):
     assert said['classes'][2]['examples'][0]['name'] == 'blue_1.mp4'
     assert_refused(client.send('POST', '/remove?class=blue&example=1'), 422, 'no such example')
     assert_refused(client.send('POST', '/remove?class=blue&example=x'), 400, 'number')
+    assert_refused(client.send('POST', '/remove?class=blue&example=0.5'), 400, 'whole number')
     assert client.send('POST', '/remove?class=blue&example=0')[0] == 200
     assert client.classes() == ['red', 'green']
 
@@ -259,6 +261,10 @@ def test_another_sites_page_and_another_name_are_refused(started, clips):
     assert_refused(client.send('GET', '/examples', Host='evil.example'), 403, 'evil.example')
     refused = client.send('POST', '/reset', Sec_Fetch_Site='cross-site')
     assert_refused(refused, 403, 'another site')
+    # At an address other than this computer's own, browsers send Origin alone.
+    for origin in ('http://evil.example', 'null', f'http://127.0.0.1:{port + 1}'):
+        assert_refused(client.send('POST', '/reset', Origin=origin), 403, 'another site')
+    assert client.send('POST', '/reset', Origin=f'http://127.0.0.1:{port}')[0] == 200
     assert client.send('GET', '/', Host=f'localhost:{port}', Sec_Fetch_Site='cross-site')[0] == 200
     assert_refused(client.send('DELETE', '/examples'), 405)
 

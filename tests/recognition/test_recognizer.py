@@ -189,6 +189,9 @@ def test_answers_agree_with_predict_and_do_not_depend_on_the_other_clips(fitted)
     together = fitted.predict_proba(clips)
     assert fitted.predict(clips) == ['green', 'red', 'blue']
     np.testing.assert_allclose(together.sum(1), 1)
+    of_jax = fitted.predict_proba(jax.numpy.asarray(clips[0]))
+    np.testing.assert_allclose(of_jax, together[:1], rtol=1e-5)
+    assert fitted.predict([]) == [] and fitted.predict_proba([]).shape == (0, len(COLOURS))
     for row, clip, answer in zip(together, clips, fitted.answer(clips), strict=True):
         np.testing.assert_allclose(fitted.predict_proba(clip)[0], row, rtol=1e-5)
         np.testing.assert_allclose(list(answer.probabilities.values()), row, rtol=1e-5)
@@ -428,11 +431,15 @@ def test_an_unreadable_or_repeated_example_is_left_out_with_a_warning(blank):
     'call, words',
     [
         (lambda r: r.predict(3), 'a clip is a path or an array'),
+        (lambda r: r.predict(RED[..., 0]), r'not uint8 \[12, 36, 48\]'),
+        (lambda r: type(r)().remove('red'), "no class 'red': the classes are none"),
         (lambda r: r.remove('purple'), "there is no class 'purple': the classes are red, green"),
         (lambda r: r.answer(RED, unknown_below=50), 'must be a probability from 0 to 1'),
+        (lambda r: r.answer(RED, unknown_below='50%'), 'must be a probability from 0 to 1'),
         (lambda r: r.save('examples.pkl'), 'does not end in .safetensors'),
         (lambda r: r.remove('red').remove('green').predict(RED), '1 class to choose from'),
-        (lambda r: r.timeline('a.mp4', window=0), 'must be a number of seconds above 0'),
+        (lambda r: r.timeline('a.mp4', window=0), 'must be a number of seconds, at least'),
+        (lambda r: r.timeline('a.mp4', window='4s'), 'must be a number of seconds, at least'),
         (lambda r: type(r)().predict(RED), 'call fit first'),
         (lambda r: models.load_model('nowhere'), 'there is no such workdir'),
         (lambda r: models.load_model(__file__), 'neither the workdir of a run nor a file'),
