@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from tiny_run import tiny_config
 
-from fsar_jax import report
+from fsar_jax import extract, report
+from fsar_jax.analysis.episode_pictures import episode_sections
 from fsar_jax.evaluation.results import accuracy_with_interval, confusion_matrix, write_results
 from fsar_jax.progress import MetricWriter
 from fsar_jax.training.train import train_and_evaluate
@@ -171,3 +172,19 @@ def test_a_trained_run_is_looked_into(tiny_data, tmp_path, quick_compilation):
     changed = known._replace(results=known.results | {'episodes_hash': 'another'})
     with pytest.raises(ValueError, match='are not those of results.json: evaluate the run again'):
         report.open_subject(run, changed, None)
+
+
+@pytest.mark.slow
+def test_a_run_on_features_is_looked_into_without_frames(tiny_data, tmp_path, quick_compilation):
+    changes = {'data.dir': str(tiny_data), 'eval.num_episodes': 3, 'eval.val_episodes': 0}
+    extract.extract(tiny_config('protonet', changes, width=8), tmp_path / 'features')
+    changes |= {'model.backbone.name': 'features', 'data.features': str(tmp_path / 'features')}
+    run = tmp_path / 'run'
+    train_and_evaluate(tiny_config('protonet', changes), run, 'protonet')
+    subject = report.open_subject(run, report.read_run(run), None)
+    (_, pictures), *_, (_, features) = episode_sections(subject, [1])
+    said = list(pictures)
+    assert said[0].startswith('pictures with frames: the run reads the features in') and said[
+        1:
+    ] == ['angles: the method has no self- and cross-attention to compare']
+    assert [picture.name for picture in features] == ['features']

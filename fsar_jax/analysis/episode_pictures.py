@@ -184,6 +184,13 @@ def episode_pictures(
         'chosen frames: the sampler takes all frames that are read': lambda: _sampling(seen),
         'angles: the method has no self- and cross-attention to compare': lambda: _angles(seen),
     }
+    if subject.dataset.extractor:
+        draw = {why: make for why, make in draw.items() if why.startswith('angles')}
+        if first:
+            yield (
+                'pictures with frames: the run reads the features in config.data.features, which '
+                'hold no frames to draw'
+            )
     for lacking, make in draw.items():
         picture = make()
         if picture is not None:
