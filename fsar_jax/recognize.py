@@ -288,6 +288,9 @@ def _output(given, flag):
     if path.is_dir() or not path.parent.is_dir():
         wrong = 'is a folder' if path.is_dir() else 'lies in a folder that does not exist'
         raise ValueError(f'--{flag}={printable(path, 1000)} {wrong}')
+    # A file is written by renaming, which would put it in the place of a device.
+    if str(path).startswith('/dev/') or path.exists() and not path.is_file():
+        raise ValueError(f'--{flag}={printable(path, 1000)} is a device or a pipe: name a file')
     suffix = {'out': ('.html', '.htm'), 'save': ('.safetensors',)}.get(flag)
     if suffix and path.suffix not in suffix:
         raise ValueError(f'--{flag}={printable(path, 1000)} does not end in {suffix[0]}')

@@ -240,6 +240,12 @@ def test_wrong_input_is_one_line(folder, tmp_path, arguments, words, capsys):
     assert words in str(raised.value) and '\n' not in str(raised.value)
 
 
+@pytest.mark.parametrize('path', ['/dev/stdout', '/dev/null'])
+def test_an_output_never_takes_the_place_of_a_device(path):
+    with pytest.raises(ValueError, match='is a device or a pipe: name a file'):
+        recognize._output(path, 'json')
+
+
 def test_a_folder_of_frames_has_no_times(folder, capsys):
     with pytest.raises(ValueError, match='none of the 1 clips could be read'):
         run(
