@@ -23,7 +23,7 @@ from fsar_jax.stopping import on_signals
 # What takes seconds to import, JAX above all, is imported in `main`: the processes that read
 # videos, which import this file again, do without.
 if __name__ == '__main__':
-    on_signals('nothing was written')
+    on_signals('every file that was written is whole')
 
 from fsar_jax.files import local_path, write_whole
 from fsar_jax.messages import one_line, printable
