@@ -131,8 +131,3 @@ def full_optimisation():
     jax.config.update('jax_disable_most_optimizations', False)
     yield
     jax.config.update('jax_disable_most_optimizations', before)
-
-
-@pytest.fixture(scope='module')
-def quick_compilation():
-    """Which all tests have now: for those that still ask for it."""

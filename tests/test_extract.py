@@ -23,7 +23,6 @@ from fsar_jax.messages import one_line
 from fsar_jax.training.inputs import with_features
 from fsar_jax.training.state import create_train_state, make_train_step
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 FROZEN = {  # the run on frames that sees what view 0 holds
     'model.backbone.trained': False,
     'data.crop': 'centre',

@@ -21,7 +21,6 @@ from fsar_jax.recognition.models import Model, PretrainedFeatures
 from fsar_jax.recognition.timelines import ahead, frame_times, merged, window_starts
 from fsar_jax.training.state import example_episode
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 COLOURS = {'red': (220, 30, 30), 'green': (30, 220, 30), 'blue': (30, 30, 220)}
 
 

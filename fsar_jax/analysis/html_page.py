@@ -131,4 +131,9 @@ def jpeg_uri(frame: np.ndarray, side: int, quality: int = 75) -> str:
         scale = side / max(height, width)
         size = max(1, round(width * scale)), max(1, round(height * scale))
         frame = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX))
-    return 'data:image/jpeg;base64,' + base64.b64encode(encode_jpeg(frame, quality)).decode()
+    return data_uri(encode_jpeg(frame, quality))
+
+
+def data_uri(jpeg: bytes) -> str:
+    """The bytes of a JPEG as the address 'data:image/jpeg;base64,…'."""
+    return 'data:image/jpeg;base64,' + base64.b64encode(jpeg).decode()

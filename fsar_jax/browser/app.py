@@ -16,7 +16,6 @@ Every refusal is JSON, {"error": one line}.
 
 from __future__ import annotations
 
-import base64
 import collections
 import contextlib
 import dataclasses
@@ -41,6 +40,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from fsar_jax.analysis.html_page import data_uri
 from fsar_jax.analysis.recognition_page import answer_parts, timeline_parts
 from fsar_jax.browser.page import browser_page
 from fsar_jax.ingest.video_files import VideoError, seconds_of
@@ -253,7 +253,7 @@ def listing(recognizer: Recognizer) -> dict[str, Any]:
     classes = []
     for name, examples in recognizer.thumbnails.items():
         shown = [
-            {'name': _last_part(path), 'picture': _jpeg_uri(frames[len(frames) // 2])}
+            {'name': _last_part(path), 'picture': data_uri(frames[len(frames) // 2])}
             for path, frames in examples[:MOST_SHOWN]
         ]
         classes.append({'name': name, 'count': len(examples), 'examples': shown})
@@ -376,10 +376,6 @@ def _without_paths(message: str, folder: pathlib.Path) -> str:
     """A message without the places of files on this machine, such as /tmp/x/1f/a.mp4: a.mp4."""
     message = re.sub(re.escape(f'{folder}/') + r'[0-9a-f]+/', '', message)
     return re.sub(r'(?<![\w.])/(?:[^/\s]+/)+', '', message)
-
-
-def _jpeg_uri(content: bytes) -> str:
-    return 'data:image/jpeg;base64,' + base64.b64encode(content).decode()
 
 
 def _cookie(request: Request) -> str:

@@ -12,7 +12,6 @@ from fsar_jax.mesh import episode_mesh
 from fsar_jax.training.inputs import open_split
 from fsar_jax.training.state import example_episode
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 SAMPLER = {
     'model.sampler.dense_frames': 6,
     'model.sampler.scan_size': 64,
@@ -22,7 +21,7 @@ SAMPLER = {
 
 
 @pytest.fixture(scope='module')
-def subjects(tiny_data, quick_compilation):
+def subjects(tiny_data):
     kept = {}
 
     def get(method, **changes):

@@ -32,7 +32,6 @@ from fsar_jax.training.checkpoints import Checkpoints
 from fsar_jax.training.state import create_train_state, example_episode
 from fsar_jax.training.workdir import METHOD, make_workdir
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 COLOURS = {'red': (200, 40, 40), 'green': (40, 200, 40), 'blue': (40, 40, 200)}
 
 
