@@ -220,39 +220,34 @@ def coordination(clips: Mapping[str, Mapping]) -> Figure:
         window = clip['window']
         if window is not None:
             start, end = window_span(window, length)
-            axis.add_patch(
-                Rectangle(
-                    (start - GAP / 2, row - GAP / 2),
-                    end - start,
-                    1,
-                    fill=False,
-                    edgecolor=BLUE,
-                    linewidth=2.5,
-                    gid=f'window {name}',
-                    zorder=3,
-                )
-            )
+            corner = start - GAP / 2, row - GAP / 2
+            _outline(axis, corner, end - start, 1, BLUE, 2.5, f'window {name}', zorder=3)
             row += 1
             strip(axis, warped_frames(clip['frames'], window), 0, row)
             _row_name(axis, row, 'in the window')
         if clip['boxes'] is not None:
             for place, box in enumerate(np.asarray(clip['boxes'])):
                 x0, y0, x1, y1 = (box + 1) / 2 * (1 - GAP)
-                axis.add_patch(
-                    Rectangle(
-                        (place + x0, row + y0),
-                        x1 - x0,
-                        y1 - y0,
-                        fill=False,
-                        edgecolor=VERMILLION,
-                        linewidth=2,
-                        gid=f'box {name} {place}',
-                        zorder=4,
-                    )
-                )
+                corner, gid = (place + x0, row + y0), f'box {name} {place}'
+                _outline(axis, corner, x1 - x0, y1 - y0, VERMILLION, 2, gid, zorder=4)
         row += 1
     _limits(axis, length, rows, left=1.55)
     return figure
+
+
+def _outline(axis, corner, width, height, colour, linewidth, gid, zorder):
+    axis.add_patch(
+        Rectangle(
+            corner,
+            width,
+            height,
+            fill=False,
+            edgecolor=colour,
+            linewidth=linewidth,
+            gid=gid,
+            zorder=zorder,
+        )
+    )
 
 
 @styled
