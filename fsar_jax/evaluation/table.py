@@ -69,20 +69,23 @@ def table(runs: Mapping[str, dict], against: str | None = None) -> tuple[list[Ro
     """
     groups: dict[tuple, dict[int, str]] = {}
     for path, results in runs.items():
-        seeds = groups.setdefault(_identity(results), {})
+        paths = groups.setdefault(_identity(results), {})
         seed = _config(results).get('seed', 0)
         if type(seed) is not int:
             raise ValueError(
                 f"{printable(path, 1000)}: 'config.seed' is {printable(seed)}, not a whole number: "
                 'evaluate that run again'
             )
-        if seed in seeds:
+        if seed in paths:
             raise ValueError(
-                f'{printable(seeds[seed], 1000)} and {printable(path, 1000)} are the same method '
+                f'{printable(paths[seed], 1000)} and {printable(path, 1000)} are the same method '
                 f'and settings with the same seed {seed}: give each seed once'
             )
-        seeds[seed] = path
-    members = [[runs[seeds[seed]] for seed in sorted(seeds)] for seeds in groups.values()]
+        paths[seed] = path
+    seeds_of = [tuple(sorted(paths)) for paths in groups.values()]
+    members = [
+        [runs[paths[seed]] for seed in seeds] for paths, seeds in zip(groups.values(), seeds_of)
+    ]
     names = _names([group[0] for group in members])
     means = [_mean_of(group) for group in members]
 
@@ -91,29 +94,21 @@ def table(runs: Mapping[str, dict], against: str | None = None) -> tuple[list[Ro
         choices = listed(list(dict.fromkeys(names)))
         raise ValueError(f"no row is '{printable(against)}': compare with one of {choices}")
     base = against or (names[0] if names else None)
-    is_base = [base in (name, method) for name, method in zip(names, methods)]
+    bases = [mean for name, mean in zip(names, means) if base in (name, mean['method'])]
 
     rows, notes = [], []
-    for i, (group, mean) in enumerate(zip(members, means)):
-        episodes = _episodes(group[0])
-        twins = [j for j, other in enumerate(means) if is_base[j] and _episodes(other) == episodes]
-        difference = None
-        if not is_base[i] and twins:
-            difference = paired_difference(means[twins[0]], mean)
-        elif not is_base[i]:
-            notes.append(f'{names[i]} on {_shown(episodes)}: no run of {base} on these episodes')
+    for name, seeds, group, mean in zip(names, seeds_of, members, means):
+        episodes, difference = _episodes(mean), None
+        if base not in (name, mean['method']):
+            twins = [other for other in bases if _episodes(other) == episodes]
+            if twins:
+                difference = paired_difference(twins[0], mean)
+            else:
+                notes.append(f'{name} on {_shown(episodes)}: no run of {base} on these episodes')
         each = [run['accuracy'] for run in group]
-        rows.append(
-            Row(
-                names[i],
-                episodes,
-                tuple(sorted(list(groups.values())[i])),
-                float(np.mean(each)),
-                float(np.std(each, ddof=1)) if len(each) > 1 else None,
-                mean['ci95'],
-                difference,
-            )
-        )
+        spread = float(np.std(each, ddof=1)) if len(each) > 1 else None
+        accuracy = float(np.mean(each))
+        rows.append(Row(name, episodes, seeds, accuracy, spread, mean['ci95'], difference))
     return rows, notes + _apart(rows)
 
 
@@ -244,7 +239,7 @@ def as_latex(rows: Sequence[Row]) -> str:
 def _latex(cell: str) -> str:
     special = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'}
     special |= {character: f'\\{character}' for character in '&%$#_{}'}
-    special |= {'±': r'$\pm$', ' *': '$^{*}$'}
+    special['±'] = r'$\pm$'
     text = cell.removesuffix(' *')
     star = '$^{*}$' if text != cell else ''
     return ''.join(special.get(character, character) for character in text) + star
