@@ -31,7 +31,7 @@ from fsar_jax.training.checkpoint_arrays import differences, on_host, placed, sh
 from fsar_jax.training.checkpoint_files import CONFIG_FILE, DamagedCheckpoint
 
 SELECTION_METRIC = 'val_accuracy'
-_UNFINISHED = '.unfinished'  # <step>.unfinished is a save that is going on, or was killed
+_UNFINISHED = '.unfinished'  # <step>.unfinished-1 is a save that is going on, or was killed
 _REPLACED = '.damaged'  # <step>.damaged is a damaged checkpoint until its step is saved again
 _LISTED = 5  # differing leaves that an error message names
 _FAILED_ELSEWHERE = 'another process cannot read or write a checkpoint, and says why'
@@ -72,6 +72,7 @@ class Checkpoints:
         self._keep, self._config, self._config_written = keep, config, False
         # (step, future) of the save in progress
         self._saving: tuple[int, futures.Future] | None = None
+        self._started = 0  # saves
         self._writer = futures.ThreadPoolExecutor(1, 'checkpoints')
         orbax_files.check_directory(self.directory, read_only)
         if not read_only:
@@ -159,10 +160,12 @@ class Checkpoints:
         self.wait()
         state = jax.tree.map(without_key, state)
         arrays = {name: on_host(leaf) for name, leaf in by_name(state).items()}
-        draft = self.directory / f'{step}{_UNFINISHED}'
+        # Its own name: threads of a save that failed may still make files under the one before.
+        self._started += 1
+        draft = self.directory / f'{step}{_UNFINISHED}-{self._started}'
         with self._explaining(step):
             if jax.process_index() == 0:
-                self._remove_unfinished()  # also what late threads of a failed save have left
+                self._remove_unfinished()
             self._write_config()
             response = orbax_files.save_async(draft, state, checksums=files.CHECKSUMS_FILE)
         self._saving = (
@@ -258,6 +261,8 @@ class Checkpoints:
             del self._saved[old]
         for name in (f'{step}{_REPLACED}', *map(str, dropped)):
             self._remove(name)
+        if jax.process_index() == 0:
+            self._remove_unfinished()
 
     def wait_for_files(self) -> None:
         """Returns when this process has written what it was writing. May be called from any thread,

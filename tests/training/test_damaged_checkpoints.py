@@ -24,7 +24,7 @@ from test_checkpoints import assert_same, make_state
 from tiny_run import CPU, REPOSITORY, finish
 
 from fsar_jax.named_arrays import by_name, state_hash
-from fsar_jax.training import checkpoint_files
+from fsar_jax.training import checkpoint_files, orbax_files
 from fsar_jax.training.checkpoint_arrays import without_key
 from fsar_jax.training.checkpoint_files import (
     CHECKSUMS_FILE,
@@ -154,6 +154,7 @@ def test_names_that_are_no_steps_are_left_alone(copy, capfd):
         '4.orbax-checkpoint-tmp',
         '4.orbax-checkpoint-tmp-17',
         '4.unfinished',
+        '4.unfinished-2',
         '4.unfinished.orbax-checkpoint-tmp',
     ):
         (copy / name).mkdir()  # of saves that were killed, now and before
@@ -362,6 +363,29 @@ def test_a_save_that_fails_is_one_line_and_the_next_succeeds(copy, capfd):
     assert capfd.readouterr() == ('', '') and sorted(os.listdir(copy)) == ['1', '2']
     with Checkpoints(copy, read_only=True) as checkpoints:
         assert_same(checkpoints.restore(like)[0], large)
+
+
+def test_late_threads_of_a_failed_save_do_not_stop_the_next(copy, monkeypatch):
+    save_async, drafts = orbax_files.save_async, []
+
+    def save(draft, *args, **kwargs):
+        for earlier in drafts:  # a thread of the failed save writes one more file
+            late = earlier.with_name(earlier.name + orbax_files.UNFINISHED) / 'state'
+            late.mkdir(parents=True)
+            (late / 'd').write_bytes(b'late')
+        drafts.append(draft)
+        if len(drafts) == 1:
+            raise OSError('no')
+        return save_async(draft, *args, **kwargs)
+
+    monkeypatch.setattr(orbax_files, 'save_async', save)
+    with Checkpoints(copy) as checkpoints:
+        with pytest.raises(OSError, match='the checkpoint of step 4 cannot be written'):
+            checkpoints.save(4, make_state(4))
+        assert checkpoints.save(4, make_state(4))
+        checkpoints.wait()
+        assert sorted(os.listdir(copy)) == ['1', '2', '3', '4', CONFIG_FILE]
+        assert_same(checkpoints.restore(LIKE)[0], make_state(4))
 
 
 def test_a_directory_that_vanishes_under_a_run_is_one_line(copy, capfd):
