@@ -113,7 +113,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--dataset',
         required=True,
-        help='synthetic_actions/{aligned,misaligned,shifted,untrimmed}, '
+        help='synthetic_actions/{aligned,misaligned,shifted,untrimmed,spliced,two_actions,small}, '
         f'video_folder/NAME with a name of your choice, or one of {", ".join(BENCHMARKS)}',
     )
     parser.add_argument(

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from tfds_builders.synthetic_actions import motions, renderer
+from tfds_builders.synthetic_actions import in_place, motions, renderer
 from tfds_builders.synthetic_actions.renderer import ClipSettings, render_clip
 
 PROGRESS = np.linspace(0, 1, 41)
@@ -26,33 +26,43 @@ def centres(boxes):
     return (boxes[:, :2] + boxes[:, 2:]) / 2
 
 
-def test_class_split():
-    assert {split: len(n) for split, n in motions.SPLITS.items()} == {
-        'train': 64,
-        'val': 12,
-        'test': 24,
-    }
-    assert len(motions.CLASSES) == len(set(motions.CLASSES)) == 100
-    assert set(motions.CLASSES) == {name for names in motions.SPLITS.values() for name in names}
-    assert set(motions.CLASSES) == set(motions.PROGRAMS) == set(motions.REVERSALS)
+TABLES = pytest.mark.parametrize('classes', [motions, in_place], ids=['motions', 'in_place'])
 
 
-def test_reversals_are_exact_and_in_the_same_split():
-    split_of = {name: split for split, names in motions.SPLITS.items() for name in names}
-    for name, partner in motions.REVERSALS.items():
-        forward, backward = (
-            motions.PROGRAMS[name].at(PROGRESS),
-            motions.PROGRAMS[partner].at(1 - PROGRESS),
-        )
+@pytest.mark.parametrize(
+    'classes, sizes',
+    [
+        (motions, {'train': 64, 'val': 12, 'test': 24}),
+        (in_place, {'train': 38, 'val': 6, 'test': 12}),
+    ],
+)
+def test_class_split(classes, sizes):
+    assert {split: len(names) for split, names in classes.SPLITS.items()} == sizes
+    assert len(classes.CLASSES) == len(set(classes.CLASSES)) == sum(sizes.values())
+    assert set(classes.CLASSES) == {name for names in classes.SPLITS.values() for name in names}
+    assert set(classes.CLASSES) == set(classes.PROGRAMS) == set(classes.REVERSALS)
+
+
+@TABLES
+def test_reversals_are_exact_and_in_the_same_split(classes):
+    split_of = {name: split for split, names in classes.SPLITS.items() for name in names}
+    for name, partner in classes.REVERSALS.items():
+        forward = classes.PROGRAMS[name].at(PROGRESS)
+        backward = classes.PROGRAMS[partner].at(1 - PROGRESS)
+        # In place, size and turn are relative to the start.
+        if classes is in_place:
+            forward, backward = forward - forward[0], backward - backward[0]
         np.testing.assert_allclose(forward, backward, atol=1e-9, err_msg=name)
         assert split_of[name] == split_of[partner], name
-    assert sum(name != partner for name, partner in motions.REVERSALS.items()) == 84
+    partners = sum(name != partner for name, partner in classes.REVERSALS.items())
+    assert partners == {motions: 84, in_place: 52}[classes]
 
 
-def test_no_two_classes_are_the_same_motion():
-    states = {name: motions.PROGRAMS[name].at(PROGRESS) for name in motions.CLASSES}
-    for i, first in enumerate(motions.CLASSES):
-        for second in motions.CLASSES[i + 1 :]:
+@TABLES
+def test_no_two_classes_are_the_same_motion(classes):
+    states = {name: classes.PROGRAMS[name].at(PROGRESS) for name in classes.CLASSES}
+    for i, first in enumerate(classes.CLASSES):
+        for second in classes.CLASSES[i + 1 :]:
             if states[first].shape == states[second].shape:
                 assert np.abs(states[first] - states[second]).max() > 0.3, f'{first} = {second}'
 
@@ -66,12 +76,12 @@ def test_join_refuses_a_jump():
 def test_clip_is_a_pure_function_in_any_process():
     code = (
         'import hashlib; from tfds_builders.synthetic_actions import renderer, motions;s = '
-        'renderer.ClipSettings(misalignment="untrimmed");c = '
+        'renderer.ClipSettings(config="untrimmed");c = '
         'renderer.render_clip(motions.CLASSES[70], (3, 1, 4), '
         's);print(hashlib.sha256(c.frames.tobytes() + '
         'c.boxes.tobytes()).hexdigest());print(c.action_start, c.action_end)'
     )
-    settings = ClipSettings(misalignment='untrimmed')
+    settings = ClipSettings(config='untrimmed')
     render_clip(motions.CLASSES[0], 5, settings)  # an earlier clip must not matter
     clip = render_clip(motions.CLASSES[70], (3, 1, 4), settings)
     here = [
@@ -87,10 +97,10 @@ def test_clip_is_a_pure_function_in_any_process():
     assert not np.array_equal(clip.frames, other.frames)
 
 
-@pytest.mark.parametrize('misalignment', renderer.MISALIGNMENTS)
-def test_shapes_and_truth_ranges(misalignment):
-    settings = ClipSettings(num_frames=24, misalignment=misalignment)
-    for i, name in enumerate(motions.CLASSES):
+@pytest.mark.parametrize('config', renderer.CONFIGS)
+def test_shapes_and_truth_ranges(config):
+    settings = ClipSettings(num_frames=24, config=config)
+    for i, name in enumerate(renderer.classes_of(config).CLASSES):
         clip = render_clip(name, (1, i), settings)
         assert clip.frames.shape == (24, 64, 64, 3) and clip.frames.dtype == np.uint8
         assert clip.boxes.shape == (24, 4) and clip.boxes.dtype == np.float32
@@ -101,17 +111,15 @@ def test_shapes_and_truth_ranges(misalignment):
         assert (clip.boxes[visible, 2:] > clip.boxes[visible, :2]).all(), name
 
 
-@pytest.mark.parametrize('misalignment', ['aligned', 'misaligned', 'shifted'])
+@pytest.mark.parametrize('config', ['aligned', 'misaligned', 'shifted'])
 @pytest.mark.parametrize('name', list(DIRECTIONS))
-def test_boxes_follow_the_motion(name, misalignment):
+def test_boxes_follow_the_motion(name, config):
     for seed in range(5):
-        clip = render_clip(name, seed, ClipSettings(misalignment=misalignment))
+        clip = render_clip(name, seed, ClipSettings(config=config))
         path = centres(clip.boxes) @ np.array(DIRECTIONS[name], np.float32)
-        assert path[clip.action_end] - path[clip.action_start] > (
-            15 if misalignment == 'shifted' else 24
-        )
+        assert path[clip.action_end] - path[clip.action_start] > (15 if config == 'shifted' else 24)
         across = centres(clip.boxes) @ np.array(DIRECTIONS[name][::-1], np.float32)
-        assert np.ptp(across) < 6 if misalignment != 'shifted' else np.ptp(across) < 10
+        assert np.ptp(across) < 6 if config != 'shifted' else np.ptp(across) < 10
 
 
 def test_box_lies_where_the_object_is_drawn(monkeypatch):
@@ -136,7 +144,7 @@ def test_box_lies_where_the_object_is_drawn(monkeypatch):
 
 
 def test_objects_rest_outside_the_action():
-    settings = ClipSettings(misalignment='misaligned')
+    settings = ClipSettings(config='misaligned')
     name = 'moving something left then up'
     for seed in range(30):
         clip = render_clip(name, seed, settings)
@@ -151,9 +159,9 @@ def test_objects_rest_outside_the_action():
         )
 
 
-def test_timing_of_each_misalignment():
-    def spans(misalignment, num_frames):
-        settings = ClipSettings(num_frames=num_frames, misalignment=misalignment)
+def test_timing_of_each_config():
+    def spans(config, num_frames):
+        settings = ClipSettings(num_frames=num_frames, config=config)
         scenes = [renderer.draw_scene(seed, settings) for seed in range(150)]
         last = num_frames - 1
         return (
@@ -177,9 +185,70 @@ def test_timing_of_each_misalignment():
     assert start.min() < 0.15 and start.max() > 0.5
 
 
+def test_a_spliced_action_has_its_shot_and_the_camera_is_elsewhere_before_and_after():
+    settings = ClipSettings(config='spliced')
+    cuts = set()
+    for seed in range(40):
+        scene = renderer.draw_scene(seed, settings)
+        assert 8 <= scene.action_end - scene.action_start + 1 <= 11, '25 to 35% of 32 frames'
+        assert scene.progress[scene.action_start] == 0 and scene.progress[scene.action_end] == 1
+        shown = [t for first, stop, _ in scene.other_shots for t in range(first, stop)]
+        rest = set(range(32)) - set(range(scene.action_start, scene.action_end + 1))
+        assert len(shown) == len(set(shown)) and set(shown) == rest
+        cuts.add(len(scene.other_shots))
+    assert cuts == {2, 3, 4}
+    clips = [render_clip(name, 7, settings) for name in motions.SPLITS['test'][:4]]
+    outside = np.ones(32, bool)
+    outside[clips[0].action_start : clips[0].action_end + 1] = False
+    for clip in clips:
+        assert not clip.boxes[outside].any() and clip.boxes[~outside].any(1).all()
+        np.testing.assert_array_equal(clip.frames[outside], clips[0].frames[outside])
+    jumps = np.abs(np.diff(clips[0].frames.astype(int), axis=0)).mean((1, 2, 3))
+    cut = [clips[0].action_start - 1, clips[0].action_end]
+    within = np.delete(jumps, cut)[: clips[0].action_start - 2]
+    assert jumps[cut].min() > 2 * np.median(within), 'hard cuts'
+
+
+def test_the_other_of_two_actions_is_another_class_of_the_split(monkeypatch):
+    settings, played = ClipSettings(config='two_actions'), []
+    play = renderer._play
+    monkeypatch.setattr(renderer, '_play', lambda *args: (played.append(args[2:]), play(*args))[-1])
+    firsts, others = [], []
+    for seed in range(24):
+        name = motions.SPLITS['val'][seed % 12]
+        clip = render_clip(name, (seed, 1), settings)
+        (scene, program), (other, other_program) = played[-2:]
+        assert program is motions.PROGRAMS[name]
+        others.append(next(n for n, p in motions.PROGRAMS.items() if p is other_program))
+        assert others[-1] != name and others[-1] in motions.SPLITS['val']
+        own = np.zeros(32, bool)
+        own[clip.action_start : clip.action_end + 1] = True
+        assert 12 <= own.sum() <= 20 and (own[0] != own[-1]), 'one cut, at 40 to 60%'
+        firsts.append(own[0])
+        frames, boxes = np.empty_like(clip.frames), np.zeros_like(clip.boxes)
+        play(frames, boxes, other, other_program)
+        np.testing.assert_array_equal(clip.frames[~own], frames[~own])
+        assert not clip.boxes[~own].any()
+        ends = other.progress[~own][[0, -1]]
+        assert tuple(ends) == (0, 1), 'the other action is whole, too'
+    assert 6 <= sum(firsts) <= 18 and len(set(others)) > 6
+
+
+def test_a_small_object_stays_in_its_place():
+    homes = []
+    for seed, name in enumerate(in_place.CLASSES):
+        clip = render_clip(name, seed, ClipSettings(size=96, config='small'))
+        where = centres(clip.boxes)[clip.boxes.any(1)]
+        assert np.ptp(where, axis=0).max() < 0.2 * 96, name
+        sides = (clip.boxes[0, 2:] - clip.boxes[0, :2]) / 96
+        assert 0.04 < sides.max() < 0.16, name
+        homes.append(where[0] / 96)
+    assert (np.ptp(homes, axis=0) > 0.55).all(), 'anywhere in the frame'
+
+
 def test_shifted_moves_the_action():
-    def spread(misalignment):
-        settings = ClipSettings(misalignment=misalignment)
+    def spread(config):
+        settings = ClipSettings(config=config)
         homes = [renderer.draw_scene(seed, settings).home for seed in range(80)]
         return np.ptp(homes, axis=0) / 64
 
@@ -190,7 +259,7 @@ def test_shifted_moves_the_action():
 def test_nuisances_never_see_the_class():
     """The scene is drawn without the class: one seed, one background, timing and set of objects."""
     assert list(inspect.signature(renderer.draw_scene).parameters) == ['seed', 'settings']
-    settings = ClipSettings(misalignment='misaligned')
+    settings = ClipSettings(config='misaligned')
     clips = [render_clip(name, 11, settings) for name in motions.CLASSES]
     assert len({(clip.action_start, clip.action_end) for clip in clips}) == 1
     frames = np.stack([clip.frames for clip in clips])
@@ -217,7 +286,7 @@ def test_reversed_classes_hold_the_same_frames():
         partner = motions.REVERSALS[name]
         boxes = render_clip(name, 2, settings), render_clip(partner, 2, settings)
         scene = renderer.draw_scene(2, settings)
-        still = [centres(clip.boxes) - scene.camera for clip in boxes]
+        still = [centres(clip.boxes) - scene.place.camera for clip in boxes]
         span = slice(scene.action_start, scene.action_end + 1)
         np.testing.assert_allclose(still[0][span], still[1][span][::-1], atol=0.5)
 
@@ -225,7 +294,7 @@ def test_reversed_classes_hold_the_same_frames():
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        ({'misalignment': 'late'}, "misalignment is 'late', expected one of aligned"),
+        ({'config': 'late'}, "config is 'late', expected one of aligned"),
         ({'num_frames': 2}, 'num_frames is 2, a clip needs at least 8'),
         ({'size': 4}, 'size is 4 pixels'),
     ],

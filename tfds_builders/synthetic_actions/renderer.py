@@ -7,13 +7,14 @@ motion tells the class.
 """
 
 import dataclasses
+import types
 
 import cv2
 import numpy as np
 
-from tfds_builders.synthetic_actions import motions
+from tfds_builders.synthetic_actions import in_place, motions
 
-MISALIGNMENTS = ('aligned', 'misaligned', 'shifted', 'untrimmed')
+CONFIGS = ('aligned', 'misaligned', 'shifted', 'untrimmed', 'spliced', 'two_actions', 'small')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,21 +22,22 @@ class ClipSettings:
     """How clips are rendered.
 
     size: height and width in pixels.  fps: frames per second.
-    misalignment: 'aligned' (the action fills the clip at constant speed), 'misaligned' (random
-    onset, duration and speed, the objects rest before and after), 'shifted' (as aligned, the whole
-    action displaced by up to a quarter of the frame) or 'untrimmed' (the action takes about 30% of
-    the clip, other things move all the time).
+    config: 'aligned' (the action fills the clip at constant speed), 'misaligned' (random onset,
+    duration and speed, the objects rest before and after), 'shifted' (as aligned, the whole action
+    displaced by up to a quarter of the frame), 'untrimmed' (the action takes about 30% of the clip,
+    other things move all the time), 'spliced' (the action takes about 30% of the clip, the camera
+    shows other places before and after it), 'two_actions' (two shots of two actions, one of which
+    is the class's) or 'small' (a small object does something in its place).
     """
 
     size: int = 64
     num_frames: int = 32
     fps: int = 12
-    misalignment: str = 'aligned'
+    config: str = 'aligned'
 
     def __post_init__(self):
-        if self.misalignment not in MISALIGNMENTS:
-            known = ', '.join(MISALIGNMENTS)
-            raise ValueError(f'misalignment is {self.misalignment!r}, expected one of {known}')
+        if self.config not in CONFIGS:
+            raise ValueError(f'config is {self.config!r}, expected one of {", ".join(CONFIGS)}')
         if self.num_frames < 8:
             raise ValueError(f'num_frames is {self.num_frames}, a clip needs at least 8')
         if self.size < 16:
@@ -47,8 +49,8 @@ class Clip:
     """A rendered clip.
 
     frames: uint8 [N, H, W, 3] RGB.
-    action_start, action_end: the action's first and last frame. Frames up to action_start show the
-        start state, frames from action_end on the end state.
+    action_start, action_end: the action's first and last frame. In a clip of one shot, frames up to
+        action_start show the start state, frames from action_end on the end state.
     boxes: float32 [N, 4], x0, y0, x1, y1 of the acting object in pixels, clipped to the frame,
     zeros where it is not visible.
     """
@@ -74,22 +76,35 @@ class Sprite:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Place:
+    """What the camera sees in N frames besides acting objects. Lengths are in pixels.
+
+    background: float32 [S, S, 3], at least as large as the frame, which is its middle.
+    camera: [N, 2], displacement of everything.  light: [N], factor.
+    movers, mover_states: sprites that move on their own, and their x, y, turn [N, movers, 3].
+    """
+
+    background: np.ndarray
+    camera: np.ndarray
+    light: np.ndarray
+    movers: tuple
+    mover_states: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Scene:
     """Everything in a clip of N frames that does not depend on its class. Lengths are in pixels.
 
     objects: the three sprites that a program may use.
-    movers, mover_states: sprites that move on their own, and their x, y, turn [N, movers, 3].
     home: [2], position of the program's origin.  reach: length of the program's unit.
     turns: [3], rotation of the objects at rest.
     progress: [N] in [0, 1].
     drift: [N, 2], displacement of the objects outside the action.
-    camera: [N, 2], displacement of everything.  light: [N], factor.
+    other_shots: (first frame, the frame after the last, place) of each shot without the action.
     """
 
-    background: np.ndarray
+    place: Place
     objects: tuple
-    movers: tuple
-    mover_states: np.ndarray
     home: np.ndarray
     reach: float
     turns: np.ndarray
@@ -97,8 +112,7 @@ class Scene:
     action_end: int
     progress: np.ndarray
     drift: np.ndarray
-    camera: np.ndarray
-    light: np.ndarray
+    other_shots: tuple = ()
 
 
 def _colour(rng):
@@ -253,35 +267,83 @@ def _smooth_walk(rng, num_frames, columns, step=8):
 
 def _timing(rng, settings):
     """(action_start, action_end, progress [N])."""
-    last = settings.num_frames - 1
+    num_frames = settings.num_frames
+    last = num_frames - 1
     warp = np.linspace(0, 1, 7)
-    if settings.misalignment == 'misaligned':
+    if settings.config == 'misaligned':
         onset = rng.uniform(0, 0.45)
         duration = min(rng.uniform(0.3, 1.0), 1 - onset)
         speeds = np.exp(rng.normal(0, 0.7, 6))
         warp = np.append(0, np.cumsum(speeds)) / speeds.sum()
-    elif settings.misalignment == 'untrimmed':
+    elif settings.config == 'untrimmed':
         duration = rng.uniform(0.25, 0.35)
         onset = rng.uniform(0.05, 0.95 - duration)
+    elif settings.config == 'spliced':
+        # Of the frames, as the shot has the action in all of its frames and in no other.
+        duration = max(2, round(rng.uniform(0.25, 0.35) * num_frames) - 1) / last
+        onset = rng.uniform(0.05, 0.95 - duration)
+    elif settings.config == 'two_actions':
+        cut = round(rng.uniform(0.4, 0.6) * num_frames)
+        first, stop = (0, cut) if rng.random() < 0.5 else (cut, num_frames)
+        onset, duration = first / last, (stop - 1 - first) / last
     else:
         onset = rng.uniform(0, 0.04)
         duration = 1 - onset - rng.uniform(0, 0.04)
     start = int(round(onset * last))
-    end = min(last, start + max(4, int(round(duration * last))))
-    share = np.clip((np.arange(settings.num_frames) - start) / (end - start), 0, 1)
-    return start, end, np.interp(share, np.linspace(0, 1, 7), warp)
+    shortest = 2 if settings.config in ('spliced', 'two_actions') else 4
+    end = min(last, start + max(shortest, int(round(duration * last))))
+    return start, end, _progress(start, end, num_frames, warp)
+
+
+def _progress(start, end, num_frames, warp):
+    """Progress [N] in [0, 1] of an action from frame `start` to `end`; `warp` [K] is its progress
+    at K equally spaced times."""
+    share = np.clip((np.arange(num_frames) - start) / (end - start), 0, 1)
+    return np.interp(share, np.linspace(0, 1, len(warp)), warp)
+
+
+def _other_place(rng, settings):
+    """A place that a panning camera shows in a shot without the action, sometimes with a few small
+    things that move."""
+    size, num_frames = settings.size, settings.num_frames
+    angle, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.1, 0.6) * size / num_frames
+    time = np.arange(num_frames) - num_frames / 2
+    camera = speed * time[:, None] * [np.cos(angle), np.sin(angle)]
+    light = np.full(num_frames, rng.uniform(0.85, 1.15))
+    background = _background(rng, size, size // 3)
+    movers = tuple(
+        _sprite(rng, size * rng.uniform(0.08, 0.15))
+        for _ in range(rng.integers(1, 4) if rng.random() < 0.5 else 0)
+    )
+    walk = _smooth_walk(rng, num_frames, 3 * len(movers), step=10).reshape(num_frames, -1, 3)
+    states = walk * [0.5 * size, 0.5 * size, 2] + [size / 2, size / 2, 0]
+    return Place(background, camera, light, movers, states)
+
+
+def _other_shots(rng, settings, start, end):
+    """Shots of other places for the frames before `start` and after `end`, one or two each."""
+    shots = []
+    for first, stop in ((0, start), (end + 1, settings.num_frames)):
+        cuts = [first, stop]
+        if stop - first >= 8 and rng.random() < 0.5:
+            cuts.insert(1, int(rng.integers(first + 4, stop - 3)))
+        shots += [(*span, _other_place(rng, settings)) for span in zip(cuts, cuts[1:])]
+    return tuple(shot for shot in shots if shot[0] < shot[1])
 
 
 def draw_scene(seed, settings):
     """The scene of a clip, a pure function of `seed` (int or tuple of ints, none negative) and
     `settings`."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
-    size, num_frames = settings.size, settings.num_frames
+    size, num_frames, config = settings.size, settings.num_frames, settings.config
     start, end, progress = _timing(rng, settings)
-    shifted = settings.misalignment == 'shifted'
-    reach = size * rng.uniform(0.28, 0.35) * (0.75 if shifted else 1)
-    diameter = size * rng.uniform(0.2, 0.3) * (0.85 if shifted else 1)
-    home = size * (0.5 + rng.uniform(-1, 1, 2) * (0.25 if shifted else 0.05))
+    # Of the reach and diameter of the other configs, and where home may lie, of the frame.
+    reach_share, size_share, spread = {'shifted': (0.75, 0.85, 0.25), 'small': (1, 0.4, 0.35)}.get(
+        config, (1, 1, 0.05)
+    )
+    reach = size * rng.uniform(0.28, 0.35) * reach_share
+    diameter = size * rng.uniform(0.2, 0.3) * size_share
+    home = size * (0.5 + rng.uniform(-1, 1, 2) * spread)
     objects = tuple(_sprite(rng, diameter * rng.uniform(0.92, 1.08)) for _ in range(3))
     turns = rng.uniform(0, 2 * np.pi, 3)
     margin = max(2, size // 16)
@@ -289,8 +351,8 @@ def draw_scene(seed, settings):
     light = 1 + rng.uniform(0, 0.12) * _smooth_walk(rng, num_frames, 1, step=12)[:, 0]
     background = _background(rng, size, margin)
     drift = np.zeros((num_frames, 2))
-    movers, mover_states = (), np.zeros((num_frames, 0, 3))
-    if settings.misalignment == 'untrimmed':
+    movers, mover_states, other_shots = (), np.zeros((num_frames, 0, 3)), ()
+    if config == 'untrimmed':
         # The walk is held at 0 during the action, so that the action itself is unchanged.
         frame = np.arange(num_frames)
         away = np.maximum(np.maximum(start - frame, frame - end), 0) / num_frames
@@ -307,11 +369,11 @@ def draw_scene(seed, settings):
             num_frames, -1, 3
         )
         mover_states = mover_states * [0.55 * size, 0.55 * size, 2] + [size / 2, size / 2, 0]
+    elif config == 'spliced':
+        other_shots = _other_shots(rng, settings, start, end)
     return Scene(
-        background,
+        Place(background, camera, light, movers, mover_states),
         objects,
-        movers,
-        mover_states,
         home,
         reach,
         turns,
@@ -319,46 +381,106 @@ def draw_scene(seed, settings):
         end,
         progress,
         drift,
-        camera,
-        light,
+        other_shots,
+    )
+
+
+def classes_of(config: str) -> types.ModuleType:
+    """The module with the PROGRAMS, REVERSALS, SPLITS and CLASSES of a config."""
+    return in_place if config == 'small' else motions
+
+
+def _seed(seed, *more):
+    return (*((seed,) if np.ndim(seed) == 0 else seed), *more)
+
+
+def _another_class(class_name, seed, classes):
+    """The other class of a clip of 'two_actions': any of its split."""
+    names = next(names for names in classes.SPLITS.values() if class_name in names)
+    others = [name for name in names if name != class_name]
+    return others[np.random.default_rng(_seed(seed, 2)).integers(len(others))]
+
+
+def _another_scene(scene, seed, settings):
+    """The scene of the other shot of a clip of 'two_actions', whose action takes the rest of the
+    clip."""
+    last = settings.num_frames - 1
+    start, end = (
+        (scene.action_end + 1, last) if scene.action_start == 0 else (0, scene.action_start - 1)
+    )
+    return dataclasses.replace(
+        draw_scene(_seed(seed, 1), settings),
+        action_start=start,
+        action_end=end,
+        progress=_progress(start, end, settings.num_frames, np.linspace(0, 1, 7)),
     )
 
 
 def render_clip(class_name, seed, settings):
-    """A clip of a class of motions.CLASSES (else ValueError): a pure function of its arguments, in
-    any process on any machine.
+    """A clip of a class of `classes_of(settings.config).CLASSES` (else ValueError): a pure function
+    of its arguments, in any process on any machine.
 
     seed: int or tuple of ints, none negative.
     """
-    if class_name not in motions.PROGRAMS:
+    classes = classes_of(settings.config)
+    if class_name not in classes.PROGRAMS:
         raise ValueError(
-            f'{class_name!r} is not a class of the synthetic actions; see motions.CLASSES'
+            f'{class_name!r} is not a class of the synthetic actions; see '
+            f'{classes.__name__.rpartition(".")[2]}.CLASSES'
         )
     scene = draw_scene(seed, settings)
-    size, num_frames = settings.size, settings.num_frames
-    states = motions.PROGRAMS[class_name].at(scene.progress)
-    margin = (scene.background.shape[0] - size) // 2
-    frames = np.empty((num_frames, size, size, 3), np.uint8)
-    boxes = np.zeros((num_frames, 4), np.float32)
+    frames = np.empty((settings.num_frames, settings.size, settings.size, 3), np.uint8)
+    boxes = np.zeros((settings.num_frames, 4), np.float32)
+    _play(frames, boxes, scene, classes.PROGRAMS[class_name])
+    for first, stop, place in scene.other_shots:
+        boxes[first:stop] = 0
+        for t in range(first, stop):
+            frames[t] = _lit(_empty(place, t, settings.size), place, t)
+    if settings.config == 'two_actions':
+        other = _another_scene(scene, seed, settings)
+        shot = slice(other.action_start, other.action_end + 1)
+        shown = frames.copy()
+        _play(
+            shown, boxes.copy(), other, classes.PROGRAMS[_another_class(class_name, seed, classes)]
+        )
+        frames[shot], boxes[shot] = shown[shot], 0
+    return Clip(frames, scene.action_start, scene.action_end, boxes)
+
+
+def _empty(place, t, size):
+    """Frame `t` of a place without acting objects, before light: float32 [size, size, 3]."""
+    margin = (place.background.shape[0] - size) // 2
+    shift = np.array([[1, 0, place.camera[t, 0] - margin], [0, 1, place.camera[t, 1] - margin]])
+    image = cv2.warpAffine(
+        place.background,
+        shift,
+        (size, size),
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    for sprite, (x, y, turn) in zip(place.movers, place.mover_states[t]):
+        _draw(image, sprite, np.array([x, y]) + place.camera[t], 1.0, turn, 1.0)
+    return image
+
+
+def _lit(image, place, t):
+    return cv2.convertScaleAbs(image, alpha=place.light[t])
+
+
+def _play(frames, boxes, scene, program):
+    """Renders a program in a scene into `frames` [N, size, size, 3] and `boxes` [N, 4]."""
+    num_frames, size = frames.shape[:2]
+    states = program.at(scene.progress)
     diameter = scene.objects[0].diameter
     centres = scene.home + scene.reach * states[..., 0:2] + diameter * states[..., 2:4]
-    centres = centres + (scene.drift + scene.camera)[:, None]
+    centres = centres + (scene.drift + scene.place.camera)[:, None]
     scales = np.exp2(states[..., 4])
     for t in range(num_frames):
-        shift = np.array([[1, 0, scene.camera[t, 0] - margin], [0, 1, scene.camera[t, 1] - margin]])
-        image = cv2.warpAffine(
-            scene.background,
-            shift,
-            (size, size),
-            flags=cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REPLICATE,
-        )
-        for sprite, (x, y, turn) in zip(scene.movers, scene.mover_states[t]):
-            _draw(image, sprite, np.array([x, y]) + scene.camera[t], 1.0, turn, 1.0)
+        image = _empty(scene.place, t, size)
         for i in np.argsort(states[t, :, 7], kind='stable'):
             turn = scene.turns[i] + states[t, i, 5]
             _draw(image, scene.objects[i], centres[t, i], scales[t, i], turn, states[t, i, 6])
-        frames[t] = cv2.convertScaleAbs(image, alpha=scene.light[t])
+        frames[t] = _lit(image, scene.place, t)
         boxes[t] = _box(
             scene.objects[0],
             centres[t, 0],
@@ -367,4 +489,3 @@ def render_clip(class_name, seed, settings):
             states[t, 0, 6],
             size,
         )
-    return Clip(frames, scene.action_start, scene.action_end, boxes)

@@ -1,4 +1,4 @@
-"""synthetic_actions: 100 actions as real encoded video, with the truth about when and where they
+"""synthetic_actions: 156 actions as real encoded video, with the truth about when and where they
 happen."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from fsar_jax.ingest.records import RecordSettings, record_from_file
 from fsar_jax.ingest.video_builder import VideoBuilder, VideoConfig, VideoList, VideoSource
 from fsar_jax.ingest.video_files import write_video
-from tfds_builders.synthetic_actions import motions, renderer
+from tfds_builders.synthetic_actions import renderer
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -48,7 +48,7 @@ class SyntheticActionsConfig(VideoConfig):
 
 
 class Builder(VideoBuilder):
-    """Procedurally rendered clips of 100 actions, most of which differ from another only in
+    """Procedurally rendered clips of 156 actions, most of which differ from another only in
     temporal order."""
 
     VERSION = tfds.core.Version('1.0.0')
@@ -68,6 +68,19 @@ class Builder(VideoBuilder):
             name='untrimmed',
             description='The action takes about 30% of the clip, other things move elsewhere.',
         ),
+        SyntheticActionsConfig(
+            name='spliced',
+            description='The action is one shot of about 30% of the clip, between other shots.',
+        ),
+        SyntheticActionsConfig(
+            name='two_actions',
+            description='Two shots of two actions, of which one is of the class.',
+        ),
+        SyntheticActionsConfig(
+            name='small',
+            description='A small object does two things in its place, anywhere in the frame.',
+            size=96,
+        ),
     ]
 
     def truth_features(self):
@@ -82,7 +95,8 @@ class Builder(VideoBuilder):
         config = self.builder_config
         if config.clips_per_class < 1:
             raise ValueError(f'clips_per_class={config.clips_per_class} must be at least 1')
-        label = {name: i for i, name in enumerate(motions.CLASSES)}
+        classes = renderer.classes_of(config.name)
+        label = {name: i for i, name in enumerate(classes.CLASSES)}
 
         def source(name, clip):
             seed = (config.seed, label[name], clip)
@@ -90,9 +104,9 @@ class Builder(VideoBuilder):
 
         splits = {
             split: [source(name, clip) for name in names for clip in range(config.clips_per_class)]
-            for split, names in motions.SPLITS.items()
+            for split, names in classes.SPLITS.items()
         }
-        return VideoList(list(motions.CLASSES), splits)
+        return VideoList(list(classes.CLASSES), splits)
 
     def record_maker(self):
         config = self.builder_config
