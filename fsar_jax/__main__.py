@@ -24,6 +24,7 @@ COMMANDS = {
     'compare': ('compare', [], 'compare results on the same episodes in pairs'),
     'report': ('report', [], 'draw what a run did on one HTML page'),
     'table': ('table', [], 'print a table of many runs, averaged over seeds'),
+    'sweep': ('sweep', [], "run the rows of a paper's table, with seeds"),
 }
 
 

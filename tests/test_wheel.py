@@ -78,6 +78,7 @@ def test_its_commands_run(installed):
     shipped = {path.name for path in (installed.site / 'fsar_jax' / 'configs').iterdir()}
     assert shipped == {path.name for path in (REPOSITORY / 'configs').glob('*.py')}
     assert '  train  ' in installed('-c', COMMAND)
+    assert 'vim-t4 ' in installed('-c', COMMAND, 'sweep', '--list')
     dataset = '--dataset=synthetic_actions/misaligned', '--dir=data'
     train = 'train', '--config=vim:trx', '--config.data.dataset=synthetic_actions/misaligned'
     assert installed('-c', COMMAND, *train, status=1).strip() == (

@@ -1,0 +1,263 @@
+"""Sweeps: what runs, what is skipped, what goes on, and that no run is done twice at once."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from tiny_run import CPU, REPOSITORY, TINY, get_config, shared_programs
+
+from fsar_jax import sweep
+from fsar_jax.config import settings_by_key
+from fsar_jax.evaluation import paper_tables
+from fsar_jax.evaluation.results import read_results
+
+# In the place of fsar_jax.train: it notes when it works, writes what a run writes, and fails on a
+# learning rate of 0.
+STAND_IN = '''
+import fcntl, json, os, pathlib, sys, time
+flags = dict(flag.partition('=')[::2] for flag in sys.argv[1:])
+method = pathlib.Path(flags['--config'].partition(':')[0]).stem
+workdir, settings = pathlib.Path(flags['--workdir']), json.loads(open(method + '.json').read())
+for key, value in flags.items():
+    if key.startswith('--config.'):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            pass
+        settings[key.removeprefix('--config.')] = value
+lock = open(workdir / 'lock', 'a')
+fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+with open(workdir.parents[1] / 'calls.txt', 'a') as calls:
+    calls.write(f'{workdir} {time.monotonic()} {os.getpid()}\\n')
+print('working')
+if settings['train.learning_rate'] == 0:
+    sys.exit('error: a rate of 0 teaches nothing')
+if settings['train.momentum'] == 0.5:
+    os.kill(os.getpid(), 9)
+(workdir / 'metrics.jsonl').write_text('{"step": 1, "loss": 1}\\n{"step": 2, "loss": 1}\\n')
+time.sleep(float(os.environ.get('STAND_IN_SECONDS', 0)))
+changed = '--mode' in flags and '--config.episode.shot' in flags
+name = 'results.shot=2.json' if changed else 'results.json'
+(workdir / name).write_text(json.dumps({
+    'method': method, 'dataset': 'd', 'split': 'test', 'way': 5, 'shot': settings['episode.shot'],
+    'accuracy': 0.5, 'ci95': 1.96 * 0.5 / 2**0.5, 'num_episodes': 2, 'queries': 1,
+    'episodes_hash': 'e', 'correct': [0, 1], 'params_hash': f"{settings['train.num_steps']}",
+    'config': settings}))
+print(workdir / name)
+'''
+ROWS = '''
+# two trainings, an evaluation of the first, and one that fails
+python -m fsar_jax.train --config=protonet
+python main.py --config=configs/otam.py --workdir=runs/mine \\
+    --config.model.matcher.smoothness=0.2
+fsar-jax evaluate --config=protonet --config.episode.shot=2
+--config=trm --config.train.learning_rate=0
+'''
+NAMES = ['protonet', 'mine', 'trm-train.learning_rate=0', 'protonet-episode.shot=2-evaluated']
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with rows.txt, in which fsar_jax.train is the stand-in."""
+    (tmp_path / 'stand_in.py').write_text(STAND_IN)
+    (tmp_path / 'rows.txt').write_text(ROWS)
+    (tmp_path / 'out').mkdir()
+    for method in ('protonet', 'otam', 'trm'):
+        settings = settings_by_key(get_config(method))
+        (tmp_path / f'{method}.json').write_text(json.dumps(settings))
+    (tmp_path / 'configs').symlink_to(REPOSITORY / 'configs')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, 'PROGRAM', (sys.executable, str(tmp_path / 'stand_in.py')))
+    monkeypatch.setattr(sweep, 'LOOK_SECONDS', 0.1)
+    return tmp_path
+
+
+def calls(folder):
+    """The workdirs that were worked in, in order, as 'protonet/seed0'."""
+    file = folder / 'out' / 'calls.txt'
+    lines = file.read_text().splitlines() if file.exists() else []
+    return ['/'.join(pathlib.Path(line.split()[0]).parts[-2:]) for line in lines]
+
+
+def start(*more):
+    """The status of a sweep over rows.txt."""
+    return sweep.main(['rows.txt', '--root=out', '--seeds=0,1', *more])
+
+
+def test_rows_run_one_after_the_other_and_a_failed_one_is_one_line(folder, capsys):
+    assert start() == 1
+    out, err = capsys.readouterr()
+    # Evaluations last, in the folder of the run that they evaluate; all rows with seed 0 first.
+    runs = ['protonet', 'mine', 'trm-train.learning_rate=0', 'protonet']
+    assert calls(folder) == [f'{name}/seed{seed}' for seed in (0, 1) for name in runs]
+    for name in ('protonet', 'mine', 'protonet-episode.shot=2-evaluated'):
+        assert read_results(folder / 'out' / name / 'seed1')['config']['seed'] == 1
+    assert '[3/8] trm-train.learning_rate=0 seed 0: a rate of 0 teaches nothing\n' in out
+    assert '[1/8] protonet seed 0: 50.00% ± 69.30%\n' in out
+    assert err.splitlines()[-1] == (
+        'error: 2 of 8 runs failed: trm-train.learning_rate=0 seed 0, '
+        'trm-train.learning_rate=0 seed 1'
+    )
+    # The table: protonet 1-shot and 2-shot, otam.
+    assert sum(line.startswith(('| protonet', '| otam')) for line in out.splitlines()) == 3
+    assert '(2 seeds)' in out
+
+
+def test_a_repeated_sweep_does_what_is_not_finished(folder, capsys):
+    start()
+    (folder / 'out' / 'mine' / 'seed1' / 'results.json').unlink()  # as if it had been killed
+    before = len(calls(folder))
+    assert start() == 1
+    assert calls(folder)[before:] == [
+        'trm-train.learning_rate=0/seed0',
+        'mine/seed1',
+        'trm-train.learning_rate=0/seed1',
+    ]
+    assert 'protonet seed 0: 50.00% ± 69.30%, as it was' in capsys.readouterr().out
+
+
+def test_results_of_other_settings_are_not_taken_for_finished(folder):
+    assert start('--only=protonet*') == 0
+    before = len(calls(folder))
+    assert start('--only=protonet*') == 0 and len(calls(folder)) == before
+    # Longer runs, and so the evaluation of them too.
+    assert start('--only=protonet*', '--config.train.num_steps=999') == 0
+    assert calls(folder)[before:] == ['protonet/seed0'] * 2 + ['protonet/seed1'] * 2
+    found = read_results(folder / 'out/protonet-episode.shot=2-evaluated/seed0')
+    assert found['config']['train.num_steps'] == 999 and found['shot'] == 2
+
+
+def test_a_run_that_began_from_other_weights_is_refused(folder, capsys):
+    assert start('--only=mine') == 0
+    assert start('--only=mine', '--config.model.backbone.weights=resnet.pth') == 1
+    assert (
+        'results.json is of other settings (model.backbone.weights None there, resnet.pth here): '
+        'use another --root'
+    ) in capsys.readouterr().out
+
+
+def test_an_evaluation_waits_for_its_run(folder, capsys):
+    (folder / 'rows.txt').write_text(
+        '--config=trm --config.train.learning_rate=0 --workdir=a\n'
+        'fsar-jax evaluate --config=trm --workdir=a --config.episode.shot=2'
+    )
+    assert start('--seeds=0') == 1
+    assert 'the run that it evaluates, a seed 0, is not finished' in capsys.readouterr().out
+
+
+def test_a_killed_run_says_how_and_where_its_log_is(folder, capsys):
+    (folder / 'rows.txt').write_text('--config=trm --config.train.momentum=0.5')
+    assert start('--seeds=0') == 1
+    assert (
+        'it ended with SIGKILL (working): out/trm-train.momentum=0.5/seed0/log.txt has what it '
+        'printed'
+    ) in capsys.readouterr().out
+
+
+def test_flags_that_cannot_be_read_fail_before_anything_runs(folder, capsys):
+    (folder / 'rows.txt').write_text('--config=nope\n--config=trm:nope\n--config=protonet')
+    assert start('--seeds=0') == 1
+    out = capsys.readouterr().out
+    assert "] nope seed 0: --config=nope: no such file or method; the methods are" in out
+    assert "] trm-nope seed 0: unknown preset 'nope': choose one of" in out
+    assert calls(folder) == ['protonet/seed0']
+
+
+def test_the_list_says_how_far_each_run_is_and_changes_nothing(folder, capsys):
+    assert start('--list') == 0
+    assert capsys.readouterr().out.count('not begun') == 8
+    assert list((folder / 'out').iterdir()) == []
+    start('--seeds=0')
+    workdir = folder / 'out' / 'protonet' / 'seed1'
+    workdir.mkdir()
+    (workdir / 'metrics.jsonl').write_text('{"step": 119}\n{"step": 120}\n{"st')
+    (folder / 'out' / 'mine' / 'seed1').mkdir()
+    with sweep.file_lock(folder / 'out' / 'mine' / 'seed1' / 'sweep.lock'):
+        start('--list')
+    assert capsys.readouterr().out.split('protonet    paper')[1] == textwrap.dedent("""\
+         none
+            python -m fsar_jax.train --config=protonet
+            seed 0: 50.00% ± 69.30%
+            seed 1: stopped at step 120 of 240
+        mine    paper none
+            python main.py --config=configs/otam.py --workdir=runs/mine {more}
+            seed 0: 50.00% ± 69.30%
+            seed 1: running, step 0 of 240
+        trm-train.learning_rate=0    paper none
+            --config=trm --config.train.learning_rate=0
+            seed 0: failed: a rate of 0 teaches nothing
+            seed 1: not begun
+        protonet-episode.shot=2-evaluated    paper none
+            fsar-jax evaluate --config=protonet --config.episode.shot=2
+            seed 0: 50.00% ± 69.30%
+            seed 1: not begun
+    """).format(more='--config.model.matcher.smoothness=0.2')
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 5])
+def test_the_shares_are_all_runs_once_and_keep_evaluations_with_their_runs(folder, count):
+    rows = paper_tables.rows_of(['rows.txt'])
+    assert [row.name for row in rows] == NAMES
+    shares = [
+        sweep.runs_of(rows, (0, 1), pathlib.Path('out'), (), (i, count)) for i in range(count)
+    ]
+    everything = sweep.runs_of(rows, (0, 1), pathlib.Path('out'))
+    assert sorted(run for share in shares for run in share) == sorted(everything)
+    assert len(everything) == 8
+    for share in shares:
+        folders = {run.folder for run in share}
+        assert all(run.source in folders for run in share)
+
+
+SWEEP = (
+    'import sys; from fsar_jax import sweep; sweep.PROGRAM = sys.executable, "stand_in.py"; '
+    'sys.exit(sweep.main(["rows.txt", "--root=out"]))'
+)
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_sweep_and_never_run_the_same(folder):
+    """Without --rows: each takes what the other does not work on."""
+    (folder / 'rows.txt').write_text('--config=protonet\n--config=otam\n--config=trm')
+    env = {**CPU, 'STAND_IN_SECONDS': '0.7', 'PYTHONPATH': str(REPOSITORY)}
+    both = [
+        subprocess.Popen([sys.executable, '-c', SWEEP], env=env, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    errors = [process.communicate(timeout=200)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    assert len(calls(folder)) == 9 and len(set(calls(folder))) == 9
+    assert len(list(folder.glob('out/*/seed*/results.json'))) == 9
+
+
+@pytest.mark.slow
+def test_a_real_run_and_its_evaluation(tiny_data, tmp_path, monkeypatch, capsys):
+    """One step; the run's own results, and those of another number of shots."""
+    settings = TINY | {
+        'data.dir': tiny_data,
+        'train.num_steps': 1,
+        'train.episodes_per_step': 1,
+        'eval.val_episodes': 0,
+    }
+    flags = [f'--config.{key}={value}' for key, value in settings.items()]
+    (tmp_path / 'rows.md').write_text(
+        '### mine-t1: two rows\n\n| command | row |\n|---|---|\n'
+        '| `fsar-jax train --config=protonet` | p |\n'
+        '| `fsar-jax evaluate --config=protonet --workdir=p --config.episode.shot=2` | p2 |\n'
+        '| — | p3 |\n'
+    )
+    for key, value in shared_programs().items():
+        monkeypatch.setenv(key, value)
+    arguments = [str(tmp_path / 'rows.md'), f'--root={tmp_path}', '--seeds=3', *flags]
+    assert sweep.main(arguments) == 0
+    out = capsys.readouterr().out
+    trained, evaluated = (read_results(tmp_path / name / 'seed3') for name in ('p', 'p2'))
+    assert (trained['shot'], evaluated['shot']) == (1, 2)
+    assert trained['params_hash'] == evaluated['params_hash']
+    assert trained['config']['seed'] == 3
+    assert out.count('| protonet') == 2
+    assert sweep.main(arguments) == 0
+    assert capsys.readouterr().out.count('as it was') == 2

@@ -1,0 +1,136 @@
+"""docs/tables.md: every command can be read, and the model of every command can be built."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from tiny_run import REPOSITORY, TinyScan
+
+from fsar_jax import create_learner, samplers, sweep
+from fsar_jax.config import SETTINGS, settings_by_key, validate
+from fsar_jax.evaluation.paper_tables import TABLES, read_tables, rows_of
+from fsar_jax.stages import frames_read
+
+
+@functools.cache
+def commands():
+    """{row: config} of all rows that train or evaluate."""
+    rows = {row.name: row for table in read_tables() for row in table.rows if row.mode}
+    return {row: sweep.config_of(row.flags) for row in rows.values()}
+
+
+def test_the_page_is_what_the_package_reads():
+    assert TABLES.samefile(REPOSITORY / 'docs' / 'tables.md')
+    assert len(commands()) > 100
+
+
+def test_every_command_has_settings_that_fit_each_other():
+    for row, config in commands().items():
+        try:
+            validate(config)
+        except ValueError as error:
+            raise AssertionError(f'{row.name}: {error}') from None
+
+
+def test_one_experiment_has_one_name():
+    """So that it is trained once, whichever tables it is in."""
+    names = {}
+    for row, config in commands().items():
+        settings = json.dumps([row.mode, row.evaluates, settings_by_key(config)])
+        assert names.setdefault(settings, row.name) == row.name
+    for row in commands():
+        assert ' ' not in row.name and row.paper and row.here
+
+
+def test_every_table_can_be_swept():
+    """Each has rows, and each evaluation comes after the training that it needs."""
+    for table in read_tables():
+        rows = rows_of(table.names[:1])
+        trained = {row.name for row in rows if row.mode == 'train'}
+        assert {row.evaluates for row in rows if row.mode == 'evaluate'} <= trained
+        assert {row.name for row in table.rows} <= {row.name for row in rows}
+
+
+@pytest.mark.parametrize(
+    'command, message',
+    [
+        ('--config=nope:ssv2', 'no such file or method'),
+        ('--config=strm:nope', "unknown preset 'nope'"),
+        ('--config=strm --config.model.matcher.nope=1', "no such config key: 'nope'"),
+        ('--config=strm --config.episode.way=many', 'should be a whole number'),
+    ],
+)
+def test_a_command_that_cannot_be_read_would_be_noticed(command, message, tmp_path):
+    (tmp_path / 'rows.txt').write_text(command)
+    [row] = rows_of([str(tmp_path / 'rows.txt')])
+    with pytest.raises(ValueError, match=message):
+        sweep.config_of(row.flags)
+
+
+# ── Shapes ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def parts(config):
+    """(backbone, scan network, the rest): what decides their shapes, as text. Of a number that is
+    no count it is whether it is 0."""
+    model = {
+        key: bool(value) if isinstance(value, float) else value
+        for key, value in settings_by_key(config).items()
+        if key.startswith('model.') and SETTINGS[key].affects == 'model'
+    }
+    pick = lambda start: {key: model[key] for key in model if key.startswith(start)}
+    backbone, of_scan = pick('model.backbone.'), pick('model.sampler.scan_')
+    size = {'frames': config.episode.frames, 'image_size': config.episode.image_size}
+    rest = {key: value for key, value in model.items() if key not in backbone | of_scan}
+    return tuple(json.dumps(x) for x in (backbone | size, of_scan, rest | {'L': size['frames']}))
+
+
+def trace(config):
+    """Builds the model of a command and predicts an episode, by shapes alone."""
+    episode, learner = config.episode, create_learner(config.model)
+    clip = frames_read(config), episode.image_size, episode.image_size, 3
+    support = jax.ShapeDtypeStruct((episode.way, episode.shot, *clip), jnp.uint8)
+    query = jax.ShapeDtypeStruct((episode.way, *clip), jnp.uint8)
+    rngs = {name: jax.random.key(0) for name in ('params', 'dropout', 'sampler')}
+    init = functools.partial(learner.init_with_output, train=True)
+    prediction, _ = jax.eval_shape(init, rngs, support, query)
+    assert prediction.logits.shape == (episode.way, episode.way)
+
+
+SMALL = 'shufflenet_v2_small'  # which no paper has
+
+
+def between_small_networks(config):
+    """The same model with a backbone and a scan network that are traced fast."""
+    config = config.copy_and_resolve_references()
+    config.model.backbone.update(name='resnet_small', batch_norm_groups=1, remat=False)
+    config.model.sampler.update(scan_network=SMALL, scan_size=32)
+    config.episode.image_size = 64
+    return config
+
+
+@pytest.mark.slow
+def test_the_model_of_every_command_can_be_built(monkeypatch):
+    """Each distinct backbone and scan network once, within the first method that has it; all that
+    is around them once for each of its shapes, between small networks."""
+    create = samplers.create_scan_network
+    monkeypatch.setattr(
+        samplers,
+        'create_scan_network',
+        lambda name, **how: TinyScan() if name == SMALL else create(name, **how),
+    )
+    seen, traced = set(), {}
+    for row, config in commands().items():
+        backbone, of_scan, rest = parts(config)
+        if {backbone, of_scan} - seen:
+            traced[row] = config
+        elif rest not in seen:
+            traced[row] = between_small_networks(config)
+        seen |= {backbone, of_scan, rest}
+    for row, config in traced.items():
+        try:
+            trace(config)
+        except Exception as error:
+            raise AssertionError(f'{row.name}: {error}') from error
