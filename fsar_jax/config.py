@@ -295,6 +295,14 @@ class Eval:
     videos_per_batch: int = setting(
         32, at_least=1, affects='cost', help='number of videos to embed at once in evaluation'
     )
+    frame_cache_gb: float = setting(
+        8.0,
+        at_least=0,
+        affects='cost',
+        help='a sampler that adapts to the episode: embed every frame of the split once where that '
+        'takes at most this many GB of each device, and the frames that an episode chooses again '
+        'in each episode where it takes more (docs/costs.md)',
+    )
     measured_episodes: int = setting(
         0,
         at_least=0,

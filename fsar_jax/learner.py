@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from fsar_jax.backbones import Features
 from fsar_jax.config import check_values
 from fsar_jax.enrichment import VideoFeatures, adaptive_max_pool
 from fsar_jax.fields import build
@@ -130,6 +131,32 @@ class FewShotLearner(nn.Module):
             support, query = self.sampler.sample_episode(support, query, train)
             support, query = self.of_episode(self.represent, support, query, train)
         return self.compare(support, query, train)
+
+    def embed_frames(self, videos: jax.Array) -> dict[str, Any]:
+        """For a test in which a frame looks the same in every episode that chooses it
+        (`chooses_embedded_frames`): scans videos [B, M, H, W, 3] and embeds all of their frames,
+        for `match` of `on_embedded_frames`. Where no stage looks at places in a frame, they are
+        averaged."""
+        every = self.sampler.all_frames(self.sampler.scan(videos))
+        maps = self.feature_maps(every['frames'])
+        if not self.stages_on_maps:
+            maps = computed(maps).mean((-3, -2), keepdims=True)
+        return every | {'frames': maps}
+
+    @nn.nowrap
+    def on_embedded_frames(self) -> 'FewShotLearner':
+        """This learner, with the same variables, for embeddings of `embed_frames`."""
+        return self.clone(backbone=Features(), sampler=self.sampler.without_resampling())
+
+    @property
+    def chooses_embedded_frames(self) -> bool:
+        """Whether `match` begins with a choice of frames that can be embedded before it in a test:
+        what they look like does not depend on the episode, nor their maps on each other."""
+        return (
+            self.sampler.per_episode
+            and self.sampler.frames_look_alike
+            and not self.backbone.takes_clips
+        )
 
     def compare(
         self, support: dict[str, Any], query: dict[str, Any], train: bool = False

@@ -83,7 +83,10 @@ class Description(NamedTuple):
 
 
 def embed_videos(
-    model: TrainedModel, dataset: Videos, positions: Sequence[int] | np.ndarray | None = None
+    model: TrainedModel,
+    dataset: Videos,
+    positions: Sequence[int] | np.ndarray | None = None,
+    method: str = 'embed',
 ) -> dict[str, Any]:
     """Embeds videos of a split, each once: test frames, centre crop, running batch statistics.
 
@@ -92,9 +95,10 @@ def embed_videos(
     Args:
       positions: int [N], which videos, in which order; None is all that config.data.short_videos
         allows.
+      method: of the learner, 'embed' or 'embed_frames'.
 
     Returns:
-      What `learner.embed` returns, leading axis N, on every device of the mesh. With several
+      What the method returns, leading axis N, on every device of the mesh. With several
       processes, each loads its part.
     """
     learner, variables, config, mesh = model
@@ -115,8 +119,8 @@ def embed_videos(
         for start, frames in zip(starts, batches, strict=True):
             frames = meshes.shard(mesh, np.asarray(frames), 0)
             if store is None:
-                store = _empty_store(learner, variables, frames, len(positions), mesh)
-            store = _embed_into(store, np.int32(start), learner, variables, frames, mesh)
+                store = _empty_store(learner, variables, frames, len(positions), mesh, method)
+            store = _embed_into(store, np.int32(start), learner, variables, frames, mesh, method)
             progress.advance(min(batch, len(positions) - start))
         jax.block_until_ready(store)
     return store
@@ -282,16 +286,20 @@ def _run_cached(model, dataset, episodes):
     support, query = np.split(embedding.astype(np.int32), [episodes.support.size])
     support, query = support.reshape(episodes.support.shape), query.reshape(episodes.query.shape)
     started = time.perf_counter()
-    embeddings = embed_videos(model, dataset, used)
+    by_frame, doing = learner.encodes_in_match and _frames_fit(model, len(used)), 'matching'
+    embeddings = embed_videos(model, dataset, used, 'embed_frames' if by_frame else 'embed')
     embedded = time.perf_counter()
     count = len(support)
     chunk = config.eval.episodes_per_chunk
-    if learner.encodes_in_match:  # as many clips at once as in embedding
+    if by_frame:
+        learner = learner.on_embedded_frames()
+    elif learner.encodes_in_match:  # as many clips at once as in embedding
         chunk = max(1, config.eval.videos_per_batch // (support[0].size + query[0].size))
+        doing = 'encoding and matching'
     chunk = meshes.round_up(min(chunk, count), mesh)
     rows = meshes.local_rows(mesh, chunk)
     logits = []
-    with Progress(count, 'matching', 'episode') as progress:
+    with Progress(count, doing, 'episode') as progress:
         for start in range(0, count, chunk):
             part = [_pad(x[start : start + chunk], chunk)[rows] for x in (support, query)]
             answer = _match_chunk(
@@ -339,9 +347,9 @@ def _run_uncached(model, dataset, episodes):
 # constant: last batches are padded, not shorter.
 
 
-@functools.partial(jax.jit, static_argnames=('learner', 'mesh'), donate_argnames='store')
-def _embed_into(store, start, learner, variables, frames, mesh):
-    embeddings = learner.apply(variables, frames, train=False, method='embed')
+@functools.partial(jax.jit, static_argnames=('learner', 'mesh', 'method'), donate_argnames='store')
+def _embed_into(store, start, learner, variables, frames, mesh, method):
+    embeddings = learner.apply(variables, frames, method=method)
     rows = start + jnp.arange(len(frames))
     store = jax.tree.map(
         lambda all_rows, new: all_rows.at[rows].set(new, mode='drop'), store, embeddings
@@ -370,9 +378,21 @@ def _predict_chunk(learner, variables, support, query, mesh):
     )
 
 
-def _empty_store(learner, variables, frames, count, mesh):
+def _frames_fit(model, count):
+    """Whether the embeddings of all frames of `count` videos may be kept (eval.frame_cache_gb)."""
+    learner, variables, config, _ = model
+    if not learner.chooses_embedded_frames:
+        return False
+    side = config.episode.image_size
+    video = jax.ShapeDtypeStruct((1, frames_read(config), side, side, 3), np.uint8)
+    embed = functools.partial(learner.apply, method='embed_frames')
+    kept = jax.tree.leaves(jax.eval_shape(embed, variables, video))
+    return count * sum(x.size * x.dtype.itemsize for x in kept) <= 1e9 * config.eval.frame_cache_gb
+
+
+def _empty_store(learner, variables, frames, count, mesh, method):
     """Zeros shaped as the embeddings of `count` videos, on every device."""
-    embed = functools.partial(learner.apply, train=False, method='embed')
+    embed = functools.partial(learner.apply, method=method)
     one_batch = jax.eval_shape(embed, variables, frames)
     sharding = meshes.replicated(mesh)
     return jax.tree.map(

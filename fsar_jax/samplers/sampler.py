@@ -13,6 +13,12 @@ class Sampler(Stage):
         """Whether what is sampled of a video depends on its episode."""
         return False
 
+    @property
+    def frames_look_alike(self) -> bool:
+        """Whether a frame that is chosen in a test looks the same in every episode, so that it can
+        be embedded before the choice."""
+        return True
+
     def frames_read(self, frames: int) -> int:
         """How many frames of a clip the loader hands over, so that the model sees L = `frames`."""
         return frames

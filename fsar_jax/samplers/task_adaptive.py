@@ -248,6 +248,28 @@ class TaskAdaptiveSampler(Sampler):
         by_task = self.temporal or (self.spatial != 'none' and self.variant == 'paper')
         return self.adaptive and by_task
 
+    @property
+    def frames_look_alike(self) -> bool:
+        """Whether a frame that is chosen in a test looks the same in every episode: not where the
+        task's weights make its saliency map."""
+        resampled = self.at_test and self.spatial != 'none'
+        return not (resampled and self.adaptive and self.variant == 'paper')
+
+    def all_frames(self, scanned: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Every frame as it looks in a test when it is chosen (`frames_look_alike`): leaves [B, …]
+        of `scan` → the same with 'frames' [B, M, H, W, 3] resampled, for `without_resampling`."""
+        maps = self.saliency_maps(scanned, {}) if self.at_test and self.spatial != 'none' else None
+        indices = jnp.broadcast_to(
+            jnp.arange(scanned['features'].shape[1]), scanned['features'].shape[:2]
+        )
+        frames = self.render(scanned['frames'], indices, None, maps)
+        return {'features': scanned['features'], 'frames': frames}
+
+    @nn.nowrap
+    def without_resampling(self) -> 'TaskAdaptiveSampler':
+        """The same choice among frames, or embeddings of them, that are taken as they are."""
+        return self.clone(spatial='none')
+
     def sample_episode(
         self, support: dict[str, jax.Array], query: dict[str, jax.Array], train: bool = False
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:

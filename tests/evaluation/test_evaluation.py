@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from tiny_evaluation import TRACES, TinyDataset, TinyLearner, make_config, make_variables
 from tiny_run import SAMPLER, tiny_config
+from tiny_scan import TinyScan
 
 from fsar_jax import mesh as meshes
 from fsar_jax.data import episodes as episode_lists
@@ -81,6 +82,44 @@ def test_cached_equals_published_way_for_every_matcher(setting, method):
     )
     close(cached.logits, published.logits)
     assert np.ptp(cached.logits, axis=-1).min() > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'changes, kept',
+    [
+        # Averaged over places where the matcher takes frames, as maps where a stage takes maps.
+        ({'sampler.at_test': False}, (6, 1, 1, 16)),
+        ({'sampler.variant': 'code', 'enrichment.temporal_transform': True}, (6, 2, 2, 16)),
+    ],
+)
+def test_frames_that_look_alike_in_all_episodes_are_embedded_once(
+    setting, changes, kept, monkeypatch
+):
+    (_, _, _, mesh), dataset = setting
+    config = make_config()
+    changes = {f'model.{name}': value for name, value in changes.items()}
+    with config.unlocked():
+        config.episode.image_size = config.data.resize = 32
+        config.model = tiny_config(
+            'vim', {'model.classifier.classes': 4, **SAMPLER, **changes}, width=4
+        ).model
+    learner, episodes = create_learner(config.model), draw(dataset, config, 3)
+    learner = learner.clone(sampler=learner.sampler.clone(scan_network=TinyScan()))
+    variables = jax.jit(lambda: make_variables(learner, config))()
+    move = lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape)
+    variables = {**variables, 'params': jax.tree.map(move, variables['params'])}
+    model = evaluation.TrainedModel(learner, variables, config, mesh)
+    store = evaluation.embed_videos(model, dataset, [3, 4], 'embed_frames')
+    assert store['frames'].shape == (2, *kept)
+    done, progress = [], evaluation.Progress
+    monkeypatch.setattr(evaluation, 'Progress', lambda *x: (done.append(x[1]), progress(*x))[-1])
+    logits = []
+    for config.eval.frame_cache_gb in (8.0, 0.0):
+        logits.append(evaluation.evaluate_episodes(model, dataset, episodes).logits)
+    assert done == ['embedding', 'matching', 'embedding', 'encoding and matching']
+    close(*logits)
+    assert np.ptp(logits[1], axis=-1).min() > 1e-4
 
 
 def test_each_video_is_loaded_once_and_only_if_it_occurs(setting):

@@ -1,12 +1,10 @@
 """VIM's sampler: the published module, and what it may and may not look at."""
 
-import types
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_scan import TinyScan
 
 from fsar_jax.samplers import amplifier
 from fsar_jax.samplers.task_adaptive import TaskAdaptiveSampler, TaskGenerator, tiled_class_means
@@ -15,18 +13,6 @@ from fsar_jax.weights.entries import entries_of
 from fsar_jax.weights.vim import SAMPLER, UNUSED
 
 last = lambda x: np.moveaxis(x, -3, -1)  # [..., C, h, w] → [..., h, w, C]
-
-
-class TinyScan(nn.Module):
-    """A scan network of the right form: strided convolutions."""
-
-    @nn.compact
-    def __call__(self, frames, train=False):
-        stages, x = [], frames
-        for i, channels in enumerate((4, 6, 8)):
-            x = nn.relu(nn.Conv(channels, (3, 3), strides=2, name=f'conv{i}')(x))
-            stages.append(x)
-        return types.SimpleNamespace(stages=tuple(stages), last=x, features=x.mean((1, 2)))
 
 
 def tiny(**changes):

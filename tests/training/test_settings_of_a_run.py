@@ -26,6 +26,7 @@ COST = {
     'eval.cache',
     'eval.episodes_per_chunk',
     'eval.videos_per_batch',
+    'eval.frame_cache_gb',
 }
 # Read once, when a run begins.
 START = {'model.backbone.weights', 'model.sampler.scan_weights'}
