@@ -57,6 +57,12 @@ class Episode:
         at_least=1,
         help='number of query clips per class in training; eval.query is that of evaluation',
     )
+    query_classes: int | None = setting(
+        None,
+        at_least=1,
+        help='number of classes of an episode, drawn at random, that have queries; None: all of '
+        'them',
+    )
     frames: int = setting(
         8, at_least=1, affects='model', help='L, number of frames of each clip that the model sees'
     )
@@ -117,6 +123,12 @@ class Data:
         help="how L frames of a clip are picked: evenly spaced ('uniform'; 'trx' with random "
         "ends in training), or one from each of L equal parts ('segment')",
     )
+    test_jitter: bool = setting(
+        False,
+        factor='S',
+        help='draw the frames of an evaluated clip as in training, once for each clip, by '
+        'eval.seed; False: the fixed frames of the rule',
+    )
     short_videos: str = setting(
         'drop',
         choices=('drop', 'repeat'),
@@ -124,6 +136,13 @@ class Data:
         factor='D',
         help="clips with fewer than L frames: 'drop' leaves them out, 'repeat' shows their "
         'frames more than once',
+    )
+    train_clips_per_class: int | None = setting(
+        None,
+        at_least=1,
+        affects='training',
+        help='train on this many clips of each class, drawn by the seed of the run; a class that '
+        'has fewer keeps all; None: all clips',
     )
     num_threads: int = setting(
         0,
@@ -190,10 +209,10 @@ class Train:
     weight_decay: float = setting(0.0, at_least=0, affects='training', help='weight decay; 0: none')
     schedule: str = setting(
         'cosine',
-        choices=('constant', 'cosine', 'steps'),
+        choices=('constant', 'cosine', 'steps', 'periodic'),
         affects='training',
         help="how the learning rate changes after the warm-up: 'cosine' falls to 0 at num_steps, "
-        "'steps' drops at schedule_steps",
+        "'steps' drops at schedule_steps, 'periodic' every schedule_every steps",
     )
     warmup_steps: int = setting(
         0,
@@ -212,7 +231,14 @@ class Train:
         0.1,
         at_least=0,
         affects='training',
-        help="for schedule 'steps': factor of the learning rate at each of schedule_steps",
+        help="for schedules 'steps' and 'periodic': factor of the learning rate at each drop",
+    )
+    schedule_every: int = setting(
+        100,
+        at_least=1,
+        affects='training',
+        help="for schedule 'periodic': number of steps between two drops, counted from the end of "
+        'the warm-up',
     )
     clip_norm: float = setting(
         0.0,
@@ -432,6 +458,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for stage in filter(None, stages.values()):
         stage.check(config.episode.frames)
     check_shapes(config, stages['backbone'])
+    check_episode(config)
     check_training(config.train)
 
 
@@ -470,6 +497,21 @@ def check_shapes(config: ml_collections.ConfigDict, backbone: Stage) -> None:
         )
 
 
+def check_episode(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError if the numbers of classes and clips of an episode do not fit each other."""
+    episode, clips = config.episode, config.data.train_clips_per_class
+    if episode.query_classes and episode.query_classes > episode.way:
+        raise ValueError(
+            f'config.episode.query_classes={episode.query_classes} is more than '
+            f'config.episode.way={episode.way}: lower it, or leave it out for all classes'
+        )
+    if clips and clips < episode.shot + episode.query:
+        raise ValueError(
+            f'config.data.train_clips_per_class={clips} is fewer than config.episode.shot='
+            f'{episode.shot} + config.episode.query={episode.query}: raise it, or lower these'
+        )
+
+
 def check_training(train: ml_collections.ConfigDict) -> None:
     """Raises ValueError if the values of config.train do not fit each other."""
     if train.episodes_per_step % train.accumulation_steps:
@@ -481,6 +523,11 @@ def check_training(train: ml_collections.ConfigDict) -> None:
         raise ValueError(
             f'config.train.warmup_steps={train.warmup_steps} must be smaller than '
             f'config.train.num_steps={train.num_steps}: the learning rate would never be reached'
+        )
+    if train.schedule == 'periodic' and not train.schedule_factor:
+        raise ValueError(
+            "config.train.schedule_factor=0.0 must be greater than 0 for config.train.schedule="
+            "'periodic': nothing would be learned after the first drop"
         )
     steps = tuple(train.schedule_steps)
     if (

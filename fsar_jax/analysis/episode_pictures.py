@@ -393,7 +393,11 @@ def _angles(seen):
         '0° is the same direction. The star is the true class; the class at the smallest angle is '
         'the answer. As in the appendix of MASTAF, Fig. 1.',
         episode_figures.angles(
-            {title: seen.shown[f'cosine_{name}'][seen.position] for title, name in stages.items()},
+            {
+                title: seen.shown[f'cosine_{name}'][seen.position]
+                for title, name in stages.items()
+                if f'cosine_{name}' in seen.shown
+            },
             seen.names,
             seen.label,
         ),

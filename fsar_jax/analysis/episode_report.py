@@ -26,7 +26,7 @@ from fsar_jax.analysis.misalignment import (
 from fsar_jax.analysis.selection import box_share, share_inside
 from fsar_jax.data import loader
 from fsar_jax.data.dataset import Videos
-from fsar_jax.data.episodes import Episodes
+from fsar_jax.data.episodes import Episodes, jitter_generator, jitter_seed
 from fsar_jax.data.frame_sampling import frame_indices
 from fsar_jax.data.frames import centre_crop_offset, resized_size
 from fsar_jax.evaluation.evaluate import TrainedModel
@@ -216,12 +216,16 @@ class Truth:
     """When and where the action is in the clips of E episodes, support first.
 
     Attributes:
-      records: of the N clips that occur.
+      dataset: the split that they are of.
+      used: positions [N] of the clips that occur.
+      records: of these.
       num_frames: [N], of each.
       row: [E, clips], which of them each clip is.
       start, end: [E, clips], the action's first and last stored frame.
     """
 
+    dataset: Videos
+    used: np.ndarray
     records: list
     num_frames: np.ndarray
     row: np.ndarray
@@ -241,12 +245,20 @@ class Truth:
             np.array([int(record[key]) for record in records])[row]
             for key in ('action_start', 'action_end')
         )
-        return cls(records, dataset.num_frames[used], row, start, end)
+        return cls(dataset, used, records, dataset.num_frames[used], row, start, end)
 
     def evenly_spaced(self, config: ConfigDict, count: int) -> np.ndarray:
         """The stored frames [E, clips, count] that the loader reads of each clip in a test."""
         return np.array(
-            [frame_indices(int(n), count, config.data.sampling) for n in self.num_frames]
+            [
+                frame_indices(
+                    int(n),
+                    count,
+                    config.data.sampling,
+                    jitter_generator(jitter_seed(config), self.dataset, int(position)),
+                )
+                for position, n in zip(self.used, self.num_frames, strict=True)
+            ]
         )[self.row]
 
     def stored(self, config: ConfigDict, chosen: np.ndarray | None = None) -> np.ndarray:

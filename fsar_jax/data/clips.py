@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from fsar_jax.data import frames as frame_tools
 from fsar_jax.data.dataset import Videos
+from fsar_jax.data.episodes import jitter_generator, jitter_seed
 from fsar_jax.data.frame_sampling import frame_indices
 from fsar_jax.messages import printable
 
@@ -39,6 +40,7 @@ class Clips:
         self.dataset, self.length = dataset, frames or episode.frames
         self.size, self.short_side = episode.image_size, data.resize
         self.rule, self.random_crop, self.flip = data.sampling, data.crop == 'random', data.flip
+        self.jitter_seed = jitter_seed(config)
 
     def empty(self, *leading: int) -> np.ndarray:
         """Room for clips: uint8 [*leading, L, S, S, 3], S = config.episode.image_size."""
@@ -69,7 +71,8 @@ class Clips:
                     f'its record holds {len(record["frames"])} frames, the metadata says '
                     f'{num_frames}: {dataset.advice}'
                 )
-            return self.view(record['frames'], num_frames, out, rng)
+            jitter = rng or jitter_generator(self.jitter_seed, dataset, position)
+            return self.view(record['frames'], num_frames, out, rng, jitter)
         except ValueError as error:
             name = printable(dataset.video_ids[position])
             raise ValueError(
@@ -82,10 +85,14 @@ class Clips:
         num_frames: int,
         out: np.ndarray,
         rng: np.random.Generator | None = None,
+        jitter: np.random.Generator | None = None,
     ) -> bool:
         """As `read`, of a clip whose stored frames are given as JPEG bytes: all `num_frames` of
-        them, or at least those that `frame_indices` takes, by their index."""
-        indices, shape = frame_indices(num_frames, self.length, self.rule, rng), None
+        them, or at least those that `frame_indices` takes, by their index.
+
+        jitter: what draws the frames; None for the fixed ones of the rule.
+        """
+        indices, shape = frame_indices(num_frames, self.length, self.rule, jitter), None
         for t, index in enumerate(indices):
             if t and index == indices[t - 1]:
                 out[t] = out[t - 1]

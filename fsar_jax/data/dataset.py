@@ -48,6 +48,7 @@ class Videos:
     expected: what a complete copy of the split holds, {'videos': count, 'hash': of all ids or None,
         'classes': {class: videos}}; None where that is not known.
     dropped: int32, labels of the videos that `loader.usable` left out as too short.
+    clips_per_class: at most so many videos of each class were kept (episodes.limited); None: all.
     num_bytes: size of all records together, mostly JPEG bytes; 0 where that is not known.
     extractor: what made the features, if the records hold features of a backbone in the place of
         frames (fsar_jax/data/features.py); {} if they hold frames.
@@ -63,6 +64,7 @@ class Videos:
     made_with: dict = {}
     expected: dict | None = None
     dropped: np.ndarray = np.empty(0, np.int32)
+    clips_per_class: int | None = None
     num_bytes: int = 0
     extractor: dict = {}
 

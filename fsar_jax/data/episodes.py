@@ -8,7 +8,8 @@ of episodes name and hash clips by video id.
 Random numbers come from numpy's Philox, a counter-based generator: its key is (seed, split) and its
 counter starts at (stream, episode). Stream CLIPS chooses classes and clips. Stream VIEWS, which the
 loader reads, gives frame jitter, crops and flips. As the two streams are independent, no
-augmentation setting changes which clips an episode has.
+augmentation setting changes which clips an episode has. Streams TEST_FRAMES and LIMIT belong to
+clips and classes: the index that follows them is a hash of the video id or of the class name.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ import stat
 from collections.abc import Iterator
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from fsar_jax.data.dataset import Videos
 from fsar_jax.files import write_whole
 from fsar_jax.messages import listed, one_line, printable
 
 CLIPS, VIEWS = 0, 1  # streams of an episode
+TEST_FRAMES, LIMIT = 2, 3  # streams of a clip and of a class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +65,33 @@ def episode_generator(seed: int, split: str, index: int, stream: int) -> np.rand
     )
 
 
+def named_generator(seed: int, split: str, name: str, stream: int) -> np.random.Generator:
+    """The random numbers of one stream (TEST_FRAMES or LIMIT) of the clip or class of that name.
+    They depend on no other clip and no other class."""
+    digest = hashlib.sha256(name.encode(errors='surrogatepass')).digest()
+    return episode_generator(seed, split, int.from_bytes(digest[:8], 'little'), stream)
+
+
+def jitter_seed(config: ConfigDict) -> int | None:
+    """The seed of the frames of evaluated clips; None where they are the fixed ones."""
+    data = config.data
+    return config.eval.seed if 'test_jitter' in data and data.test_jitter else None
+
+
+def jitter_generator(
+    seed: int | None, dataset: Videos, position: int
+) -> np.random.Generator | None:
+    """What draws the frames of a clip in evaluation; None for the fixed ones. It is the same in
+    every episode, so that the embedding of a clip can be kept (row M8 of
+    docs/paper_vs_code.md).
+
+    seed: of `jitter_seed`.
+    """
+    if seed is None:
+        return None
+    return named_generator(seed, dataset.split, dataset.video_ids[position], TEST_FRAMES)
+
+
 def clips_by_class(dataset: Videos) -> list[tuple[int, np.ndarray]]:
     """(label, positions int32 [clips]) of each class that has clips; classes are ordered by name,
     clips by video id."""
@@ -71,6 +101,24 @@ def clips_by_class(dataset: Videos) -> list[tuple[int, np.ndarray]]:
     labels = np.asarray(dataset.labels)
     present = sorted(np.unique(labels).tolist(), key=lambda label: dataset.class_names[label])
     return [(label, order[labels[order] == label]) for label in present]
+
+
+def limited(dataset: Videos, clips: int | None, seed: int) -> Videos:
+    """The split with `clips` videos of each class, or all of a class that has fewer; None for all
+    (VIM, Sec. 4.4.8).
+
+    Which ones depends on seed, split, and the ids in the class, not on other classes. Of one seed,
+    a smaller number takes a part of what a larger one takes. `dataset` itself for None.
+    """
+    if clips is None:
+        return dataset
+    kept = []
+    for label, positions in clips_by_class(dataset):
+        rng = named_generator(seed, dataset.split, dataset.class_names[label], LIMIT)
+        kept.append(positions[_draw(rng, len(positions), clips)])
+    subset = dataset.subset(np.sort(np.concatenate(kept)))
+    subset.dropped, subset.clips_per_class = dataset.dropped, clips
+    return subset
 
 
 def check_dataset(dataset: Videos, way: int, shot: int, query: int) -> None:
@@ -120,12 +168,14 @@ def draw_episode(
     seed: int,
     index: int,
     clips: list[tuple[int, np.ndarray]] | None = None,
+    query_classes: int | None = None,
 ) -> Episodes:
     """Episode `index` of (seed, dataset.split), E = 1; `query` is per class.
 
     Draws `way` classes without replacement, then for each of them `shot + query` clips without
     replacement, support first: another number of queries leaves the classes and the support of an
-    episode as they are. Pass `clips`, from `clips_by_class(dataset)`, to save its cost over many
+    episode as they are. With `query_classes`, so many of the classes are then drawn, and only they
+    keep their queries. Pass `clips`, from `clips_by_class(dataset)`, to save its cost over many
     calls.
     """
     clips = clips_by_class(dataset) if clips is None else clips
@@ -134,16 +184,26 @@ def draw_episode(
     drawn = np.stack(
         [positions[_draw(rng, len(positions), shot + query)] for _, positions in chosen]
     )
+    asked = np.arange(way, dtype=np.int32)
+    if query_classes:
+        asked = np.sort(_draw(rng, way, query_classes)).astype(np.int32)
     return Episodes(
         support=drawn[None, :, :shot],
-        query=drawn[:, shot:].reshape(1, way * query),
-        labels=np.repeat(np.arange(way, dtype=np.int32), query)[None],
+        query=drawn[asked, shot:].reshape(1, len(asked) * query),
+        labels=np.repeat(asked, query)[None],
         classes=np.array([[label for label, _ in chosen]], np.int32),
     )
 
 
 def draw_episodes(
-    dataset: Videos, way: int, shot: int, query: int, seed: int, count: int, start: int = 0
+    dataset: Videos,
+    way: int,
+    shot: int,
+    query: int,
+    seed: int,
+    count: int,
+    start: int = 0,
+    query_classes: int | None = None,
 ) -> Episodes:
     """Episodes start .. start + count - 1 of (seed, dataset.split), see `draw_episode`. ValueError
     when the dataset is too small for them."""
@@ -152,7 +212,7 @@ def draw_episodes(
         raise ValueError(f'asked for {count} episodes, at least 1 is needed')
     clips = clips_by_class(dataset)
     drawn = [
-        draw_episode(dataset, way, shot, query, seed, index, clips)
+        draw_episode(dataset, way, shot, query, seed, index, clips, query_classes)
         for index in range(start, start + count)
     ]
     fields = [field.name for field in dataclasses.fields(Episodes)]

@@ -24,6 +24,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fsar_jax.data.dataset import EmptySplitError, NoSplitError, Videos
+from fsar_jax.data.episodes import jitter_generator, jitter_seed
 from fsar_jax.data.frame_sampling import frame_indices
 from fsar_jax.files import read_json
 from fsar_jax.messages import listed, printable
@@ -342,6 +343,7 @@ class FeatureClips:
     def __init__(self, dataset: Videos, config: ConfigDict, frames: int | None = None) -> None:
         frame_indices(1, 1, config.data.sampling)  # a wrong rule is an error now
         self.dataset, self.length = dataset, frames or config.episode.frames
+        self.jitter_seed = jitter_seed(config)
         self.rule = config.data.sampling
         features = dataset.extractor['features']
         self.shape, self.dtype = tuple(features['shape']), DTYPES[features['dtype']][0]
@@ -364,7 +366,8 @@ class FeatureClips:
         """Writes the features of a clip into `out`, [L, h, w, C]; returns False. Without `rng`,
         they are those of the test view."""
         stored = self.dataset.read(position)['features']
-        indices = frame_indices(stored.shape[1], self.length, self.rule, rng)
+        jitter = rng or jitter_generator(self.jitter_seed, self.dataset, position)
+        indices = frame_indices(stored.shape[1], self.length, self.rule, jitter)
         view = 0 if rng is None or len(stored) == 1 else int(rng.integers(len(stored)))
         out[...] = stored[view, indices].reshape(out.shape)
         return False

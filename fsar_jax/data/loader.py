@@ -182,7 +182,9 @@ class TrainingEpisodes:
         self.by_class = episode_lists.clips_by_class(dataset)
         self.classes = np.unique(dataset.labels)
         self.shape, self.seed = (episode.way, episode.shot, episode.query), config.seed
-        self.clips_each = episode.way * (episode.shot + episode.query)
+        self.query_classes = episode.get('query_classes')
+        asked = self.query_classes or episode.way
+        self.clips_each = episode.way * episode.shot + asked * episode.query
         self.per_step, self.parts = train.episodes_per_step, train.accumulation_steps
         self.start_step, self.process_index, self.share = start_step, process_index, share
 
@@ -205,7 +207,9 @@ class TrainingEpisodes:
     def __getitem__(self, element: int) -> dict[str, np.ndarray]:
         index = self.episode_index(int(element))
         dataset = self.clips.dataset
-        drawn = episode_lists.draw_episode(dataset, *self.shape, self.seed, index, self.by_class)
+        drawn = episode_lists.draw_episode(
+            dataset, *self.shape, self.seed, index, self.by_class, self.query_classes
+        )
         rng = episode_lists.episode_generator(self.seed, dataset.split, index, episode_lists.VIEWS)
         support, support_flip = self.clips.read_all(drawn.support[0], rng)
         query, query_flip = self.clips.read_all(drawn.query[0], rng)

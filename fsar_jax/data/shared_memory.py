@@ -45,7 +45,9 @@ def bytes_for_validation(config: ConfigDict, clip: int, process_count: int, coun
     batch = -(-config.eval.videos_per_batch // process_count)
     if config.eval.cache:
         return bytes_needed(config, clip, 1, batch, count)
-    clips = config.episode.way * (config.episode.shot + config.eval.query)
+    episode = config.episode
+    asked = episode.get('query_classes') or episode.way
+    clips = episode.way * episode.shot + asked * config.eval.query
     return bytes_needed(config, clip, clips, max(1, batch // clips), count)
 
 

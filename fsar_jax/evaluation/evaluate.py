@@ -261,15 +261,21 @@ def episodes_of(dataset: Videos, config: ml_collections.ConfigDict, num_episodes
       FileNotFoundError, ValueError: the file is absent, or not a list of this dataset and these
         way, shot and queries.
     """
-    way, shot = config.episode.way, config.episode.shot
+    way, shot, asked = config.episode.way, config.episode.shot, config.episode.query_classes
     path = config.eval.episodes_file
     if not path or dataset.split != config.eval.split:
         return episode_lists.draw_episodes(
-            dataset, way, shot, config.eval.query, config.eval.seed, num_episodes
+            dataset,
+            way,
+            shot,
+            config.eval.query,
+            config.eval.seed,
+            num_episodes,
+            query_classes=asked,
         )
     episodes = episode_lists.read_episodes(path, dataset)
     found = (*episodes.support.shape[1:], episodes.query.shape[1])
-    wanted = (way, shot, way * config.eval.query)
+    wanted = (way, shot, (asked or way) * config.eval.query)
     if found != wanted:
         raise ValueError(
             f'{path} holds {found[0]}-way {found[1]}-shot episodes of {found[2]} queries, the '

@@ -8,6 +8,7 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from fsar_jax.enrichment import VideoFeatures
 from fsar_jax.fields import setting
@@ -38,8 +39,8 @@ class ActionCoordination(Matcher):
     class by projections of their own, and the mean taken; the query's map then passes that value
     projection too. prototype='mean' is the plain mean of the shots, as VIM has it (row V22).
 
-    The variants differ in rows A6 to A8, A10 and A12 of docs/paper_vs_code.md; A3 to A5, A9 and A11
-    are as the code in both. variant='paper': the masks' sign is the printed one, their slope is 3,
+    The variants differ in rows A6 to A8, A10 and A12 of docs/paper_vs_code.md; A3 to A5 and A9 are
+    as the code in both. variant='paper': the masks' sign is the printed one, their slope is 3,
     there are 8 perturbations (not the zero one) in training and none at test, and the shots of a
     class are aligned by temporal coordination itself, with its weights.
 
@@ -47,9 +48,14 @@ class ActionCoordination(Matcher):
       temporal: temporal coordination, between shots too; False takes maps and plain mean prototypes
         as they are.
       prototype: 'aligned' or 'mean'.
+      reference: which shot of a class the others are aligned to: 'first' (released code), or in
+        training a 'random' one (supplement; row A11). At test it is the first, whose place the draw
+        of the episode has made random.
       spatial: 'mask'; 'grid' or 'enumerate', the alternatives of TA2N, Table 4; 'none' is the plain
         spatial mean.
       perturbation: amplitude of the perturbed offsets of 'mask'.
+      perturbation_every: optimiser steps after which it halves, again and again (supplement; row
+        A10), and with it none at test; 0 keeps it.
       pairs_per_chunk: at most so many support-query pairs (rounded down to whole queries, at least
         one) are coordinated at once, 0 for all. Less memory, the same result. Training with batch
         statistics needs all pairs at once, and so does not chunk.
@@ -75,6 +81,13 @@ class ActionCoordination(Matcher):
         affects='model',
         help="mean of a class's shots: after aligning them in time (TA2N), or as they are (VIM)",
     )
+    reference: str = setting(
+        'first',
+        choices=('first', 'random'),
+        affects='model',
+        help="for prototype 'aligned': the shot that the others of its class are aligned to in "
+        'training',
+    )
     spatial: str = setting(
         'mask',
         choices=SPATIAL,
@@ -88,6 +101,13 @@ class ActionCoordination(Matcher):
         at_most=1,
         affects='model',
         help="for 'mask': size of the perturbations of an offset",
+    )
+    perturbation_every: int = setting(
+        0,
+        at_least=0,
+        affects='model',
+        help='number of training steps after which the perturbation halves, again and again; it is '
+        'then off at test; 0: it stays',
     )
     variant: str = Shared.variant
     pairs_per_chunk: int = setting(
@@ -172,7 +192,7 @@ class ActionCoordination(Matcher):
             return frame_cosine_logits(
                 *(x.astype(jnp.float32).mean((-3, -2)) for x in (support.mean(1), query))
             ), {}
-        logits, auxiliary = self.compare_in_chunks(*self.prototypes(support, query), train)
+        logits, auxiliary = self.compare_in_chunks(*self.prototypes(support, query, train), train)
         return self.norm(logits) if self.distance_norm else logits, auxiliary
 
     def losses(
@@ -210,7 +230,7 @@ class ActionCoordination(Matcher):
         step = nn.remat(lambda module, q: module.compare(prototypes, q, train))
         scan = nn.scan(
             lambda module, _, q: (None, step(module, q)),
-            variable_broadcast=('params', 'batch_stats'),
+            variable_broadcast=('params', 'batch_stats', 'schedule'),
             split_rngs={'params': False, 'dropout': False},
         )
         _, outputs = scan(self, None, padded.reshape(chunks, chunk, *query.shape[1:]))
@@ -218,7 +238,26 @@ class ActionCoordination(Matcher):
             lambda x: x.reshape(chunks * chunk, *x.shape[2:])[: len(query)], outputs
         )
 
-    def prototypes(self, support: jax.Array, query: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def schedules(self, num_steps: int) -> dict[str, optax.Schedule]:
+        """The amplitude of the perturbation over optimiser steps, where it halves."""
+        if not self.perturbation_every or self.spatial != 'mask':
+            return {}
+        halving = optax.exponential_decay(
+            self.perturbation, self.perturbation_every, 0.5, staircase=True
+        )
+        return {'perturbation': halving}
+
+    def reference_shots(self, maps: jax.Array, train: bool) -> jax.Array:
+        """maps [way, shot, …] → those of the shot that the others of a class are aligned to,
+        [way, …]."""
+        if self.reference == 'first' or not train:
+            return maps[:, 0]
+        shots = jax.random.randint(self.make_rng('dropout'), maps.shape[:1], 0, maps.shape[1])
+        return maps[jnp.arange(len(maps)), shots]
+
+    def prototypes(
+        self, support: jax.Array, query: jax.Array, train: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
         """support [way, shot, L, h, w, C] → prototypes [way, L, h, w, C]; and the query maps in the
         same space."""
         shots = support.shape[1]
@@ -229,7 +268,8 @@ class ActionCoordination(Matcher):
         ):
             return support.mean(1), query
         if self.variant == 'paper':
-            reference, pooled = support[:, 0].mean((-3, -2)), support.mean((-3, -2))
+            reference = self.reference_shots(support, train).mean((-3, -2))
+            pooled = support.mean((-3, -2))
             aligned = self.evolution('wxc,wkyc->wkxy', self.key(reference), self.query(pooled))
             moved = jnp.einsum('wkxy,wkyc->wkxc', aligned.astype(self.dtype), self.value(pooled))
             return (support + moved[..., None, None, :]).mean(1), query
@@ -238,7 +278,9 @@ class ActionCoordination(Matcher):
         pooled = support.mean((-3, -2))
         # The softmax is over the shot's time, so its axis comes last here.
         aligned = self.evolution(
-            'wyc,wkxc->wkyx', self.query_multi(pooled[:, 0]), self.key_multi(pooled)
+            'wyc,wkxc->wkyx',
+            self.query_multi(self.reference_shots(pooled, train)),
+            self.key_multi(pooled),
         )
         moved = jnp.einsum('wkyx,wkxijc->wyijc', aligned.astype(self.dtype), support) / shots
         prototypes, projected = self.value_multi(moved), self.value_multi(query)
@@ -352,13 +394,14 @@ class ActionCoordination(Matcher):
             offsets = -offsets
         if self.spatial == 'grid':
             return tuple(grid_weights(o, height, width) for o in (offsets, -offsets))
-        amplitude, slope, directions = self.perturbation, None, DIRECTIONS
+        amplitude: float | jax.Array = self.perturbation
+        slope, directions = None, DIRECTIONS
         if self.variant == 'paper':
-            amplitude, slope, directions = (
-                (self.perturbation if train else 0.0),
-                3.0,
-                DIRECTIONS[1:],
-            )
+            slope, directions = 3.0, DIRECTIONS[1:]
+        if not train and (self.variant == 'paper' or self.perturbation_every):
+            amplitude = 0.0
+        elif self.perturbation_every:
+            amplitude = self.get_variable('schedule', 'perturbation', self.perturbation)
         return tuple(
             mask_weights(sign * offsets, height, width, sign * amplitude, slope, directions)
             for sign in (1.0, -1.0)

@@ -17,9 +17,8 @@ from fsar_jax.matchers.classifier import Classifier
 from fsar_jax.matchers.matcher import Matcher
 from fsar_jax.stage import Loss, Shared, cross_entropy
 
-TEMPERATURE = 0.025  # row M4 of docs/paper_vs_code.md
-SCORE_SCALE = 7.0
 KERNELS = ('meta_learner', 'mean')
+FUSIONS = ('both', 'self', 'none')
 
 
 class MetaLearner(nn.Module):
@@ -50,17 +49,22 @@ class AttentionFusion(Matcher):
 
     A position is a cell of a frame (of a clip's 3D map), u = f/‖f‖ there. R[x, y] = u_x·u_y relates
     two maps, or a map to itself; r = mean over x, k = kernel(r), a_x = 1 + softmax over x of (mean
-    over y of R[x, y]·k_y)/0.025; the attended map is a·f. A prototype is the mean of its shots.
-    `alpha`, `kernel` and `residual` are the ablations of the paper and its appendix.
+    over y of R[x, y]·k_y)/τ; the attended map is a·f. A prototype is the mean of its shots.
+    `fusion`, `alpha`, `kernel` and `residual` are the ablations of the paper and its appendix, s
+    and τ the constants of the released code (row M4).
 
     variant='code' leaves the batch norm of the kernel's network out where its input has a last axis
     of 1, as the released code does (row M2): the self-attention of a lone query, and everything but
     it of a lone class. variant='paper' never does.
 
     Args:
+      fusion: 'both'; 'self', s·cos(q̄_self, c̄_self); or 'none', the same with a = 1 everywhere: the
+        nearest prototype by the cosine of plain means (Fig. 1 of the appendix, row M10). The
+        classifier then sees the query as it attends to itself.
       alpha: α, weight of the self-attention score; 0 is cross-attention alone.
       kernel: 'meta_learner', or 'mean' for r itself (appendix C).
       residual: the 1 in a (appendix D).
+      attention_temperature, score_scale: τ and s.
       classes: training classes of the global classifier; None for none (appendix B).
       classifier_weight: of that classifier's loss.
       variant, frozen, dtype: as in other matchers. Relations, softmax and scores are float32.
@@ -68,6 +72,13 @@ class AttentionFusion(Matcher):
 
     needs_maps = True
 
+    fusion: str = setting(
+        'both',
+        choices=FUSIONS,
+        affects='model',
+        help="what is compared: maps after self- and cross-attention ('both'), after "
+        "self-attention ('self'), or as they are ('none'); cross-attention alone: alpha=0",
+    )
     alpha: float = setting(
         1.0,
         at_least=0,
@@ -84,6 +95,15 @@ class AttentionFusion(Matcher):
     residual: bool = setting(
         True, affects='model', help='residual attention, 1 + softmax; False: softmax alone'
     )
+    attention_temperature: float = setting(
+        0.025,
+        above=0,
+        affects='model',
+        help='temperature of the softmax that makes an attention map',
+    )
+    score_scale: float = setting(
+        7.0, above=0, affects='model', help='factor of the cosines that are the scores'
+    )
     classes: int | None = Classifier.classes
     variant: str = Shared.variant
     frozen: bool = False
@@ -91,14 +111,16 @@ class AttentionFusion(Matcher):
     classifier_weight: float = Classifier.weight
 
     def setup(self) -> None:
-        if self.kernel == 'meta_learner':
+        if self.kernel == 'meta_learner' and self.fusion != 'none':
             self.kernel_net = MetaLearner(self.frozen, jnp.float32, name='kernel')
         if self.classes:
             self.classifier = PositionClassifier(self.classes, self.dtype)
 
     def batch_norm_passes(self, queries: int) -> int:
         """How often an episode updates the running statistics of batch norm."""
-        return 4 if queries > 1 or self.variant == 'paper' else 3
+        maps = {'both': 4, 'self': 2, 'none': 0}[self.fusion]
+        left_out = self.variant == 'code' and queries == 1 and maps
+        return maps - bool(left_out)
 
     def project(self, features: VideoFeatures, train: bool = False) -> jax.Array:
         """Per video: maps as positions, [B, P, C] with P = L·h·w."""
@@ -117,23 +139,37 @@ class AttentionFusion(Matcher):
         """
         prototypes = self.prototypes(support)
         attention = self.attention(prototypes, query, train)
-        class_self, query_self, class_cross, query_cross = self.attended(
-            attention, prototypes, query
-        )
-        by_self = jnp.einsum('qc,wc->qw', query_self, class_self)
-        by_cross = jnp.einsum('qwc,qwc->qw', query_cross, class_cross)
-        logits = SCORE_SCALE * (by_cross + self.alpha * by_self)
+        pooled = self.attended(attention, prototypes, query)
+        by_self, by_cross = self.cosines(pooled)
+        logits = self.score_scale * self.fused(by_self, by_cross)
         chex.assert_shape(logits, (query.shape[0], support.shape[0]))
 
         # Attention scales a position by a positive number, which a cosine does not see; so no
         # attended map is built.
-        places = unit(query)
-        at_cross = jnp.einsum('qpc,qwc->qpw', places, class_cross)
-        at_self = jnp.einsum('qpc,wc->qpw', places, class_self)
-        auxiliary = {'position_matching': SCORE_SCALE * (at_cross + self.alpha * at_self)}
+        places, at_cross = unit(query), None
+        if self.fusion == 'both':
+            at_cross = jnp.einsum('qpc,qwc->qpw', places, pooled['class_cross'])
+        at_self = jnp.einsum('qpc,wc->qpw', places, pooled['class_self'])
+        auxiliary = {'position_matching': self.score_scale * self.fused(at_self, at_cross)}
         if self.classes:
-            auxiliary['global_classes'] = self.classifier(query, attention['query_cross'])
+            if self.fusion == 'both':
+                seen = attention['query_cross']
+            else:
+                seen = attention['query_self'][:, None].repeat(len(support), 1)
+            auxiliary['global_classes'] = self.classifier(query, seen)
         return logits, auxiliary
+
+    def fused(self, by_self: jax.Array, by_cross: jax.Array | None) -> jax.Array:
+        """The sum of both scores, cross + α·self; without a cross score, that of self-attention."""
+        return by_self if by_cross is None else by_cross + self.alpha * by_self
+
+    def cosines(self, pooled: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
+        """Of `attended`: the cosines [Q, way] after self-attention and, where there is one, after
+        cross-attention."""
+        by_self = jnp.einsum('qc,wc->qw', pooled['query_self'], pooled['class_self'])
+        if self.fusion != 'both':
+            return by_self, None
+        return by_self, jnp.einsum('qwc,qwc->qw', pooled['query_cross'], pooled['class_cross'])
 
     def losses(
         self, outputs: Mapping[str, jax.Array], labels: jax.Array, classes: jax.Array | None = None
@@ -154,44 +190,54 @@ class AttentionFusion(Matcher):
 
     def attended(
         self, attention: dict[str, jax.Array], prototypes: jax.Array, query: jax.Array
-    ) -> tuple[jax.Array, ...]:
-        """Unit means over positions of the attended maps: of the classes by themselves [way, C], of
-        the queries by themselves [Q, C], of both by one another [Q, way, C] each."""
-        pooled = lambda a, f, axes: unit(
-            einsum_float32(axes, a.astype(self.dtype), f) / f.shape[-2]
-        )
-        return (
-            pooled(attention['class_self'], prototypes, 'wp,wpc->wc'),
-            pooled(attention['query_self'], query, 'qp,qpc->qc'),
-            pooled(attention['class_cross'], prototypes, 'qwp,wpc->qwc'),
-            pooled(attention['query_cross'], query, 'qwp,qpc->qwc'),
-        )
+    ) -> dict[str, jax.Array]:
+        """Unit means over positions of the attended maps, by the names of `attention`: of the
+        classes by themselves [way, C], of the queries by themselves [Q, C], of both by one another
+        [Q, way, C] each."""
+        maps = {
+            'class_self': (prototypes, 'wp,wpc->wc'),
+            'query_self': (query, 'qp,qpc->qc'),
+            'class_cross': (prototypes, 'qwp,wpc->qwc'),
+            'query_cross': (query, 'qwp,qpc->qwc'),
+        }
+        return {
+            name: unit(einsum_float32(axes, attention[name].astype(self.dtype), f) / f.shape[-2])
+            for name, (f, axes) in maps.items()
+            if name in attention
+        }
 
     def explain(self, support: jax.Array, query: jax.Array) -> dict[str, jax.Array]:
         """Cosines of query and prototype, [Q, way] each: 'cosine_plain' of their plain means,
         'cosine_self' and 'cosine_cross' after self- and cross-attention, 'cosine_fused' of the
-        score, which is their weighted mean."""
+        score, which is their weighted mean. Those that `fusion` leaves out are not there."""
         prototypes = self.prototypes(support)
-        class_self, query_self, class_cross, query_cross = self.attended(
-            self.attention(prototypes, query), prototypes, query
-        )
+        pooled = self.attended(self.attention(prototypes, query), prototypes, query)
         plain = jnp.einsum('qc,wc->qw', *(unit(x.mean(1)) for x in (query, prototypes)))
-        by_self = jnp.einsum('qc,wc->qw', query_self, class_self)
-        by_cross = jnp.einsum('qwc,qwc->qw', query_cross, class_cross)
-        return {
-            'cosine_plain': plain,
-            'cosine_self': by_self,
-            'cosine_cross': by_cross,
-            'cosine_fused': (by_cross + self.alpha * by_self) / (1.0 + self.alpha),
-        }
+        by_self, by_cross = self.cosines(pooled)
+        shown = {'cosine_plain': plain}
+        if self.fusion != 'none':
+            shown['cosine_self'] = by_self
+        if by_cross is not None:
+            shown['cosine_cross'] = by_cross
+            shown['cosine_fused'] = self.fused(by_self, by_cross) / (1.0 + self.alpha)
+        return shown
 
     def attention(
         self, prototypes: jax.Array, query: jax.Array, train: bool = False
     ) -> dict[str, jax.Array]:
         """prototypes [way, P, C], query [Q, P, C] → a, float32: 'class_self' [way, P], 'query_self'
-        [Q, P], 'class_cross' and 'query_cross' [Q, way, P]."""
+        [Q, P], 'class_cross' and 'query_cross' [Q, way, P]; the latter two with fusion='both'
+        alone."""
+        if self.fusion == 'none':
+            ones = lambda x: jnp.ones(x.shape[:2], jnp.float32)
+            return {'class_self': ones(prototypes), 'query_self': ones(query)}
         c, q = unit(prototypes), unit(query)
         many_classes, many_queries = (self.variant == 'paper' or len(x) > 1 for x in (c, q))
+        if self.fusion == 'self':
+            return {
+                'class_self': self._attend(jnp.einsum('wxc,wyc->wxy', c, c), many_classes, train),
+                'query_self': self._attend(jnp.einsum('qxc,qyc->qxy', q, q), many_queries, train),
+            }
         cross = jnp.einsum('wxc,qyc->qwxy', c, q)
         return {
             'class_self': self._attend(jnp.einsum('wxc,wyc->wxy', c, c), many_classes, train),
@@ -204,7 +250,7 @@ class AttentionFusion(Matcher):
         mean = relation.mean(-2)
         kernel = mean if self.kernel == 'mean' else self.kernel_net(mean, normalize, train)
         scores = jnp.einsum('...xy,...y->...x', relation, kernel) / relation.shape[-1]
-        return jax.nn.softmax(scores / TEMPERATURE, axis=-1) + float(self.residual)
+        return jax.nn.softmax(scores / self.attention_temperature, axis=-1) + float(self.residual)
 
 
 class PositionClassifier(nn.Module):

@@ -158,7 +158,7 @@ def mask_weights(
     offset: jax.Array,
     height: int,
     width: int,
-    perturbation: float,
+    perturbation: float | jax.Array,
     slope: float | None = None,
     directions: tuple[tuple[int, int], ...] = DIRECTIONS,
 ) -> jax.Array:
@@ -172,7 +172,8 @@ def mask_weights(
       float32 [..., height, width], summing to 1. Memory: one mask at a time, not one per direction.
     """
     total: jax.Array | float = 0.0
-    directions = directions if perturbation else ((0, 0),)
+    if isinstance(perturbation, float) and not perturbation:
+        directions = ((0, 0),)
     for direction in directions:
         mask = offset_mask(
             offset + perturbation * jnp.asarray(direction, jnp.float32), height, width, slope

@@ -28,6 +28,17 @@ def open_split(config: ml_collections.ConfigDict, split: str, query: int) -> Vid
     return dataset
 
 
+def open_training_split(config: ml_collections.ConfigDict) -> Videos:
+    """The split 'train' with the clips that a run trains on: config.data.train_clips_per_class of
+    each class.
+
+    Raises:
+      FileNotFoundError, ValueError: as `open_split`.
+    """
+    dataset = open_split(config, 'train', config.episode.query)
+    return episodes.limited(dataset, config.data.train_clips_per_class, config.seed)
+
+
 def open_videos(config: ml_collections.ConfigDict, split: str) -> Videos:
     """A split of config.data.dataset: its frames, or its features in config.data.features.
 
@@ -158,6 +169,8 @@ def _clips(config, dataset: Videos) -> str:
     text = f'{config.data.dataset}: {len(np.unique(dataset.labels))} classes, {len(dataset)} clips'
     if len(dataset.dropped):
         text += f' ({len(dataset.dropped)} shorter than {length} frames left out)'
+    if dataset.clips_per_class:
+        text += f', at most {dataset.clips_per_class} of each class'
     if present['expected']:
         text += f", videos present {present['present']:,} of {present['expected']:,}"
     absent = (present['expected_classes'] or 0) - present['classes']

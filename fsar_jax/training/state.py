@@ -35,13 +35,16 @@ class TrainState:
 
 def learning_rate_schedule(train: ConfigDict) -> optax.Schedule:
     """The learning rate over optimiser steps that config.train describes: linear warm-up, then
-    constant, cosine or steps."""
+    constant, cosine, steps or periodic drops."""
     rate, warmup = train.learning_rate, train.warmup_steps
     after = {
         'constant': lambda: optax.constant_schedule(rate),
         'cosine': lambda: optax.cosine_decay_schedule(rate, max(train.num_steps - warmup, 1)),
         'steps': lambda: optax.piecewise_constant_schedule(
             rate, {int(s) - warmup: train.schedule_factor for s in train.schedule_steps}
+        ),
+        'periodic': lambda: optax.exponential_decay(
+            rate, train.schedule_every, train.schedule_factor, staircase=True
         ),
     }[train.schedule]()
     return (

@@ -34,6 +34,7 @@ from fsar_jax.training.finite import check_logits
 from fsar_jax.training.inputs import (
     fit_accumulation,
     open_split,
+    open_training_split,
     runtime_summary,
     with_features,
     with_training_classes,
@@ -101,7 +102,7 @@ def train_and_evaluate(
     config = fit_accumulation(with_features(config), mesh.size)
 
     # ── Data: every split is opened now, so that a missing one fails before hours of training ─────
-    train_set = open_split(config, 'train', config.episode.query)
+    train_set = open_training_split(config)
     val_set = open_split(config, 'val', config.eval.query) if config.eval.val_episodes else None
     test_set = open_split(config, config.eval.split, config.eval.query)
     list_hash = hash_of_list(test_set, config)  # also checks the file, if there is one

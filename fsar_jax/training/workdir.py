@@ -11,6 +11,7 @@ import jax
 
 from fsar_jax.config import flatten
 from fsar_jax.data.dataset import Videos, content_hash, videos_present
+from fsar_jax.data.episodes import clips_by_class
 from fsar_jax.files import read_json, write_whole
 from fsar_jax.machine import file_lock
 from fsar_jax.messages import printable
@@ -67,6 +68,7 @@ def note_videos(workdir: pathlib.Path, start: int, datasets: list[Videos]) -> No
         dataset.split: videos_present(dataset)
         | {'content': content_hash(dataset)}
         | ({'extractor': dataset.extractor} if dataset.extractor else {})
+        | ({'limited_to': ids_by_class(dataset)} if dataset.clips_per_class else {})
         for dataset in datasets
     }
     resumed = start and path.exists()
@@ -87,6 +89,14 @@ def note_videos(workdir: pathlib.Path, start: int, datasets: list[Videos]) -> No
             )
     if jax.process_index() == 0 and not resumed:
         write_whole(path, json.dumps(now))
+
+
+def ids_by_class(dataset: Videos) -> dict[str, list[str]]:
+    """{class: ids of its videos}, both in the order of names."""
+    return {
+        dataset.class_names[label]: [dataset.video_ids[position] for position in positions]
+        for label, positions in clips_by_class(dataset)
+    }
 
 
 def check_extractor(trained_on: dict, extractor: dict, where: str | os.PathLike[str]) -> None:

@@ -107,6 +107,65 @@ def test_more_queries_leave_classes_and_support_alone(dataset):
     np.testing.assert_array_equal(few.query, many.query.reshape(20, WAY, 3)[:, :, 0])
 
 
+def test_queries_of_a_few_classes_are_those_of_the_whole_episode(dataset, tmp_path):
+    whole = lists.draw_episodes(dataset, WAY, SHOT, QUERY, seed=0, count=200)
+    for classes in (1, 3):
+        few = lists.draw_episodes(
+            dataset, WAY, SHOT, QUERY, seed=0, count=200, query_classes=classes
+        )
+        np.testing.assert_array_equal(few.support, whole.support)
+        np.testing.assert_array_equal(few.classes, whole.classes)
+        assert few.query.shape == few.labels.shape == (200, classes * QUERY)
+        assert few.labels.dtype == few.query.dtype == np.int32
+        asked = few.labels.reshape(200, classes, QUERY)
+        assert (asked == asked[..., :1]).all() and (np.diff(asked[..., 0]) > 0).all()
+        of_class = whole.query.reshape(200, WAY, QUERY)[np.arange(200)[:, None], asked[..., 0]]
+        np.testing.assert_array_equal(few.query.reshape(200, classes, QUERY), of_class)
+        # Any class may be the one, whatever its place: five standard deviations of a binomial.
+        share, counts = classes / WAY, np.bincount(asked[..., 0].ravel(), minlength=WAY)
+        assert np.abs(counts - 200 * share).max() < 5 * np.sqrt(200 * share * (1 - share))
+        lists.write_episodes(tmp_path / 'list', dataset, few)
+        assert_same(lists.read_episodes(tmp_path / 'list', dataset), few)
+
+
+def test_a_limited_split_has_some_clips_of_each_class():
+    counts = [6, 5, 9, 2, 7, 30, 6]
+    dataset = MemoryVideos(counts)
+    ids_of = lambda videos: set(videos.video_ids)
+    assert lists.limited(dataset, None, 0) is dataset
+    kept = {n: lists.limited(dataset, n, 0) for n in (1, 4, 6)}
+    for n, videos in kept.items():
+        assert np.bincount(videos.labels).tolist() == [min(n, count) for count in counts]
+        assert videos.clips_per_class == n and videos.whole is dataset
+        assert videos.num_frames.shape == (len(videos),) and videos.split == 'train'
+        for position in (0, len(videos) - 1):
+            assert videos.read(position)['video_id'] == videos.video_ids[position]
+    assert ids_of(kept[1]) < ids_of(kept[4]) < ids_of(kept[6])
+    # A function of seed, split and class: of no record order, no label, and no other class.
+    order = np.random.default_rng(0).permutation(sum(counts))
+    assert ids_of(lists.limited(MemoryVideos(counts, order=order), 4, 0)) == ids_of(kept[4])
+    alone = lists.limited(MemoryVideos([0, 0, 9, 0, 0, 30, 0]), 4, 0)
+    assert ids_of(alone) < ids_of(kept[4])
+    for other in (
+        lists.limited(dataset, 4, 1),
+        lists.limited(MemoryVideos(counts, split='val'), 4, 0),
+    ):
+        assert ids_of(other) != ids_of(kept[4])
+    # Each clip of a class is as likely as another.
+    one = MemoryVideos([10, 10])
+    found = [lists.limited(one, 3, seed).video_ids for seed in range(300)]
+    times = np.unique(np.concatenate(found), return_counts=True)[1]
+    assert len(times) == 20 and np.abs(times - 90).max() < 5 * np.sqrt(300 * 0.3 * 0.7)
+
+
+def test_a_limited_split_counts_what_was_too_short():
+    dataset = MemoryVideos([6, 6], num_frames=lambda c, k: 2 if k == 0 else 8)
+    config = small_config(episode__way=2)
+    videos = lists.limited(loader.usable(dataset, config), 3, 0)
+    assert len(videos) == 6 and videos.dropped.tolist() == [0, 1]
+    assert not set(videos.video_ids) & {'class 00/0', 'class 01/0'}
+
+
 def test_order_of_records_and_labels_is_irrelevant(dataset):
     counts = [6, 5, 9, 5, 7, 30, 6]
     shuffled = MemoryVideos(

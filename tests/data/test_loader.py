@@ -284,6 +284,44 @@ def test_episode_batches_are_the_test_views_of_a_list(dataset):
         np.testing.assert_array_equal(ours.reshape(-1, 4, 24, 24, 3), expected)
 
 
+def test_jitter_at_test_is_drawn_once_for_each_clip(dataset):
+    fixed = small_config(data__flip=True)
+    jittered, other = (fixed.copy_and_resolve_references().unlock() for _ in range(2))
+    jittered.eval, other.eval = {'seed': 5}, {'seed': 6}
+    jittered.data.test_jitter = other.data.test_jitter = True
+    positions = np.array([7, 0, 18, 7, 3])
+    views = lambda config: np.concatenate(
+        list(loader.video_batches(dataset, config, positions, batch_size=2))
+    )
+    ours = views(jittered)
+    for position, view in zip(positions, ours, strict=True):
+        rng = lists.named_generator(5, 'train', dataset.video_ids[position], lists.TEST_FRAMES)
+        chosen = frame_indices(int(dataset.num_frames[position]), 4, 'trx', rng)
+        # Centre crop and no flip, whatever draws the frames.
+        whole = slow_view(dataset, position, small_config(episode__frames=12), None)
+        np.testing.assert_array_equal(view, whole[chosen])
+    np.testing.assert_array_equal(ours[0], ours[3])
+    assert (ours != views(fixed)).any((1, 2, 3, 4)).sum() >= 3
+    assert (ours != views(other)).any((1, 2, 3, 4)).sum() >= 3
+    episodes = lists.draw_episodes(dataset, 3, 2, 1, seed=0, count=2)
+    (batch,) = loader.episode_batches(dataset, jittered, episodes, batch_size=2)
+    flat = episodes.query.ravel()
+    alone = np.concatenate(list(loader.video_batches(dataset, jittered, flat, batch_size=8)))
+    np.testing.assert_array_equal(batch['query'].reshape(alone.shape), alone)
+
+
+@pytest.mark.parametrize('workers', [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_training_episodes_with_queries_of_one_class(dataset, workers):
+    config = small_config(data__num_workers=workers)
+    with config.unlocked():
+        config.episode.query_classes = 1
+    (batch,) = take(loader.training_batches(dataset, config, 0), 1)
+    (usual,) = take(loader.training_batches(dataset, small_config(), 0), 1)
+    assert batch['query'].shape[:3] == (1, 4, 1) and batch['labels'].shape == (1, 4, 1)
+    np.testing.assert_array_equal(batch['support'], usual['support'])
+    np.testing.assert_array_equal(batch['classes'], usual['classes'])
+
+
 def test_only_the_sampled_frames_are_decoded(dataset, monkeypatch):
     decode, decoded = frames.decode_jpeg, []
     monkeypatch.setattr(frames, 'decode_jpeg', lambda data: decoded.append(data) or decode(data))

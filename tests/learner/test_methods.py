@@ -55,12 +55,19 @@ SLOW = {
     'soft_dtw': OTAM | {'matcher.alignment': 'soft_dtw'},
     'drop_dtw': OTAM | {'matcher.alignment': 'drop_dtw'},
     'ta2n_paper': TA2N | PAPER,
+    'ta2n_random_reference': {
+        'matcher.name': 'action_coordination',
+        'matcher.spatial': 'none',
+        'matcher.reference': 'random',
+    },
     'ta2n_spatial_first': TA2N | {'matcher.order': 'spatial_first'},
     'ta2n_mean': TA2N | {'matcher.prototype': 'mean', 'matcher.spatial': 'none'},
     'ta2n_spatial_grid': WITHOUT_TIME | {'matcher.spatial': 'grid'},
     'ta2n_enumerate': WITHOUT_TIME | {'matcher.spatial': 'enumerate'},
     'hyrsm_paper': HYRSM | PAPER,
     'mastaf_mean_kernel': MASTAF | {'matcher.kernel': 'mean', 'matcher.residual': False},
+    'mastaf_self': MASTAF | {'matcher.fusion': 'self'},
+    'mastaf_neighbour': MASTAF | {'matcher.fusion': 'none'},
 }
 METHODS = {**QUICK, **SLOW}
 # Which variant a loss has is no matter of the logits (tests/learner/test_losses.py); the norm over

@@ -468,3 +468,58 @@ def test_the_paper_does_not_perturb_at_test():
     )(offsets)
     assert np.abs(np.subtract(run('paper', True), run('paper', False))).max() > 1e-3
     np.testing.assert_array_equal(run('code', True), run('code', False))
+
+
+@pytest.mark.parametrize('variant', ['code', 'paper'])
+def test_the_reference_of_a_class_is_drawn_in_training_alone(variant):
+    """Each class is aligned to one of its shots, whichever the key draws, as if it came first."""
+    rng = np.random.default_rng(5)
+    support = rng.normal(size=(2, 3, 4, 2, 2, 8)).astype(np.float32)
+    query = rng.normal(size=(1, 4, 2, 2, 8)).astype(np.float32)
+    make = partial(ActionCoordination, variant=variant, spatial='none')
+    variables = jax.jit(make().init)(jax.random.key(0), support, query)
+    of = lambda matcher: jax.jit(
+        lambda support, key, train: matcher.apply(
+            variables, support, query, train, rngs={'dropout': key}, method='prototypes'
+        )[0],
+        static_argnums=2,
+    )
+    fixed, drawn, seen = of(make()), of(make(reference='random')), set()
+    first = [
+        np.roll(support, -shot, axis=1)  # the mean over the shots does not see their order
+        for shot in range(3)
+    ]
+    candidates = np.array([fixed(s, jax.random.key(0), True) for s in first])
+    for seed in range(12):
+        found = np.asarray(drawn(support, jax.random.key(seed), True))
+        apart = np.abs(candidates - found).max((2, 3, 4, 5))  # [shot, class]
+        assert (np.sort(apart, 0)[0] < 1e-6).all() and (np.sort(apart, 0)[1] > 1e-4).all()
+        seen.add(tuple(apart.argmin(0).tolist()))
+    assert len({row[0] for row in seen}) == 3 and any(row[0] != row[1] for row in seen)
+    at_test = drawn(support, jax.random.key(1), False)
+    np.testing.assert_array_equal(at_test, candidates[0])
+
+
+@pytest.mark.parametrize('variant', ['code', pytest.param('paper', marks=pytest.mark.slow)])
+def test_a_perturbation_halves_and_is_off_at_test(variant):
+    rng = np.random.default_rng(6)
+    offsets = rng.uniform(-0.6, 0.6, (2, 3, 4, 2)).astype(np.float32)
+    halving = ActionCoordination(perturbation=0.2, perturbation_every=40)
+    schedule = halving.schedules(1000)['perturbation']
+    steps = [0, 39, 40, 79, 80, 399]
+    expected = [0.2 * 0.5 ** (step // 40) for step in steps]
+    np.testing.assert_allclose([float(schedule(step)) for step in steps], expected, rtol=1e-6)
+    assert ActionCoordination().schedules(1000) == {}
+    assert ActionCoordination(perturbation_every=40, spatial='grid').schedules(1000) == {}
+
+    def weights(matcher, train, **variables):
+        run = lambda v: matcher.apply(v, offsets, 5, 5, train, method='pooling_weights')
+        return np.stack(jax.jit(run)(variables))
+
+    constant = lambda amplitude: ActionCoordination(perturbation=amplitude, variant=variant)
+    halving = constant(0.2).clone(perturbation_every=40)
+    now = weights(halving, True, schedule={'perturbation': np.float32(0.05)})
+    np.testing.assert_allclose(now, weights(constant(0.05), True), atol=1e-6)
+    assert np.abs(now - weights(constant(0.2), True)).max() > 1e-3
+    np.testing.assert_allclose(weights(halving, True), weights(constant(0.2), True), atol=1e-6)
+    np.testing.assert_array_equal(weights(halving, False), weights(constant(0.0), False))

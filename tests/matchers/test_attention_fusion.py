@@ -200,3 +200,104 @@ def test_a_lone_query_skips_batch_norm_in_the_code_only(episode):
         attention = jax.jit(partial(matcher.apply, method='attention'))
         run = lambda q: np.asarray(attention(variables, support.mean(1), q)['query_self'])[0]
         assert np.allclose(run(query), run(query[:1]), atol=1e-6) == alike
+
+
+def slowly(support, query, fusion, alpha=1.0, temperature=0.025, scale=7.0):
+    """(logits [Q, way], position scores [Q, P, way]) with the mean relation as the kernel, place by
+    place."""
+    support, query = np.float64(support), np.float64(query)
+    cosine = lambda a, b: a @ b / np.sqrt((a @ a) * (b @ b))
+
+    def attended(own, other):
+        """The mean over the places of `own`, weighted by how they relate to those of `other`."""
+        places = range(len(own))
+        relation = np.array([[cosine(own[x], other[y]) for y in places] for x in places])
+        kernel = [np.mean([relation[x, y] for x in places]) for y in places]
+        scores = [np.mean([relation[x, y] * kernel[y] for y in places]) for x in places]
+        weight = np.exp(np.array(scores) / temperature)
+        return np.mean([own[x] * (1 + weight[x] / weight.sum()) for x in places], 0)
+
+    logits = np.zeros((len(query), len(support)))
+    positions = np.zeros((len(query), query.shape[1], len(support)))
+    for c, shots in enumerate(support):
+        prototype = shots.mean(0)
+        for q, clip in enumerate(query):
+            pairs = {
+                'both': [
+                    (1.0, attended(clip, prototype), attended(prototype, clip)),
+                    (alpha, attended(clip, clip), attended(prototype, prototype)),
+                ],
+                'self': [(1.0, attended(clip, clip), attended(prototype, prototype))],
+                'none': [(1.0, clip.mean(0), prototype.mean(0))],
+            }[fusion]
+            logits[q, c] = scale * sum(w * cosine(a, b) for w, a, b in pairs)
+            for place in range(len(clip)):
+                positions[q, place, c] = scale * sum(
+                    w * cosine(clip[place], b) for w, _, b in pairs
+                )
+    return logits, positions
+
+
+@pytest.mark.parametrize(
+    'fusion, constants',
+    [
+        ('both', {}),
+        ('self', {}),
+        ('none', {}),
+        ('both', {'alpha': 0.0}),  # cross-attention alone
+        ('self', {'attention_temperature': 0.1, 'score_scale': 3.0}),
+    ],
+)
+def test_scores_equal_slow_loops(episode, fusion, constants):
+    matcher = AttentionFusion(fusion=fusion, kernel='mean', **constants)
+    logits, auxiliary = jax.jit(partial(matcher.apply, {}))(*episode)
+    named = {'attention_temperature': 'temperature', 'score_scale': 'scale', 'alpha': 'alpha'}
+    expected = slowly(*episode, fusion, **{named[key]: x for key, x in constants.items()})
+    np.testing.assert_allclose(logits, expected[0], atol=2e-5)
+    np.testing.assert_allclose(auxiliary['position_matching'], expected[1], atol=2e-5)
+    assert matcher.batch_norm_passes(2) == {'both': 4, 'self': 2, 'none': 0}[fusion]
+    assert matcher.batch_norm_passes(1) == {'both': 3, 'self': 1, 'none': 0}[fusion]
+
+
+@pytest.mark.parametrize('fusion', ['self', 'none'])
+def test_gradients_of_the_ablations_equal_finite_differences(episode, fusion):
+    support, query = (np.float32(x[:2, :, :3] if x.ndim == 4 else x[:2, :3]) for x in episode)
+    matcher = AttentionFusion(fusion=fusion, kernel='mean')
+    weight = np.random.default_rng(3).normal(size=(2, 2))
+    total = lambda s, q: (matcher.apply({}, s, q)[0] * weight).sum()
+    gradients = jax.jit(jax.grad(total, (0, 1)))(support, query)
+    slow = lambda s, q: (slowly(s, q, fusion)[0] * weight).sum()
+    step = 1e-5
+    for argument, gradient in enumerate(gradients):
+        for index in [(0,) * gradient.ndim, (1,) * gradient.ndim, (-1,) * gradient.ndim]:
+            moved = []
+            for sign in (1, -1):
+                inputs = [np.float64(support), np.float64(query)]
+                inputs[argument][index] += sign * step
+                moved.append(slow(*inputs))
+            np.testing.assert_allclose(
+                gradient[index], (moved[0] - moved[1]) / (2 * step), rtol=2e-3, atol=2e-4
+            )
+
+
+@pytest.mark.parametrize('fusion', ['self', 'none'])
+def test_without_cross_attention_the_classifier_sees_the_query_by_itself(episode, fusion):
+    support, query = episode
+    matcher = AttentionFusion(fusion=fusion, kernel='mean', classes=5)
+    rng = np.random.default_rng(4)
+    weights = {'kernel': rng.normal(size=(6, 5)), 'bias': rng.normal(size=5)}
+    weights = {name: x.astype(np.float32) for name, x in weights.items()}
+    variables = {'params': {'classifier': weights}}
+
+    @jax.jit
+    def run(support, query):
+        classes = matcher.apply(variables, support, query)[1]['global_classes']
+        seen = matcher.apply({}, support.mean(1), query, method='attention')['query_self']
+        return classes, seen, matcher.apply({}, support, query, method='explain')
+
+    classes, seen, shown = run(support, query)
+    assert classes.shape == (4, 3, 12, 5)
+    expected = (query * np.asarray(seen)[..., None]) @ weights['kernel'] + weights['bias']
+    for row in range(3):
+        np.testing.assert_allclose(classes[:, row], expected, rtol=1e-4, atol=1e-4)
+    assert sorted(shown) == ['cosine_plain', 'cosine_self'][: 1 + (fusion == 'self')]

@@ -31,6 +31,15 @@ CONSTANT = {'train.schedule': 'constant', 'train.num_steps': 12}
     [
         ('protonet', {}),  # whose unused sampler has a linear sigma
         ('protonet', {'train.schedule': 'steps', 'train.schedule_steps': (5, 20)}),
+        (
+            'protonet',
+            {
+                'train.schedule': 'periodic',
+                'train.schedule_every': 5,
+                'train.schedule_factor': 0.5,
+                'train.warmup_steps': 2,
+            },
+        ),
         ('protonet', {'train.warmup_steps': 4}),
         ('vim', {**SAMPLER, 'model.sampler.sigma_schedule': 'constant'}),
         ('vim', {**SAMPLER, 'model.sampler.sigma_schedule': 'steps'}),

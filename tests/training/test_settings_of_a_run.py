@@ -33,6 +33,7 @@ START = {'model.backbone.weights', 'model.sampler.scan_weights'}
 # Of training alone.
 TRAINING = {
     *(key for key in SETTINGS if key.startswith('train.')),
+    'data.train_clips_per_class',
     'model.backbone.trained',
     'model.backbone.drop_connect',
     'model.backbone.dropout',
@@ -49,12 +50,14 @@ EVALUATION = {
     'episode.way',
     'episode.shot',
     'episode.query',
+    'episode.query_classes',
     'model.dtype',
     'model.align_at_test',
     'model.sampler.at_test',
     'data.dataset',
     'data.crop',
     'data.flip',
+    'data.test_jitter',
     'eval.seed',
     'eval.query',
     'eval.val_episodes',

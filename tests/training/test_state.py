@@ -252,6 +252,24 @@ def test_learning_rates():
     )
 
 
+def test_a_periodic_schedule_is_the_steps_that_one_would_list():
+    halved = lambda step: 0.5 * 0.5 ** (step // 4)
+    expected = [halved(step) for step in range(11)]
+    by_period = {'schedule': 'periodic', 'schedule_every': 4, 'schedule_factor': 0.5}
+    np.testing.assert_allclose(rates(**by_period), expected, rtol=1e-6)
+    listed = rates(schedule='steps', schedule_steps=(4, 8), schedule_factor=0.5)
+    np.testing.assert_allclose(rates(**by_period), listed, rtol=1e-6)
+    # Counted from the end of the warm-up.
+    warm = rates(**by_period, warmup_steps=2)
+    np.testing.assert_allclose(warm, [0, 0.25, *expected[:9]], rtol=1e-6)
+    # No drop comes a step early or late, as far as the longest preset goes.
+    config = tiny_config('strm', {f'train.{key}': value for key, value in by_period.items()})
+    config.train.update(learning_rate=1.0, schedule_every=125)
+    around = np.array([125 * k + shift for k in range(1, 41) for shift in (-1, 0)])
+    rate = np.asarray(jax.vmap(learning_rate_schedule(config.train))(around))
+    np.testing.assert_allclose(rate, 0.5 ** (around // 125.0), rtol=1e-5)
+
+
 def updated(params, gradients, **changes):
     config = tiny_config(
         'strm',
