@@ -5,6 +5,10 @@ VIM, Table 1 (ResNet-50, 5-way, 1-shot / 5-shot): HMDB51 54.2 / 68.4, UCF101 78.
 64.5 / 77.9, SSv2 of CMN 34.2 / 46.5.
     python main.py --config=configs/protonet.py --workdir=runs/protonet
     python main.py --config=configs/protonet.py:ssv2 --config.data.dir=DIR
+    python main.py --config=configs/protonet.py:ssv2-1shot --config.data.dir=DIR
+VIM, Table 18 (1-shot, UCF101 82.1, SSv2 of CMN 36.3): 20 frames of 448 pixels and no sampler, of a
+dataset that is built with --short_side=512.
+    python main.py --config=configs/protonet.py:ssv2-1shot-dense --config.data.dir=DIR
 """
 
 from fsar_jax.config import default_config
@@ -13,9 +17,15 @@ from fsar_jax.recipe import published_recipe
 
 def get_config(preset: str = ''):
     """preset: '' for the embedded default, or 'ssv2', 'ssv2_full', 'ssv2_small', 'kinetics',
-    'hmdb51', 'ucf101'."""
+    'hmdb51', 'ucf101', 'activitynet', with a number of shots ('ssv2-1shot') or without; with
+    '-dense' at the end for 20 frames of 448 pixels."""
     config = default_config()
+    dataset = preset.removesuffix('-dense')
     if preset:
-        published_recipe(config, preset, ssv2='ssv2_small')  # of VIM, whose baseline it is
+        published_recipe(config, dataset, ssv2='ssv2_small')  # of VIM, whose baseline it is
+    if preset != dataset:
+        config.episode.update(frames=20, image_size=448)
+        # With 'repeat', clips of 8 to 19 frames stay in the pool, as for a sampler (V16).
+        config.data.update(resize=512, short_videos='repeat')
     config.model.matcher.name = 'prototypes'
     return config

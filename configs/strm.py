@@ -5,6 +5,7 @@ Paper, Table 1 (ResNet-50, 5-way 5-shot): Kinetics 86.7, SSv2 of OTAM 68.1, HMDB
 96.9.
     python main.py --config=configs/strm.py --workdir=runs/strm
     python main.py --config=configs/strm.py:ssv2 --config.data.dir=DIR
+    python main.py --config=configs/strm.py:ssv2-1shot --config.data.dir=DIR
 """
 
 from fsar_jax.config import default_config
@@ -13,7 +14,7 @@ from fsar_jax.recipe import published_recipe
 
 def get_config(preset: str = ''):
     """preset: '' for the embedded default, or 'ssv2', 'ssv2_full', 'ssv2_small', 'kinetics',
-    'hmdb51', 'ucf101'."""
+    'hmdb51', 'ucf101', 'activitynet', with a number of shots ('ssv2-1shot') or without."""
     config = default_config()
     if preset:
         published_recipe(config, preset)

@@ -4,9 +4,12 @@ alignment; and X + VIM for any X.
 Paper, Table 1 (ResNet-50, 5-way, 1-shot / 5-shot): HMDB51 61.1 / 76.5, UCF101 86.2 / 96.1, Kinetics
 73.8 / 87.1, SSv2 of CMN 40.8 / 54.9.
     python main.py --config=configs/vim.py --workdir=runs/vim
+    python main.py --config=configs/vim.py:ssv2-1shot --config.data.dir=DIR
+ActivityNet (Table 2: 1-shot 74.7, 3-shot 79.3, 5-shot 89.6):
+    python main.py --config=configs/vim.py:activitynet-3shot --config.data.dir=DIR
 TRX behind VIM's sampler, without VIM's alignment (row V21), and the same in the paper's setting:
     python main.py --config=configs/vim.py:trx --workdir=runs/trx_vim
-    python main.py --config=configs/vim.py:trx-ssv2 --config.data.dir=DIR
+    python main.py --config=configs/vim.py:trx-ssv2-1shot --config.data.dir=DIR
 Ablations (Tables 4, 5, 10, 11, 14 and 17): --config.model.sampler.name=motion_guided (or uniform),
 .temporal=False, .spatial=none (or crop), .adaptive=False, .at_test=False, .intra_weight=0;
 --config.model.matcher.order=spatial_first, .inter_weight=0; --config.model.align_at_test=False.
@@ -18,24 +21,28 @@ import pathlib
 import runpy
 
 from fsar_jax.messages import printable
-from fsar_jax.recipe import PRESETS
+from fsar_jax.recipe import PRESETS, of_preset, with_shots
 
 METHODS = ('otam', 'trx', 'hyrsm', 'strm')
 
 
 def get_config(preset: str = ''):
     """preset: '' for the embedded default, a dataset ('ssv2', 'ssv2_full', 'ssv2_small',
-    'kinetics', 'hmdb51', 'ucf101'), a method X of METHODS for X + VIM ('trx'), or both
-    ('trx-ssv2')."""
+    'kinetics', 'hmdb51', 'ucf101', 'activitynet'), a method X of METHODS for X + VIM ('trx'), or
+    both ('trx-ssv2'). A dataset may have a number of shots ('ssv2-1shot', 'trx-ssv2-1shot')."""
     method, _, dataset = (
         preset.partition('-') if preset.split('-')[0] in METHODS else ('ta2n', '', preset)
     )
-    if dataset not in ('', *PRESETS):
-        raise ValueError(
-            f"unknown preset '{printable(preset)}': choose one of "
-            f"{', '.join((*PRESETS, *METHODS))}, two as in trx-ssv2, "
-            'or none for the embedded default'
-        )
+    shot = None
+    if dataset:
+        try:
+            dataset, shot = of_preset(dataset)
+        except ValueError:
+            raise ValueError(
+                f"unknown preset '{printable(preset)}': choose one of "
+                f"{', '.join((*PRESETS, *METHODS))}, two as in trx-ssv2, with or without a number "
+                'of shots as in trx-ssv2-1shot, or none for the embedded default'
+            ) from None
     of_method = (
         'ssv2_small' if dataset == 'ssv2' else dataset
     )  # the split of VIM, whatever that of X is
@@ -50,6 +57,8 @@ def get_config(preset: str = ''):
     if not dataset:
         config.data.dataset = 'synthetic_actions/untrimmed'
         return config
+    if shot:
+        with_shots(config, shot)  # but for the rate, which Sec. 4.2 gives
     config.model.backbone.batch_norm_groups = 1
     config.model.sampler.update(
         scan_network='shufflenet_v2_x0_5',

@@ -1,5 +1,7 @@
 """The settings that the experiments of the papers share, for each of their datasets."""
 
+import re
+
 import ml_collections
 
 from fsar_jax.messages import printable
@@ -10,21 +12,43 @@ DATASETS = {  # of a preset -> as fsar_jax.build names it
     'kinetics': 'kinetics100_cmn',
     'hmdb51': 'hmdb51_arn',
     'ucf101': 'ucf101_arn',
+    'activitynet': 'activitynet100',
 }
 PRESETS = ('ssv2', *DATASETS)
 
 
+def of_preset(preset: str) -> tuple[str, int | None]:
+    """The dataset and the number of shots that a preset names: 'ucf101-1shot' → ('ucf101', 1),
+    'ucf101' → ('ucf101', None).
+
+    Raises:
+      ValueError: an unknown preset, with those known.
+    """
+    found = re.fullmatch(r'(\w+?)(?:-([1-9]|10)shot)?', preset, re.ASCII)
+    if not found or found[1] not in PRESETS:
+        raise ValueError(
+            f"unknown preset '{printable(preset)}': choose one of {', '.join(PRESETS)}, with or "
+            'without a number of shots as in ssv2-1shot, or none for the embedded default'
+        )
+    return found[1], int(found[2]) if found[2] else None
+
+
 def published_recipe(
-    config: ml_collections.ConfigDict, preset: str, ssv2: str = 'ssv2_full'
+    config: ml_collections.ConfigDict,
+    preset: str,
+    ssv2: str = 'ssv2_full',
+    loss_reduction: str = 'sum',
 ) -> ml_collections.ConfigDict:
     """Sets what TRX, STRM and the baselines that they report share: ResNet-50, 224 px, SGD, 5-way
-    5-shot.
+    5-shot. With a number of shots ('ssv2-1shot') the shots are that, and `with_shots` sets what
+    depends on it.
 
     Args:
       config: from `default_config`; changed in place.
-      preset: one of PRESETS.
+      preset: one of PRESETS, with or without '-1shot' to '-10shot'.
       ssv2: which split the preset 'ssv2' names: 'ssv2_full' (of OTAM) or 'ssv2_small' (of CMN), as
         in the paper of the method.
+      loss_reduction: config.train.loss_reduction of the method.
 
     Returns:
       `config`. Sources: STRM Sec. 4 and supplement A4, and the released scripts where the paper is
@@ -34,12 +58,8 @@ def published_recipe(
     Raises:
       ValueError: an unknown preset, with those known.
     """
-    if preset not in PRESETS:
-        raise ValueError(
-            f"unknown preset '{printable(preset)}': choose one of {', '.join(PRESETS)}, or none "
-            "for the embedded default"
-        )
-    of_ssv2 = preset.startswith('ssv2')
+    dataset, shot = of_preset(preset)
+    of_ssv2 = dataset.startswith('ssv2')
     episodes = 75_000 if of_ssv2 else 20_010
     with config.unlocked():
         config.model.backbone.update(
@@ -47,10 +67,10 @@ def published_recipe(
         )
         config.model.matcher.dim = 1152
         config.episode.update(
-            way=5, shot=5, query=5 if preset == 'kinetics' else 4, frames=8, image_size=224
+            way=5, shot=5, query=5 if dataset == 'kinetics' else 4, frames=8, image_size=224
         )
         config.data.update(
-            dataset=DATASETS[ssv2 if preset == 'ssv2' else preset],
+            dataset=DATASETS[ssv2 if dataset == 'ssv2' else dataset],
             resize=256,
             crop='random',
             flip=True,
@@ -62,7 +82,7 @@ def published_recipe(
             episodes_per_step=16,
             accumulation_steps=16,
             num_steps=-(-episodes // 16),
-            loss_reduction='sum',
+            loss_reduction=loss_reduction,
             optimizer='sgd',
             momentum=0.0,
             weight_decay=0.0,
@@ -73,4 +93,25 @@ def published_recipe(
             log_steps=25,
         )
         config.eval.update(num_episodes=10_000, val_episodes=1000, query=1, videos_per_batch=8)
+        if shot:
+            with_shots(config, shot)
     return config
+
+
+def with_shots(config: ml_collections.ConfigDict, shot: int) -> None:
+    """Turns the 5-shot recipe into one of `shot` shots (ours, row S24 of docs/paper_vs_code.md).
+
+    An episode keeps its number of clips: a class of fewer shots has more queries. So memory, time
+    and the clips that a class needs stay what they are. The rate for the mean over the queries is
+    that of the 5-shot recipe: as its loss is a sum, the rate of a sum over more queries is
+    smaller. Batch norm sees all support frames of an episode together: at one shot, a quarter of
+    them would be little more than one video, and what sets it apart would be normalised away.
+    """
+    episode, train = config.episode, config.train
+    before = episode.way * episode.query
+    episode.query += max(episode.shot - shot, 0)
+    episode.shot = shot
+    queries = episode.way * episode.query
+    train.learning_rate *= before if train.loss_reduction == 'mean' else before / queries
+    if shot < 5:
+        config.model.backbone.batch_norm_groups = 1

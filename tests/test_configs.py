@@ -26,6 +26,7 @@ from fsar_jax.matchers import action_coordination, attention_fusion
 from fsar_jax.matchers.alignments import ALIGNMENTS
 from fsar_jax.mesh import episode_mesh, replicate, shard
 from fsar_jax.samplers import task_adaptive
+from fsar_jax.stages import frames_read
 from fsar_jax.training import train
 from fsar_jax.training.inputs import with_features
 from fsar_jax.training.losses import episode_loss
@@ -40,9 +41,12 @@ from fsar_jax.training.state import (
 METHODS = sorted(path.stem for path in (REPOSITORY / 'configs').glob('*.py'))
 ISSUE_METHODS = ('protonet', 'strm', 'trm', 'trx')
 PRESETS = ('', 'ssv2', 'kinetics', 'hmdb51', 'ucf101')
+BEHIND_VIM = ('otam', 'trx', 'hyrsm', 'strm')
 ALL = [(method, preset) for method in METHODS for preset in PRESETS] + [
-    ('vim', f'{method}-ssv2') for method in ('otam', 'trx', 'hyrsm', 'strm')
+    ('vim', f'{method}-ssv2') for method in BEHIND_VIM
 ]
+# Several shots are traced above; another dataset changes values alone (test_presets.py).
+WITH_SHOTS = [*((method, 'ssv2-1shot') for method in METHODS), ('protonet', 'ssv2-1shot-dense')]
 SHRUNK = {
     'model.backbone.name': 'resnet_small',
     'model.matcher.dim': 16,
@@ -74,29 +78,37 @@ def same(text):
     config['episode']['query'] = 1
     if config['model']['matcher']['name'] != 'prototypes':  # a third of the time; one shows it
         config['model']['backbone']['remat'] = False
-    return json.dumps([config['model'], config['episode'], config['train']['loss_reduction']])
+    data = {'feature_shape': config['data']['feature_shape']}
+    return json.dumps([config['model'], config['episode'], config['train']['loss_reduction'], data])
 
 
 @functools.cache
 def traced(settings):
     """Shapes of (loss, gradients, batch statistics, parameters) of one training episode; settings
     from `same`."""
-    model, episode, reduction = json.loads(settings)
+    model, episode, reduction, data = json.loads(settings)
     model['matcher']['cardinalities'] = tuple(model['matcher']['cardinalities'])
     config = ml_collections.ConfigDict(
-        {'model': model, 'episode': episode, 'train': {'loss_reduction': reduction}}
+        {
+            'model': model,
+            'episode': episode,
+            'train': {'loss_reduction': reduction},
+            'data': {'feature_shape': tuple(data['feature_shape'])},
+        }
     )
     learner = create_learner(config.model)
-    e = config.episode
-    clip = e.frames, e.image_size, e.image_size, 3
+    e, shape = config.episode, tuple(data['feature_shape'])
+    asked = e.query_classes or e.way
+    clip = frames_read(config), *(shape or (e.image_size, e.image_size, 3))
+    dtype = jnp.float32 if shape else jnp.uint8
     support, query = (
-        jax.ShapeDtypeStruct((*lead, *clip), jnp.uint8)
-        for lead in ((e.way, e.shot), (e.way * e.query,))
+        jax.ShapeDtypeStruct((*lead, *clip), dtype)
+        for lead in ((e.way, e.shot), (asked * e.query,))
     )
     variables = jax.eval_shape(
         functools.partial(learner.init, train=False), jax.random.key(0), *example_episode(config)
     )
-    labels = jax.ShapeDtypeStruct((e.way * e.query,), jnp.int32)
+    labels = jax.ShapeDtypeStruct((asked * e.query,), jnp.int32)
 
     def loss(params, batch_stats, support, query, labels, key):
         prediction, new = learner.apply(
@@ -109,6 +121,7 @@ def traced(settings):
         )
         return episode_loss(prediction, labels, config), (prediction.logits, new)
 
+    variables = {'params': {}, 'batch_stats': {}, **variables}
     (value, (logits, new)), gradients = jax.eval_shape(
         jax.value_and_grad(loss, has_aux=True),
         variables['params'],
@@ -118,7 +131,7 @@ def traced(settings):
         labels,
         jax.random.key(0),
     )
-    return value, logits, gradients, new['batch_stats'], variables
+    return value, logits, gradients, new.get('batch_stats', {}), variables
 
 
 def parameters(tree):
@@ -143,6 +156,25 @@ def test_preset_is_traced_at_full_size(method, preset):
     assert shapes(gradients) == shapes(variables['params']) and shapes(batch_stats) == shapes(
         variables['batch_stats']
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method, preset', WITH_SHOTS)
+def test_a_preset_with_shots_is_traced_behind_maps(method, preset):
+    """What other shots change comes after the backbone, so it sees the maps of one: 7 × 7 of 2048
+    channels. A sampler that looks at frames has small networks in their place."""
+    config = get_config(method, preset)
+    configuration.validate(config)
+    if config.model.sampler.name == 'uniform':
+        config.update_from_flattened_dict(
+            {'model.backbone.name': 'features', 'data.feature_shape': (7, 7, 2048)}
+        )
+    else:
+        config.model.backbone.name = 'resnet_small'
+        config.model.sampler.update(scan_network='shufflenet_v2_small', num_samples=8)
+    value, logits, *_ = traced(same(config))
+    asked = config.episode.query_classes or config.episode.way
+    assert value.shape == () and logits.shape == (asked, config.episode.way)
 
 
 @pytest.mark.slow
@@ -289,6 +321,7 @@ def test_every_value_is_read(tiny_data, tmp_path, monkeypatch):
     train.train_and_evaluate(config, tmp_path, 'strm')
     for changes in (
         {'train.optimizer': 'sgd', 'train.schedule': 'steps', 'train.schedule_steps': (1,)},
+        {'train.schedule': 'periodic'},
     ):
         other = tiny_config('strm', changes)
         train.make_train_step(create_learner(other.model), other, episode_mesh())
@@ -330,10 +363,13 @@ def test_a_wrong_key_is_refused():
     with pytest.raises(
         ValueError,
         match="unknown preset 'ssv1': choose one of ssv2, ssv2_full, ssv2_small, kinetics, hmdb51, "
-        "ucf101, or none for",
+        "ucf101, activitynet, with or without a number of shots as in ssv2-1shot, or none for",
     ):
         get_config('strm', 'ssv1')
-    for preset in ('ssv1', 'trx-ssv1', 'tsm', 'tsm-ssv2', 'trx-ssv2-ssv2', '-ssv2'):
+    for preset in ('ssv2-0shot', 'ssv2-1shots', 'ssv2-shot', 'ssv2-1shot-1shot', '-1shot'):
+        with pytest.raises(ValueError, match=f"unknown preset '{preset}': choose one of ssv2, "):
+            get_config('strm', preset)
+    for preset in ('ssv1', 'trx-ssv1', 'tsm', 'tsm-ssv2', 'trx-ssv2-ssv2', '-ssv2', 'trx-1shot'):
         with pytest.raises(
             ValueError,
             match=f"unknown preset '{preset}': choose one of ssv2, .*, otam, trx, hyrsm, strm, two "
@@ -686,6 +722,14 @@ def test_values_that_do_not_fit_together():
     assert message_of({'train.episodes_per_step': 6, 'train.accumulation_steps': 4}) == (
         'config.train.episodes_per_step=6 must be a multiple of config.train.accumulation_steps=4'
     )
+    assert message_of({'episode.query_classes': 6}) == (
+        'config.episode.query_classes=6 is more than config.episode.way=5: lower it, or leave it '
+        'out for all classes'
+    )
+    assert message_of({'data.train_clips_per_class': 3}) == (
+        'config.data.train_clips_per_class=3 is fewer than config.episode.shot=1 + '
+        'config.episode.query=3: raise it, or lower these'
+    )
     for steps in ((2, 2), (3, 2), (1, 5)):
         assert message_of(
             {'train.schedule': 'steps', 'train.schedule_steps': steps, 'train.warmup_steps': 1}
@@ -693,7 +737,11 @@ def test_values_that_do_not_fit_together():
             f'config.train.schedule_steps={steps} must ascend, from above '
             'config.train.warmup_steps=1'
         )
-    for schedule in ('constant', 'cosine', 'steps'):
+    assert message_of({'train.schedule': 'periodic', 'train.schedule_factor': 0.0}) == (
+        "config.train.schedule_factor=0.0 must be greater than 0 for config.train.schedule="
+        "'periodic': nothing would be learned after the first drop"
+    )
+    for schedule in ('constant', 'cosine', 'steps', 'periodic'):
         assert message_of({'train.schedule': schedule, 'train.warmup_steps': 240}) == (
             'config.train.warmup_steps=240 must be smaller than config.train.num_steps=240: the '
             'learning rate would never be reached'

@@ -5,10 +5,13 @@ A preset holds these values and, but for memory and speed, changes nothing else.
 
 import functools
 
+import jax
+import numpy as np
 import pytest
 from tiny_run import REPOSITORY, get_config
 
-from fsar_jax.config import SETTINGS, default_config
+from fsar_jax.config import SETTINGS, default_config, validate
+from fsar_jax.training.state import learning_rate_schedule
 
 # TRX and STRM, whose recipe all presets share: STRM Sec. 4 and supplement; rows S13 to S21.
 RECIPE = {
@@ -73,6 +76,19 @@ OF_DATASET = {
     'kinetics': {'data.dataset': 'kinetics100_cmn', 'episode.query': 5},  # S16
     'hmdb51': {'data.dataset': 'hmdb51_arn'},
     'ucf101': {'data.dataset': 'ucf101_arn'},
+    'activitynet': {'data.dataset': 'activitynet100'},  # VIM Sec. 4.3.2
+}
+# Row S24, ours: as many clips in an episode as at five shots. The rate for a sum over the queries,
+# and for their mean; at five shots 1e-3 · 20 or 1e-4 · 20 (Kinetics 25) for the mean.
+OF_SHOTS = {
+    (1, 'ssv2'): (8, 5e-4, 2e-2),
+    (1, 'kinetics'): (9, 1e-4 * 25 / 45, 2.5e-3),
+    (1, 'other'): (8, 5e-5, 2e-3),
+    (3, 'ssv2'): (6, 1e-3 * 20 / 30, 2e-2),
+    (3, 'other'): (6, 1e-4 * 20 / 30, 2e-3),
+    (5, 'ssv2'): (4, 1e-3, 2e-2),
+    (5, 'kinetics'): (5, 1e-4, 2.5e-3),
+    (5, 'other'): (4, 1e-4, 2e-3),
 }
 TUPLES = {
     'model.matcher.name': 'cross_transformer',
@@ -138,6 +154,110 @@ OF_METHOD = {
         'model.enrichment.dropout': 0.5,  # A15
     },
 }
+# With a number of shots, these methods have their own recipe. TA2N: its supplement, row A18.
+TA2N = {
+    'episode.query': 5,
+    'data.sampling': 'segment',  # A17
+    'model.backbone.batch_norm_groups': 1,
+    'model.matcher.reference': 'random',  # A11
+    'model.matcher.perturbation_every': 40 * 200 // 8,  # A10
+    'train.learning_rate': 1e-3,
+    'train.momentum': 0.9,
+    'train.episodes_per_step': 8,  # ours
+    'train.num_steps': 200 * 200 // 8,
+    'train.schedule': 'periodic',
+    'train.schedule_every': 5 * 200 // 8,
+    'train.schedule_factor': 0.5,
+    'train.checkpoint_steps': 5 * 200 // 8,  # ours
+    'eval.num_episodes': 5000,
+}
+TA2N_SSV2 = TA2N | {
+    'train.num_steps': 600 * 200 // 8,
+    'train.schedule_every': 30 * 200 // 8,
+    'train.schedule_factor': 0.8,
+    'train.checkpoint_steps': 30 * 200 // 8,
+}
+TA2N_KINETICS = TA2N | {
+    'train.momentum': 0.0,
+    'train.schedule_every': 20 * 200 // 8,
+    'train.schedule_factor': 0.9,
+    'train.checkpoint_steps': 20 * 200 // 8,
+}
+# HyRSM: its released configs, row H7.
+HYRSM = {
+    'model.backbone.batch_norm_groups': 1,
+    'model.classifier.weight': 0.15,
+    'train.optimizer': 'adam',
+    'train.schedule': 'steps',
+    'train.schedule_factor': 0.1,
+}
+HYRSM_SSV2_FULL = HYRSM | {
+    'model.classifier.weight': 0.6,
+    'train.learning_rate': 1e-4,
+    'train.weight_decay': 5e-5,
+    'train.warmup_steps': 3000 // 4,
+    'train.schedule_steps': (9000 // 4, 15_000 // 4),
+    'train.num_steps': 40_000 // 4,
+}
+HYRSM_SSV2 = HYRSM | {
+    'train.learning_rate': 1e-4,
+    'train.weight_decay': 5e-5,
+    'train.warmup_steps': 1500 // 4,
+    'train.schedule_steps': (3000 // 4, 6000 // 4),
+    'train.num_steps': 20_000 // 4,
+}
+HYRSM_KINETICS = HYRSM | {
+    'model.classifier.weight': 0.4,
+    'model.matcher.position': (2048.0, 0.01),
+    'train.learning_rate': 2.2e-5,
+    'train.weight_decay': 5e-4,
+    'train.warmup_steps': 100 // 4,
+    'train.schedule_steps': (300 // 4,),
+    'train.num_steps': 1200 // 4,
+    'train.checkpoint_steps': 30,
+}
+HYRSM_HMDB51 = HYRSM | {
+    'train.learning_rate': 5e-5,
+    'train.weight_decay': 5e-4,
+    'train.episodes_per_step': 8,
+    'train.warmup_steps': 300 // 2,
+    'train.schedule_steps': (600 // 2, 1200 // 2),
+    'train.num_steps': 2000 // 2,
+    'train.checkpoint_steps': 100,
+}
+HYRSM_UCF101 = HYRSM | {
+    'train.learning_rate': 5e-5,
+    'train.weight_decay': 5e-4,
+    'train.warmup_steps': 700 // 4,
+    'train.schedule_steps': (2100 // 4,),
+    'train.num_steps': 2500 // 4,
+    'train.checkpoint_steps': 62,
+}
+# MASTAF: the defaults of the released script, rows M7 and M8.
+MASTAF = {
+    'episode.query': 1,
+    'episode.query_classes': 1,
+    'data.test_jitter': True,
+    'train.learning_rate': 1e-3,
+    'train.num_steps': 6252,  # 100,020 episodes
+}
+OWN = {
+    'ta2n': {
+        'ssv2_full': TA2N_SSV2,
+        'ssv2_small': TA2N_SSV2,
+        'kinetics': TA2N_KINETICS,
+        'hmdb51': TA2N,
+        'ucf101': TA2N,
+    },
+    'hyrsm': {
+        'ssv2_full': HYRSM_SSV2_FULL,
+        'ssv2_small': HYRSM_SSV2,
+        'kinetics': HYRSM_KINETICS,
+        'hmdb51': HYRSM_HMDB51,
+        'ucf101': HYRSM_UCF101,
+    },
+    'mastaf': dict.fromkeys(OF_DATASET, MASTAF),
+}
 NO_FLIP = {'data.flip': False}  # A16: TA2N and VIM, on SSv2
 # In front of any method: VIM Sec. 4.2; rows V1 to V22.
 SAMPLER = {
@@ -187,6 +307,7 @@ FULL_SSV2 = ('strm', 'trm', 'trx', 'ta2n', 'mastaf')  # S23
 def expected(method, preset):
     """The row of a method, or of 'vim:trx', for a dataset."""
     method, _, behind = method.partition(':')
+    preset, _, shots = preset.partition('-')
     if preset == 'ssv2':
         preset = 'ssv2_full' if method in FULL_SSV2 else 'ssv2_small'
     flip = NO_FLIP if preset.startswith('ssv2') and method in ('ta2n', 'vim') and not behind else {}
@@ -196,7 +317,24 @@ def expected(method, preset):
         of_method = (
             {**OF_METHOD[behind], **SAMPLER} if behind else {**OF_METHOD, 'vim': VIM}[method]
         )
-    return {**RECIPE, **OF_DATASET[preset], **of_method, **flip}
+    row = {**RECIPE, **OF_DATASET[preset], **of_method, **flip}
+    if not shots:
+        return row
+    shot, dataset = int(shots.removesuffix('shot')), preset.split('_')[0]
+    known = dataset if dataset in ('ssv2', 'kinetics') else 'other'
+    query, of_sum, of_mean = OF_SHOTS[shot, known]
+    row |= {'episode.shot': shot, 'episode.query': query}
+    if shot < 5:
+        row['model.backbone.batch_norm_groups'] = 1
+    if method == 'vim':
+        return row  # the rate is the paper's
+    row['train.learning_rate'] = pytest.approx(
+        of_mean if row['train.loss_reduction'] == 'mean' else of_sum
+    )
+    own = OWN.get(method, {}).get(preset, {})
+    if own and method == 'hyrsm':
+        row['episode.query'] = {1: 7, 3: 5, 5: 3}[shot]
+    return row | own
 
 
 def value_of(config, key):
@@ -214,13 +352,17 @@ def changes(config):
 
 METHODS = [*OF_METHOD, 'vim', *WITHOUT_ROW, *(f'vim:{method}' for method in BEHIND_VIM)]
 PRESETS = ('ssv2', *OF_DATASET)
+SHOTS = ('ssv2-1shot', 'kinetics-1shot', 'activitynet-3shot', 'ssv2-5shot')
+OTHER_SHOTS = ('ssv2_full-1shot', 'hmdb51-1shot', 'ucf101-1shot', 'ssv2_small-5shot')
+CASES = [(method, preset) for method in METHODS for preset in (*PRESETS, *SHOTS)]
+CASES += [(method, preset) for method in OWN for preset in OTHER_SHOTS]
 
 
-@pytest.mark.parametrize('method', METHODS)
-@pytest.mark.parametrize('preset', PRESETS)
+@pytest.mark.parametrize('method, preset', CASES)
 def test_a_preset_has_the_published_values_and_changes_nothing_else(method, preset):
     name, _, behind = method.partition(':')
     config = get_config(name, f'{behind}-{preset}' if behind else preset)
+    validate(config)
     row = expected(method, preset)
     found = {key: value_of(config, key) for key in row}
     assert {key: value for key, value in found.items() if value != row[key]} == {}
@@ -295,3 +437,25 @@ def test_an_embedded_default_departs_from_the_common_one_by_its_method_alone(met
         assert found == {
             key: value for key, value in row.items() if value != value_of(default, key)
         }
+
+
+def test_protonet_takes_20_frames_of_448_pixels():
+    """VIM, Table 18, without a sampler. Clips of fewer than 20 frames stay in the pool."""
+    usual, dense = (changes(get_config('protonet', f'ucf101-1shot{end}')) for end in ('', '-dense'))
+    changed = {key: dense.get(key) for key in usual.keys() | dense.keys()}
+    assert {key: x for key, x in changed.items() if x != usual.get(key)} == {
+        'episode.frames': 20,
+        'model.sampler.frames': 20,
+        'episode.image_size': 448,
+        'data.resize': 512,
+        'data.short_videos': 'repeat',
+    }
+
+
+def test_the_rate_of_ta2n_as_printed():
+    """Row A18: halved every 5 of 200 epochs, it ends near 1e-15, and all but a thousandth of it is
+    spent in 50 epochs."""
+    at = learning_rate_schedule(get_config('ta2n', 'ucf101-1shot').train)
+    rate = np.asarray(jax.vmap(at)(np.arange(5000)), np.float64)
+    assert rate[0] == np.float32(1e-3) and rate[-1] == pytest.approx(1e-3 * 0.5**39, rel=1e-3)
+    assert rate[: 50 * 25].sum() / rate.sum() == pytest.approx(1 - 2**-10, abs=1e-6)
