@@ -5,6 +5,7 @@ Frames are uint8 [L, H, W, 3]. A strip of them lies in one Axes: frame i is the 
 to (i + 1 - GAP, row + 1 - GAP), y downwards, so that boxes and lines can be placed by hand.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,14 +13,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
-from fsar_jax.analysis.figures import BLACK, BLUE, COLOURS, GREEN, GREY, VERMILLION, styled
+from fsar_jax.analysis.figures import BLACK, BLUE, COLOURS, GREEN, GREY, SKY, VERMILLION, styled
 from fsar_jax.messages import printable
 
 GAP = 0.06
 INCH = 0.85  # of a frame's side on paper
+NAMES = 0.95  # room for the names of rows, in frames
+OBJECT = SKY
 TUPLE_COLOURS = (VERMILLION, GREEN, BLUE)  # the papers' red, green and blue
 RANKS = ('1st', '2nd', '3rd')
 
@@ -78,13 +82,15 @@ def tuple_matches(
     tops = [0.0, *(1.75 + 1.25 * shot for shot in range(shots))]
     bottom = tops[-1] + 1.15
     words = 0.32 * max(len(matches) for matches in columns.values())
-    size = INCH * (length * len(columns) + 0.3), INCH * (bottom + words + 0.3)
-    figure = Figure(figsize=size)
-    for number, (name, matches) in enumerate(columns.items()):
-        axis = _strips_axis(figure, number, len(columns), length, bottom + words, name)
+    names = ['support'] if shots == 1 else [f'support {i + 1}' for i in range(shots)]
+    figure, axes = _strips(len(columns), length, bottom + words, NAMES, list(columns))
+    for axis, matches in zip(axes, columns.values()):
         strip(axis, query, 0, tops[0])
+        _row_name(axis, tops[0], 'query')
+        _frame_numbers(axis, length)
         for shot, frames in enumerate(support):
             strip(axis, frames, 0, tops[shot + 1])
+            _row_name(axis, tops[shot + 1], names[shot])
         for place, (match, colour) in enumerate(zip(matches, TUPLE_COLOURS)):
             inset = 0.05 * place
             clip, frames, _ = match.best[0]
@@ -111,12 +117,15 @@ def tuple_matches(
                 color=colour,
                 va='center',
                 fontsize=8,
+                gid='words',
             )
     return figure
 
 
 @styled
-def activation_maps(frames: np.ndarray, rows: Mapping[str, np.ndarray]) -> Figure:
+def activation_maps(
+    frames: np.ndarray, rows: Mapping[str, np.ndarray], objects: np.ndarray | None = None
+) -> Figure:
     """The frames, and below them one row per stage with its activations laid over the frames
     (STRM, Fig. 1, 5 and 15).
 
@@ -124,17 +133,19 @@ def activation_maps(frames: np.ndarray, rows: Mapping[str, np.ndarray]) -> Figur
       frames: [L, H, W, 3].
       rows: {stage: activations [l, h, w]}, one map for every L / l frames. The colours of a row go
         from its least to its greatest value.
+      objects: [L, 4], x0, y0, x1, y1 of the object from 0 to 1, NaN where it is not visible; or
+        None where nobody knows.
     """
     length = len(frames)
-    figure = Figure(figsize=(INCH * (length + 1.6), INCH * (len(rows) + 1.1)))
-    axis = _strips_axis(figure, 0, 1, length, len(rows) + 1, '', left=1.55)
+    figure, [axis] = _strips(1, length, len(rows) + 1.4, 1.55)
     strip(axis, frames, 0, 0)
     _row_name(axis, 0, 'frames')
+    _frame_numbers(axis, length)
     for row, (name, maps) in enumerate(rows.items(), 1):
         low, high = float(maps.min()), float(maps.max())
-        shown = frames[middle_frames(len(maps), length)]
+        places = middle_frames(len(maps), length)
         width = length / len(maps)
-        for place, (frame, activation) in enumerate(zip(shown, maps)):
+        for place, (frame, activation) in enumerate(zip(frames[places], maps)):
             extent = _extent(place * width, row)
             grey = np.repeat(frame.mean(-1, keepdims=True).astype(np.uint8), 3, -1)
             axis.imshow(grey, extent=extent)
@@ -148,8 +159,18 @@ def activation_maps(frames: np.ndarray, rows: Mapping[str, np.ndarray]) -> Figur
                 interpolation='bilinear',
                 gid=f'overlay {row} {place}',
             )
+            if objects is not None:
+                _object(axis, place * width, row, objects[places[place]], f'{row} {place}')
         _row_name(axis, row, name)
-    _limits(axis, length, len(rows) + 1, left=1.55)
+    end = len(rows) + 1.12
+    shades = np.linspace(0, 1, 64)[None]
+    axis.imshow(shades, extent=(0.75, 2.25, end + 0.2, end), cmap='inferno', aspect='auto')
+    words = {'va': 'center', 'fontsize': 8}
+    axis.text(0.68, end + 0.1, 'least', ha='right', **words)
+    axis.text(2.32, end + 0.1, 'most of its row', **words)
+    if objects is not None:
+        _key(axis, {OBJECT: 'the object, from the records'}, 4.2, end + 0.1)
+    axis.set_aspect('equal')
     return figure
 
 
@@ -166,7 +187,7 @@ def alignment_matrices(panels: Mapping[str, Mapping]) -> Figure:
     rows, columns = first.shape
     scale = INCH * 0.62
     figure = Figure(
-        figsize=(scale * (columns + 3.3) * len(panels), scale * (rows + 2.9)), layout='constrained'
+        figsize=(scale * (columns + 3.6) * len(panels), scale * (rows + 3.2)), layout='constrained'
     )
     for axis, (title, panel) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items()
@@ -191,8 +212,9 @@ def alignment_matrices(panels: Mapping[str, Mapping]) -> Figure:
                 linewidth=1.5,
                 label=name,
             )
-        _limits(axis, columns, rows, left=1.15, top=1.15, gap=0)
-        axis.set_title(printable(title, 44), fontsize=8)
+        _limits(axis, columns, rows, left=1.5, top=1.15)
+        axis.set_title('\n'.join(textwrap.wrap(printable(title, 90), 46)), fontsize=8)
+        axis.text(-1.2, rows / 2, 'query', rotation=90, ha='right', va='center', fontsize=8)
         axis.legend(loc='upper center', bbox_to_anchor=(0.5, 0), frameon=False, fontsize=8)
         bar = figure.colorbar(image, ax=axis, shrink=0.5, aspect=25)
         bar.set_label(panel['label'], fontsize=8)
@@ -206,32 +228,45 @@ def coordination(clips: Mapping[str, Mapping]) -> Figure:
 
     Args:
       clips: {name: {'frames': [L, H, W, 3]; 'window': (a, b) or None; 'boxes': [L, 4] or None, x0,
-        y0, x1, y1 from −1 to 1}}. Frame i of the second row is read at a·t_i + b and shows the
-        nearest frame; black lies beyond the clip.
+        y0, x1, y1 from −1 to 1; 'action': its first and last frame, if they are known}}. Frame i of
+        the second row is read at a·t_i + b and shows the nearest frame; black lies beyond the clip.
     """
     length = len(next(iter(clips.values()))['frames'])
-    rows = sum(1 + (_moved(clip)) for clip in clips.values())
-    figure = Figure(figsize=(INCH * (length + 1.6), INCH * (rows + 0.2)))
-    axis = _strips_axis(figure, 0, 1, length, rows, '', left=1.55)
-    row = 0
+    rows = sum(1 + (clip['window'] is not None) for clip in clips.values())
+    figure, [axis] = _strips(1, length, rows + 0.35, 1.55)
+    _frame_numbers(axis, length)
+    row, key = 0, {}
     for name, clip in clips.items():
         strip(axis, clip['frames'], 0, row)
         _row_name(axis, row, name)
         window = clip['window']
+        if clip.get('action') is not None:
+            start, end = clip['action']
+            line = axis.plot(
+                [start, end + 1 - GAP],
+                [row + 0.88] * 2,
+                color=GREEN,
+                linewidth=4,
+                solid_capstyle='butt',
+            )
+            line[0].set_gid(f'action {name}')
+            key[GREEN] = 'the action, from the records'
         if window is not None:
             start, end = window_span(window, length)
             corner = start - GAP / 2, row - GAP / 2
             _outline(axis, corner, end - start, 1, BLUE, 2.5, f'window {name}', zorder=3)
+            key[BLUE] = 'what the temporal transform reads'
             row += 1
             strip(axis, warped_frames(clip['frames'], window), 0, row)
             _row_name(axis, row, 'in the window')
         if clip['boxes'] is not None:
+            key[VERMILLION] = 'what spatial coordination compares'
             for place, box in enumerate(np.asarray(clip['boxes'])):
                 x0, y0, x1, y1 = (box + 1) / 2 * (1 - GAP)
                 corner, gid = (place + x0, row + y0), f'box {name} {place}'
                 _outline(axis, corner, x1 - x0, y1 - y0, VERMILLION, 2, gid, zorder=4)
         row += 1
-    _limits(axis, length, rows, left=1.55)
+    _key(axis, key, -1.5, rows + 0.15)
     return figure
 
 
@@ -257,6 +292,8 @@ def sampler_choice(
     scores: np.ndarray | None = None,
     saliency: np.ndarray | None = None,
     clip: np.ndarray | None = None,
+    action: tuple[float, float] | None = None,
+    objects: np.ndarray | None = None,
 ) -> Figure:
     """What a sampler takes of M frames: a bar for each with its score, green where it is chosen;
     then the chosen frames, their saliency and the frames that the model sees (VIM, Fig. 14 and 23).
@@ -266,6 +303,8 @@ def sampler_choice(
       indices: int [T].
       scores: [M]; None draws bars of one height.
       saliency: [T, h, w] or None; clip: [T, H', W', 3], the amplified frames, or None.
+      action: its first and last of the M frames, if they are known.
+      objects: of the chosen frames, as for `activation_maps`.
     """
     dense, count = len(frames), len(indices)
     chosen = np.isin(np.arange(dense), indices)
@@ -273,9 +312,8 @@ def sampler_choice(
     lower += [] if saliency is None else [('saliency', frames[indices])]
     lower += [] if clip is None else [('amplified', clip)]
     small = count / dense  # so that the row of all frames is as wide as that of the chosen ones
-    figure = Figure(figsize=(INCH * (count + 1.2), INCH * (len(lower) + small + 0.9)))
     total = 0.8 + small + len(lower)
-    axis = _strips_axis(figure, 0, 1, count, total, '', left=1.15)
+    figure, [axis] = _strips(1, count, total + 0.35, 1.15, top=0)
     heights = np.full(dense, 0.7)
     if scores is not None:
         above = np.asarray(scores, float) - np.min(scores)
@@ -296,6 +334,12 @@ def sampler_choice(
     for row, (name, shown) in enumerate(lower):
         top = 0.8 + small + row
         strip(axis, shown, 0, top)
+        if name == 'chosen':
+            for place, index in enumerate(indices):
+                axis.text(place + 0.05, top + 0.08, index, color='white', fontsize=7, va='top')
+        if objects is not None and name != 'amplified':
+            for place, box in enumerate(objects):
+                _object(axis, place, top, box, f'{name} {place}')
         if name == 'saliency' and saliency is not None:
             for place, salient in enumerate(saliency):
                 axis.imshow(
@@ -308,7 +352,16 @@ def sampler_choice(
                     gid=f'overlay {place}',
                 )
         _row_name(axis, top, name)
-    _limits(axis, count, total, left=1.15)
+    key = {GREEN: 'chosen'}
+    if action is not None:
+        ends = action[0] * small, (action[1] + 1 - GAP) * small
+        axis.plot(
+            ends, [0.775] * 2, color=VERMILLION, linewidth=3, solid_capstyle='butt', gid='action'
+        )
+        key[VERMILLION] = 'the action, from the records'
+    if objects is not None:
+        key[OBJECT] = 'the object, from the records'
+    _key(axis, key, 0, total + 0.15)
     return figure
 
 
@@ -417,18 +470,62 @@ def _box(axis, place, top, colour, inset):
     )
 
 
-def _strips_axis(figure, number, columns, length, height, title, left=0.0):
-    """An Axes for strips of `length` frames, column `number` of `columns`, with no room lost."""
-    width = 1 / columns
-    axis = figure.add_axes((number * width + 0.006, 0.01, width - 0.012, 0.93 if title else 0.98))
-    if title:
-        axis.set_title(printable(title, 60), fontsize=10)
-    _limits(axis, length, height, left)
-    return axis
+def _strips(columns, length, height, left, titles=(), top=0.3):
+    """(figure, Axes for strips of `length` frames side by side), without room lost: one unit of an
+    Axes is INCH on paper, x from -left, y from -top down to `height`."""
+    head = 0.3 if any(titles) else 0
+    width, tall = left + length + 0.05, top + height
+    figure = Figure(figsize=(INCH * width * columns, INCH * (tall + head)))
+    axes = []
+    for number in range(columns):
+        axis = figure.add_axes((number / columns, 0, 1 / columns, tall / (tall + head)))
+        axis.set_xlim(-left, length + 0.05)
+        axis.set_ylim(height, -top)
+        axis.axis('off')
+        # `imshow` would fit the Axes to its frame.
+        axis.set_aspect('equal', adjustable='box', anchor='NW')
+        if titles and titles[number]:
+            axis.set_title(printable(titles[number], 60), fontsize=10)
+        axes.append(axis)
+    return figure, axes
 
 
-def _limits(axis, length, height, left=0.0, top=0.0, gap=GAP):
-    axis.set_xlim(-left, length - gap + 0.02)
+def _frame_numbers(axis, length):
+    for place in range(length):
+        axis.text(
+            place + 0.5 - GAP / 2, -0.06, place, ha='center', va='bottom', fontsize=7, color=GREY
+        )
+
+
+def _object(axis, left, top, box, gid):
+    """A thin box around the object, x0, y0, x1, y1 from 0 to 1 of a frame; none where it is NaN."""
+    if np.isfinite(box).all():
+        x0, y0, x1, y1 = np.clip(box, 0, 1) * (1 - GAP)
+        corner = left + x0, top + y0
+        _outline(axis, corner, x1 - x0, y1 - y0, OBJECT, 1, f'object {gid}', zorder=4)
+
+
+def _key(axis, entries, left, top):
+    """What each colour means, in one line."""
+    handles = [Line2D([], [], color=colour, linewidth=2.5) for colour in entries]
+    axis.legend(
+        handles,
+        entries.values(),
+        loc='center left',
+        bbox_to_anchor=(left, top),
+        bbox_transform=axis.transData,
+        ncols=len(entries),
+        fontsize=8,
+        frameon=False,
+        borderpad=0,
+        borderaxespad=0,
+        handlelength=1.2,
+        columnspacing=1.2,
+    )
+
+
+def _limits(axis, length, height, left, top):
+    axis.set_xlim(-left, length + 0.02)
     axis.set_ylim(height, -top - 0.03)
     axis.set_aspect('equal', anchor='NW')
     axis.axis('off')
@@ -445,10 +542,6 @@ def _row_name(axis, row, name):
         color=BLACK,
         wrap=True,
     )
-
-
-def _moved(clip):
-    return clip['window'] is not None
 
 
 def _numbers(frames):

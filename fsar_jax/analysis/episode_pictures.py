@@ -12,7 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fsar_jax.analysis import episode_figures, figures
+from fsar_jax.analysis import episode_figures, figures, picture_truth
+from fsar_jax.analysis.cell_places import cell_places, over_frame, patch_places
+from fsar_jax.analysis.episode_report import Truth
+from fsar_jax.analysis.picture_truth import Clips, Measure
 from fsar_jax.analysis.run_report import Picture
 from fsar_jax.data import loader
 from fsar_jax.data.dataset import Videos
@@ -20,10 +23,26 @@ from fsar_jax.data.episodes import Episodes
 from fsar_jax.evaluation.evaluate import TrainedModel
 from fsar_jax.layers import frame_tuples
 from fsar_jax.messages import printable
+from fsar_jax.samplers import amplifier
 from fsar_jax.stages import frames_read
 
 CLIPS_PER_CLASS = 20  # in the t-SNE of features
 FEWEST_POINTS = 6  # clips of a t-SNE
+
+
+STAGES = {
+    'backbone': 'The length of the features of the backbone at each place.',
+    'patch enrichment': 'The same after patch enrichment.',
+    'frame enrichment': 'After frame enrichment, which has one feature for a whole frame: the part '
+    "of the features at each place, as frame enrichment receives them, that lies along the frame's "
+    'enriched feature.',
+}
+ANGLES = {
+    'no attention': 'plain',
+    'self-attention': 'self',
+    'cross-attention': 'cross',
+    'both (MASTAF)': 'fused',
+}
 
 
 class Subject(NamedTuple):
@@ -171,17 +190,20 @@ def episode_pictures(
     true, answer = (printable(seen.names[i], 60) for i in (seen.label, seen.answer))
     verdict = 'which is right' if seen.label == seen.answer else f'but it shows “{true}”'
     query = f'Query {seen.position + 1}, answered “{answer}”, {verdict}. '
+    measures, clips = measured(seen, subject)
     draw: dict[str, Callable[[], Picture | None]] = {
         'tuple matches: the method compares no tuples of frames': lambda: _matches(
             seen, subject, other, against
         ),
         'activation maps: the backbone gives one cell per frame': lambda: _activations(
-            seen, subject, other, against
+            seen, subject, other, against, clips
         ),
         'alignment matrix: the method aligns no frames': lambda: _alignment(seen),
         'window and box: the method has neither temporal transform nor spatial '
-        'coordination': lambda: _coordination(seen, subject),
-        'chosen frames: the sampler takes all frames that are read': lambda: _sampling(seen),
+        'coordination': lambda: _coordination(seen, subject, clips),
+        'chosen frames: the sampler takes all frames that are read': lambda: _sampling(
+            seen, subject, clips
+        ),
         'angles: the method has no self- and cross-attention to compare': lambda: _angles(seen),
     }
     if subject.dataset.extractor:
@@ -195,22 +217,72 @@ def episode_pictures(
         picture = make()
         if picture is not None:
             yield picture._replace(
-                name=f'episode{seen.number}_{picture.name}', caption=query + picture.caption
+                name=f'episode{seen.number}_{picture.name}',
+                caption=query + picture.caption + in_numbers(measures, picture.name, seen.position),
             )
         elif first:
             yield lacking
 
 
+def measured(seen: Seen, subject: Subject) -> tuple[list[Measure], Clips | None]:
+    """What the pictures of an episode show, as numbers for all of its queries; and the truth about
+    its clips, None where the dataset does not hold it."""
+    shown = seen.shown
+    near = {name: picture_truth.cosines(*x) for name, x in compared_features(shown).items()}
+    measures = picture_truth.nearest_measures('features', near, seen.labels)
+    if 'cosine_plain' in shown:
+        near = {
+            title: shown[f'cosine_{name}']
+            for title, name in ANGLES.items()
+            if f'cosine_{name}' in shown
+        }
+        measures += picture_truth.nearest_measures('over angles', near, seen.labels)
+    known = None
+    if not subject.dataset.extractor:
+        known = Truth.of(subject.dataset, part(subject.episodes, [seen.number]))
+    if known is None:
+        return measures, None
+    learner, _, config, _ = subject.model
+    clips = picture_truth.clips_of(shown, known, config)
+    found = _tuples(shown)
+    true = picture_truth.measures_of(
+        shown,
+        seen.labels,
+        activations(shown, learner.backbone.looks_at),
+        (shown[found[0]], found[1]) if found else None,
+        clips,
+        known,
+        config,
+        getattr(learner.matcher, 'offset_sign', 1),
+    )
+    return true + measures, clips
+
+
+def in_numbers(measures: Sequence[Measure], picture: str, position: int) -> str:
+    """The sentence about one query that stands below a picture; '' where nothing is known."""
+    words = [m.of_query(position) for m in measures if m.picture == picture]
+    said = '; '.join(word for word in words if word is not None)
+    return f' In numbers: {said}.' if said else ''
+
+
 def _attention(seen: Seen | None):
     """(attention [T, shot, T] of the drawn query to its class, tuples [T, ω]), of pairs where there
     are pairs; None without tuples."""
-    names = sorted(n for n in seen.shown if n.startswith('attention_cardinality_')) if seen else []
-    if not names or seen is None:
+    found = _tuples(seen.shown) if seen is not None else None
+    if found is None or seen is None:
+        return None
+    return seen.shown[found[0]][seen.position, seen.label], found[1]
+
+
+def _tuples(shown):
+    """(the name of the attention between tuples, tuples [T, ω]), of pairs where there are pairs;
+    None without tuples."""
+    names = sorted(n for n in shown if n.startswith('attention_cardinality_'))
+    if not names:
         return None
     name = next((n for n in names if n.endswith('_2')), names[0])
-    attention = seen.shown[name][seen.position, seen.label]
-    length = seen.shown['query_frame_features'].shape[1]
-    return attention, frame_tuples(length, int(name.rpartition('_')[2]))
+    length = shown['query_frame_features'].shape[1]
+    return name, frame_tuples(length, int(name.rpartition('_')[2]))
 
 
 def _matches(seen, subject, other, against):
@@ -240,28 +312,78 @@ def _matches(seen, subject, other, against):
     )
 
 
-def _activations(seen, subject, other, against):
-    rows = {}
-    size = lambda maps: np.linalg.norm(np.asarray(maps, np.float32), axis=-1)
-    if other is not None and _has_cells(other.shown['query_maps']):
-        theirs = other._replace(position=seen.position)
-        rows[f'{against.name}, backbone'] = size(theirs.of_query('maps'))
-        if 'query_enriched_patches' in other.shown:
-            rows[f'{against.name}, enriched'] = size(_grid(theirs.of_query('enriched_patches')))
-    if _has_cells(seen.shown['query_maps']):
-        rows[f'{subject.name}, backbone' if rows else 'backbone'] = size(seen.of_query('maps'))
-    if 'query_enriched_patches' in seen.shown:
-        rows['enriched'] = size(_grid(seen.of_query('enriched_patches')))
-    if not rows:
+def activations(shown: dict[str, np.ndarray], looks_at: float) -> dict[str, np.ndarray]:
+    """{stage: [Q, L, H, W]}, how strong the features of the queries are at each place of the
+    frames.
+
+    'backbone' and 'patch enrichment' are lengths of features. Frame enrichment has one feature for
+    a whole frame, so that STRM's Fig. 5 and 15 can only show the places that it is made of: here
+    the part of each place's features that lies along the frame's enriched feature, 0 where it
+    points away. {} for a backbone that gives one cell per frame.
+
+    Args:
+      shown: the auxiliary of `FewShotLearner.explain`.
+      looks_at: of the backbone.
+    """
+    found: dict[str, np.ndarray] = {}
+    cells = np.asarray(shown['query_maps'], np.float32)
+    if not _has_cells(cells):
+        return found
+    height, width = shown['query_clip'].shape[-3:-1]
+    rows = cell_places(cells.shape[-3], height, looks_at)
+    columns = cell_places(cells.shape[-2], width, looks_at)
+    laid = lambda maps: over_frame(maps, rows, columns, height, width)
+    size = lambda x: np.linalg.norm(x, axis=-1)
+    found['backbone'] = laid(size(cells))
+    if 'query_enriched_patches' in shown:
+        cells = _grid(np.asarray(shown['query_enriched_patches'], np.float32))
+        rows, columns = (patch_places(places, cells.shape[-2]) for places in (rows, columns))
+        found['patch enrichment'] = laid(size(cells))
+    frames = np.asarray(shown['query_frame_features'], np.float32)
+    if not np.array_equal(frames, shown['query_patch_level']):
+        along = np.einsum('qlhwc,qlc->qlhw', cells, frames)
+        length = np.maximum(size(frames), 1e-12)[..., None, None]
+        found['frame enrichment'] = laid(np.maximum(along / length, 0))
+    return found
+
+
+def _activations(seen, subject, other, against, clips):
+    def of_drawn(shown, model):
+        found = activations(shown, model.learner.backbone.looks_at)
+        return {name: maps[seen.position] for name, maps in found.items()}
+
+    own = of_drawn(seen.shown, subject.model)
+    theirs = of_drawn(other.shown, against.model) if other is not None else {}
+    if not own:
         return None
-    before = ' before and after patch enrichment' if 'enriched' in rows else ''
+    rows = {f'{against.name}, {name}': maps for name, maps in theirs.items()}
+    rows |= {f'{subject.name}, {name}' if theirs else name: maps for name, maps in own.items()}
+    stages = {name: STAGES[name] for name in own}
     return Picture(
         'activation',
         'Activation maps',
-        f'The length of the features at each place{before}: bright is strong, on the scale of its '
-        'row. As in STRM, Fig. 1, 5 and 15.',
-        episode_figures.activation_maps(_pictures(seen.of_query('clip')), rows),
+        f'{" ".join(stages.values())} Bright is strong, on the scale of its row. As in STRM, Fig. '
+        '1, 5 and 15.',
+        episode_figures.activation_maps(
+            _pictures(seen.of_query('clip')), rows, _objects(seen, subject, clips)
+        ),
     )
+
+
+def _objects(seen, subject, clips):
+    """[L, 4], the boxes of the drawn query's object, from 0 to 1 of a frame; None where they are
+    not known, or where amplified frames show it elsewhere."""
+    if clips is None or 'query_saliency' in seen.shown:
+        return None
+    return _boxes_of_query(seen, subject, clips)
+
+
+def _boxes_of_query(seen, subject, clips):
+    boxes = clips.boxes[len(clips.boxes) - len(seen.labels) + seen.position]
+    boxes = boxes / subject.model.config.episode.image_size
+    # A 3D backbone has fewer boxes than there are frames.
+    length = len(seen.of_query('clip'))
+    return boxes[np.arange(length) * len(boxes) // length]
 
 
 def _alignment(seen):
@@ -272,10 +394,7 @@ def _alignment(seen):
     panels = {}
     for label in classes:
         kind = 'its class, the answer' if len(classes) == 1 else kinds[label]
-        panel = {
-            'query': _pictures(seen.of_query('clip')),
-            'support': _pictures(seen.shown['support_clip'][label, 0]),
-        }
+        panel = {'query': _compared(seen, 'query'), 'support': _compared(seen, 'support', label)}
         if 'distances' in seen.shown:
             values = seen.shown['distances'][seen.position, label, 0]
             panel |= {
@@ -306,6 +425,16 @@ def _alignment(seen):
     )
 
 
+def _compared(seen, side, label=0):
+    """The frames that are aligned: those of the drawn query, or of the first support clip of a
+    class, as a temporal transform reads them."""
+    of_clip = lambda x: x[seen.position] if side == 'query' else x[label, 0]
+    frames = _pictures(of_clip(seen.shown[f'{side}_clip']))
+    if f'{side}_window' not in seen.shown:
+        return frames
+    return episode_figures.warped_frames(frames, of_clip(seen.shown[f'{side}_window']))
+
+
 def _paths(seen, label):
     at = lambda name: seen.shown[name][seen.position, label, 0]
     if 'path' in seen.shown:
@@ -321,7 +450,7 @@ def _paths(seen, label):
     }
 
 
-def _coordination(seen, subject):
+def _coordination(seen, subject, clips):
     if 'query_window' not in seen.shown and 'offsets' not in seen.shown:
         return None
     windows: tuple = (None, None)
@@ -334,26 +463,33 @@ def _coordination(seen, subject):
             seen.shown['offsets'][seen.position, seen.label], sign
         )
         boxes = of_query, of_support
-    clips = _pictures(seen.of_query('clip')), _pictures(seen.shown['support_clip'][seen.label, 0])
+    frames = _pictures(seen.of_query('clip')), _pictures(seen.shown['support_clip'][seen.label, 0])
     # A 3D backbone leaves fewer time steps than there are frames.
-    steps = episode_figures.middle_frames(seen.shown['query_maps'].shape[1], len(clips[0]))
+    steps = episode_figures.middle_frames(seen.shown['query_maps'].shape[1], len(frames[0]))
+    spans: tuple = (None, None)
+    if clips is not None:
+        shot = seen.support.shape[1]
+        videos = shot * seen.support.shape[0]
+        spans = clips.span[videos + seen.position], clips.span[seen.label * shot]
     return Picture(
         'coordination',
         'Window and box',
         'The query, and the first support clip of its class. Blue: the window that the temporal '
-        'transform reads; the row below shows the frames that it reads. Red: the part of both '
+        'transform (TTM) reads, which the row below shows. Red: the part of both '
         'frames that spatial coordination compares. As in TA2N, Fig. 7 and 10; VIM, Fig. 24 and '
         '25.',
         episode_figures.coordination(
             {
-                name: {'frames': frames[steps], 'window': window, 'boxes': box}
-                for name, frames, window, box in zip(('query', 'support'), clips, windows, boxes)
+                name: {'frames': clip[steps], 'window': window, 'boxes': box, 'action': span}
+                for name, clip, window, box, span in zip(
+                    ('query', 'support'), frames, windows, boxes, spans
+                )
             }
         ),
     )
 
 
-def _sampling(seen):
+def _sampling(seen, subject, clips):
     if 'query_indices' not in seen.shown:
         return None
     amplified = 'query_saliency' in seen.shown
@@ -372,21 +508,29 @@ def _sampling(seen):
             seen.query[seen.position],
             seen.of_query('indices'),
             seen.of_query('scores') if 'query_scores' in seen.shown else None,
-            seen.of_query('saliency') if amplified else None,
+            # As the amplifier reads it.
+            np.asarray(amplifier.enlarge(seen.of_query('saliency'), *seen.query.shape[2:4]))
+            if amplified
+            else None,
             _pictures(seen.of_query('clip')) if amplified else None,
+            _action_of_read(seen, subject) if clips is not None else None,
+            _boxes_of_query(seen, subject, clips) if clips is not None else None,
         ),
     )
+
+
+def _action_of_read(seen, subject):
+    """The first and the last frame of the drawn query's action, counted in those that were read, in
+    fractions."""
+    known = Truth.of(subject.dataset, part(subject.episodes, [seen.number]))
+    clip = known.row.shape[1] - len(seen.labels) + seen.position
+    read = known.stored(subject.model.config)[0, clip]
+    return np.interp([known.start[0, clip], known.end[0, clip]], read, np.arange(len(read)))
 
 
 def _angles(seen):
     if 'cosine_plain' not in seen.shown:
         return None
-    stages = {
-        'no attention': 'plain',
-        'self-attention': 'self',
-        'cross-attention': 'cross',
-        'both (MASTAF)': 'fused',
-    }
     return Picture(
         'angles',
         'Angle between query and prototypes',
@@ -395,7 +539,7 @@ def _angles(seen):
         episode_figures.angles(
             {
                 title: seen.shown[f'cosine_{name}'][seen.position]
-                for title, name in stages.items()
+                for title, name in ANGLES.items()
                 if f'cosine_{name}' in seen.shown
             },
             seen.names,
@@ -419,9 +563,12 @@ def pictures_over_episodes(kept: Sequence[Seen], subject: Subject) -> Iterator[P
         yield Picture(
             'places',
             'Where the chosen frames lie',
-            f'Share of the {len(chosen)} clips of the episodes above that choose each frame. As in '
-            'VIM, Fig. 15.',
-            figures.chosen_places(np.bincount(chosen.ravel(), minlength=dense) / len(chosen)),
+            f'Share of the {len(chosen)} clips of the episodes above that choose each frame; the '
+            'line, where it is known, is the share that show the action in it. As in VIM, Fig. 15.',
+            figures.chosen_places(
+                np.bincount(chosen.ravel(), minlength=dense) / len(chosen),
+                action_of_clips(subject, [seen.number for seen in kept]),
+            ),
         )
     weights = [seen.shown['task_weights'] for seen in kept if 'task_weights' in seen.shown]
     if not weights:
@@ -430,19 +577,48 @@ def pictures_over_episodes(kept: Sequence[Seen], subject: Subject) -> Iterator[P
         yield 't-SNE of w₂: one episode is one task; ask for more with --episodes'
     else:
         draws = weights[0].shape[0]
+        within, between, length = spread(np.stack(weights))
         tasks = np.repeat(np.arange(len(weights)), draws)
         yield Picture(
             'task_weights',
             'Weights that the sampler generates',
             f't-SNE of w₂ for each episode (a task): {draws - 1} draws of its noise, and without '
-            'noise the triangle. As in VIM, Fig. 13.',
+            f'noise the triangle. Two draws of one task are {within:.3g} apart, two tasks '
+            f'{between:.3g}, where the mean length of w₂ is {length:.3g}. As in VIM, Fig. 13.',
             figures.scatter(
                 {'w₂': figures.tsne(np.concatenate(weights))},
                 tasks,
                 [f'episode {seen.number}' for seen in kept],
                 np.arange(len(tasks)) % draws == 0,
+                kinds=('with noise', 'without'),
             ),
         )
+
+
+def action_of_clips(subject: Subject, numbers: Sequence[int]) -> np.ndarray | None:
+    """[M], the share of the clips of these episodes that show the action in each frame that is
+    read; None where the dataset does not say."""
+    known = Truth.of(subject.dataset, part(subject.episodes, numbers))
+    if known is None:
+        return None
+    read = known.stored(subject.model.config)
+    inside = (read >= known.start[..., None]) & (read <= known.end[..., None])
+    return inside.mean((0, 1))
+
+
+def spread(weights: np.ndarray) -> tuple[float, float, float]:
+    """(mean distance of two draws of one task, of two tasks without noise, mean length).
+
+    Args:
+      weights: [tasks, 1 + draws, D], first without noise.
+    """
+    apart = lambda x: np.linalg.norm(x[..., :, None, :] - x[..., None, :, :], axis=-1)
+    mean = lambda x: float(x[..., ~np.eye(x.shape[-1], dtype=bool)].mean())
+    return (
+        mean(apart(weights[:, 1:])),
+        mean(apart(weights[:, 0])),
+        float(np.linalg.norm(weights, axis=-1).mean()),
+    )
 
 
 def feature_pictures(subject: Subject, number: int) -> Iterator[Picture | str]:
@@ -456,9 +632,15 @@ def feature_pictures(subject: Subject, number: int) -> Iterator[Picture | str]:
     count = len(episodes.labels.ravel())
     labels = episodes.labels.ravel()
     stages: dict[str, list] = {}
+    right: dict[str, list] = {}
     for seen in _look(subject, episodes):
-        for title, features in clip_features(seen).items():
+        for title, features in clip_features(seen.shown, seen.labels).items():
             stages.setdefault(title, []).append(features)
+        near = {
+            name: picture_truth.cosines(*x) for name, x in compared_features(seen.shown).items()
+        }
+        for title, scores in near.items():
+            right.setdefault(title, []).append(scores.argmax(-1) == seen.labels)
     _, first = np.unique(episodes.query.ravel(), return_index=True)  # without what fills a batch
     if len(first) < FEWEST_POINTS:
         yield f't-SNE of features: {len(first)} clips are too few for it'
@@ -478,14 +660,25 @@ def feature_pictures(subject: Subject, number: int) -> Iterator[Picture | str]:
         'features',
         'Features of clips',
         f't-SNE of {len(first)} clips of the classes of episode {number} (circles) and of their '
-        'prototypes, the mean of the support clips (triangles). '
+        'prototypes, the mean of the support clips (triangles). Below, how many are nearer to the '
+        'prototype of their class than to all others by the angle of the features themselves. '
         + (
             'Aligned: each clip with the prototype of its own class. '
             if any('aligned' in title for title in panels)
             else ''
         )
         + 'As in TA2N, Fig. 3 and 8; VIM, Fig. 11 and 12.',
-        figures.scatter(panels, groups, names, np.arange(len(groups)) >= len(first)),
+        figures.scatter(
+            panels,
+            groups,
+            names,
+            np.arange(len(groups)) >= len(first),
+            {
+                title: f'{np.concatenate(of_stage)[first].mean():.0%} nearest to their class'
+                for title, of_stage in right.items()
+            },
+            ('clip', 'prototype'),
+        ),
     )
 
 
@@ -512,10 +705,12 @@ def queries_of_classes(subject: Subject, number: int) -> tuple[Episodes, list[st
     )
 
 
-def clip_features(seen: Seen) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def clip_features(
+    shown: dict[str, np.ndarray], labels: np.ndarray | None
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """{stage: (of the queries [Q, D], of the classes [way, D] or for each query [Q, way, D])}:
-    features of whole clips, means over frames."""
-    shown = seen.shown
+    features of whole clips, means over frames. 'aligned' are those that each query has with its
+    own class, of `labels` [Q]; None leaves them out."""
 
     def of_both(name: str, axes: Any) -> tuple[np.ndarray, np.ndarray]:
         query, support = (shown[f'{side}_{name}'] for side in ('query', 'support'))
@@ -533,10 +728,22 @@ def clip_features(seen: Seen) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         found['patch enrichment'] = of_both('patch_level', -2)
     if not np.array_equal(shown['query_frame_features'], shown['query_patch_level']):
         found['frame enrichment'] = of_both('frame_features', -2)
-    if 'aligned_prototypes' in shown:
-        own = shown['aligned_frames'][np.arange(len(seen.labels)), seen.labels]
+    if 'aligned_prototypes' in shown and labels is not None:
+        own = shown['aligned_frames'][np.arange(len(labels)), labels]
         found['aligned'] = own.mean(1), shown['aligned_prototypes'].mean(2)
     return found
+
+
+def compared_features(shown: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """As `clip_features`, but what is aligned with every class, not with the own one alone, which
+    nobody knows at test time."""
+    seen = {name: x for name, x in clip_features(shown, None).items()}
+    if 'aligned_prototypes' in shown:
+        seen['aligned'] = tuple(
+            np.asarray(shown[f'aligned_{what}'], np.float32).mean(2)
+            for what in ('frames', 'prototypes')
+        )
+    return seen
 
 
 def _pictures(clip):

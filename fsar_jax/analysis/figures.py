@@ -7,6 +7,7 @@ PDF. Colours are those of Okabe and Ito, which colour-blind readers can tell apa
 
 import io
 import pathlib
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
@@ -157,7 +159,7 @@ def confusion_matrix(confusion: ArrayLike, classes: Sequence[str]) -> Figure:
     axis = figure.subplots()
     image = axis.imshow(share, cmap='Blues', vmin=0, vmax=1)
     every = max(1, count // 60)
-    ticks, names = range(0, count, every), [printable(name, 45) for name in classes[::every]]
+    ticks, names = range(0, count, every), [printable(name, 64) for name in classes[::every]]
     axis.set_yticks(ticks, names)
     axis.set_xticks(ticks, names, rotation=90)
     axis.spines[:].set_visible(False)
@@ -249,6 +251,8 @@ def scatter(
     groups: Sequence[int] | np.ndarray,
     names: Sequence[str],
     stars: Sequence[bool] | np.ndarray | None = None,
+    notes: Mapping[str, str] | None = None,
+    kinds: tuple[str, str] | None = None,
 ) -> Figure:
     """Points in the plane, one panel for each stage, coloured by group.
 
@@ -258,6 +262,8 @@ def scatter(
         another marker.
       names: of the groups.
       stars: bool [N], points that stand out: triangles with an edge.
+      notes: {title: a few words below that panel}.
+      kinds: what the other points are, and what those that stand out are; for the legend.
     """
     groups = np.asarray(groups)
     stars = np.zeros(len(groups), bool) if stars is None else np.asarray(stars)
@@ -269,7 +275,7 @@ def scatter(
             colour = COLOURS[group % len(COLOURS)]
             marker = MARKERS[group // len(COLOURS) % len(MARKERS)]
             plain, special = (points[(groups == group) & (stars == star)] for star in (0, 1))
-            label = printable(names[group], 45)
+            label = textwrap.fill(printable(names[group], 90), 34)
             axis.scatter(*plain.T, color=colour, marker=marker, s=16, alpha=0.8, label=label)
             if len(special):
                 axis.scatter(
@@ -282,29 +288,49 @@ def scatter(
                     zorder=3,
                 )
         axis.set_title(title)
+        axis.set_xlabel((notes or {}).get(title, ''), fontsize=8)
         axis.set_xticks([])
         axis.set_yticks([])
         axis.spines[:].set_visible(True)
     if len(np.unique(groups)) <= 24:
         handles, labels = axes[0].get_legend_handles_labels()
+        for name, marker, size in zip(kinds or (), 'o^', (4, 9)):
+            edge = BLACK if marker == '^' else GREY
+            handles.append(
+                Line2D(
+                    [],
+                    [],
+                    linestyle='',
+                    marker=marker,
+                    markersize=size,
+                    color=GREY,
+                    markeredgecolor=edge,
+                )
+            )
+            labels.append(name)
         figure.legend(handles, labels, loc='outside right upper', frameon=False, fontsize=8)
     return figure
 
 
 @styled
-def chosen_places(shares: ArrayLike) -> Figure:
+def chosen_places(shares: ArrayLike, action: ArrayLike | None = None) -> Figure:
     """How often a sampler chooses each of the M frames (VIM, Fig. 15).
 
     Args:
-      shares: [M], of the clips.
+      shares: [M], of the clips that choose it.
+      action: [M], of the clips that show the action in it; None where nobody knows.
     """
     shares = np.asarray(shares, float)
     figure = Figure(figsize=(6, 2.2), layout='constrained')
     axis = figure.subplots()
-    axis.bar(np.arange(len(shares)), shares, color=GREEN)
+    axis.bar(np.arange(len(shares)), shares, color=GREEN, label='choose it')
+    if action is not None:
+        middle = np.arange(len(shares))
+        axis.plot(middle, np.asarray(action, float), color=VERMILLION, label='show the action')
+        axis.legend(frameon=False, fontsize=8, loc='upper right', ncols=2)
     axis.set_xlabel('frame of the clip')
-    axis.set_ylabel('clips that choose it')
-    axis.set_ylim(0, 1.02)
+    axis.set_ylabel('share of clips')
+    axis.set_ylim(0, 1.12)
     axis.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     axis.yaxis.set_major_formatter(PercentFormatter(1))
     return figure

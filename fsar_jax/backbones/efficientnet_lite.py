@@ -141,6 +141,8 @@ class EfficientNetLite(FrameNetwork):
     Input frames [B, H, W, 3] float in [0, 1], output maps [B, ⌈H / 32⌉, ⌈W / 32⌉, 1280].
     """
 
+    looks_at = 1.0  # its maps are padded behind
+
     batch_norm_momentum = 0.99
 
     normalize: str = setting('efficientnet_lite', kw_only=True, **NORMALIZE)

@@ -173,6 +173,8 @@ class PixelNetwork(Stage):
       dtype: compute dtype; parameters are float32.
     """
 
+    looks_at = 0.0  # where in its square a cell looks: 0 the first pixel, 1 the last; for pictures
+
     normalize: str = setting('unit', kw_only=True, **NORMALIZE)
     remat: bool = setting(
         False,

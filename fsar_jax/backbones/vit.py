@@ -149,6 +149,8 @@ class ViT(TransformerNetwork):
     it concatenated to every patch, or [B, 1, 1, D], the class token alone.
     """
 
+    looks_at = 0.5
+
     patch: int = 16
     width: int = 768
     depth: int = 12

@@ -81,15 +81,27 @@ def test_a_line_joins_a_tuple_to_its_best_match(shots):
         expected = [[10 * q, 100 + best + 10 * s] for q, s in zip(match.query, tuples[at])]
         assert joined == expected
     weights = [f'{match.best[0][2]:.1%}' for match in matches]
-    assert all(w in text.get_text() for w, text in zip(weights, axis.texts))
+    words = [text.get_text() for text in axis.texts if text.get_gid() == 'words']
+    assert len(words) == 3 and all(w in line for w, line in zip(weights, words))
+    names = ['support'] if shots == 1 else [f'support {i + 1}' for i in range(shots)]
+    assert [t.get_text() for t in axis.texts if t.get_ha() == 'right'] == ['query', *names]
 
 
 def test_overlays_lie_on_their_frames():
     frames, maps = clip(4), RNG.random((4, 3, 3))
     coarse = RNG.random((2, 3, 3))  # a backbone that leaves half of the steps
-    figure = figures.activation_maps(frames, {'backbone': maps, 'later': coarse})
+    objects = np.array([[0.25, 0.5, 0.5, 0.75], [np.nan] * 4, [0, 0, 1, 1], [-0.5, 0, 0.5, 1]])
+    figure = figures.activation_maps(frames, {'backbone': maps, 'later': coarse}, objects)
     [axis] = figure.axes
     overlays = {i.get_gid(): i for i in axis.images if i.get_gid()}
+    boxes = shapes(axis, 'object 1')
+    assert sorted(boxes) == ['object 1 0', 'object 1 2', 'object 1 3']  # where it is visible
+    left, right, bottom, top = overlays['overlay 1 0'].get_extent()
+    box = boxes['object 1 0']
+    at = [box.get_x() - left, box.get_y() - top, box.get_width(), box.get_height()]
+    np.testing.assert_allclose(np.array(at) / (right - left), [0.25, 0.5, 0.25, 0.25])
+    # the part of it that the frame shows
+    assert boxes['object 1 3'].get_width() == pytest.approx((right - left) / 2)
     plain = [i for i in axis.images if not i.get_gid()]
     for place in range(4):
         overlay = overlays[f'overlay 1 {place}']
@@ -149,7 +161,12 @@ def test_windows_and_boxes_lie_on_the_frames():
     boxes = np.tile([-1.0, -0.5, 0.0, 1.0], (length, 1))
     figure = figures.coordination(
         {
-            'query': {'frames': clip(length), 'window': (0.5, 0.25), 'boxes': boxes},
+            'query': {
+                'frames': clip(length),
+                'window': (0.5, 0.25),
+                'boxes': boxes,
+                'action': (1.0, 2.5),
+            },
             'support': {'frames': clip(length, 100), 'window': None, 'boxes': None},
         }
     )
@@ -158,6 +175,15 @@ def test_windows_and_boxes_lie_on_the_frames():
     # t from −0.25 to 0.75 is frame 1.5 to 3.5, which end where frame 4.5 ends
     assert window.get_x() == pytest.approx(1.5 - figures.GAP / 2)
     assert window.get_width() == pytest.approx(3.0)
+    [line] = [line for line in axis.lines if line.get_gid() == 'action query']
+    assert list(line.get_xdata()) == pytest.approx([1.0, 3.5 - figures.GAP])
+    assert (0 < line.get_ydata()).all() and (line.get_ydata() < 1).all()  # on the first row
+    legend = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert legend == [
+        'the action, from the records',
+        'what the temporal transform reads',
+        'what spatial coordination compares',
+    ]
     shown = pictures(axis)
     read = [shown[place, 1].get_array()[0, 0, 0] for place in range(length)]
     assert read == [20, 20, 20, 30, 40]  # nearest to 1.5, 2, 2.5, 3 and 3.5
@@ -185,8 +211,14 @@ def test_bars_of_chosen_frames_are_green_and_as_high_as_their_score():
     frames, indices = clip(6), np.array([1, 2, 5])
     scores = np.array([0.0, 1.0, 0.5, 0.25, 0.0, 0.75])
     saliency, seen = RNG.random((3, 2, 2)), clip(3, 200)
-    figure = figures.sampler_choice(frames, indices, scores, saliency, seen)
+    objects = np.tile([0.0, 0.5, 0.5, 1.0], (3, 1))
+    figure = figures.sampler_choice(frames, indices, scores, saliency, seen, (1.0, 4.0), objects)
     [axis] = figure.axes
+    [line] = [line for line in axis.lines if line.get_gid() == 'action']
+    # frames 1 to 4, each half as wide as a chosen one
+    assert list(line.get_xdata()) == pytest.approx([0.5, 2.5 - figures.GAP / 2])
+    assert len(shapes(axis, 'object chosen')) == len(shapes(axis, 'object saliency')) == 3
+    assert not shapes(axis, 'object amplified')  # there it is elsewhere
     bars = shapes(axis, 'bar')
     for place in range(6):
         bar = bars[f'bar {place}']

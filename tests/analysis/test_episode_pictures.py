@@ -9,6 +9,7 @@ from fsar_jax.analysis.run_report import Picture, write_report
 from fsar_jax.evaluation.evaluate import TrainedModel, episodes_of
 from fsar_jax.learner import create_learner
 from fsar_jax.mesh import episode_mesh
+from fsar_jax.samplers import amplifier
 from fsar_jax.training.inputs import open_split
 from fsar_jax.training.state import example_episode
 
@@ -108,14 +109,24 @@ def test_the_baseline_stands_beside_the_method(subjects):
     )
     assert of_trx == of_strm  # the same tuples of the query
     rows = [text.get_text() for text in by_name['episode1_activation'].figure.axes[0].texts]
-    assert rows == ['frames', 'trx, backbone', 'strm, backbone', 'enriched']
+    assert [row for row in rows if 'trx' in row or 'strm' in row] == [
+        'trx, backbone',
+        'strm, backbone',
+        'strm, patch enrichment',
+        'strm, frame enrichment',
+    ]
 
 
 @pytest.mark.slow
 def test_the_sampler_is_drawn_over_all_frames_that_are_read(subjects):
     """The bars are the scores of the M frames, green the greatest L of them."""
-    [seen] = pictures.look(subjects('vim'), [2])
-    picture = pictures._sampling(seen)
+    subject = subjects('vim')
+    [seen] = pictures.look(subject, [2])
+    picture = pictures._sampling(seen, subject, None)
+    saliency = [i for i in picture.figure.axes[0].images if str(i.get_gid()).startswith('overlay')]
+    enlarged = amplifier.enlarge(seen.of_query('saliency'), 32, 32)
+    for image, of_frame in zip(saliency, enlarged, strict=True):  # as the amplifier reads it
+        np.testing.assert_array_equal(image.get_array(), of_frame)
     bars = [p for p in picture.figure.axes[0].patches if str(p.get_gid()).startswith('bar')]
     scores = seen.of_query('scores')
     assert len(bars) == len(scores) == 6
