@@ -31,9 +31,10 @@ def resolved_plan(config: ml_collections.ConfigDict, mode: str, runtime: dict[st
     and devices (training.inputs.runtime_summary).
     """
     episode, train = config.episode, config.train
+    asked = f' (of {episode.query_classes} of them)' if episode.query_classes else ''
     rows = {
-        'episode': f'{episode.way}-way {episode.shot}-shot, {episode.query} queries per class in '
-        f'training, {episode.frames} frames of {episode.image_size} px',
+        'episode': f'{episode.way}-way {episode.shot}-shot, {episode.query} queries per class'
+        f'{asked} in training, {episode.frames} frames of {episode.image_size} px',
         'variant': config.model.variant,
         **stage_rows(config),
     }

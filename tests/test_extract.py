@@ -13,14 +13,15 @@ from fsar_jax import create_learner, extract, train
 from fsar_jax.data import loader
 from fsar_jax.data.clips import Clips
 from fsar_jax.data.dataset import open_dataset
-from fsar_jax.data.episodes import draw_episodes
+from fsar_jax.data.episodes import draw_episodes, jitter_generator
 from fsar_jax.data.features import open_features, read_header
+from fsar_jax.data.frame_sampling import frame_indices
 from fsar_jax.evaluation.evaluate import TrainedModel, evaluate_episodes
 from fsar_jax.ingest import feature_files
 from fsar_jax.ingest.feature_files import cut_into_files
 from fsar_jax.mesh import episode_mesh
 from fsar_jax.messages import one_line
-from fsar_jax.training.inputs import with_features
+from fsar_jax.training.inputs import open_training_split, with_features
 from fsar_jax.training.state import create_train_state, make_train_step
 
 FROZEN = {  # the run on frames that sees what view 0 holds
@@ -176,6 +177,30 @@ def test_a_training_step_is_that_of_the_frozen_backbone_on_frames(tiny_data, fol
     found, wanted = change(of_features['matcher']), change(after['matcher'])
     assert np.abs(wanted).max() > 0
     assert np.corrcoef(found, wanted)[0, 1] > 0.99  # Adam divides small gradients by themselves
+
+
+def test_few_training_clips_and_jittered_frames_are_those_of_a_run_on_frames(tiny_data, folders):
+    changes = {'data.train_clips_per_class': 3, 'data.test_jitter': True}
+    frames = frozen_config(tiny_data, changes=changes)
+    config = on_features(frames, folders['views'])
+    ours, theirs = open_training_split(config), open_training_split(frames)
+    assert sorted(ours.video_ids) == sorted(theirs.video_ids) and len(ours) == 12
+    batches = [
+        next(loader.training_batches(videos, of, 0))
+        for videos, of in ((ours, config), (theirs, frames))
+    ]
+    for key in ('labels', 'classes', 'episode'):
+        np.testing.assert_array_equal(batches[0][key], batches[1][key])
+    clips, seen = loader.reader(ours, config), set()
+    for position in range(len(ours)):
+        out = clips.empty()
+        clips.read(position, out)
+        rng = jitter_generator(config.eval.seed, ours, position)
+        chosen = frame_indices(int(ours.num_frames[position]), 4, 'trx', rng)
+        stored = ours.read(position)['features'][0]
+        np.testing.assert_array_equal(out, stored[chosen].reshape(out.shape))
+        seen.add(tuple(chosen.tolist()))
+    assert len(seen) > 3
 
 
 def test_training_draws_one_of_the_views_and_evaluation_takes_the_first(tiny_data, folders):

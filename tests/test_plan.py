@@ -33,6 +33,14 @@ def test_each_stage_has_its_name_and_its_settings():
     assert 'classifier' not in found and 'query similarity' not in rows(get_config('trx'))
 
 
+def test_an_episode_says_which_classes_have_queries():
+    config = get_config('mastaf', 'ssv2-1shot')
+    assert rows(config)['episode'] == (
+        '5-way 1-shot, 1 queries per class (of 1 of them) in training, 16 frames of 224 px'
+    )
+    assert rows(config)['S'] == 'data.sampling trx, data.test_jitter True'
+
+
 def test_settings_without_effect_are_listed():
     config = get_config('vim')
     assert 'without effect' not in rows(config)
