@@ -58,6 +58,7 @@ from fsar_jax.machine import file_lock
 from fsar_jax.messages import listed, one_line, printable
 from fsar_jax.progress import METRICS_FILE, Progress
 from fsar_jax.stopping import finish_first
+from fsar_jax.training.inputs import with_features
 from fsar_jax.training.workdir import lock_workdir, make_workdir
 
 LOCK, LOG = 'sweep.lock', 'log.txt'
@@ -66,7 +67,6 @@ FINISHED, FAILED, ELSEWHERE = 'finished', 'failed', 'elsewhere'
 PROGRAM = sys.executable, '-m', 'fsar_jax.train'
 STARTED = '$ python -m fsar_jax.train'  # in log.txt, the first line of each try
 STARTS = keys_that_affect('start')
-OF_FEATURES = {'data.feature_shape', 'episode.image_size', 'data.resize', 'data.crop', 'data.flip'}
 
 
 class Run(NamedTuple):
@@ -189,11 +189,11 @@ def is_finished(run: Run) -> bool:
 def differing(results: dict, run: Run) -> list[str]:
     """The settings in which results are not those of a run, in words.
 
-    What a run finds out for itself (a setting that is None, the frames behind features) is not
-    compared. An evaluation has the settings of its run, so only those that it gives are compared.
+    What a run finds out for itself (a setting that is None) is not compared. An evaluation has the
+    settings of its run, so only those that it gives are compared.
     """
-    config = config_of(run.flags)
-    ignored = {*keys_that_affect('cost', 'list'), *(OF_FEATURES if config.data.features else ())}
+    config = with_features(config_of(run.flags))
+    ignored = keys_that_affect('cost', 'list')
     now, there = settings_by_key(config), with_newer_settings(flatten(results.get('config') or {}))
     keys = [key for key, value in now.items() if value is not None or key in STARTS]
     if run.source != run.folder:
