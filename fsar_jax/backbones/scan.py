@@ -7,7 +7,9 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from fsar_jax.backbones.mobilenet_v1 import MobileNetV1
 from fsar_jax.backbones.mobilenet_v2 import MobileNetV2
+from fsar_jax.backbones.shufflenet_v1 import ShuffleNetV1
 from fsar_jax.backbones.shufflenet_v2 import ShuffleNetV2
 from fsar_jax.stage import Stage
 
@@ -20,6 +22,8 @@ SCAN_NETWORKS: dict[str, Callable[..., Stage]] = {
     'shufflenet_v2_x1_0': functools.partial(ShuffleNetV2, widths=(24, 116, 232, 464, 1024)),
     'shufflenet_v2_x1_5': functools.partial(ShuffleNetV2, widths=(24, 176, 352, 704, 1024)),
     'mobilenet_v2': MobileNetV2,
+    'shufflenet_v1_x2_0': ShuffleNetV1,
+    'mobilenet_v1_x0_75': functools.partial(MobileNetV1, width=0.75),
 }
 
 

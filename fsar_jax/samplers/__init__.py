@@ -53,8 +53,8 @@ class SamplerChoice:
         None,
         affects='start',
         starts='sampler.scan_network',
-        help='pretrained weights of the scan network: a .pth or .safetensors file of '
-        'torchvision, or the workdir of a run',
+        help='pretrained weights of the scan network: a .pth or .safetensors file of torchvision '
+        '(ShuffleNetV1: of megvii; MobileNetV1: of timm), or the workdir of a run',
     )
 
 

@@ -1,7 +1,8 @@
 """From a published state dict to the variables of a learner, a backbone, a sampler, a scan network.
 
 The names are in one table per method (trx.py, strm.py, otam.py, ta2n.py, hyrsm.py, mastaf.py,
-vim.py); those of a backbone are torchvision's, or in a file of their own (efficientnet_lite.py).
+vim.py); those of a backbone are torchvision's, or in a file of their own (efficientnet_lite.py,
+scan_networks.py).
 What must be there, and in what shape, is read off our own parameters.
 """
 
@@ -16,9 +17,11 @@ from ml_collections import ConfigDict
 
 from fsar_jax import backbones
 from fsar_jax.backbones.efficientnet_lite import EfficientNetLite
+from fsar_jax.backbones.mobilenet_v1 import MobileNetV1
 from fsar_jax.backbones.mvit import MViT
 from fsar_jax.backbones.resnet_small import ResNetSmall
 from fsar_jax.backbones.scan import create_scan_network
+from fsar_jax.backbones.shufflenet_v1 import ShuffleNetV1
 from fsar_jax.backbones.vit import ViT
 from fsar_jax.config import check_values
 from fsar_jax.learner import create_learner
@@ -33,7 +36,19 @@ from fsar_jax.messages import listed
 from fsar_jax.stage import Stage
 from fsar_jax.stages import build_stages, choice
 from fsar_jax.torch_names import TorchNames
-from fsar_jax.weights import efficientnet_lite, hyrsm, mastaf, mvit, otam, strm, ta2n, trx, vim, vit
+from fsar_jax.weights import (
+    efficientnet_lite,
+    hyrsm,
+    mastaf,
+    mvit,
+    otam,
+    scan_networks,
+    strm,
+    ta2n,
+    trx,
+    vim,
+    vit,
+)
 from fsar_jax.weights.convert import convert, name_matches
 from fsar_jax.weights.entries import Entry, Shape, entries_of, network_entries, torchvision_layer
 from fsar_jax.weights.parameters import head_entries, shapes_of
@@ -51,8 +66,8 @@ METHODS: dict[type[Matcher], TorchNames] = {
 # The place of a backbone's parts in a torch.nn.Sequential; relu and max pool are 2 and 3.
 SEQUENCE = {'conv1': '0', 'bn1': '1', 'layer1': '4', 'layer2': '5', 'layer3': '6', 'layer4': '7'}
 COUNTER = r'.*\.num_batches_tracked'  # in every file, and of no use here
-# of ResNets and ShuffleNetV2, of MobileNetV2, of EfficientNet-Lite
-CLASSIFIER = rf'(fc|classifier\.\d+)\.(weight|bias)|{efficientnet_lite.CLASSIFIER}'
+# of ResNets and ShuffleNetV2, of MobileNets and ShuffleNetV1, of EfficientNet-Lite
+CLASSIFIER = rf'(fc|classifier(\.\d+)?)\.(weight|bias)|{efficientnet_lite.CLASSIFIER}'
 
 PROJECTION_SEED = 0
 
@@ -247,7 +262,7 @@ def classifier_from(candidates: StateDicts, config: ConfigDict) -> dict[str, jax
 
 def scan_network_from_torch(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Variables of the scan network alone, from torchvision's state dict of ShuffleNetV2 or
-    MobileNetV2.
+    MobileNetV2, megvii's of ShuffleNetV1, or timm's of MobileNetV1.
 
     Args:
       state_dict: {'conv1.0.weight': array, …}. The ImageNet classifier, `fc` or `classifier`, is
@@ -309,8 +324,8 @@ def _left_out(arrays: Mapping[str, Any], classifier: str, what: str) -> list[str
 
 
 def scan_network_table(network: Stage) -> dict[str, Entry]:
-    """{torchvision's name: entry} of a scan network."""
-    return network_entries(shapes_of(network, _frames(network))[0], torchvision_layer)
+    """{published name: entry} of a scan network."""
+    return network_entries(shapes_of(network, _frames(network))[0], _layer_name(network))
 
 
 def backbone_table(config: ConfigDict) -> tuple[dict[str, Entry], int]:
@@ -330,8 +345,12 @@ def backbone_table(config: ConfigDict) -> tuple[dict[str, Entry], int]:
 
 def _layer_name(network: Stage) -> Callable[[str], str]:
     """Our name of a layer of this network → the published one."""
-    lite = isinstance(network, EfficientNetLite)
-    return efficientnet_lite.published_layer if lite else torchvision_layer
+    own: dict[type, Callable[[str], str]] = {
+        EfficientNetLite: efficientnet_lite.published_layer,
+        ShuffleNetV1: scan_networks.shufflenet_v1_layer,
+        MobileNetV1: scan_networks.mobilenet_v1_layer,
+    }
+    return own.get(type(network), torchvision_layer)
 
 
 def _frames(network: Stage) -> tuple[int, ...]:
