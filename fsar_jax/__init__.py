@@ -22,6 +22,7 @@ _HOMES = {
     'Prediction': 'learner',
     'Recognizer': 'recognition.recognizer',
     'default_config': 'config',
+    'episodes': 'data.episode_source',
     'published_recipe': 'recipe',
     'validate': 'config',
 }

@@ -108,7 +108,7 @@ def training_batches(
     )
     share = total // parts // process_count
     source = TrainingEpisodes(dataset, config, start_step, process_index, share, frames)
-    return _batches(
+    return batches(
         source,
         config,
         parts * share,
@@ -131,7 +131,7 @@ def video_batches(
     """The test view of `positions`, in their order: uint8 [<= batch_size, L, S, S, 3],
     deterministic per video. L is `frames`; None for config.episode.frames."""
     source = TestVideos(dataset, config, _checked(dataset, config, positions), frames)
-    return _batches(source, config, batch_size, lambda batch: batch['frames'])
+    return batches(source, config, batch_size, lambda batch: batch['frames'])
 
 
 def episode_batches(
@@ -152,7 +152,7 @@ def episode_batches(
     """
     for positions in (episodes.support, episodes.query):
         _checked(dataset, config, positions)
-    return _batches(TestEpisodes(dataset, config, episodes, frames), config, batch_size)
+    return batches(TestEpisodes(dataset, config, episodes, frames), config, batch_size)
 
 
 def reader(dataset: Videos, config: ConfigDict, frames: int | None = None) -> Clips | FeatureClips:
@@ -304,12 +304,14 @@ def _checked(dataset, config, positions):
     return positions
 
 
-def _batches(
+def batches(
     source, config, size: int, finish: Callable[[dict], Any] = lambda batch: batch, beside: int = 0
 ):
     """Generator of `finish({key: array [size, ...]})`, new arrays each time; the last batch of a
     source may be smaller.
 
+    source: indexable, elements {key: array}; with a length, `clips` (what reads its clips) and
+      `clips_each`, the number of clips in an element.
     beside: bytes of shared memory that others will want while this is open.
     """
     if config.data.num_workers:  # now, not at the first batch

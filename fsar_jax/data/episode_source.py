@@ -1,0 +1,191 @@
+"""Episodes as arrays for any framework: `fsar_jax.episodes`."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from fsar_jax.data import episodes as episode_lists
+from fsar_jax.data import loader
+from fsar_jax.data.clips import Clips
+from fsar_jax.data.dataset import Videos, open_dataset
+
+
+def episodes(
+    dataset: str,
+    split: str,
+    *,
+    way: int = 5,
+    shot: int = 1,
+    query: int = 1,
+    frames: int = 8,
+    image_size: int = 224,
+    seed: int = 0,
+    data_dir: str | os.PathLike = 'data',
+    num_episodes: int = 10_000,
+    training: bool = False,
+    resize: int | None = None,
+    sampling: str = 'trx',
+    flip: bool = False,
+    short_videos: str = 'drop',
+    num_workers: int = 0,
+) -> EpisodeSource:
+    """Episodes of a built dataset as arrays: source[i] depends on the arguments and on i alone.
+
+        source = fsar_jax.episodes('ucf101_arn', 'test', way=5, shot=1)
+        source[0]['support']                  # uint8 [5, 1, 8, 224, 224, 3]
+        for batch in source.batch(4): ...     # the same with a leading 4, read ahead
+
+    They are the episodes of `python main.py` with the same settings: of an evaluation, or with
+    `training` of a training run. The source has a length and can be indexed, so Grain's
+    `MapDataset.source` and PyTorch's `DataLoader` take it.
+
+    Args:
+      dataset: as for `python -m fsar_jax.build --dataset`, in the folder `data_dir`.
+      split: 'train', 'val' or 'test'.
+      way, shot, query: classes of an episode, support and query clips of each of them.
+      frames: L, frames of a clip.
+      image_size: pixels per side of a frame.
+      seed: that of an evaluation is config.eval.seed, that of a training config.seed.
+      num_episodes: length of the source.
+      training: frames, crop and flip are random, drawn from (seed, split, i). Otherwise a clip
+        always looks the same.
+      resize: short side before the crop; None for 8/7 of image_size (256 for 224), or the size of
+        the stored frames where they are smaller.
+      sampling, flip, short_videos: as config.data.sampling, .flip and .short_videos.
+      num_workers: processes that read `batch`; 0 for threads of this one.
+
+    Raises:
+      FileNotFoundError, OSError, ValueError: as `fsar_jax.data.dataset.open_dataset`; too few
+        classes or clips for such episodes; settings that no clip can meet.
+    """
+    if num_episodes < 1:
+        raise ValueError(f'num_episodes={num_episodes} must be at least 1')
+    if min(frames, image_size) < 1:
+        raise ValueError(f'frames={frames} and image_size={image_size} must be at least 1')
+    videos = open_dataset(dataset, data_dir, split)
+    if resize is None:
+        stored = int(videos.settings.get('short_side') or 0) or image_size * 8
+        resize = max(image_size, min(round(image_size * 8 / 7), stored))
+    config = ml_collections.ConfigDict(
+        {
+            'episode': {
+                'way': way,
+                'shot': shot,
+                'query': query,
+                'frames': frames,
+                'image_size': image_size,
+            },
+            'data': {
+                'resize': resize,
+                'crop': 'random',
+                'flip': flip,
+                'sampling': sampling,
+                'short_videos': short_videos,
+                'num_threads': 0,
+                'num_workers': num_workers,
+                'prefetch': 2,
+            },
+            'seed': seed,
+        }
+    )
+    return EpisodeSource(videos, config, num_episodes, training)
+
+
+class EpisodeSource(Sequence):
+    """Episodes of a split, in their order; `episodes` makes one.
+
+    An episode is a dict:
+      support: uint8 [way, shot, L, S, S, 3], RGB.
+      query: uint8 [Q, L, S, S, 3], Q = way · query.
+      labels: int32 [Q], the row of `support` that each query belongs to.
+      class_names: the names of the rows of `support`.
+    """
+
+    def __init__(
+        self, dataset: Videos, config: ml_collections.ConfigDict, num_episodes: int, training: bool
+    ) -> None:
+        episode = config.episode
+        self.dataset = loader.usable(dataset, config)
+        self.clips = Clips(self.dataset, config)
+        self.shape = (episode.way, episode.shot, episode.query)
+        self.clips_each = episode.way * (episode.shot + episode.query)
+        self._config, self._count, self._training = config, num_episodes, training
+        episode_lists.check_dataset(self.dataset, *self.shape)
+        self._by_class = episode_lists.clips_by_class(self.dataset)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __repr__(self) -> str:
+        way, shot, query = self.shape
+        return (
+            f'EpisodeSource({self.dataset.name} {self.dataset.split}: {self._count} episodes, '
+            f'{way}-way {shot}-shot, {query} queries per class)'
+        )
+
+    def __getitem__(self, index):
+        """Episode `index`; negative ones count from the end. A slice is not taken."""
+        return self._named(self.arrays(range(self._count)[operator.index(index)]))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self.batch(1):
+            yield {name: value[0] for name, value in batch.items()}
+
+    def batch(self, size: int) -> Iterator[dict[str, Any]]:
+        """The episodes in batches, read ahead in parallel: arrays [size, …], and a list of `size`
+        lists as class_names. The last batch may be smaller."""
+        if size < 1:
+            raise ValueError(f'a batch of {size} episodes: take at least 1')
+        return self._batches(size)
+
+    def _batches(self, size):
+        with contextlib.closing(loader.batches(_Arrays(self), self._config, size)) as batches:
+            yield from map(self._named, batches)
+
+    def arrays(self, index: int) -> dict[str, np.ndarray]:
+        """Episode `index` with 'classes' int32 [way], labels of the dataset, in place of their
+        names."""
+        seed, split = self._config.seed, self.dataset.split
+        drawn = episode_lists.draw_episode(self.dataset, *self.shape, seed, index, self._by_class)
+        rng = None
+        if self._training:
+            rng = episode_lists.episode_generator(seed, split, index, episode_lists.VIEWS)
+        read = lambda positions: _flipped(*self.clips.read_all(positions, rng))
+        return {
+            'support': read(drawn.support[0]),
+            'query': read(drawn.query[0]),
+            'labels': drawn.labels[0],
+            'classes': drawn.classes[0],
+        }
+
+    def _named(self, episode):
+        names = np.array(self.dataset.class_names, object)[episode.pop('classes')]
+        return episode | {'class_names': names.tolist()}
+
+
+class _Arrays:
+    """What the loader reads: only arrays can be put into batches."""
+
+    def __init__(self, source):
+        self.source, self.clips, self.clips_each = source, source.clips, source.clips_each
+
+    def __len__(self):
+        return len(self.source)
+
+    def __repr__(self):
+        return 'Episodes()'
+
+    def __getitem__(self, index):
+        return self.source.arrays(int(index))
+
+
+def _flipped(clips, flips):
+    clips[flips] = clips[flips][..., ::-1, :]
+    return clips

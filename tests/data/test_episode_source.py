@@ -1,0 +1,99 @@
+"""fsar_jax.episodes: the episodes of main.py, as arrays for anyone."""
+
+import pickle
+
+import grain
+import numpy as np
+import pytest
+from memory_videos import MemoryVideos, small_config
+
+import fsar_jax
+from fsar_jax import build
+from fsar_jax.data import episodes as lists
+from fsar_jax.data import loader
+from fsar_jax.data.episode_source import EpisodeSource
+
+
+@pytest.fixture(scope='module')
+def dataset():
+    return MemoryVideos([5, 4, 6, 4])
+
+
+def test_training_episodes_are_those_of_a_training_run(dataset):
+    config = small_config(data__flip=True)
+    source = EpisodeSource(dataset, config, 8, training=True)
+    batches = loader.training_batches(dataset, config, 0)
+    steps = [next(batches) for _ in range(2)]  # of 4 episodes
+    batches.close()
+    flips = 0
+    for i in range(8):
+        step, row, episode = steps[i // 4], i % 4, source[i]
+        for part in ('support', 'query'):
+            clips, flip = step[part][0, row], step[f'{part}_flip'][0, row]
+            clips = np.where(flip[..., None, None, None, None], clips[..., ::-1, :], clips)
+            np.testing.assert_array_equal(episode[part], clips)
+            flips += flip.sum()
+        np.testing.assert_array_equal(episode['labels'], step['labels'][0, row])
+        names = [dataset.class_names[label] for label in step['classes'][0, row]]
+        assert episode['class_names'] == names  # the four classes have labels 0 to 3
+    assert 10 < flips < 8 * 9 - 10
+
+
+def test_test_episodes_are_those_of_an_evaluation_in_any_order_and_batch(dataset):
+    config = small_config()
+    source = EpisodeSource(dataset, config, 7, training=False)
+    drawn = lists.draw_episodes(dataset, 3, 2, 1, 3, 7)
+    whole = next(loader.episode_batches(dataset, config, drawn, 7))
+    single = [source[i] for i in (6, 0, 1, 2, 3, 4, 5)]
+    single = single[1:] + single[:1]
+    batches = list(source.batch(3))
+    assert [len(batch['labels']) for batch in batches] == [3, 3, 1]
+    for key in ('support', 'query', 'labels'):
+        assert whole[key].dtype == single[0][key].dtype
+        np.testing.assert_array_equal([episode[key] for episode in single], whole[key])
+        np.testing.assert_array_equal([episode[key] for episode in source], whole[key])
+        np.testing.assert_array_equal(np.concatenate([b[key] for b in batches]), whole[key])
+    names = [[dataset.class_names[label] for label in row] for row in drawn.classes]
+    assert [episode['class_names'] for episode in single] == names
+    assert sum((batch['class_names'] for batch in batches), []) == names
+    np.testing.assert_array_equal(source[-1]['query'], whole['query'][6])
+    for beyond in (7, -8):
+        with pytest.raises(IndexError):
+            source[beyond]
+
+
+def test_grain_and_other_processes_take_it(dataset):
+    source = EpisodeSource(dataset, small_config(), 5, training=False)
+    for other in (grain.MapDataset.source(source), pickle.loads(pickle.dumps(source))):
+        assert len(other) == 5
+        np.testing.assert_array_equal(other[4]['support'], source[4]['support'])
+
+
+def test_a_built_dataset_by_name(tmp_path):
+    flags = ['--dataset=synthetic_actions/aligned', f'--dir={tmp_path}', '--size=32']
+    flags += ['--num_frames=10', '--clips_per_class=2', '--processes=0']
+    build.build(build.parse(flags))
+    make = lambda **changes: fsar_jax.episodes(
+        'synthetic_actions/aligned', 'val', **{'data_dir': tmp_path, 'image_size': 28} | changes
+    )
+    source = make()
+    episode = source[0]
+    assert (len(source), episode['support'].shape) == (10_000, (5, 1, 8, 28, 28, 3))
+    assert episode['query'].shape == (5, 8, 28, 28, 3) and episode['query'].dtype == np.uint8
+    assert len(set(episode['class_names'])) == 5
+    # 8/7 of 28 is 32, the size that is stored: a crop of stored pixels.
+    np.testing.assert_array_equal(episode['support'], make(resize=32)[0]['support'])
+    assert make(image_size=48, way=2)[0]['support'].shape == (2, 1, 8, 48, 48, 3)
+    assert not np.array_equal(make(seed=1)[0]['support'], episode['support'])
+    for changes, message in (
+        ({'way': 13}, '13-way episodes need 13'),
+        ({'shot': 2}, 'has 2 clips, 2 support'),
+        ({'num_episodes': 0}, 'num_episodes=0 must be at least 1'),
+        ({'frames': 0}, 'frames=0'),
+        ({'resize': 20}, 'image_size=28 is larger than'),
+        ({'sampling': 'odd'}, "'odd'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(**changes)
+    with pytest.raises(ValueError, match='a batch of 0'):
+        source.batch(0)
