@@ -94,4 +94,4 @@ def make_config(**evaluation):
 def make_variables(learner, config):
     e = config.episode
     videos = jnp.zeros((e.way, e.shot, e.frames, e.image_size, e.image_size, 3), jnp.uint8)
-    return learner.init(jax.random.key(0), videos, videos[:, 0])
+    return jax.jit(learner.init)(jax.random.key(0), videos, videos[:, 0])

@@ -8,6 +8,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -202,9 +203,9 @@ def random_batch(config, seed=0):
     }
 
 
-def random_variables(learner, support, query):
-    """Random variables of a learner, without compiling their start."""
-    shapes = jax.eval_shape(learner.init, jax.random.key(0), support, query)
+def random_variables(module, *inputs, **options):
+    """Random variables of a learner or another module, without compiling their start."""
+    shapes = jax.eval_shape(partial(module.init, **options), jax.random.key(0), *inputs)
     rng = np.random.default_rng(0)
     draw = lambda path, x: jax.numpy.asarray(
         rng.normal(1.0 if path[-1].key in ('scale', 'var') else 0.0, 0.1, x.shape), 'float32'

@@ -1,12 +1,15 @@
 """The table of backbones: shapes, parameter counts and names, initialisation, compute dtype,
 rematerialisation."""
 
+import functools
+
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from tiny_run import random_variables
 
 from fsar_jax import backbones
 from fsar_jax.backbones.resnet import normalize_frames
@@ -152,11 +155,11 @@ def test_a_backbone_normalises_its_input(name):
 
 @pytest.fixture(scope='module')
 def small():
-    """A small network with its variables, frames, and value, maps, statistics and gradient of one
-    training call."""
+    """A small network's variables, frames, and a function that gives value, maps, statistics and
+    gradient of one training call."""
     frames = np.random.default_rng(0).random((4, 64, 64, 3), np.float32)
     module = backbones.create(backbone_config('resnet_small'))
-    variables = started(module, 64)
+    variables = random_variables(module, frames)
     target = np.random.default_rng(1).normal(size=(4, 4, 4, 128)).astype(np.float32)
 
     def train(dtype='float32', **changes):
@@ -175,15 +178,21 @@ def small():
         (value, (maps, stats)), gradient = step(variables['params'])
         return value, maps, stats, gradient
 
-    return variables, frames, train, train()
+    return variables, frames, functools.cache(train)
 
 
+@pytest.mark.slow
 def test_remat_changes_no_number(small):
-    variables, frames, train, plain = small
-    recomputed = train(remat=True)
+    _, _, train = small
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, recomputed
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        train(),
+        train(remat=True),
     )
+
+
+def test_remat_is_of_each_block(small):
+    variables, frames, _ = small
     module = backbones.create(backbone_config('resnet_small', remat=True))
     trace = jax.make_jaxpr(lambda: module.apply(variables, frames, True, mutable=['batch_stats']))()
     names = [equation.primitive.name for equation in trace.eqns]
@@ -191,8 +200,10 @@ def test_remat_changes_no_number(small):
     assert len(recomputed) == 3, f'one per block, found {recomputed} among {set(names)}'
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(small):
-    variables, frames, train, plain = small
+    _, frames, train = small
+    plain = train()
     module = backbones.create(backbone_config('resnet_small'), 'bfloat16')
     initial = jax.eval_shape(lambda: module.init(jax.random.key(0), frames))
     assert {leaf.dtype for leaf in jax.tree.leaves(initial)} == {jnp.dtype('float32')}
@@ -207,7 +218,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(small):
 
 
 def test_backbone_under_vmap_has_each_episodes_statistics(small):
-    variables, frames, _, _ = small
+    variables, frames, _ = small
     module = backbones.create(backbone_config('resnet_small'))
     episodes = np.stack([frames, 0.3 * frames[::-1] ** 2])
     train = lambda x: module.apply(variables, x, True, mutable=['batch_stats'])

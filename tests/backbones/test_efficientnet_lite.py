@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from tiny_run import random_variables
 
 from fsar_jax import backbones, weights
 from fsar_jax.backbones import efficientnet_lite
@@ -174,7 +175,7 @@ def test_drop_connect_leaves_out_whole_blocks_in_training_alone(narrow):
     network = narrow[1]
     block = InvertedResidual(8, 3, 1, 6, network.norm, drop=0.5)
     x = np.random.default_rng(0).normal(size=(64, 4, 4, 8)).astype(np.float32)
-    variables = jax.jit(lambda x: block.init(jax.random.key(0), x, False))(x)
+    variables = random_variables(block, x, train=False)
     frozen = InvertedResidual(8, 3, 1, 6, {**network.norm, 'frozen': True}, drop=0.5)
 
     @jax.jit

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_run import random_variables
 
 from fsar_jax.backbones.depthwise import diagonal_convolution, grouped_convolution, shifted_products
 from fsar_jax.backbones.scan import SCAN_NETWORKS, create_scan_network
@@ -198,12 +199,10 @@ def test_frozen_batch_norm_trains_with_the_running_statistics():
         ShuffleNetV2((4, 4, 4, 4, 8), (1, 1, 1), frozen=True),
         np.random.default_rng(0).random((2, 32, 32, 3), np.float32),
     )
-    run = jax.jit(lambda v: network.apply(v, frames))
-    train = jax.jit(lambda v: network.apply(v, frames, True, mutable=['batch_stats']))
-    variables = jax.jit(network.init)(jax.random.key(0, impl='rbg'), frames)
-    variables['batch_stats'] = jax.tree.map(lambda x: x + 0.25, variables['batch_stats'])
-    maps, updated = train(variables)
-    np.testing.assert_allclose(maps.features, run(variables).features, rtol=1e-5)
+    variables = random_variables(network, frames)
+    train = lambda v: network.apply(v, frames, True, mutable=['batch_stats'])
+    (maps, updated), at_test = jax.jit(lambda v: (train(v), network.apply(v, frames)))(variables)
+    np.testing.assert_allclose(maps.features, at_test.features, rtol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, updated['batch_stats'], variables['batch_stats'])
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_run import get_config
+from tiny_run import get_config, random_variables
 
 from fsar_jax.backbones import BACKBONES
 from fsar_jax.backbones.mvit import MViT
@@ -44,8 +44,7 @@ TINY_MVIT = functools.partial(MViT, blocks=(1, 1), width=8, frames=4, size=16)
 @functools.cache
 def tiny(build, shape):
     module, x = build(), np.random.default_rng(0).random(shape, np.float32)
-    # This kind of key compiles in a fraction of the time of the default.
-    return module, jax.jit(module.init)(jax.random.key(0, impl='rbg'), x), x
+    return module, random_variables(module, x), x
 
 
 def test_every_transformer_is_covered_here():
@@ -75,11 +74,11 @@ def test_the_class_token_is_dropped_concatenated_or_alone():
     np.testing.assert_array_equal(both[..., 16:], np.broadcast_to(alone, maps.shape))
 
 
-BOTH = pytest.mark.parametrize(
-    'build, shape', [(TINY, (2, 12, 12, 3)), (TINY_MVIT, (2, 4, 16, 16, 3))], ids=['ViT', 'MViT']
-)
+OF_VIT = pytest.param(TINY, (2, 12, 12, 3), id='ViT')
+OF_MVIT = TINY_MVIT, (2, 4, 16, 16, 3)
 
 
+@pytest.mark.slow
 def test_remat_changes_no_number():
     plain, variables, frames = tiny(TINY, (2, 12, 12, 3))
     # Not symmetric, because a layer norm is the last step.
@@ -90,7 +89,7 @@ def test_remat_changes_no_number():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), once, again)
 
 
-@BOTH
+@pytest.mark.parametrize('build, shape', [OF_VIT, pytest.param(*OF_MVIT, id='MViT')])
 def test_remat_and_dropout_are_for_training(build, shape):
     module, variables, x = tiny(build, shape)
     rngs = {'dropout': jax.random.key(1, impl='rbg')}
@@ -105,7 +104,9 @@ def test_remat_and_dropout_are_for_training(build, shape):
         assert str(trace(noisy, False)) == str(trace(module, False)), rate
 
 
-@BOTH
+@pytest.mark.parametrize(
+    'build, shape', [OF_VIT, pytest.param(*OF_MVIT, id='MViT', marks=pytest.mark.slow)]
+)
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(build, shape):
     module, variables, x = tiny(build, shape)
     half = module.clone(dtype=jnp.dtype('bfloat16'))
@@ -166,7 +167,7 @@ def test_positions_by_hand():
     [
         ('strm', 'vit_b16', 8, 8, 224),
         ('strm', 'mvit_v2_s', 16, 8, 224),
-        ('trx', 'mvit_v1_b', 16, 8, 224),
+        pytest.param('trx', 'mvit_v1_b', 16, 8, 224, marks=pytest.mark.slow),
     ],
 )
 def test_methods_over_transformers(method, name, frames, steps, size):

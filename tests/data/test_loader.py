@@ -258,7 +258,7 @@ def test_accumulation_regroups_the_same_episodes(dataset):
     )
 
 
-@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize('workers', [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_video_batches_are_the_test_views_in_order(dataset, workers):
     config = small_config(data__flip=True, data__num_workers=workers, data__resize=28)
     positions = np.array([7, 0, 7, 18, 3])
@@ -409,7 +409,7 @@ def test_positions_outside_the_dataset_are_an_error(dataset):
         loader.video_batches(dataset, small_config(), [0, 19], batch_size=2)
 
 
-@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize('workers', [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_damaged_record_names_the_video(workers):
     dataset = Damaged([3, 3])
     with pytest.raises(

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_run import random_variables
 
 from fsar_jax.enrichment import TOKEN_ENRICHMENTS, adaptive_max_pool
 from fsar_jax.enrichment.mlp_mixer import MixerEnrichment
@@ -37,9 +38,13 @@ def linear_params(arrays, names):
 def test_pooling_equals_published(published, assert_close_to_published, name):
     f = published(name)
     x = f.inputs['x'].transpose(0, 2, 3, 1)
-    pool = jax.jit(lambda x: adaptive_max_pool(x, 4))
-    assert_close_to_published(pool(x), f.outputs['patches'], 'patches')
-    gradient = jax.jit(jax.grad(lambda x: (pool(x) * f.cotangents['patches']).sum()))(x)
+
+    def weighted(x):
+        patches = adaptive_max_pool(x, 4)
+        return (patches * f.cotangents['patches']).sum(), patches
+
+    gradient, patches = jax.jit(jax.grad(weighted, has_aux=True))(x)
+    assert_close_to_published(patches, f.outputs['patches'], 'patches')
     assert_close_to_published(
         np.asarray(gradient).transpose(0, 3, 1, 2), f.gradients['x'], 'gradient'
     )
@@ -71,13 +76,12 @@ def test_enrichment_equals_published(published, assert_close_to_published, name,
 
     def weighted(params, x):
         out = outputs(params, x)
-        return sum((out[k] * f.cotangents[k]).sum() for k in f.cotangents)
+        return sum((out[k] * f.cotangents[k]).sum() for k in f.cotangents), out
 
-    ours = jax.jit(outputs)(params, f.inputs['x'])
+    weighted = jax.jit(jax.grad(weighted, (0, 1), has_aux=True))
+    (params_gradient, x_gradient), ours = weighted(params, f.inputs['x'])
     for key, reference in f.outputs.items():
         assert_close_to_published(ours[key], reference, key)
-    gradients = jax.jit(jax.grad(weighted, (0, 1)))(params, f.inputs['x'])
-    params_gradient, x_gradient = gradients
     assert_close_to_published(x_gradient, f.gradients['x'], 'gradient of x')
     expected = linear_params(f.weight_gradients, names)
     assert jax.tree.structure(expected) == jax.tree.structure(params_gradient)
@@ -92,7 +96,7 @@ def test_enrichment_equals_published(published, assert_close_to_published, name,
 def test_paper_variant_has_neither_biases_nor_gate_nor_position(kind):
     module = TOKEN_ENRICHMENTS[kind](variant='paper', dropout=0.0, dtype=jnp.float32)
     x = np.random.default_rng(0).normal(size=(3, 8, 16)).astype(np.float32)
-    variables = jax.jit(module.init)(jax.random.key(1), x)
+    variables = random_variables(module, x)
     assert all(set(leaves) == {'kernel'} for leaves in variables['params'].values())
     np.testing.assert_array_equal(
         jax.jit(module.apply)(variables, np.zeros_like(x)), 0.0
@@ -102,7 +106,7 @@ def test_paper_variant_has_neither_biases_nor_gate_nor_position(kind):
 def test_paper_self_attention_is_equation_3():
     module = SelfAttentionEnrichment(variant='paper', dropout=0.0)
     x = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
-    variables = jax.jit(module.init)(jax.random.key(1), x)
+    variables = random_variables(module, x)
     w = {name: np.asarray(p['kernel'], np.float64) for name, p in variables['params'].items()}
     x64 = np.asarray(x, np.float64)
     scores = (x64 @ w['query']) @ (x64 @ w['key']).T / np.sqrt(16)
@@ -119,7 +123,7 @@ def test_self_attention_without_position_is_blind_to_order_and_the_mixer_is_not(
     order = np.random.default_rng(2).permutation(8)
     for kind, blind in (('self_attention', True), ('mlp_mixer', False)):
         module = TOKEN_ENRICHMENTS[kind](variant='paper', dropout=0.0, dtype=jnp.float32)
-        variables = jax.jit(module.init)(jax.random.key(1), x)
+        variables = random_variables(module, x)
         run = jax.jit(module.apply)
         same = np.allclose(
             run(variables, x[order]), np.asarray(run(variables, x))[order], atol=1e-5
@@ -130,7 +134,7 @@ def test_self_attention_without_position_is_blind_to_order_and_the_mixer_is_not(
 def test_dropout_only_while_training():
     module = MixerEnrichment(dropout=0.5)
     x = np.ones((8, 16), np.float32)
-    variables = jax.jit(module.init)(jax.random.key(0), x)
+    variables = random_variables(module, x)
     train = jax.jit(
         lambda seed: module.apply(variables, x, train=True, rngs={'dropout': jax.random.key(seed)})
     )

@@ -1,8 +1,6 @@
 """The temporal transform of TA2N: published outputs, batch statistics and gradients; and what a
 window does."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,8 +38,13 @@ def test_module_equals_published(published, assert_close_to_published, name):
         variables, x, train, mutable=['batch_stats']
     )
 
-    for train, prefix in ((False, ''), (True, 'bn_batch/')):
-        (aligned, window), updated = jax.jit(run, static_argnums=2)(variables, x, train)
+    def weighted(variables, x):
+        outputs = run(variables, x, False)
+        return (outputs[0][0] * maps(f.cotangents['aligned'])).sum(), outputs
+
+    both = lambda *x: (jax.grad(weighted, (0, 1), has_aux=True)(*x), run(*x, True))
+    (gradients, (at_test, _)), (training, updated) = jax.jit(both)(variables, x)
+    for prefix, (aligned, window) in (('', at_test), ('bn_batch/', training)):
         assert_close_to_published(aligned, maps(f.outputs[f'{prefix}aligned']), f'{prefix}aligned')
         assert_close_to_published(window, f.outputs[f'{prefix}theta'], f'{prefix}theta')
     for ours, theirs in (('bn1', '1'), ('bn2', '5')):
@@ -52,10 +55,6 @@ def test_module_equals_published(published, assert_close_to_published, name):
                 leaf,
             )
 
-    total = lambda variables, x: (
-        run(variables, x, False)[0][0] * maps(f.cotangents['aligned'])
-    ).sum()
-    gradients = jax.jit(jax.grad(total, (0, 1)))(variables, x)
     assert_close_to_published(gradients[1], maps(f.gradients['x']), 'gradient of the maps')
     expected = load({k: f.weight_gradients.get(k, np.zeros_like(v)) for k, v in f.weights.items()})[
         'params'
@@ -82,8 +81,11 @@ def test_it_starts_with_nearly_the_whole_clip_and_learns_from_there():
     x = np.random.default_rng(0).normal(size=(3, 8, 4, 4, 5)).astype(np.float32)
     module = TemporalTransform()
     variables = jax.jit(module.init)(jax.random.key(1), x)
-    (_, window), _ = jax.jit(partial(module.apply, mutable=['batch_stats']))(variables, x)
+
+    def total(params):
+        warped, window = module.apply({**variables, 'params': params}, x)
+        return jnp.square(warped).sum(), window
+
+    gradient, window = jax.jit(jax.grad(total, has_aux=True))(variables['params'])
     np.testing.assert_allclose(window, np.tile(np.tanh([2.0, 0.0]), (3, 1)), atol=1e-6)
-    total = lambda p: jnp.square(module.apply({**variables, 'params': p}, x)[0]).sum()
-    gradient = jax.jit(jax.grad(total))(variables['params'])
     assert np.abs(gradient['window']['kernel']).max() > 0

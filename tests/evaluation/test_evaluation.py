@@ -51,12 +51,13 @@ def test_cached_equals_published_way_equals_one_episode_at_a_time(setting):
     published = evaluation.evaluate_episodes(model, dataset, episodes, cache=False)
     assert cached.logits.shape == published.logits.shape == (11, 3, 3)
     close(cached.logits, published.logits)
+    apply = jax.jit(learner.apply)
     for i in range(11):
         support, query = (
             np.concatenate(list(loader.video_batches(dataset, config, positions.ravel(), 1)))
             for positions in (episodes.support[i], episodes.query[i])
         )
-        slow = learner.apply(variables, support.reshape(3, 2, *support.shape[1:]), query).logits
+        slow = apply(variables, support.reshape(3, 2, *support.shape[1:]), query).logits
         close(cached.logits[i], np.asarray(slow))
     np.testing.assert_array_equal(cached.correct, published.correct)
     np.testing.assert_array_equal(cached.confusion, published.confusion)
@@ -249,6 +250,7 @@ ON_THESE_DEVICES = '''
 '''
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_counts_of_one(setting):
     model, dataset = setting
     tests = pathlib.Path(__file__).parents[1]

@@ -77,6 +77,7 @@ def test_each_shard_holds_the_videos_that_the_list_gives_it(unbroken_directory):
             reader.close()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='inodes and SIGKILL')
 def test_killed_at_random_moments(unbroken, tmp_path):
     """Without worker processes and with them, in turn. FSAR_JAX_KILLS=20 for more of them."""
@@ -122,7 +123,11 @@ def test_killed_at_random_moments(unbroken, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'renamed', [0, 1], ids=['before the records have their name', 'before their note has its name']
+    'renamed',
+    [
+        pytest.param(0, id='before the records have their name', marks=pytest.mark.slow),
+        pytest.param(1, id='before their note has its name'),
+    ],
 )
 def test_killed_while_a_shard_gets_its_name(unbroken, tmp_path, monkeypatch, renamed):
     """The two moments, too short to be met by chance, at which a whole shard is there and yet is
@@ -192,6 +197,7 @@ def test_a_shard_of_another_list_is_not_taken_over(unbroken, tmp_path):
     assert bytes_of(run(tmp_path)) == unbroken
 
 
+@pytest.mark.slow
 def test_overwrite_goes_on_where_it_stopped(unbroken, tmp_path):
     run(tmp_path)
     run(tmp_path, '--overwrite', '--shards=0/2')

@@ -4,7 +4,6 @@ of."""
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_run import SAMPLER, random_batch, random_variables, tiny_config
@@ -33,13 +32,13 @@ class Explained:
                 np.abs(rng.normal(size=(*n, L, 4, 4, 8))).astype(np.float32) for n in ((2, 2), (4,))
             )
         self.variables = random_variables(self.learner, self.support, self.query)
-        self.prediction = self.apply('explain')
+        both = lambda *x: [
+            self.learner.apply(*x, method=method) for method in ('explain', '__call__')
+        ]
+        self.prediction, self.answer = jax.tree.map(
+            np.asarray, jax.jit(both)(self.variables, self.support, self.query)
+        )
         self.shown = self.prediction.auxiliary
-        self.answer = self.apply('__call__')
-
-    def apply(self, method):
-        run = jax.jit(lambda *x: self.learner.apply(*x, method=method))
-        return jax.tree.map(np.asarray, run(self.variables, self.support, self.query))
 
 
 @pytest.fixture(scope='module')
@@ -88,7 +87,8 @@ def test_enrichment_shows_its_patches_before_and_after(explained):
 def test_attention_of_tuples_is_what_makes_the_prototypes(explained):
     """The logits again, from the attention that is shown."""
     found = explained('trx')
-    embeddings = lambda x: found.learner.apply(found.variables, x, method='embed')
+    embed = jax.jit(lambda x: found.learner.apply(found.variables, x, method='embed'))
+    embeddings = lambda x: jax.tree.map(np.asarray, embed(x))
     query = embeddings(found.query)['temporal_matching']
     support = embeddings(found.support.reshape(4, *found.support.shape[2:]))['temporal_matching']
     logits = []
@@ -98,10 +98,13 @@ def test_attention_of_tuples_is_what_makes_the_prototypes(explained):
         assert attention.shape == (4, 2, count, 2, count)
         np.testing.assert_allclose(attention.sum((-2, -1)), 1, rtol=1e-5)
         values = support[f'cardinality_{omega}']['values'].reshape(2, 2, count, -1)
-        prototypes = jnp.einsum('qwtks,wksd->qwtd', attention, values)
+        prototypes = np.einsum('qwtks,wksd->qwtd', attention, values)
         difference = query[f'cardinality_{omega}']['values'][:, None] - prototypes
-        logits.append(-jnp.square(difference).sum(-1).mean(-1))
+        logits.append(-np.square(difference).sum(-1).mean(-1))
     np.testing.assert_allclose(np.mean(logits, 0), found.answer.logits, rtol=1e-3, atol=1e-4)
+
+
+compiled_path = jax.jit(cheapest_path, static_argnums=(1, 2))
 
 
 def paths(rows, columns):
@@ -136,13 +139,13 @@ def test_the_path_of_otam_is_the_cheapest_of_all_paths():
         for row, column in best:
             if 1 <= column <= size[1]:
                 expected[row, column - 1] = 1
-        np.testing.assert_allclose(cheapest_path(distances, 'otam', 0.3), expected, atol=1e-4)
+        np.testing.assert_allclose(compiled_path(distances, 'otam', 0.3), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize('alignment', ['otam', 'soft_dtw', 'drop_dtw'])
 def test_every_alignment_has_a_path_that_follows_the_diagonal_of_equal_clips(alignment):
     distances = 1.0 - np.eye(5, dtype=np.float32)
-    path = np.asarray(cheapest_path(distances, alignment, 0.3))
+    path = np.asarray(compiled_path(distances, alignment, 0.3))
     np.testing.assert_allclose(np.diagonal(path), 1, atol=1e-3)
 
 
@@ -151,7 +154,7 @@ def test_otam_shows_distances_of_frames_and_both_paths(explained):
     unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
     cosine = unit(shown['query_frame_features'])[3] @ unit(shown['support_frame_features'])[1, 0].T
     np.testing.assert_allclose(shown['distances'][3, 1, 0], 1 - cosine, atol=2e-2)  # the margin
-    back = cheapest_path(shown['distances'][3, 1, 0].T, 'otam', 0.3)
+    back = compiled_path(shown['distances'][3, 1, 0].T, 'otam', 0.3)
     np.testing.assert_allclose(shown['path_back'][3, 1, 0], np.asarray(back).T, atol=1e-4)
 
 

@@ -4,7 +4,6 @@ its own invariants."""
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from tiny_run import random_variables, tiny_config
 
@@ -145,27 +144,24 @@ def test_bfloat16_embeddings_are_numbers_when_compiled(method, full_optimisation
 
 @pytest.fixture(scope='module')
 def small():
-    """A STRM config, variables, and an episode of 32×32 frames: 3-way 2-shot, 5 queries, L = 4."""
+    """A STRM config, variables, an episode of 32×32 frames (3-way 2-shot, 5 queries, L = 4), and
+    what is predicted of it."""
     config = fsar_jax.default_config()
     with config.unlocked():
         config.model.backbone.width = 8
     config.model.enrichment.update(patch='self_attention', frame='mlp_mixer', patches=2)
     config.model.matcher.dim = 16
     config.model.query_similarity.weight = 0.1
-    keys = jax.random.split(jax.random.key(0), 3)
-    support = jax.random.randint(keys[0], (3, 2, 4, 32, 32, 3), 0, 256).astype(jnp.uint8)
-    query = jax.random.randint(keys[1], (5, 4, 32, 32, 3), 0, 256).astype(jnp.uint8)
-    variables = jax.jit(fsar_jax.create_learner(config.model).init)(keys[2], support, query)
-    variables['params']['patch_enrichment']['gamma'] = jnp.array(
-        [0.5]
-    )  # starts at 0, which would hide the attention
-    return config, variables, support, query
+    rng = np.random.default_rng(0)
+    support, query = (rng.integers(0, 256, (*n, 4, 32, 32, 3), np.uint8) for n in ((3, 2), (5,)))
+    learner = fsar_jax.create_learner(config.model)
+    variables = random_variables(learner, support, query)
+    prediction = jax.tree.map(np.asarray, jax.jit(learner.apply)(variables, support, query))
+    return config, variables, support, query, prediction
 
 
 def test_query_similarity_is_added_with_its_weight(small):
-    config, variables, support, query = small
-    prediction = jax.jit(fsar_jax.create_learner(config.model).apply)(variables, support, query)
-    logits, parts = jax.tree.map(np.asarray, (prediction.logits, prediction.auxiliary))
+    logits, parts = small[-1].logits, small[-1].auxiliary
     assert set(parts) == {'temporal_matching', 'query_similarity'}
     np.testing.assert_allclose(
         logits, parts['temporal_matching'] + 0.1 * parts['query_similarity'], rtol=1e-6
@@ -173,17 +169,15 @@ def test_query_similarity_is_added_with_its_weight(small):
 
 
 def test_bytes_and_unit_floats_are_the_same_frames(small):
-    config, variables, support, query = small
-    learner = fsar_jax.create_learner(config.model)
-    run = jax.jit(learner.apply)
-    a = run(variables, support, query).logits
-    b = run(variables, support / 255.0, query / 255.0).logits
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    config, variables, *frames, prediction = small
+    run = jax.jit(fsar_jax.create_learner(config.model).apply)
+    of_floats = run(variables, *(np.float32(x / 255.0) for x in frames))
+    np.testing.assert_allclose(of_floats.logits, prediction.logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('mode', ['split', 'joint', 'frozen'])
 def test_batch_norm_sees_support_and_query_as_the_config_says(small, mode):
-    config, variables, support, query = small
+    config, variables, support, query, _ = small
     config = config.copy_and_resolve_references()
     config.model.backbone.batch_norm = mode
     learner = fsar_jax.create_learner(config.model)
@@ -219,8 +213,8 @@ def test_batch_norm_sees_support_and_query_as_the_config_says(small, mode):
 
 
 def test_bfloat16_compute_keeps_float32_parameters_and_float32_logits_close(small):
-    config, variables, support, query = small
-    exact = jax.jit(fsar_jax.create_learner(config.model).apply)(variables, support, query).logits
+    config, variables, support, query, prediction = small
+    exact = prediction.logits
     config = config.copy_and_resolve_references()
     config.model.dtype = 'bfloat16'
     learner = fsar_jax.create_learner(config.model)
@@ -232,23 +226,27 @@ def test_bfloat16_compute_keeps_float32_parameters_and_float32_logits_close(smal
 
 
 def test_loss_is_summed_or_averaged_over_queries_and_weighted():
-    logits, similarity = jax.random.normal(jax.random.key(0), (2, 6, 3))
-    labels = jnp.array([0, 0, 1, 1, 2, 2])
+    logits, similarity = np.random.default_rng(0).normal(size=(2, 6, 3)).astype(np.float32)
+    labels = np.array([0, 0, 1, 1, 2, 2])
     prediction = fsar_jax.Prediction(
         logits + 0.1 * similarity, {'temporal_matching': logits, 'query_similarity': similarity}
     )
-    config = fsar_jax.default_config()
-    config.model.query_similarity.weight = 0.3
+
+    @jax.jit
+    def losses(prediction):
+        config = fsar_jax.default_config()
+        config.model.query_similarity.weight = 0.3
+        found = []
+        for config.train.loss_reduction in ('sum', 'mean'):
+            found.append(episode_loss(prediction, labels, config))
+        return found
+
+    summed, averaged = losses(prediction)
     each = [
-        optax.softmax_cross_entropy_with_integer_labels(x, labels) for x in (logits, similarity)
+        -np.log(np.exp(x)[np.arange(6), labels] / np.exp(x).sum(-1)) for x in (logits, similarity)
     ]
-    np.testing.assert_allclose(
-        episode_loss(prediction, labels, config), each[0].sum() + 0.3 * each[1].sum(), rtol=1e-6
-    )
-    config.train.loss_reduction = 'mean'
-    np.testing.assert_allclose(
-        episode_loss(prediction, labels, config), each[0].mean() + 0.3 * each[1].mean(), rtol=1e-6
-    )
+    np.testing.assert_allclose(summed, each[0].sum() + 0.3 * each[1].sum(), rtol=1e-6)
+    np.testing.assert_allclose(averaged, each[0].mean() + 0.3 * each[1].mean(), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -31,17 +31,19 @@ OUTPUTS = {
 }
 
 
-def losses_of(learner, outputs, classes=None):
-    """What `learner.losses` gives, in its order, compiled as one program."""
-    losses = {}
+def losses_of(learners, outputs, classes=None):
+    """What `losses` of each learner gives, in its order, compiled as one program."""
+    losses = []
 
     @jax.jit
     def values(outputs):
-        losses.update(learner.losses(outputs, LABELS, classes))
-        return [loss.value for loss in losses.values()]
+        losses.extend(learner.losses(outputs, LABELS, classes) for learner in learners)
+        return [{name: loss.value for name, loss in found.items()} for found in losses]
 
-    found = map(np.asarray, values(outputs))
-    return {name: losses[name]._replace(value=value) for name, value in zip(losses, found)}
+    return [
+        {name: loss._replace(value=np.asarray(values[name])) for name, loss in found.items()}
+        for values, found in zip(values(outputs), losses)
+    ]
 
 
 @pytest.fixture(scope='module')
@@ -83,7 +85,7 @@ def test_losses_of_every_method_in_the_order_of_addition(outputs, method, preset
     """Float addition depends on the order, and a resumed run repeats every bit."""
     config = get_config(method, preset)
     learner, classes = fsar_jax.create_learner(config.model), np.array([6, 0, 3])
-    losses = losses_of(learner, outputs, classes)
+    [losses] = losses_of([learner], outputs, classes)
     assert list(losses) == list(expected)
     assert {name: loss.weight for name, loss in losses.items()} == expected
     prediction = fsar_jax.Prediction(outputs['temporal_matching'], outputs)
@@ -96,6 +98,30 @@ def test_losses_of_every_method_in_the_order_of_addition(outputs, method, preset
     np.testing.assert_allclose(
         jax.jit(lambda x: episode_loss(x, LABELS, config, classes))(prediction), by_hand, rtol=1e-6
     )
+
+
+def test_the_information_losses_are_weighted_and_counted_per_query(outputs):
+    def total(outputs, pair, reduction='sum'):
+        config = get_config('vim')
+        with config.unlocked():
+            config.model.sampler.intra_weight, config.model.matcher.inter_weight = pair
+            config.train.loss_reduction = reduction
+        prediction = fsar_jax.Prediction(outputs['temporal_matching'], outputs)
+        return episode_loss(prediction, LABELS, config)
+
+    @jax.jit
+    def totals(outputs):
+        weights = (0.0, 0.0), (1.0, 0.0), (2.0, 0.0), (0.0, 1.0), (2.0, 1.0)
+        return *(total(outputs, pair) for pair in weights), total(outputs, (1.0, 1.0), 'mean')
+
+    none, one, two, alignment, both, mean = map(float, totals(outputs))
+    assert abs(one - none) > 1e-4 and abs(alignment - none) > 1e-4
+    np.testing.assert_allclose(
+        [two - none, both - none],
+        [2 * (one - none), 2 * (one - none) + alignment - none],
+        rtol=1e-3,
+    )
+    np.testing.assert_allclose(mean, (one + alignment - none) / 4, rtol=1e-4)
 
 
 def test_classifiers_are_trained_on_training_classes_only(outputs):
@@ -121,20 +147,20 @@ def test_classifiers_are_trained_on_training_classes_only(outputs):
     ]
     for method, each in (('hyrsm', of_frames), ('mastaf', of_positions)):
         learner = fsar_jax.create_learner(get_config(method).model)
-        found = losses_of(learner, outputs, classes)['matcher/classifier'].value
-        np.testing.assert_allclose(found, np.mean(each), rtol=1e-5)
-        assert 'matcher/classifier' not in losses_of(learner, outputs)
+        [found] = losses_of([learner], outputs, classes)
+        np.testing.assert_allclose(found['matcher/classifier'].value, np.mean(each), rtol=1e-5)
+        assert 'matcher/classifier' not in losses_of([learner], outputs)[0]
 
 
 def test_which_variant_of_a_loss_counts_is_the_stages_own(outputs):
     learner = fsar_jax.create_learner(get_config('vim').model)
-    value = lambda learner, name: losses_of(learner, outputs)[name].value
-    of_code = learner.clone(matcher=learner.matcher.clone(inter_variant='code'))
-    assert value(of_code, 'matcher/L_inter') != value(learner, 'matcher/L_inter')
-    assert value(of_code, 'sampler/L_intra') == value(learner, 'sampler/L_intra')
-    of_code = learner.clone(sampler=learner.sampler.clone(variant='code'))
-    assert value(of_code, 'matcher/L_inter') == value(learner, 'matcher/L_inter')
-    assert value(of_code, 'sampler/L_intra') != value(learner, 'sampler/L_intra')
+    matcher = learner.clone(matcher=learner.matcher.clone(inter_variant='code'))
+    sampler = learner.clone(sampler=learner.sampler.clone(variant='code'))
+    whole, matcher, sampler = losses_of([learner, matcher, sampler], outputs)
+    assert matcher['matcher/L_inter'].value != whole['matcher/L_inter'].value
+    assert matcher['sampler/L_intra'].value == whole['sampler/L_intra'].value
+    assert sampler['matcher/L_inter'].value == whole['matcher/L_inter'].value
+    assert sampler['sampler/L_intra'].value != whole['sampler/L_intra'].value
 
 
 class Consistent(Stage):
@@ -154,7 +180,7 @@ class Consistent(Stage):
 def test_a_new_stage_brings_its_loss_and_its_schedule(outputs):
     learner = fsar_jax.create_learner(get_config('protonet').model)
     learner = learner.clone(frame_enrichment=Consistent(), backbone=backbones.Features())
-    losses = losses_of(learner, outputs)
+    [losses] = losses_of([learner], outputs)
     assert list(losses) == ['matcher/matching', 'frame_enrichment/margin']
     schedules = learner.schedules(10)
     assert list(schedules) == ['frame_enrichment']

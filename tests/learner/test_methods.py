@@ -100,7 +100,7 @@ def test_every_choice_has_a_row():
 )
 def method(request):
     """(config, learner, variables away from their trivial start, support [3, 2, 4, 4, 4, 32], query
-    [5, 4, 4, 4, 32], the compiled learner at test)."""
+    [5, 4, 4, 4, 32], the compiled learner at test, what it predicts of them)."""
     config = method_config(request.param)
     learner = fsar_jax.create_learner(config.model)
     rng = np.random.default_rng(0)
@@ -111,15 +111,15 @@ def method(request):
     variables = random_variables(learner, support, query)
     compiled = jax.jit(lambda v, s, q: learner.apply(v, s, q, train=False))
     run = lambda *inputs: jax.tree.map(np.asarray, compiled(*inputs))
-    return config, learner, variables, support, query, run
+    return config, learner, variables, support, query, run, run(variables, support, query)
 
 
 close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
 
 
 def test_classes_permute_and_shots_do_not_matter(method):
-    config, _, variables, support, query, run = method
-    logits = run(variables, support, query).logits
+    config, _, variables, support, query, run, whole = method
+    logits = whole.logits
     assert logits.shape == (5, 3) and logits.dtype == np.float32
     assert np.ptp(logits, axis=1).min() > 1e-3
     order = np.array([2, 0, 1])
@@ -130,17 +130,16 @@ def test_classes_permute_and_shots_do_not_matter(method):
 
 
 def test_a_query_does_not_see_the_other_queries(method):
-    *_, variables, support, query, run = method
+    *_, variables, support, query, run, whole = method
     others = np.concatenate([query[:2], query[:1], query[3:] * 2])
-    logits, changed = (run(variables, support, x).logits for x in (query, others))
+    logits, changed = whole.logits, run(variables, support, others).logits
     close(changed[:2], logits[:2])
     assert np.abs(changed[2:] - logits[2:]).max() > 1e-3
 
 
 @pytest.mark.slow
 def test_embed_then_match_is_the_whole(method):
-    _, learner, variables, support, query, run = method
-    whole = run(variables, support, query)
+    _, learner, variables, support, query, _, whole = method
     embed = jax.jit(lambda videos: learner.apply(variables, videos, train=False, method='embed'))
     s, q = embed(support.reshape(6, *query.shape[1:])), embed(query)
     assert all(len(x) == 5 for x in jax.tree.leaves(q))
@@ -152,7 +151,7 @@ def test_embed_then_match_is_the_whole(method):
 
 @pytest.mark.slow
 def test_gradients_are_finite_at_zero_distance_and_at_zero_features(method):
-    config, learner, variables, support, query, _ = method
+    config, learner, variables, support, query, *_ = method
     labels, classes = np.array([0, 1, 2, 0, 1]), np.array([6, 0, 3])
 
     @jax.jit
@@ -180,8 +179,8 @@ def test_gradients_are_finite_at_zero_distance_and_at_zero_features(method):
 
 @pytest.mark.slow
 def test_bfloat16_compute_stays_within_one_percent(method):
-    config, _, variables, support, query, run = method
-    exact = run(variables, support, query).logits
+    config, _, variables, support, query, _, whole = method
+    exact = whole.logits
     config = config.copy_and_resolve_references()
     config.model.dtype = 'bfloat16'
     rounded = jax.jit(fsar_jax.create_learner(config.model).apply)(variables, support, query).logits

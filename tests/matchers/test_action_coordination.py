@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_run import random_variables
 
 import fsar_jax
 from fsar_jax.matchers import ActionCoordination, Prototypes
@@ -73,9 +74,13 @@ def pair_layout(x):
 def test_masks_equal_published(published, assert_close_to_published, name):
     f = published(name)
     size, offsets = f.meta['resolution'], jnp.asarray(f.inputs['offsets'])
-    mask = jax.jit(lambda o: offset_mask(o, size, size))
-    assert_close_to_published(mask(offsets), f.outputs['mask'], 'mask')
-    gradient = jax.jit(jax.grad(lambda o: (mask(o) * f.cotangents['mask']).sum()))(offsets)
+
+    def weighted(offsets):
+        mask = offset_mask(offsets, size, size)
+        return (mask * f.cotangents['mask']).sum(), mask
+
+    gradient, mask = jax.jit(jax.grad(weighted, has_aux=True))(offsets)
+    assert_close_to_published(mask, f.outputs['mask'], 'mask')
     assert_close_to_published(gradient, f.gradients['offsets'], 'gradient')
 
 
@@ -85,17 +90,16 @@ def test_temporal_coordination_equals_published(published, assert_close_to_publi
     matcher, variables = ActionCoordination(), variables_of(f.weights)
     inputs = maps(f.inputs['support']), maps(f.inputs['query'])
 
-    @jax.jit
-    def run(variables, support, query):
+    def weighted(variables, support, query):
         support, _, moved, _ = matcher.apply(variables, support, query, method='coordinate_time')
-        return {
+        outputs = {
             'support': support,
             'query_aligned': pair_layout(query[:, None] + moved[:, :, :, None, None]),
         }
+        return sum((y * maps(f.cotangents[key])).sum() for key, y in outputs.items()), outputs
 
-    outputs = run(variables, *inputs)
-    total = lambda *x: sum((y * maps(f.cotangents[key])).sum() for key, y in run(*x).items())
-    gradients = jax.jit(jax.grad(total, (0, 1, 2)))(variables, *inputs)
+    weighted = jax.jit(jax.grad(weighted, (0, 1, 2), has_aux=True))
+    gradients, outputs = weighted(variables, *inputs)
     for key, value in outputs.items():
         assert_close_to_published(value, maps(f.outputs[key]), key)
     for key, value in zip(('support', 'query'), gradients[1:], strict=True):
@@ -108,9 +112,9 @@ def test_temporal_coordination_equals_published(published, assert_close_to_publi
         )
 
 
-@pytest.mark.parametrize('name', ['ta2n_sc_a', pytest.param('ta2n_sc_b', marks=pytest.mark.slow)])
-def test_spatial_coordination_equals_published(published, assert_close_to_published, name):
-    f = published(name)
+def published_space(f):
+    """A function (predictor, support, aligned query, train) → (outputs, what they update) with the
+    weights of the file, and its inputs."""
     matcher = ActionCoordination(perturbation=f.meta['perturb_delta'])
     variables = jax.tree.map(jnp.asarray, variables_of(f.weights))
     predictor = {collection: tree['offsets'] for collection, tree in variables.items()}
@@ -136,10 +140,19 @@ def test_spatial_coordination_equals_published(published, assert_close_to_publis
         }
         return outputs, updated
 
-    for train, prefix in ((False, ''), (True, 'bn_batch/')):
-        outputs, updated = jax.jit(run, static_argnums=3)(predictor, *inputs, train)
-        for key, value in outputs.items():
-            assert_close_to_published(value, f.outputs[prefix + key], prefix + key)
+    return run, (predictor, *inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['ta2n_sc_a', 'ta2n_sc_b'])
+def test_batch_statistics_of_the_offsets_equal_published(
+    published, assert_close_to_published, name
+):
+    f = published(name)
+    run, inputs = published_space(f)
+    outputs, updated = jax.jit(lambda *x: run(*x, True))(*inputs)
+    for key, value in outputs.items():
+        assert_close_to_published(value, f.outputs[f'bn_batch/{key}'], key)
     for ours, theirs in (('bn1', '1'), ('bn2', '5')):
         for leaf in ('mean', 'var'):
             assert_close_to_published(
@@ -148,8 +161,19 @@ def test_spatial_coordination_equals_published(published, assert_close_to_publis
                 leaf,
             )
 
-    total = lambda *x: sum((y * f.cotangents[key]).sum() for key, y in run(*x, False)[0].items())
-    gradients = jax.jit(jax.grad(total, (0, 1, 2)))(predictor, *inputs)
+
+@pytest.mark.parametrize('name', ['ta2n_sc_a', pytest.param('ta2n_sc_b', marks=pytest.mark.slow)])
+def test_spatial_coordination_equals_published(published, assert_close_to_published, name):
+    f = published(name)
+    run, inputs = published_space(f)
+
+    def weighted(*x):
+        outputs, _ = run(*x, False)
+        return sum((y * f.cotangents[key]).sum() for key, y in outputs.items()), outputs
+
+    gradients, outputs = jax.jit(jax.grad(weighted, (0, 1, 2), has_aux=True))(*inputs)
+    for key, value in outputs.items():
+        assert_close_to_published(value, f.outputs[key], key)
     assert_close_to_published(gradients[1], maps(f.gradients['support']), 'gradient of the support')
     assert_close_to_published(
         gradients[2], maps(f.gradients['query_aligned']), 'gradient of the query'
@@ -199,20 +223,18 @@ def test_prototypes_of_several_shots_equal_published(published, assert_close_to_
     matcher, variables = ActionCoordination(), variables_of(f.weights)
     by_class = lambda x: x.reshape(f.meta['way'], f.meta['shot'], *x.shape[1:])
     support = by_class(maps(f.inputs['support']))
-    run = jax.jit(
-        lambda support: matcher.apply(variables, support, support[:, 0], method='prototypes')[0]
-    )
-    assert_close_to_published(run(support), maps(f.outputs['prototype']), 'prototype')
-    cotangent = maps(f.cotangents['prototype'])
-    gradient = jax.jit(jax.grad(lambda x: (run(x) * cotangent).sum()))(support)
+
+    def weighted(support):
+        found, _ = matcher.apply(variables, support, support[:, 0], method='prototypes')
+        return (found * maps(f.cotangents['prototype'])).sum(), found
+
+    gradient, found = jax.jit(jax.grad(weighted, has_aux=True))(support)
+    assert_close_to_published(found, maps(f.outputs['prototype']), 'prototype')
     assert_close_to_published(gradient, by_class(maps(f.gradients['support'])), 'gradient')
 
 
-@pytest.mark.parametrize(
-    'name', ['ta2n_head_5shot_a', pytest.param('ta2n_head_1shot_a', marks=pytest.mark.slow)]
-)
-def test_head_equals_published(published, assert_close_to_published, name):
-    f = published(name)
+def published_head(f):
+    """A function (support, query) → (logits, loss) with the weights of the file, and its inputs."""
     config = fsar_jax.default_config()
     config.model.backbone.name = 'features'
     config.model.enrichment.temporal_transform = True
@@ -220,10 +242,26 @@ def test_head_equals_published(published, assert_close_to_published, name):
     learner, variables = fsar_jax.create_learner(config.model), from_torch(f.weights, config.model)
     support, query = f.support_by_class(maps(f.inputs['support'])), maps(f.inputs['query'])
 
-    @jax.jit
     def run(support, query):
         prediction = learner.apply(variables, support, query, train=False)
         return prediction.logits, episode_loss(prediction, f.inputs['query_labels'], config)
+
+    return run, (support, query)
+
+
+def test_logits_and_loss_of_the_head_equal_published(published, assert_close_to_published):
+    f = published('ta2n_head_5shot_a')
+    run, inputs = published_head(f)
+    logits, loss = jax.jit(run)(*inputs)
+    assert_close_to_published(logits, f.outputs['logits'][0], 'logits')
+    assert_close_to_published(loss, f.outputs['loss_sum'], 'loss')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['ta2n_head_1shot_a', 'ta2n_head_5shot_a'])
+def test_head_equals_published(published, assert_close_to_published, name):
+    f = published(name)
+    run, inputs = published_head(f)
 
     def weighted(support, query):
         logits, loss = run(support, query)
@@ -232,9 +270,7 @@ def test_head_equals_published(published, assert_close_to_published, name):
             loss,
         )
 
-    gradient, (logits, loss) = jax.jit(jax.grad(weighted, (0, 1), has_aux=True))(
-        jnp.asarray(support), query
-    )
+    gradient, (logits, loss) = jax.jit(jax.grad(weighted, (0, 1), has_aux=True))(*inputs)
     assert_close_to_published(logits, f.outputs['logits'][0], 'logits')
     assert_close_to_published(loss, f.outputs['loss_sum'], 'loss')
     assert_close_to_published(
@@ -281,8 +317,8 @@ def random_maps(way=3, shot=2, queries=5, length=4, size=4, channels=6):
 
 def started(matcher, support, query):
     """Variables whose offsets and batch statistics are not at their trivial start."""
-    variables = jax.jit(matcher.init)(jax.random.key(0), support, query)
-    rng = np.random.default_rng(0)
+    variables = random_variables(matcher, support, query)
+    rng = np.random.default_rng(1)
     move = lambda path, x: (
         np.asarray(x) + 0.3 * rng.normal(size=x.shape).astype(np.float32)
         if 'offset' in str(path[-2:])
@@ -385,7 +421,7 @@ def test_order_does_not_matter_without_space(temporal):
         matcher = ActionCoordination(
             temporal=temporal, spatial='none', order=order, variant='paper'
         )
-        variables = jax.jit(matcher.init)(jax.random.key(0), support, query)
+        variables = random_variables(matcher, support, query)
         run = jax.jit(partial(matcher.apply, train=True))
         logits, auxiliary = run(variables, support, query)
         assert auxiliary['aligned_frames'].shape == (5, 4, 3, 6) and auxiliary[

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_run import random_variables
 
 import fsar_jax
 from fsar_jax.matchers import AttentionFusion
@@ -56,8 +57,15 @@ def test_attention_equals_published(published, assert_close_to_published, name):
             'f2_cross': queries[:, None] * a['query_cross'][..., None],
         }, updated
 
-    for train, prefix in ((False, ''), (True, 'bn_batch/')):
-        outputs, updated = jax.jit(run, static_argnums=3)(variables, *inputs, train)
+    def weighted(*x):
+        outputs, _ = run(*x, False)
+        return sum(
+            (y * positions(f.cotangents[key][0])).sum() for key, y in outputs.items()
+        ), outputs
+
+    both = lambda *x: (jax.grad(weighted, (0, 1, 2), has_aux=True)(*x), run(*x, True))
+    (gradient, at_test), (training, updated) = jax.jit(both)(variables, *inputs)
+    for prefix, outputs in (('', at_test), ('bn_batch/', training)):
         for key, value in outputs.items():
             assert_close_to_published(value, positions(f.outputs[prefix + key][0]), prefix + key)
     for leaf in ('mean', 'var'):
@@ -67,10 +75,6 @@ def test_attention_equals_published(published, assert_close_to_published, name):
             leaf,
         )
 
-    total = lambda *x: sum(
-        (y * positions(f.cotangents[key][0])).sum() for key, y in run(*x, False)[0].items()
-    )
-    gradient = jax.jit(jax.grad(total, (0, 1, 2)))(variables, *inputs)
     assert_close_to_published(
         gradient[1], positions(f.gradients['f1'][0]), 'gradient of the classes'
     )
@@ -175,15 +179,14 @@ def test_alpha_adds_the_score_of_self_attention(episode):
 
 def test_without_the_residual_attention_is_a_distribution(episode):
     support, query = episode
-    run = lambda residual: jax.tree.map(
-        np.asarray,
-        jax.jit(
-            partial(AttentionFusion(kernel='mean', residual=residual).apply, method='attention')
-        )({}, support.mean(1), query),
-    )
-    for with_residual, without in zip(
-        jax.tree.leaves(run(True)), jax.tree.leaves(run(False)), strict=True
-    ):
+
+    @jax.jit
+    def run(*inputs):
+        matchers = (AttentionFusion(kernel='mean', residual=residual) for residual in (True, False))
+        return [matcher.apply({}, *inputs, method='attention') for matcher in matchers]
+
+    found = [map(np.asarray, jax.tree.leaves(x)) for x in run(support.mean(1), query)]
+    for with_residual, without in zip(*found, strict=True):
         np.testing.assert_allclose(without.sum(-1), 1.0, rtol=1e-5)
         np.testing.assert_allclose(with_residual, without + 1.0, rtol=1e-6)
 
@@ -192,14 +195,10 @@ def test_a_lone_query_skips_batch_norm_in_the_code_only(episode):
     support, query = episode
     for variant, alike in (('code', False), ('paper', True)):
         matcher = AttentionFusion(variant=variant)
-        variables = jax.jit(matcher.init)(jax.random.key(0), support, query)
-        variables = {
-            **variables,
-            'batch_stats': jax.tree.map(lambda x: np.asarray(x) + 0.5, variables['batch_stats']),
-        }
-        attention = jax.jit(partial(matcher.apply, method='attention'))
-        run = lambda q: np.asarray(attention(variables, support.mean(1), q)['query_self'])[0]
-        assert np.allclose(run(query), run(query[:1]), atol=1e-6) == alike
+        variables = random_variables(matcher, support, query)
+        attention = partial(matcher.apply, variables, support.mean(1), method='attention')
+        run = jax.jit(lambda *queries: [attention(q)['query_self'][0] for q in queries])
+        assert np.allclose(*run(query, query[:1]), atol=1e-6) == alike
 
 
 def slowly(support, query, fusion, alpha=1.0, temperature=0.025, scale=7.0):

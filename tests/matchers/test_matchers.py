@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_run import random_variables
 
 from fsar_jax.enrichment import VideoFeatures
 from fsar_jax.layers import TupleLinear, frame_tuples, norm, unit
@@ -34,16 +35,20 @@ def classify(matcher, params, support, query):
     return out[0] if isinstance(out, tuple) else out
 
 
-def start(matcher, frames, seed=0):
-    init = jax.jit(partial(matcher.init, method='project'))
-    return init(jax.random.key(seed), video_features(frames)).get('params', {})
+def start(matcher, frames):
+    return random_variables(matcher, video_features(frames), method='project').get('params', {})
 
 
 def check_parity(f, matcher, params, expected_gradients, assert_close):
     support, query = f.support_by_class(f.inputs['support']), f.inputs['query']
-    assert_close(classify(matcher, params, support, query), f.outputs['logits'], 'logits')
-    total = lambda p, s, q: (classify(matcher, p, s, q) * f.cotangents['logits']).sum()
-    gradient = jax.jit(jax.grad(total, (0, 1, 2)))(params, support, query)
+
+    def weighted(*x):
+        logits = classify(matcher, *x)
+        return (logits * f.cotangents['logits']).sum(), logits
+
+    weighted = jax.jit(jax.grad(weighted, (0, 1, 2), has_aux=True))
+    gradient, logits = weighted(params, support, query)
+    assert_close(logits, f.outputs['logits'], 'logits')
     assert_close(gradient[1], f.support_by_class(f.gradients['support']), 'gradient of the support')
     assert_close(gradient[2], f.gradients['query'], 'gradient of the query')
     jax.tree.map_with_path(
@@ -117,18 +122,15 @@ def test_prototypes_equal_published(published, assert_close_to_published, name):
             frames(query),
         )
 
-    assert_close_to_published(
-        jax.jit(logits)(support, query), f.outputs['logits'].reshape(len(query), -1), 'logits'
-    )
-
     def weighted(support, query):
         out = logits(support, query)
         loss = -jax.nn.log_softmax(out)[jnp.arange(len(query)), f.inputs['query_labels']].sum()
         return (out * f.cotangents['logits'].reshape(out.shape)).sum() + loss * f.cotangents[
             'loss_sum'
-        ]
+        ], out
 
-    gradient = jax.jit(jax.grad(weighted, (0, 1)))(support, query)
+    gradient, out = jax.jit(jax.grad(weighted, (0, 1), has_aux=True))(support, query)
+    assert_close_to_published(out, f.outputs['logits'].reshape(len(query), -1), 'logits')
     assert_close_to_published(
         gradient[0], f.support_by_class(f.gradients['support']), 'gradient of the support'
     )
@@ -143,16 +145,16 @@ def test_mean_frame_prototypes_equal_published(published, assert_close_to_publis
         'logits_cosine': 'mean_cosine',
         'logits_squared_euclidean': 'mean_squared_euclidean',
     }
-    weighted = lambda s, q: sum(
-        (classify(Prototypes(ours), {}, s, q) * f.cotangents[theirs]).sum()
-        for theirs, ours in distances.items()
-        if theirs in f.cotangents
-    )
-    for theirs, ours in distances.items():
-        assert_close_to_published(
-            classify(Prototypes(ours), {}, support, query), f.outputs[theirs], theirs
-        )
-    gradient = jax.jit(jax.grad(weighted, (0, 1)))(support, query)
+
+    def weighted(*x):
+        found = {theirs: classify(Prototypes(ours), {}, *x) for theirs, ours in distances.items()}
+        return sum(
+            (found[theirs] * cotangent).sum() for theirs, cotangent in f.cotangents.items()
+        ), found
+
+    gradient, found = jax.jit(jax.grad(weighted, (0, 1), has_aux=True))(support, query)
+    for theirs in distances:
+        assert_close_to_published(found[theirs], f.outputs[theirs], theirs)
     assert_close_to_published(
         gradient[0], f.support_by_class(videos(f.gradients['support'])), 'gradient of the support'
     )
@@ -175,11 +177,11 @@ def test_paper_distance_is_not_squared_and_is_summed_over_cardinalities():
     params = start(code, query)
     way, T = 4, {2: 10, 3: 10}
     expected = np.zeros((6, way))
-    project = lambda videos: jax.tree.map(
-        np.asarray,
-        jax.jit(partial(paper.apply, method='project'))({'params': params}, video_features(videos)),
+    project = lambda videos: paper.apply(
+        {'params': params}, video_features(videos), method='project'
     )
-    q, s = project(query), project(support.reshape(-1, *support.shape[2:]))
+    projected = jax.jit(lambda *videos: [project(x) for x in videos])
+    q, s = jax.tree.map(np.asarray, projected(query, support.reshape(-1, *support.shape[2:])))
     for w in (2, 3):
         qk, qv = q[f'cardinality_{w}']['keys'], q[f'cardinality_{w}']['values']
         sk, sv = (s[f'cardinality_{w}'][k].reshape(way, -1, 12) for k in ('keys', 'values'))
@@ -194,7 +196,7 @@ def test_tuple_map_equals_the_concatenated_one():
     frames = np.random.default_rng(0).normal(size=(2, 6, 5)).astype(np.float32)
     for cardinality in (1, 2, 3, 4):
         module = TupleLinear(7, cardinality)
-        variables = jax.jit(module.init)(jax.random.key(1), frames)
+        variables = random_variables(module, frames)
         tuples = frame_tuples(6, cardinality)
         concatenated = frames[:, tuples].reshape(2, len(tuples), -1)
         expected = concatenated @ np.asarray(variables['params']['kernel']) + np.asarray(

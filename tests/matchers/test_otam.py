@@ -4,7 +4,6 @@ edges of float32."""
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,37 +17,30 @@ from fsar_jax.training.losses import episode_loss
 @pytest.mark.parametrize('name', ['otam_distance_a', 'otam_distance_b'])
 def test_ordered_alignment_equals_published(published, assert_close_to_published, name):
     f = published(name)
+    cost = lambda d: ordered_alignment(d, f.meta['lambda'])
 
-    @jax.jit
-    def both(d):
-        cost = lambda d: ordered_alignment(d, f.meta['lambda'])
-        return {'query_to_support': cost(d), 'support_to_query': cost(d.swapaxes(-1, -2))}
+    def weighted(d):
+        costs = {'query_to_support': cost(d), 'support_to_query': cost(d.swapaxes(-1, -2))}
+        return sum((cost * f.cotangents[k]).sum() for k, cost in costs.items()), costs
 
-    distances = jnp.asarray(f.inputs['dists'])
-    for direction, cost in both(distances).items():
-        assert_close_to_published(cost, f.outputs[direction], direction)
-    gradient = jax.jit(
-        jax.grad(lambda d: sum((cost * f.cotangents[k]).sum() for k, cost in both(d).items()))
-    )(distances)
+    gradient, costs = jax.jit(jax.grad(weighted, has_aux=True))(f.inputs['dists'])
+    for direction, found in costs.items():
+        assert_close_to_published(found, f.outputs[direction], direction)
     assert_close_to_published(gradient, f.gradients['dists'], 'gradient')
 
 
 def test_soft_dtw_equals_published(published, assert_close_to_published):
     f = published('softdtw_a')
 
-    @jax.jit
-    def run(x, y):
+    def weighted(x, y):
         d = 1.0 - frame_cosine('pxd,pyd->pxy', x, y)
-        return 0.5 * (
-            soft_dtw(d, f.meta['gamma']) + soft_dtw(d.swapaxes(-1, -2), f.meta['gamma'])
-        ), d
+        cost = 0.5 * (soft_dtw(d, f.meta['gamma']) + soft_dtw(d.swapaxes(-1, -2), f.meta['gamma']))
+        return (cost * f.cotangents['distance'][:, 0]).sum(), (cost, d)
 
-    x, y = jnp.asarray(f.inputs['x']), jnp.asarray(f.inputs['y'])
-    cost, distances = run(x, y)
+    weighted = jax.jit(jax.grad(weighted, (0, 1), has_aux=True))
+    gradient, (cost, distances) = weighted(f.inputs['x'], f.inputs['y'])
     assert_close_to_published(distances, f.outputs['frame_distance'], 'frame distance')
     assert_close_to_published(cost, f.outputs['distance'][:, 0], 'distance')
-    total = lambda x, y: (run(x, y)[0] * f.cotangents['distance'][:, 0]).sum()
-    gradient = jax.jit(jax.grad(total, (0, 1)))(x, y)
     assert_close_to_published(gradient[0], f.gradients['x'], 'gradient of x')
     assert_close_to_published(gradient[1], f.gradients['y'], 'gradient of y')
 
@@ -67,20 +59,15 @@ def test_learner_equals_published(published, assert_close_to_published, name):
     frames = lambda x: x.reshape(-1, 8, 1, 1, x.shape[1])
     support, query = f.support_by_class(frames(f.inputs['support'])), frames(f.inputs['query'])
 
-    @jax.jit
-    def run(support, query):
+    def weighted(support, query):
         prediction = learner.apply(variables, support, query, train=False)
-        return prediction.logits, episode_loss(prediction, f.inputs['query_labels'], config)
+        loss = episode_loss(prediction, f.inputs['query_labels'], config)
+        total = (prediction.logits * f.cotangents['logits']).sum() + loss * f.cotangents['loss']
+        return total, (prediction.logits, loss)
 
-    logits, loss = run(support, query)
+    gradient, (logits, loss) = jax.jit(jax.grad(weighted, (0, 1), has_aux=True))(support, query)
     assert_close_to_published(logits, f.outputs['logits'], 'logits')
     assert_close_to_published(loss, f.outputs['loss'], 'loss')
-
-    def weighted(support, query):
-        logits, loss = run(support, query)
-        return (logits * f.cotangents['logits']).sum() + loss * f.cotangents['loss']
-
-    gradient = jax.jit(jax.grad(weighted, (0, 1)))(support, query)
     assert_close_to_published(
         gradient[0], f.support_by_class(frames(f.gradients['support'])), 'gradient of the support'
     )
@@ -131,17 +118,16 @@ def slow_drop_dtw(d, smoothness, keep, drop=None):
 @pytest.mark.parametrize('smoothness', [0.1, 1.0])
 def test_alignments_equal_loops_over_the_cells(shape, smoothness):
     distances = np.random.default_rng(0).uniform(0, 2, (3, *shape))
+    alignments = (
+        partial(ordered_alignment, smoothness=smoothness),
+        partial(drop_dtw, smoothness=smoothness, keep=0.3),
+    )
+    ordered, dropping = jax.jit(lambda d: [align(d) for align in alignments])(distances)
     np.testing.assert_allclose(
-        jax.jit(partial(ordered_alignment, smoothness=smoothness))(distances),
-        [slow_ordered_alignment(d, smoothness) for d in distances],
-        rtol=1e-4,
-        atol=1e-4,
+        ordered, [slow_ordered_alignment(d, smoothness) for d in distances], rtol=1e-4, atol=1e-4
     )
     np.testing.assert_allclose(
-        jax.jit(partial(drop_dtw, smoothness=smoothness, keep=0.3))(distances),
-        [slow_drop_dtw(d, smoothness, 0.3) for d in distances],
-        rtol=1e-4,
-        atol=1e-4,
+        dropping, [slow_drop_dtw(d, smoothness, 0.3) for d in distances], rtol=1e-4, atol=1e-4
     )
 
 

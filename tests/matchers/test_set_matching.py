@@ -1,11 +1,10 @@
 """HyRSM: the published heads with both losses, and slow sets."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_run import random_variables
 
 import fsar_jax
 from fsar_jax.matchers import SetMatching
@@ -40,24 +39,33 @@ def test_head_equals_published(published, assert_close_to_published, name):
     labels = f.inputs['query_labels']
     np.testing.assert_array_equal(real[labels], f.inputs['real_query_labels'])
 
+    def related(variables, support, query):
+        embed = lambda videos: learner.apply(variables, videos, method='embed')['temporal_matching']
+        return SetMatching(f.meta['heads']).apply(
+            {'params': variables['params']['matcher']},
+            embed(support.reshape(-1, *query.shape[1:])).reshape(*support.shape[:3], -1),
+            embed(query),
+            method='relate',
+        )
+
     def run(variables, support, query):
         prediction = learner.apply(variables, support, query, train=False)
         return (
             prediction,
             episode_loss(prediction, labels, config, jnp.asarray(real)),
             episode_loss(prediction, labels, config),
+            related(variables, support, query),
         )
 
     def weighted(*inputs):
-        prediction, loss, _ = outputs = run(*inputs)
+        prediction, loss, *_ = outputs = run(*inputs)
         return (prediction.logits * f.cotangents['logits']).sum() + loss * f.cotangents[
             'loss'
         ], outputs
 
     inputs = variables, jnp.asarray(support), jnp.asarray(query)
-    gradient, (prediction, loss, matching_loss) = jax.jit(
-        jax.grad(weighted, (0, 1, 2), has_aux=True)
-    )(*inputs)
+    weighted = jax.jit(jax.grad(weighted, (0, 1, 2), has_aux=True))
+    gradient, (prediction, loss, matching_loss, (s, q)) = weighted(*inputs)
     assert_close_to_published(prediction.logits, f.outputs['logits'], 'logits')
     assert_close_to_published(matching_loss, f.outputs['loss_fewshot'], 'loss of the matching')
     assert_close_to_published(loss, f.outputs['loss'], 'loss')
@@ -72,17 +80,6 @@ def test_head_equals_published(published, assert_close_to_published, name):
         prediction.auxiliary['query_classes'], classes[videos:], 'query classes'
     )
 
-    @jax.jit
-    def related(variables, support, query):
-        embed = lambda videos: learner.apply(variables, videos, method='embed')['temporal_matching']
-        return SetMatching(f.meta['heads']).apply(
-            {'params': variables['params']['matcher']},
-            embed(support.reshape(-1, *query.shape[1:])).reshape(*support.shape[:3], -1),
-            embed(query),
-            method='relate',
-        )
-
-    s, q = related(*inputs)
     assert_close_to_published(s[:, :, 0], f.outputs['support_features'], 'support features')
     assert_close_to_published(q, f.outputs['query_features'], 'query features')
 
@@ -120,11 +117,10 @@ def test_paper_sets_are_matched_by_the_mean_nearest_frame_of_each_shot():
     rng = np.random.default_rng(0)
     support, query = (rng.normal(size=s).astype(np.float32) for s in ((3, 2, 4, 8), (5, 4, 8)))
     matcher = SetMatching(heads=2, variant='paper')
-    params = jax.jit(matcher.init)(jax.random.key(1), support, query)
-    s, q = jax.jit(partial(matcher.apply, method='relate'))(params, support, query)
+    params = random_variables(matcher, support, query)
+    both = lambda *x: (*matcher.apply(*x, method='relate'), matcher.apply(*x)[0])
+    s, q, logits = map(np.asarray, jax.jit(both)(params, support, query))
     assert s.shape == (5, 3, 2, 4, 8)
-    logits, _ = jax.jit(matcher.apply)(params, support, query)
-    logits, q, s = map(np.asarray, (logits, q, s))
     for i, c in ((0, 0), (4, 2), (2, 1)):
         expected = 0.0
         for shot in range(2):

@@ -70,11 +70,20 @@ def blank(features, monkeypatch):
     return fsar_jax.Recognizer
 
 
-@pytest.fixture
-def fitted(blank):
-    """Classes of 3, 1 and 2 examples."""
+@pytest.fixture(scope='module')
+def fitted_once(features):
     counts = {'red': 3, 'green': 1, 'blue': 2}
-    return blank().fit({name: [clip_of(name, i) for i in range(n)] for name, n in counts.items()})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recognizer, 'load_model', lambda workdir: features)
+        return fsar_jax.Recognizer().fit(
+            {name: [clip_of(name, i) for i in range(n)] for name, n in counts.items()}
+        )
+
+
+@pytest.fixture
+def fitted(blank, fitted_once):
+    """Classes of 3, 1 and 2 examples. A copy: a test may add to it."""
+    return fitted_once.copy()
 
 
 # ── The same numbers as an evaluation ─────────────────────────────────────────────────────────────
@@ -113,7 +122,7 @@ def files(tmp_path_factory):
     [
         ('protonet', {}),
         ('strm', {'data.sampling': 'uniform', 'episode.image_size': 28}),
-        ('hyrsm', {'model.matcher.heads': 4}),
+        pytest.param('hyrsm', {'model.matcher.heads': 4}, marks=pytest.mark.slow),
     ],
 )
 def test_logits_are_those_of_an_evaluation_of_the_same_clips(files, monkeypatch, method, changes):
@@ -244,7 +253,7 @@ def test_adding_and_removing_embeds_nothing_again(fitted, blank, monkeypatch):
     np.testing.assert_allclose(fitted.predict_proba(query), fresh.predict_proba(query), rtol=1e-5)
 
 
-@pytest.mark.parametrize('method', [None, 'strm'])
+@pytest.mark.parametrize('method', [None, pytest.param('strm', marks=pytest.mark.slow)])
 def test_what_is_saved_gives_the_same_answers(fitted, monkeypatch, tmp_path, method):
     if method:
         model = model_of(tiny_config(method, width=8))
@@ -350,6 +359,7 @@ def run(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_the_model_of_a_run_is_that_of_its_exported_file(run, tmp_path):
     export.main([f'--workdir={run}', f'--out={tmp_path}/trm.safetensors'])
     trained, exported = map(fsar_jax.Recognizer, (run, tmp_path / 'trm.safetensors'))
@@ -362,9 +372,12 @@ def test_the_model_of_a_run_is_that_of_its_exported_file(run, tmp_path):
     assert loaded.model.source == str(run) and loaded.classes == tuple(COLOURS)
 
 
-def test_clips_are_stored_as_those_of_the_runs_dataset(run, tiny_data):
-    """The built dataset says how; where it is gone, results.json does."""
+@pytest.mark.slow
+def test_where_the_dataset_is_gone_results_json_says_how_its_clips_were_stored(run):
     assert models.load_model(run).records == RecordSettings(short_side=48, min_frames=1)
+
+
+def test_clips_are_stored_as_those_of_the_runs_dataset(tiny_data):
     config = tiny_config('trm', {'data.dir': str(tiny_data)})
     assert models._records_of(config, {'short_side': 48}).short_side == 32
     config = tiny_config('trm', {'data.dir': '/nowhere'})

@@ -99,12 +99,12 @@ def test_generator_equals_published(published, assert_close_to_published, name):
             'bias': theta[outputs:],
         }
 
-    inputs = jnp.asarray(f.inputs['task_feature']), jnp.asarray(f.inputs['noise'])
-    ours = jax.jit(outputs_of)(params, *inputs)
-    total = lambda *x: sum(
-        (outputs_of(*x)[key] * y.ravel()).sum() for key, y in f.cotangents.items()
-    )
-    gradients = jax.jit(jax.grad(total, (0, 1, 2)))(params, *inputs)
+    def weighted(*x):
+        outputs = outputs_of(*x)
+        return sum((outputs[key] * y.ravel()).sum() for key, y in f.cotangents.items()), outputs
+
+    weighted = jax.jit(jax.grad(weighted, (0, 1, 2), has_aux=True))
+    gradients, ours = weighted(params, f.inputs['task_feature'], f.inputs['noise'])
     for key in f.cotangents:
         assert_close_to_published(ours[key], f.outputs[key].ravel(), key)
     assert_close_to_published(
@@ -220,31 +220,13 @@ def test_selector_equals_published(published, assert_close_to_published, name):
     ],
 )
 def test_an_episode_in_training(changes):
-    """Shapes; a query's frames depend on the support and on itself, not on another query; every
-    parameter has a gradient."""
+    """Shapes; a query's frames depend on the support and on itself, not on another query."""
     sampler = tiny(**changes)
     support, query = episode()
     drawn = variables(sampler)
-
-    @jax.jit
-    def apply(support, query):
-        def total(params):
-            outputs = sampler.apply(
-                {**drawn, 'params': params},
-                support,
-                query,
-                True,
-                method=run,
-                rngs={'sampler': jax.random.key(1)},
-            )
-            return jnp.square(outputs[0]).mean() + (
-                outputs[1] * jnp.linspace(0.0, 1.0, 20)[:, None]
-            ).mean(), outputs
-
-        gradients, outputs = jax.grad(total, has_aux=True)(drawn['params'])
-        return *outputs, gradients
-
-    frames, of_query, auxiliary, gradients = jax.tree.map(np.asarray, apply(support, query))
+    rngs = {'sampler': jax.random.key(1)}
+    apply = jax.jit(lambda *x: sampler.apply(drawn, *x, True, method=run, rngs=rngs))
+    frames, of_query, auxiliary = jax.tree.map(np.asarray, apply(support, query))
     assert frames.shape == (2, 2, 3, 20, 20, 3) and of_query.shape == (3, 3, 20, 20, 3)
     assert auxiliary['support_indices'].shape == (2, 2, 3) and auxiliary['query_scores'].shape == (
         3,
@@ -253,13 +235,8 @@ def test_an_episode_in_training(changes):
     assert auxiliary['query_dense_features'].shape == (3, 8) and auxiliary[
         'support_selected_features'
     ].shape == (2, 2, 8)
-    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
-        assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0, jax.tree_util.keystr(
-            path
-        )
-
     changed = np.concatenate([query[:2], 255 - query[2:]])
-    _, of_query2, auxiliary2, _ = jax.tree.map(np.asarray, apply(support, changed))
+    _, of_query2, auxiliary2 = jax.tree.map(np.asarray, apply(support, changed))
     np.testing.assert_array_equal(of_query[:2], of_query2[:2])
     for name in auxiliary:
         if name.startswith('query'):
@@ -268,6 +245,31 @@ def test_an_episode_in_training(changes):
 
     task = apply(np.concatenate([255 - support[:1], support[1:]]), query)[2]
     assert np.abs(auxiliary['query_scores'] - task['query_scores']).max() > 1e-6  # the task matters
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('changes', [dict(variant='paper'), dict(variant='code', spatial='crop')])
+def test_every_parameter_has_a_gradient(changes):
+    sampler = tiny(**changes)
+    drawn = variables(sampler)
+    ramp = np.linspace(0.0, 1.0, 20, dtype=np.float32)[:, None]
+
+    @jax.jit
+    @jax.grad
+    def gradients_of(params):
+        of_support, of_query, _ = sampler.apply(
+            {**drawn, 'params': params},
+            *episode(),
+            True,
+            method=run,
+            rngs={'sampler': jax.random.key(1)},
+        )
+        return jnp.square(of_support).mean() + (of_query * ramp).mean()
+
+    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients_of(drawn['params'])):
+        assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0, jax.tree_util.keystr(
+            path
+        )
 
 
 def test_at_test_frames_are_picked_exactly():
@@ -311,14 +313,18 @@ def test_one_strategy_for_all_tasks():
     np.testing.assert_array_equal(moved[::-1], frames)
 
 
-def test_sampler_off():
-    """temporal=False and at_test=False take evenly spaced frames, the latter without
-    amplification."""
+@pytest.mark.slow
+def test_off_at_test_it_takes_evenly_spaced_frames_as_they_are():
     support, query = episode()
-    even = query[:, [0, 3, 6]]
     sampler = tiny(at_test=False)
     frames = jax.jit(lambda v: sampler.apply(v, support, query, method=run)[1])(variables(sampler))
-    np.testing.assert_array_equal(frames, even)
+    np.testing.assert_array_equal(frames, query[:, [0, 3, 6]])
+
+
+@pytest.mark.slow
+def test_without_a_choice_in_time_it_amplifies_evenly_spaced_frames():
+    support, query = episode()
+    even = query[:, [0, 3, 6]]
     sampler = tiny(temporal=False, adaptive=False)
     drawn = variables(sampler)
     assert set(drawn['params']) == {'scan_network'}

@@ -77,6 +77,7 @@ def test_a_build_does_not_go_on_with_another_decoder(tmp_path, another_decoder):
     assert not any((directory / name).stat().st_ino == number for name, number in before.items())
 
 
+@pytest.mark.slow
 def test_slices_of_two_decoders_are_not_put_together(tmp_path, another_decoder):
     run(tmp_path, '--shards=0/2')
     another_decoder(True)
@@ -98,6 +99,7 @@ def test_slices_of_two_decoders_are_not_put_together(tmp_path, another_decoder):
     )
 
 
+@pytest.mark.slow
 def test_shards_that_do_not_say_what_made_them_are_made_again(tmp_path):
     run(tmp_path, '--shards=0/1')
     folder = tmp_path / NAME / 'incomplete'

@@ -108,11 +108,13 @@ def test_the_truth_follows_dropped_and_resized_frames():
         np.testing.assert_allclose(record['boxes'], clip.boxes[kept] / 2)
 
 
+@pytest.mark.slow
 def test_one_process_or_two_the_bytes_are_the_same(small, tmp_path):
     directory = run(tmp_path, *SMALL, '--clips_per_class=2', processes=2)
     assert records_of(directory) == records_of(small / 'synthetic_actions' / 'misaligned' / '1.0.0')
 
 
+@pytest.mark.slow
 def test_the_seed_and_the_config_change_the_clips(small, tmp_path):
     original = open_dataset('synthetic_actions/misaligned', small, 'val').read(0)['frames']
     run(tmp_path, *SMALL, '--clips_per_class=1', '--seed=1')
@@ -130,6 +132,7 @@ def test_what_is_built_is_not_built_again(small, capsys):
         run(small, *SMALL)
 
 
+@pytest.mark.slow
 def test_no_tensorflow_in_a_build_and_a_read(tmp_path):
     program = f"""
 import sys
@@ -173,6 +176,7 @@ def is_running(pid):
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='looks at /proc')
 def test_a_killed_build_leaves_no_process_and_is_done_again(tmp_path):
     flags = ['--dataset=synthetic_actions/misaligned', f'--dir={tmp_path}', *SMALL]

@@ -287,7 +287,10 @@ def test_full_dicts_of_the_alignment_methods_fill_the_learner(method, backbone, 
     np.testing.assert_array_equal(found, plain[place[0]].transpose(place[2]))
 
 
-@pytest.mark.parametrize('method', ['otam', 'hyrsm', 'ta2n', 'mastaf'])
+@pytest.mark.parametrize(
+    'method',
+    ['hyrsm', 'mastaf', *(pytest.param(x, marks=pytest.mark.slow) for x in ('otam', 'ta2n'))],
+)
 def test_any_published_stages_together_fill_the_learner(method):
     """A matcher of one code with the enrichments of others, each from its own names."""
     model = tiny_config(method).model

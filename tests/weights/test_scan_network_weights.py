@@ -122,7 +122,9 @@ def back_to_torch(variables):
     return arrays
 
 
-@pytest.mark.parametrize('name', PUBLISHED)
+@pytest.mark.parametrize(
+    'name', [pytest.param(x, marks=[pytest.mark.slow] * (x == 'mobilenet_v2')) for x in PUBLISHED]
+)
 def test_round_trip(name, caplog):
     weights = drawn(PUBLISHED[name])
     with caplog.at_level(logging.WARNING):
