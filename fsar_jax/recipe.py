@@ -33,6 +33,22 @@ def of_preset(preset: str) -> tuple[str, int | None]:
     return found[1], int(found[2]) if found[2] else None
 
 
+def note_on_shots(preset: str, shot: int) -> str:
+    """What to say where a run takes the recipe of a preset for another number of shots; '' for
+    nothing.
+
+    Args:
+      preset: as on the command line, 'ssv2' or 'trx-ssv2'; of a config of your own, any text.
+      shot: config.episode.shot.
+    """
+    if preset.rpartition('-')[2] not in PRESETS or shot == 5 or shot > 10:
+        return ''
+    return (
+        f"note: the recipe of the preset '{preset}' is for 5 shots, and episode.shot={shot}: the "
+        f"preset '{preset}-{shot}shot' has one for {shot}"
+    )
+
+
 def published_recipe(
     config: ml_collections.ConfigDict,
     preset: str,

@@ -4,6 +4,7 @@ A preset holds these values and, but for memory and speed, changes nothing else.
 """
 
 import functools
+import re
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from tiny_run import REPOSITORY, get_config
 
 from fsar_jax.config import SETTINGS, default_config, validate
+from fsar_jax.recipe import note_on_shots
 from fsar_jax.training.state import learning_rate_schedule
 
 # TRX and STRM, whose recipe all presets share: STRM Sec. 4 and supplement; rows S13 to S21.
@@ -459,3 +461,22 @@ def test_the_rate_of_ta2n_as_printed():
     rate = np.asarray(jax.vmap(at)(np.arange(5000)), np.float64)
     assert rate[0] == np.float32(1e-3) and rate[-1] == pytest.approx(1e-3 * 0.5**39, rel=1e-3)
     assert rate[: 50 * 25].sum() / rate.sum() == pytest.approx(1 - 2**-10, abs=1e-6)
+
+
+def test_shots_that_are_changed_by_hand_are_noted():
+    """The recipe of a preset without a number of shots is for 5."""
+    said = note_on_shots('trx-ssv2', 1)
+    assert said == (
+        "note: the recipe of the preset 'trx-ssv2' is for 5 shots, and episode.shot=1: the preset "
+        "'trx-ssv2-1shot' has one for 1"
+    )
+    assert get_config('vim', 'trx-ssv2-1shot').episode.shot == 1
+    assert get_config('trx', 'ssv2').episode.shot == 5
+    for preset, shot in (('ssv2', 5), ('ssv2-1shot', 1), ('', 1), ('trx', 1), ('mine', 1)):
+        assert note_on_shots(preset, shot) == ''
+
+
+def test_every_preset_is_named_in_the_docs():
+    page = (REPOSITORY / 'docs/how_it_works.md').read_text()
+    for name in (*PRESETS, 'ssv2-1shot', 'ssv2-1shot-dense'):
+        assert re.search(rf'[`:]{name}`', page), name

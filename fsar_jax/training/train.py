@@ -25,6 +25,7 @@ from fsar_jax.messages import listed, printable
 from fsar_jax.plan import resolved_plan
 from fsar_jax.processes import print_once
 from fsar_jax.progress import MetricWriter, Progress
+from fsar_jax.recipe import note_on_shots
 from fsar_jax.stages import frames_read
 from fsar_jax.stopping import finish_first
 from fsar_jax.training.checkpoints import Checkpoints
@@ -108,6 +109,8 @@ def train_and_evaluate(
     list_hash = hash_of_list(test_set, config)  # also checks the file, if there is one
     datasets = [dataset for dataset in (train_set, val_set, test_set) if dataset is not None]
     print_once(resolved_plan(config, 'train', runtime_summary(config, mesh, datasets)))
+    if note := note_on_shots(preset, config.episode.shot):
+        print_once(note)
 
     # ── Model and state ───────────────────────────────────────────────────────────────────────────
     config = with_training_classes(config, train_set)
