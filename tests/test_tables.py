@@ -11,7 +11,7 @@ from tiny_run import REPOSITORY, TinyScan
 from fsar_jax import create_learner, samplers, sweep
 from fsar_jax.config import SETTINGS, settings_by_key, validate
 from fsar_jax.evaluation.paper_tables import TABLES, read_tables, rows_of
-from fsar_jax.stages import frames_read
+from fsar_jax.stages import build_stages, frames_read
 
 
 @functools.cache
@@ -82,9 +82,10 @@ def parts(config):
     }
     pick = lambda start: {key: model[key] for key in model if key.startswith(start)}
     backbone, of_scan = pick('model.backbone.'), pick('model.sampler.scan_')
-    size = {'frames': config.episode.frames, 'image_size': config.episode.image_size}
     rest = {key: value for key, value in model.items() if key not in backbone | of_scan}
-    return tuple(json.dumps(x) for x in (backbone | size, of_scan, rest | {'L': size['frames']}))
+    clips = build_stages(config.model)['backbone'].takes_clips
+    size = config.episode.image_size, config.episode.frames if clips else None
+    return tuple(map(json.dumps, ([backbone, size], of_scan, [rest, config.episode.frames])))
 
 
 def trace(config):
@@ -102,35 +103,35 @@ def trace(config):
 SMALL = 'shufflenet_v2_small'  # which no paper has
 
 
-def between_small_networks(config):
-    """The same model with a backbone and a scan network that are traced fast."""
+def behind_small_networks(config, scan):
+    """The same model with a backbone that is traced fast and, with `scan`, such a scan network."""
     config = config.copy_and_resolve_references()
     config.model.backbone.update(name='resnet_small', batch_norm_groups=1, remat=False)
-    config.model.sampler.update(scan_network=SMALL, scan_size=32)
     config.episode.image_size = 64
+    if scan:
+        config.model.sampler.update(scan_network=SMALL, scan_size=32)
     return config
 
 
 @pytest.mark.slow
 def test_the_model_of_every_command_can_be_built(monkeypatch):
-    """Each distinct backbone and scan network once, within the first method that has it; all that
-    is around them once for each of its shapes, between small networks."""
+    """Each distinct backbone and scan network once, in the first command that has it; all that is
+    around them once for each of its shapes, with small networks."""
     create = samplers.create_scan_network
     monkeypatch.setattr(
         samplers,
         'create_scan_network',
         lambda name, **how: TinyScan() if name == SMALL else create(name, **how),
     )
-    seen, traced = set(), {}
+    seen = set()
     for row, config in commands().items():
         backbone, of_scan, rest = parts(config)
-        if {backbone, of_scan} - seen:
-            traced[row] = config
-        elif rest not in seen:
-            traced[row] = between_small_networks(config)
-        seen |= {backbone, of_scan, rest}
-    for row, config in traced.items():
+        if {backbone, of_scan, rest} <= seen:
+            continue
+        if backbone in seen:
+            config = behind_small_networks(config, of_scan in seen)
         try:
             trace(config)
         except Exception as error:
             raise AssertionError(f'{row.name}: {error}') from error
+        seen |= {backbone, of_scan, rest}
