@@ -23,7 +23,7 @@ from fsar_jax.analysis.misalignment import (
     stored_positions,
     temporal_overlap,
 )
-from fsar_jax.analysis.selection import box_share, share_inside
+from fsar_jax.analysis.selection import box_share, saliency_density, share_inside
 from fsar_jax.data import loader
 from fsar_jax.data.dataset import Videos
 from fsar_jax.data.episodes import Episodes, jitter_generator, jitter_seed
@@ -163,6 +163,8 @@ def selection_measures(
     Returns:
       dict, the last two where the records hold the truth:
         places: how often each of the M frames is chosen, a share.
+        saliency_density: of a sampler that amplifies, the mean `saliency_density` of the chosen
+          frames.
         inside_action: share of frames inside the true action. Of the 'chosen' ones; of
           'evenly_spaced' ones, as without a sampler; and of those that the sampler chose
           'of_another_clip', of the episode before, which is what its habit is worth without looking
@@ -177,6 +179,9 @@ def selection_measures(
     found: dict[str, Any] = {
         'places': (np.bincount(chosen.ravel(), minlength=dense) / chosen[..., 0].size).tolist()
     }
+    saliency = of_clips(auxiliary, 'saliency')
+    if saliency is not None:
+        found['saliency_density'] = float(saliency_density(saliency).mean())
     if truth is None:
         return found
     inside = lambda indices: share_inside(truth.stored(config, indices), truth.start, truth.end)
@@ -186,7 +191,6 @@ def selection_measures(
         'evenly_spaced': share_inside(even, truth.start, truth.end),
         'of_another_clip': inside(np.roll(chosen, 1, axis=0)) if len(chosen) > 1 else None,
     }
-    saliency = of_clips(auxiliary, 'saliency')
     if saliency is not None:
         size, sampler = config.episode.image_size, create_learner(config.model).sampler
         boxes = truth.boxes(config, truth.stored(config, chosen))  # [E, clips, T, 4]

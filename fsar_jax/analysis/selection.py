@@ -46,3 +46,19 @@ def box_share(
     return {
         name: np.where(np.isfinite(boxes[..., 0]), share, np.nan) for name, share in shares.items()
     }
+
+
+def saliency_density(maps: np.ndarray) -> np.ndarray:
+    """How evenly a saliency map lies over its frame: its mean over its maximum (VIM, Fig. 18; row
+    V23 of docs/paper_vs_code.md). 1 where all cells are equal, near 0 where one of many cells has
+    everything.
+
+    Args:
+      maps: [..., h, w], at least 0.
+
+    Returns:
+      float64 [...].
+    """
+    maps = np.asarray(maps, np.float64)
+    largest = maps.max((-2, -1))
+    return np.divide(maps.mean((-2, -1)), largest, out=np.ones(largest.shape), where=largest > 0)

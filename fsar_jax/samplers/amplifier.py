@@ -141,14 +141,25 @@ def cropped_positions(maps: jax.Array, height: int, width: int) -> tuple[jax.Arr
     return _window(maps.sum(-1), height), _window(maps.sum(-2), width)
 
 
+def placed_positions(places: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:
+    """A window of CROP_SIDE of the frame's sides at a given place, enlarged to the frame: (rows,
+    columns).
+
+    Args:
+      places: [..., 2], row and column from 0, the window at the edge, to 1, at the other.
+    """
+    return _window_at(places[..., 0], height), _window_at(places[..., 1], width)
+
+
 def positions(
     maps: jax.Array, height: int, width: int, spatial: str, variant: str
 ) -> tuple[jax.Array, jax.Array]:
-    """(rows, columns) that spatial='amplify' or 'crop' reads a frame at, as the functions above."""
-    return (
-        amplified_positions(maps, height, width, variant)
-        if spatial == 'amplify'
-        else cropped_positions(maps, height, width)
+    """(rows, columns) that spatial='amplify', 'crop' or 'learned_crop' reads a frame at, as the
+    functions above; `maps` are places [..., 2] for the last."""
+    if spatial == 'amplify':
+        return amplified_positions(maps, height, width, variant)
+    return (placed_positions if spatial == 'learned_crop' else cropped_positions)(
+        maps, height, width
     )
 
 
@@ -209,3 +220,10 @@ def _window(mass, size):
     centre = (mass * jnp.linspace(0.0, size - 1, n)).sum(-1) / mass.sum(-1)
     start = jnp.clip(centre - (side - 1) / 2, 0.0, size - side)
     return start[..., None] + jnp.linspace(0.0, side - 1, size)
+
+
+def _window_at(place, size):
+    """Positions [..., size] of such a window that begins at `place` [...] of all that is beside
+    it."""
+    side = round(CROP_SIDE * size)
+    return (place * (size - side))[..., None] + jnp.linspace(0.0, side - 1, size)

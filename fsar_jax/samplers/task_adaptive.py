@@ -16,11 +16,13 @@ from fsar_jax.layers import Linear, einsum_float32, frames_as_floats, sinusoidal
 from fsar_jax.mutual_information import intra_video_loss, prototype_logits
 from fsar_jax.samplers import amplifier
 from fsar_jax.samplers.choice import AT_TEST, DENSE_FRAMES, FRAMES, check_dense_frames
+from fsar_jax.samplers.learned_window import WindowPolicy
 from fsar_jax.samplers.sampler import Sampler
 from fsar_jax.samplers.top_k import evenly_spaced_indicator, hard_top_k, perturbed_top_k
 from fsar_jax.stage import VARIANTS, Loss
 
-SPATIAL = ('amplify', 'crop', 'none')
+SPATIAL = ('amplify', 'crop', 'learned_crop', 'none')
+BY_MAP = ('amplify', 'crop')  # those that a saliency map decides
 TASK_DRAWS = 7  # of ε, for the picture of w₂; as many as in VIM, Fig. 13
 
 
@@ -53,7 +55,8 @@ class TaskAdaptiveSampler(Sampler):
       dense_frames: M, number of frames that the loader reads.
       scan_size: s; frames of another size are resized, bilinear with averaging when they shrink.
       temporal: choose frames; else they are evenly spaced among the M.
-      spatial: 'amplify'; 'crop', a window around the centre of mass (Table 10); 'none'.
+      spatial: 'amplify'; 'crop', a window around the centre of mass (Table 10); 'learned_crop', a
+        window whose place is learned (`WindowPolicy`, row V24); 'none'.
       adaptive: generate the weights from the support set; False learns one set for all tasks.
       hidden: d, output width of W₁.
       task_dim: width of the task feature.
@@ -94,7 +97,7 @@ class TaskAdaptiveSampler(Sampler):
         choices=SPATIAL,
         affects='model',
         help='spatial amplification (SA): enlarge the salient part of each chosen frame by a '
-        'warp or a crop',
+        'warp or a crop, or crop where a small network says (that of AdaFocus V2)',
     )
     adaptive: bool = setting(
         True,
@@ -193,6 +196,8 @@ class TaskAdaptiveSampler(Sampler):
                 f"the sampler's spatial={self.spatial!r} is not one of {', '.join(SPATIAL)}"
             )
         self.evaluator = Linear(self.hidden)
+        if self.spatial == 'learned_crop':
+            self.window_policy = WindowPolicy(self.hidden)
         if self.adaptive:
             self.generator = TaskGenerator(self.hidden, self.task_dim, self.variant)
         else:
@@ -208,12 +213,12 @@ class TaskAdaptiveSampler(Sampler):
 
         Returns:
           Leaves with leading axis B: 'frames', the videos as they came; 'features' float32 [B, M,
-            c]; and unless spatial is
-          'none', by variant: 'saliency' float32 [B, M, h2, w2], the map itself ('code'); or
-            'attended' [B, M, h, w, c] in `dtype`,
-          Eq. 7 on the last maps ('paper'). The last ones because Eq. 7 is about the f(X) of Eq. 1,
-          and w_s has its c entries. They take 64 kB of a frame of 224 pixels (4 × 4 × 1024), whose
-          own bytes are 147 kB.
+          c]; and, by spatial and variant:
+            'saliency' float32 [B, M, h2, w2], the map itself ('code');
+            'attended' [B, M, h, w, c] in `dtype`, Eq. 7 on the last maps ('paper'). The last ones
+              because Eq. 7 is about the f(X) of Eq. 1, and w_s has its c entries. They take 64 kB
+              of a frame of 224 pixels (4 × 4 × 1024), whose own bytes are 147 kB.
+            'crop' float32 [B, M, 2], of 'learned_crop' with either variant.
 
         Raises:
           ValueError: fewer than T frames, or neither uint8 nor floating.
@@ -228,7 +233,9 @@ class TaskAdaptiveSampler(Sampler):
         scanned = self.scan_network(_shrink(videos, self.scan_size), train)
         per_video = lambda x: x.reshape(batch, dense, *x.shape[1:])
         kept = {'frames': videos, 'features': per_video(scanned.features).astype(jnp.float32)}
-        if self.spatial != 'none' and self.variant == 'code':
+        if self.spatial == 'learned_crop':
+            kept['crop'] = self.window_policy(per_video(scanned.last))
+        elif self.spatial != 'none' and self.variant == 'code':
             maps = per_video(amplifier.stage_saliency(scanned.stages))
             kept['saliency'] = amplifier.min_max_enlarged(maps, height, width)
         elif self.spatial != 'none':
@@ -245,14 +252,14 @@ class TaskAdaptiveSampler(Sampler):
     @property
     def per_episode(self) -> bool:
         """Whether what is sampled of a video depends on its episode."""
-        by_task = self.temporal or (self.spatial != 'none' and self.variant == 'paper')
+        by_task = self.temporal or (self.spatial in BY_MAP and self.variant == 'paper')
         return self.adaptive and by_task
 
     @property
     def frames_look_alike(self) -> bool:
         """Whether a frame that is chosen in a test looks the same in every episode: not where the
         task's weights make its saliency map."""
-        resampled = self.at_test and self.spatial != 'none'
+        resampled = self.at_test and self.spatial in BY_MAP
         return not (resampled and self.adaptive and self.variant == 'paper')
 
     def all_frames(self, scanned: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -386,12 +393,15 @@ class TaskAdaptiveSampler(Sampler):
         sampled['indices'] = jnp.argmax(hard, -1)
         sampled['dense_features'] = features.mean(1)
         sampled['selected_features'] = einsum_float32('btm,bmc->btc', indicator, features).mean(1)
-        if active and self.spatial != 'none':
-            sampled['saliency'] = einsum_float32(
+        by = None
+        if active and self.spatial == 'learned_crop':
+            by = sampled['crop'] = einsum_float32('btm,bmx->btx', indicator, scanned['crop'])
+        elif active and self.spatial != 'none':
+            by = sampled['saliency'] = einsum_float32(
                 'btm,bmhw->bthw', indicator, self.saliency_maps(scanned, weights)
             )
         mixed = indicator if train and self.temporal else None
-        sampled['frames'] = self.render(frames, sampled['indices'], mixed, sampled.get('saliency'))
+        sampled['frames'] = self.render(frames, sampled['indices'], mixed, by)
         return sampled
 
     def choose(
@@ -434,7 +444,10 @@ class TaskAdaptiveSampler(Sampler):
     def saliency_maps(
         self, scanned: dict[str, jax.Array], weights: dict[str, jax.Array]
     ) -> jax.Array:
-        """Maps float32 [B, M, h, w], each with its own range 0 to 1 (V12)."""
+        """Maps float32 [B, M, h, w], each with its own range 0 to 1 (V12); of 'learned_crop' the
+        places of the windows [B, M, 2]."""
+        if self.spatial == 'learned_crop':
+            return scanned['crop']
         if self.variant == 'code':
             return scanned['saliency']
         attended = scanned['attended']
@@ -448,8 +461,8 @@ class TaskAdaptiveSampler(Sampler):
 
     @nn.nowrap  # called inside jax.lax.map, where Flax must not keep what it returns
     def positions(self, maps: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:
-        """Where a frame is read that these maps [..., h, w] resample: (rows [..., height], columns
-        [..., width])."""
+        """Where a frame is read that these maps [..., h, w], or places [..., 2], resample: (rows
+        [..., height], columns [..., width])."""
         return amplifier.positions(maps, height, width, self.spatial, self.variant)
 
     def render(
@@ -460,7 +473,7 @@ class TaskAdaptiveSampler(Sampler):
         maps: jax.Array | None = None,
     ) -> jax.Array:
         """Frames [B, M, H, W, 3] → the chosen ones [B, T, H, W, 3]: mixed by [B, T, M] if given,
-        resampled by maps [B, T, h, w] if given.
+        resampled by maps [B, T, h, w] (or places [B, T, 2]) if given.
 
         Video by video and computed again for the gradient: as floats the M frames would take four
         times their bytes.

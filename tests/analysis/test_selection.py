@@ -12,6 +12,7 @@ from tiny_evaluation import make_config
 from tiny_run import SAMPLER
 
 from fsar_jax.analysis import episode_report, selection
+from fsar_jax.analysis.selection import saliency_density
 from fsar_jax.data import episodes as episode_lists
 from fsar_jax.evaluation.evaluate import TrainedModel
 from fsar_jax.learner import create_learner
@@ -86,6 +87,7 @@ def test_selection_by_hand():
     }
     found = episode_report.selection_measures(auxiliary, truth, config)
     assert found['places'] == pytest.approx(np.bincount(chosen.ravel(), minlength=8) / 27)
+    assert found['saliency_density'] == pytest.approx(4 / 12)
     of_another = 0.75 * np.mean(takes_late[[2, 0, 1]] == is_late)  # those of the episode before
     assert found['inside_action'] == pytest.approx(
         {  # evenly spaced: frames 1, 3, 5, 8
@@ -142,3 +144,10 @@ def test_report_of_a_learner_that_chooses(changes):
         )
     assert ('inside_box' in found['selection']) == (changes.get('name') != 'motion_guided')
     assert 0 < found['misalignment']['truth']['temporal_overlap']['whole_clip'] <= 1
+
+
+def test_density_of_saliency():
+    one_of_six, even = np.zeros((2, 3)), np.full((2, 3), 0.2)
+    one_of_six[1, 1] = 0.7
+    maps = np.stack([one_of_six, even, np.zeros((2, 3)), [[0, 1, 2], [3, 4, 5]]])[:, None]
+    np.testing.assert_allclose(saliency_density(maps), [[1 / 6], [1], [1], [0.5]])

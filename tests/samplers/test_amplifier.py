@@ -176,3 +176,9 @@ def test_range_is_that_of_the_enlarged_map():
     fast = lambda x: enlarge(amplifier.min_max_enlarged(x, 9, 10), 9, 10)
     expected, ours = jax.jit(lambda x: (slow(x), fast(x)))(maps)
     np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_a_placed_window_goes_from_edge_to_edge():
+    rows, columns = amplifier.placed_positions(np.array([[0.0, 1.0], [0.5, 0.25]]), 16, 8)
+    np.testing.assert_allclose(rows[:, [0, -1]], [[0, 11], [2, 13]], atol=1e-5)
+    np.testing.assert_allclose(columns[:, [0, -1]], [[2, 7], [0.5, 5.5]], atol=1e-5)

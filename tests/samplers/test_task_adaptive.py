@@ -217,6 +217,7 @@ def test_selector_equals_published(published, assert_close_to_published, name):
     [
         dict(variant='paper'),
         pytest.param(dict(variant='code', spatial='crop'), marks=pytest.mark.slow),
+        pytest.param(dict(variant='code', spatial='learned_crop'), marks=pytest.mark.slow),
     ],
 )
 def test_an_episode_in_training(changes):
@@ -248,7 +249,14 @@ def test_an_episode_in_training(changes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('changes', [dict(variant='paper'), dict(variant='code', spatial='crop')])
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(variant='paper'),
+        dict(variant='code', spatial='crop'),
+        dict(variant='code', spatial='learned_crop'),
+    ],
+)
 def test_every_parameter_has_a_gradient(changes):
     sampler = tiny(**changes)
     drawn = variables(sampler)
@@ -341,5 +349,7 @@ def test_without_a_choice_in_time_it_amplifies_evenly_spaced_frames():
 def test_errors_are_one_line():
     with pytest.raises(ValueError, match='choose 8 frames of a video, but it is given 7'):
         tiny(frames=8).init(jax.random.key(0), *episode(), method=run)
-    with pytest.raises(ValueError, match="spatial='zoom' is not one of amplify, crop, none"):
+    with pytest.raises(
+        ValueError, match="spatial='zoom' is not one of amplify, crop, learned_crop, none"
+    ):
         tiny(spatial='zoom').init(jax.random.key(0), *episode(), method=run)
