@@ -52,7 +52,9 @@ def test_every_transformer_is_covered_here():
     assert named == set(PUBLISHED)
 
 
-@pytest.mark.parametrize('name', PUBLISHED)
+@pytest.mark.parametrize(
+    'name', [pytest.param(x, marks=[pytest.mark.slow] * ('_l' in x)) for x in PUBLISHED]
+)
 def test_parameter_count_and_maps_at_paper_size(name):
     parameters, maps = PUBLISHED[name]
     module = BACKBONES[name]()

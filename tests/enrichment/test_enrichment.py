@@ -34,7 +34,9 @@ def linear_params(arrays, names):
     return params | ({'gamma': arrays['gamma']} if 'gamma' in arrays else {})
 
 
-@pytest.mark.parametrize('name', ['strm_pool_a', 'strm_pool_b'])
+@pytest.mark.parametrize(
+    'name', ['strm_pool_a', pytest.param('strm_pool_b', marks=pytest.mark.slow)]
+)
 def test_pooling_equals_published(published, assert_close_to_published, name):
     f = published(name)
     x = f.inputs['x'].transpose(0, 2, 3, 1)
@@ -61,9 +63,9 @@ def test_pooling_overlaps_where_the_grid_does_not_divide():
     'name, module, names',
     [
         ('strm_ple_a', SelfAttentionEnrichment, PLE_NAMES),
-        ('strm_ple_b', SelfAttentionEnrichment, PLE_NAMES),
+        pytest.param('strm_ple_b', SelfAttentionEnrichment, PLE_NAMES, marks=pytest.mark.slow),
         ('strm_fle_a', MixerEnrichment, FLE_NAMES),
-        ('strm_fle_b', MixerEnrichment, FLE_NAMES),
+        pytest.param('strm_fle_b', MixerEnrichment, FLE_NAMES, marks=pytest.mark.slow),
     ],
 )
 def test_enrichment_equals_published(published, assert_close_to_published, name, module, names):

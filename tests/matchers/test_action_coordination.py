@@ -217,7 +217,9 @@ def test_both_coordinations_equal_published(published, assert_close_to_published
         )
 
 
-@pytest.mark.parametrize('name', ['ta2n_insupport_a', 'ta2n_insupport_b'])
+@pytest.mark.parametrize(
+    'name', ['ta2n_insupport_a', pytest.param('ta2n_insupport_b', marks=pytest.mark.slow)]
+)
 def test_prototypes_of_several_shots_equal_published(published, assert_close_to_published, name):
     f = published(name)
     matcher, variables = ActionCoordination(), variables_of(f.weights)

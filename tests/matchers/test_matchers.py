@@ -89,7 +89,9 @@ def test_cross_transformer_equals_published(published, assert_close_to_published
     )
 
 
-@pytest.mark.parametrize('name', ['strm_qc_card2_a', 'strm_qc_card3_a'])
+@pytest.mark.parametrize(
+    'name', ['strm_qc_card2_a', pytest.param('strm_qc_card3_a', marks=pytest.mark.slow)]
+)
 def test_query_similarity_equals_published(published, assert_close_to_published, name):
     f = published(name)
     cardinality, dim = f.meta['cardinality'], f.meta['D_out']
@@ -107,7 +109,7 @@ def test_query_similarity_equals_published(published, assert_close_to_published,
     )
 
 
-@pytest.mark.parametrize('name', ['protonet_a', 'protonet_b'])
+@pytest.mark.parametrize('name', ['protonet_a', pytest.param('protonet_b', marks=pytest.mark.slow)])
 def test_prototypes_equal_published(published, assert_close_to_published, name):
     f = published(name)
     frames = lambda x: x.mean((-2, -1)) if x.ndim == 5 else x  # [videos, L, C(, h, w)]

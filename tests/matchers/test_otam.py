@@ -45,7 +45,9 @@ def test_soft_dtw_equals_published(published, assert_close_to_published):
     assert_close_to_published(gradient[1], f.gradients['y'], 'gradient of y')
 
 
-@pytest.mark.parametrize('name', ['otam_logits_a', 'otam_logits_b'])
+@pytest.mark.parametrize(
+    'name', ['otam_logits_a', pytest.param('otam_logits_b', marks=pytest.mark.slow)]
+)
 def test_learner_equals_published(published, assert_close_to_published, name):
     f = published(name)
     config = fsar_jax.default_config()
@@ -114,8 +116,19 @@ def slow_drop_dtw(d, smoothness, keep, drop=None):
     return total[-1, -1]
 
 
-@pytest.mark.parametrize('shape', [(8, 8), (5, 7), (3, 1), (1, 4)])
-@pytest.mark.parametrize('smoothness', [0.1, 1.0])
+@pytest.mark.parametrize(
+    'shape, smoothness',
+    [
+        ((8, 8), 0.1),
+        ((5, 7), 1.0),
+        ((3, 1), 0.1),
+        ((1, 4), 1.0),
+        pytest.param((8, 8), 1.0, marks=pytest.mark.slow),
+        pytest.param((5, 7), 0.1, marks=pytest.mark.slow),
+        pytest.param((3, 1), 1.0, marks=pytest.mark.slow),
+        pytest.param((1, 4), 0.1, marks=pytest.mark.slow),
+    ],
+)
 def test_alignments_equal_loops_over_the_cells(shape, smoothness):
     distances = np.random.default_rng(0).uniform(0, 2, (3, *shape))
     alignments = (

@@ -20,7 +20,9 @@ def positions_of(maps, size, variant):
     return tuple(map(np.asarray, run(maps)))
 
 
-@pytest.mark.parametrize('name', ['vim_saliency_a', 'vim_saliency_b'])
+@pytest.mark.parametrize(
+    'name', ['vim_saliency_a', pytest.param('vim_saliency_b', marks=pytest.mark.slow)]
+)
 def test_saliency_equals_published(published, assert_close_to_published, name):
     f = published(name)
     size = f.meta['img_size']
@@ -36,7 +38,9 @@ def test_saliency_equals_published(published, assert_close_to_published, name):
         assert_close_to_published(gradient, last(f.gradients[key]), key)
 
 
-@pytest.mark.parametrize('name', ['vim_amplifier_a', 'vim_amplifier_b'])
+@pytest.mark.parametrize(
+    'name', ['vim_amplifier_a', pytest.param('vim_amplifier_b', marks=pytest.mark.slow)]
+)
 def test_amplifier_equals_published(published, assert_close_to_published, name):
     f = published(name)
     size, frames, maps = f.meta['size'], last(f.inputs['data']), f.inputs['maps']

@@ -20,7 +20,7 @@ def sorted_top_k(scores, k):
     return indicator
 
 
-@pytest.mark.parametrize('name', ['vim_topk_a', 'vim_topk_b'])
+@pytest.mark.parametrize('name', ['vim_topk_a', pytest.param('vim_topk_b', marks=pytest.mark.slow)])
 def test_top_k_equals_published(published, assert_close_to_published, name):
     f = published(name)
     k, sigma = f.meta['k'], np.float32(f.meta['sigma'])

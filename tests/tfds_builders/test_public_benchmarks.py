@@ -475,7 +475,9 @@ def test_a_named_config(small, tmp_path):
     assert set(open_dataset('ucf101_arn/eight', tmp_path, 'val').num_frames) == {8}
 
 
-@pytest.mark.parametrize('dataset', COUNTS)
+@pytest.mark.parametrize(
+    'dataset', [pytest.param(x, marks=[pytest.mark.slow] * (x != 'ucf101_arn')) for x in COUNTS]
+)
 def test_what_the_builder_test_case_of_tfds_checks(dataset, small, tmp_path, monkeypatch):
     """tfds.testing.DatasetBuilderTestCase cannot be imported without TensorFlow: these are its
     checks, read through as_data_source."""
