@@ -130,22 +130,28 @@ class CrossTransformer(Matcher):
                 query[name],
                 jax.tree.map(lambda x: x.reshape(x.shape[0], -1, x.shape[-1]), support[name]),
             )
+            queries, tuples, width = q['values'].shape
             attention = self.attention(s['keys'], q['keys'])
-            self.sow('intermediates', f'attention_{name}', attention)
             prototypes = einsum_float32(
-                'qwts,wsd->qwtd', attention.astype(s['values'].dtype), s['values']
+                'xws,wsd->wxd', attention.astype(s['values'].dtype), s['values']
             )
-            difference = q['values'][:, None].astype(jnp.float32) - prototypes
+            difference = q['values'].reshape(-1, width).astype(jnp.float32) - prototypes
             distance = jnp.sum(jnp.square(difference), -1) if code else norm(difference)
-            logits.append(-distance.mean(-1))
+            logits.append(-distance.reshape(-1, queries, tuples).mean(-1).T)
         chex.assert_rank(logits, 2)
         return combine_cardinalities(logits, self.cardinality_reduction, self.variant)
 
     def attention(self, support: jax.Array, query: jax.Array) -> jax.Array:
-        """a of each pair of tuples: keys [way, shot·T, D′] and [Q, T, D′] → float32 [Q, way, T,
-        shot·T], whose last axis sums to 1."""
-        scores = einsum_float32('qtd,wsd->qwts', query, support)
-        return jax.nn.softmax(scores / jnp.sqrt(query.shape[-1]), axis=-1)
+        """a of each pair of tuples: keys [way, shot·T, D′] and [Q, T, D′] → float32 [Q·T, way,
+        shot·T], whose last axis sums to 1.
+
+        The scores are one product of rows (query, tuple) and columns (class, tuple). With an axis
+        for each of the four, XLA copies the scores into another order, and the gradient takes half
+        as long again on a CPU.
+        """
+        way, width = support.shape[0], query.shape[-1]
+        scores = einsum_float32('xd,yd->xy', query.reshape(-1, width), support.reshape(-1, width))
+        return jax.nn.softmax(scores.reshape(len(scores), way, -1) / jnp.sqrt(width), axis=-1)
 
     def explain(
         self, support: dict[str, dict[str, jax.Array]], query: dict[str, dict[str, jax.Array]]
@@ -155,7 +161,9 @@ class CrossTransformer(Matcher):
         found = {}
         for name in support:
             keys = support[name]['keys']
-            way, shot, count, width = keys.shape
-            attention = self.attention(keys.reshape(way, shot * count, width), query[name]['keys'])
-            found[f'attention_{name}'] = attention.reshape(*attention.shape[:3], shot, count)
+            way, shot, tuples, width = keys.shape
+            attention = self.attention(keys.reshape(way, shot * tuples, width), query[name]['keys'])
+            found[f'attention_{name}'] = jnp.moveaxis(
+                attention.reshape(-1, tuples, way, shot, tuples), 2, 1
+            )
         return found
