@@ -68,7 +68,6 @@ from fsar_jax.ingest.feature_files import (
     write_header,
     write_shard,
 )
-from fsar_jax.layers import computed
 from fsar_jax.learner import FewShotLearner, create_learner
 from fsar_jax.machine import file_lock, usable_cores
 from fsar_jax.messages import listed, one_line, printable
@@ -76,8 +75,7 @@ from fsar_jax.named_arrays import params_hash
 from fsar_jax.progress import Progress
 from fsar_jax.stage import ArrayTree
 from fsar_jax.stages import build_stages, choice
-from fsar_jax.training.start import starts_of, with_pretrained_weights
-from fsar_jax.training.state import create_train_state
+from fsar_jax.training.start import backbone_variables
 
 CHUNK_BYTES = 32 << 20  # of decoded frames that a thread hands over at once
 
@@ -182,10 +180,16 @@ def extract(
     config = _checked(config, views)
     datasets = _open_splits(config)
     mesh, learner = meshes.episode_mesh(), create_learner(config.model)
-    variables, weights = _backbone_variables(config, learner, mesh)
+    weights = config.model.backbone.weights
+    if not weights:
+        print(
+            'note: config.model.backbone.weights is not set: these are features of random weights',
+            flush=True,
+        )
+    variables = backbone_variables(config, learner, mesh)
     embed = functools.partial(_features, learner=learner, mesh=mesh, pooled=not maps, dtype=dtype)
     size = config.episode.image_size
-    one = jax.ShapeDtypeStruct((mesh.size, 1, size, size, 3), np.uint8)
+    one = jax.ShapeDtypeStruct((mesh.size, size, size, 3), np.uint8)
     shape = jax.eval_shape(embed, variables, one)[0].shape[1:]
     made_by = versions() | {'weights': weights, 'seed': config.seed}
     features = {
@@ -274,24 +278,6 @@ def _open_splits(config) -> dict[str, Videos]:
     if not datasets:
         raise ValueError(f'dataset {printable(name)} has no clips')
     return datasets
-
-
-def _backbone_variables(config, learner, mesh) -> tuple[dict[str, Any], str | None]:
-    """(the parameters and statistics with which a run of this config starts its backbone, the
-    weights that the config names, if any)."""
-    create = functools.partial(create_train_state, config, learner)
-    state = jax.eval_shape(create)
-    [start] = [x for x in starts_of(config, state.params) if x.part == ('backbone',)]
-    if not start.path:
-        print(
-            f'note: config.{start.setting} is not set: these are features of random weights',
-            flush=True,
-        )
-        state = create()  # not otherwise: to compile random numbers for all layers takes minutes
-    state = with_pretrained_weights(state, config, mesh)
-    kinds = {kind: tree.get('backbone', {}) for kind, tree in state.variables.items()}
-    variables = {kind: {'backbone': tree} for kind, tree in kinds.items()}
-    return meshes.replicate(mesh, variables), start.path
 
 
 def _header(config, datasets, variables, views, features, videos_per_shard, made_by) -> Header:
@@ -487,7 +473,7 @@ def _embedded(
     running: collections.deque = collections.deque()
     for rows, frames in batches:
         frames = np.pad(frames, [(0, size - len(frames))] + [(0, 0)] * 3, mode='edge')
-        running.append((rows, embed(variables, meshes.shard(mesh, frames[:, None], 0))))
+        running.append((rows, embed(variables, meshes.shard(mesh, frames, 0))))
         if len(running) > 2:
             yield ready()
     while running:
@@ -503,11 +489,9 @@ def _features(
     pooled: bool,
     dtype: str,
 ) -> tuple[jax.Array, jax.Array]:
-    """Frames [B, 1, S, S, 3] → (features [B, C] or [B, h, w, C], whether all are finite)."""
-    maps: Any = learner.apply(variables, frames, method='feature_maps')
-    maps = maps[:, 0]
-    # As FewShotLearner.enrich pools them.
-    features = (computed(maps).mean((-3, -2)) if pooled else maps).astype(dtype)
+    """Frames [B, S, S, 3] → (features [B, C] or [B, h, w, C], whether all are finite)."""
+    found: Any = learner.apply(variables, frames, pooled, method='frame_features')
+    features = found.astype(dtype)
     whole = meshes.replicated(mesh)
     return jax.lax.with_sharding_constraint((features, jnp.isfinite(features).all()), whole)
 

@@ -336,6 +336,12 @@ class FewShotLearner(nn.Module):
             maps = maps.reshape(*videos.shape[:2], *maps.shape[1:])
         return maps if self.backbone_trained else jax.lax.stop_gradient(maps)
 
+    def frame_features(self, frames: jax.Array, pooled: bool) -> jax.Array:
+        """What `python -m fsar_jax.extract` stores of frames [B, H, W, 3]: their maps [B, h, w, C],
+        or if `pooled` the means of these [B, C], as `enrich` takes them."""
+        maps = self.feature_maps(frames[:, None])[:, 0]
+        return computed(maps).mean((-3, -2)) if pooled else maps
+
     def enrich(self, maps: jax.Array, train: bool = False) -> VideoFeatures:
         """Enriches maps [B, L, h, w, C]: warps them in time, then computes frame features after
         patch enrichment and after frame enrichment."""

@@ -315,11 +315,9 @@ def test_a_file_that_was_cut_or_replaced_is_noticed(tiny_data, tmp_path):
 
 def test_values_that_a_format_cannot_hold_are_refused(tiny_data, tmp_path, monkeypatch):
     config = config_of(tiny_data, changes={'model.backbone.normalize': 'unit'})
-    real = extract._backbone_variables
+    real = extract.backbone_variables
     monkeypatch.setattr(
-        extract,
-        '_backbone_variables',
-        lambda *args: (jax.tree.map(lambda x: x * 10, real(*args)[0]), None),
+        extract, 'backbone_variables', lambda *args: jax.tree.map(lambda x: x * 10, real(*args))
     )
     assert 'are not finite in the number format' in message_of(
         extract.extract, config, tmp_path / 'f'

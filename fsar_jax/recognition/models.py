@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from fsar_jax import weights
 from fsar_jax.config import default_config
 from fsar_jax.data.clips import Clips
 from fsar_jax.data.dataset import Videos, described, version_directory
+from fsar_jax.data.features import Header, read_header
 from fsar_jax.data.frames import centre_crop_offset, decode_jpeg
 from fsar_jax.evaluation import results
 from fsar_jax.files import local_path, read_json
@@ -31,12 +33,14 @@ from fsar_jax.ingest.clip_reader import ReadClip, ReadSettings
 from fsar_jax.ingest.records import RecordSettings
 from fsar_jax.learner import FewShotLearner, create_learner
 from fsar_jax.mesh import episode_mesh
-from fsar_jax.messages import printable
+from fsar_jax.messages import one_line, printable
 from fsar_jax.named_arrays import params_hash
 from fsar_jax.stages import frames_read
 from fsar_jax.training.export import exported_config, exported_variables, read_about
 from fsar_jax.training.run_settings import run_config
 from fsar_jax.training.selected import best_of_run
+from fsar_jax.training.start import backbone_variables
+from fsar_jax.training.workdir import TRAINED_ON, read_note
 
 Embedding = dict[str, Any]  # a tree of numpy arrays; several are stacked along a leading axis
 
@@ -96,7 +100,8 @@ class Model:
         """Shapes and types of the embedding of one clip."""
         size, frames = self.config.episode.image_size, frames_read(self.config)
         views = jax.ShapeDtypeStruct((1, frames, size, size, 3), np.uint8)
-        shapes = jax.eval_shape(functools.partial(_embed, self.learner), self.variables, views)
+        run = lambda views: _embed(self.learner, self.variables, self.learner_input(views))
+        shapes = jax.eval_shape(run, views)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes)
 
     def views(self, clip: ReadClip) -> np.ndarray:
@@ -109,8 +114,12 @@ class Model:
 
     def embed(self, clip: ReadClip) -> Embedding:
         """The embedding of a clip, without a leading axis."""
-        embedding = _embed(self.learner, self.variables, self.views(clip))
+        embedding = _embed(self.learner, self.variables, self.learner_input(self.views(clip)))
         return jax.tree.map(lambda x: np.asarray(x)[0], embedding)
+
+    def learner_input(self, views: Any) -> Any:
+        """What the learner takes of a clip, [1, L, …], of its views."""
+        return views
 
     @property
     def window_places(self) -> np.ndarray:
@@ -179,6 +188,30 @@ class Model:
         """Cosine similarity of each frame of one clip with each of another, float32 [L, L]."""
         a, b = unit(query['frames']), unit(example['frames'])
         return a @ b.T
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModelOnFeatures(Model):
+    """The model of a run that was trained on stored features, behind the backbone that made them.
+
+    Attributes:
+      extractor: what made the features, as in features.json.
+      network, network_variables: a learner with that backbone, and the backbone's variables.
+    """
+
+    extractor: dict[str, Any]
+    network: FewShotLearner
+    network_variables: dict[str, Any]
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        return super().preprocessing | {'extractor': self.extractor}
+
+    def learner_input(self, views: Any) -> Any:
+        """The features [1, L, h, w, C] of the frames, in the number format of the files."""
+        kind, dtype = (self.extractor['features'][key] for key in ('kind', 'dtype'))
+        found = _frame_features(self.network, self.network_variables, views[0], kind == 'pooled')
+        return found.astype(dtype).reshape(1, len(found), *self.extractor['features']['shape'])
 
 
 class PretrainedFeatures(Model):
@@ -337,19 +370,19 @@ def _without_log():
 
 
 def _model_of_run(workdir):
-    config = _taking_frames(run_config(workdir), workdir)
+    config = run_config(workdir)
     selected = best_of_run(workdir, episode_mesh(1))
-    variables = jax.tree.map(np.asarray, selected.state.variables)
     noted = workdir / results.FILE
     records = read_json(noted, 'remove it').get('records') if noted.is_file() else None
-    return Model(
+    model = Model(
         learner=create_learner(config.model),
-        variables=jax.device_put(variables),
+        variables=jax.device_put(jax.tree.map(np.asarray, selected.state.variables)),
         config=config,
         records=_records_of(config, records),
         source=os.fspath(workdir),
         about=f'the model of {printable(workdir, 1000)}, selected on {printable(selected.how)}',
     )
+    return _behind_its_backbone(model, read_note(workdir / TRAINED_ON))
 
 
 def _exported_model(path):
@@ -361,8 +394,7 @@ def _exported_model(path):
         )
     method, _, preset = (about.get('method') or '.py').partition('.py:')
     config = exported_config(path, about, {}, method.removesuffix('.py'), preset)
-    config = _taking_frames(config, path)
-    return Model(
+    model = Model(
         learner=create_learner(config.model),
         variables=jax.device_put(exported_variables(path, config)),
         config=config,
@@ -371,25 +403,79 @@ def _exported_model(path):
         about=f'the model of {printable(path, 1000)}, selected on '
         f'{printable(about["selected_on"])}',
     )
+    return _behind_its_backbone(model, about['trained_on'])
 
 
-def _taking_frames(config, source):
-    """The config; ValueError where its model does not begin with frames."""
-    if create_learner(config.model).backbone.takes_maps:
+def _behind_its_backbone(model: Model, trained_on: dict) -> Model:
+    """The model itself if it takes frames; that of a run on stored features with the backbone that
+    made them, which is checked by its parameters.
+
+    trained_on: as in trained_on.json of the run.
+
+    Raises:
+      ValueError: one line: it is not known what made the features, or it is not there any more.
+    """
+    if not model.learner.backbone.takes_maps:
+        return model
+    extractor = next((x['extractor'] for x in trained_on.values() if 'extractor' in x), None)
+    shown = printable(model.source, 1000)
+    if extractor is None:
         raise ValueError(
-            f'{printable(source, 1000)} holds a model of stored features, which cannot see a clip: '
-            'give a run that was trained on frames'
+            f'{shown} holds a model of stored features that does not say what made them: give a '
+            'run on features of python -m fsar_jax.extract, or one on frames'
         )
-    return config
+    header = _features_of(model.config)
+    try:
+        made_by = header.made_by if header and header.extractor == extractor else {}
+        name = printable(extractor['backbone']['name'])
+        if not made_by and name not in weights.PACKAGES:
+            raise ValueError(
+                f'the folder {printable(model.config.data.features, 1000)}, which says where its '
+                'weights are, is gone or holds other features: put it back'
+            )
+        config = default_config().unlock()
+        config.model.backbone.update(extractor['backbone'])
+        config.model.backbone.weights = made_by.get('weights', weights.PRETRAINED)
+        config.model.dtype = extractor['compute_dtype']
+        config.episode.image_size = extractor['frames']['image_size']
+        config.seed = made_by.get('seed', 0)  # from which random weights started
+        network = create_learner(config.model)
+        with _without_log():
+            variables = backbone_variables(config, network, episode_mesh(1))
+        if params_hash(variables) != extractor['params_hash']:
+            raise ValueError(
+                f'{printable(config.model.backbone.weights, 1000)} holds other weights now: put '
+                'back those of the extraction'
+            )
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'{shown} was trained on features of a backbone that cannot be loaded: '
+            f'{one_line(error)}'
+        ) from None
+    fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    fields['about'] += f', on features of {name}'
+    return ModelOnFeatures(
+        **fields, extractor=extractor, network=network, network_variables=variables
+    )
+
+
+def _features_of(config) -> Header | None:
+    """The description of the features of a run; None where they are gone, or it is on frames."""
+    with contextlib.suppress(OSError, ValueError):
+        return read_header(pathlib.Path(config.data.features)) if config.data.features else None
+    return None
 
 
 def _records_of(config, noted) -> RecordSettings:
-    """How the clips of a run's dataset were stored: as the built dataset says, else as results.json
-    of the run says (`noted`), else as a build stores them by default."""
+    """How the clips of a run's dataset were stored: as its features or the built dataset say, else
+    as results.json of the run says (`noted`), else as a build stores them by default."""
     settings = noted if isinstance(noted, dict) else {}
+    header = _features_of(config)
     with contextlib.suppress(OSError, ValueError):
         name = config.data.dataset
-        if (directory := version_directory(name, config.data.dir)) is not None:
+        if header is not None:
+            settings = header.settings
+        elif (directory := version_directory(name, config.data.dir)) is not None:
             settings = described(directory, name)[1]['settings']
     known = {field.name for field in dataclasses.fields(RecordSettings)}
     given = {key: settings[key] for key in known & settings.keys()}
@@ -409,6 +495,11 @@ def _embedding(learner, videos):
     alike."""
     features = learner.enrich(learner.feature_maps(videos))
     return {'learner': learner.embed(videos), 'frames': features.frames.astype(jnp.float32)}
+
+
+@functools.partial(jax.jit, static_argnames=('learner', 'pooled'))
+def _frame_features(learner, variables, frames, pooled):
+    return learner.apply(variables, frames, pooled, method='frame_features')
 
 
 @functools.partial(jax.jit, static_argnames='learner')

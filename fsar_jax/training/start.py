@@ -10,13 +10,13 @@ from ml_collections import ConfigDict
 from fsar_jax import weights
 from fsar_jax.config import SETTINGS, flatten, setting_of
 from fsar_jax.files import local_path
-from fsar_jax.learner import create_learner
+from fsar_jax.learner import FewShotLearner, create_learner
 from fsar_jax.mesh import replicate
 from fsar_jax.messages import one_line, printable
 from fsar_jax.processes import print_once
 from fsar_jax.stage import ArrayTree, Stage
 from fsar_jax.training.selected import best_of_run
-from fsar_jax.training.state import TrainState
+from fsar_jax.training.state import TrainState, create_train_state
 
 
 class Start(NamedTuple):
@@ -95,6 +95,19 @@ def with_pretrained_weights(
             if 'batch_stats' in loaded:  # a transformer has none
                 batch_stats = _replaced(batch_stats, start.part, loaded['batch_stats'])
     return dataclasses.replace(state, params=params, batch_stats=batch_stats)
+
+
+def backbone_variables(
+    config: ConfigDict, learner: FewShotLearner, mesh: jax.sharding.Mesh
+) -> dict[str, Any]:
+    """{'params': {'backbone': …}, …} with which a run of this config starts its backbone, on the
+    devices of the mesh."""
+    create = functools.partial(create_train_state, config, learner)
+    # Not computed without need: to compile random numbers for all layers takes minutes.
+    state = jax.eval_shape(create) if config.model.backbone.weights else create()
+    state = with_pretrained_weights(state, config, mesh)
+    kinds = {kind: tree.get('backbone', {}) for kind, tree in state.variables.items()}
+    return replicate(mesh, {kind: {'backbone': tree} for kind, tree in kinds.items()})
 
 
 def note_other_scaling(network: Any) -> None:

@@ -1,6 +1,7 @@
 """The recogniser: its logits are those of an evaluation, its answers hold what they say, examples
 can be added, removed and saved, and wrong input is one line."""
 
+import dataclasses
 import importlib.metadata
 import json
 
@@ -10,10 +11,10 @@ import pytest
 from tiny_run import random_variables, tiny_config
 
 import fsar_jax
-from fsar_jax import build, export
-from fsar_jax.config import default_config
+from fsar_jax import build, export, extract
 from fsar_jax.data.dataset import open_dataset
 from fsar_jax.data.episodes import Episodes
+from fsar_jax.data.features import open_features
 from fsar_jax.evaluation.evaluate import TrainedModel, evaluate_episodes
 from fsar_jax.ingest.clip_reader import read_clip
 from fsar_jax.ingest.records import RecordSettings
@@ -29,8 +30,9 @@ from fsar_jax.recognition.calibration import (
 )
 from fsar_jax.recognition.models import Model, PretrainedFeatures, draws
 from fsar_jax.training.checkpoints import Checkpoints
+from fsar_jax.training.inputs import with_features
 from fsar_jax.training.state import create_train_state, example_episode
-from fsar_jax.training.workdir import METHOD, make_workdir
+from fsar_jax.training.workdir import METHOD, TRAINED_ON, make_workdir
 
 COLOURS = {'red': (200, 40, 40), 'green': (40, 200, 40), 'blue': (40, 40, 200)}
 
@@ -117,6 +119,18 @@ def files(tmp_path_factory):
     return clips, open_dataset('video_folder/files', folder / 'data', 'test')
 
 
+def episode_of(dataset):
+    """Of each class the first two clips as examples and the third as the query."""
+    position = lambda name, i: dataset.video_ids.index(f'{name}/{i}')
+    names = sorted(COLOURS)
+    return Episodes(
+        support=np.array([[[position(name, i) for i in (0, 1)] for name in names]]),
+        query=np.array([[position(name, 2) for name in names]]),
+        labels=np.arange(3, dtype=np.int32)[None],
+        classes=np.arange(3, dtype=np.int32)[None],
+    )
+
+
 @pytest.mark.parametrize(
     'method, changes',
     [
@@ -134,17 +148,10 @@ def test_logits_are_those_of_an_evaluation_of_the_same_clips(files, monkeypatch,
     model = model_of(config, records=records)
     monkeypatch.setattr(recognizer, 'load_model', lambda workdir: model)
 
-    position = lambda name, i: dataset.video_ids.index(f'{name}/{i}')
-    names = sorted(COLOURS)
-    episodes = Episodes(
-        support=np.array([[[position(name, i) for i in (0, 1)] for name in names]]),
-        query=np.array([[position(name, 2) for name in names]]),
-        labels=np.arange(3, dtype=np.int32)[None],
-        classes=np.arange(3, dtype=np.int32)[None],
-    )
     trained = TrainedModel(model.learner, model.variables, config, episode_mesh(1))
-    expected = evaluate_episodes(trained, dataset, episodes).logits[0]
+    expected = evaluate_episodes(trained, dataset, episode_of(dataset)).logits[0]
 
+    names = sorted(COLOURS)
     found = fsar_jax.Recognizer().fit({name: clips[name][:2] for name in names})
     queries = [clips[name][2] for name in names]
     np.testing.assert_allclose(found.scores(queries), expected, rtol=1e-4, atol=1e-5)
@@ -395,11 +402,79 @@ def _not_installed(name):
     raise importlib.metadata.PackageNotFoundError(name)
 
 
-def test_a_model_of_stored_features_is_refused():
-    config = default_config().unlock()
-    config.model.backbone.name = 'features'
-    with pytest.raises(ValueError, match='a model of stored features, which cannot see a clip'):
-        models._taking_frames(config, 'runs/x')
+@pytest.fixture(scope='module')
+def run_on_features(files, tmp_path_factory):
+    """The workdir of a run on features that a random backbone has made of `files`."""
+    _, dataset = files
+    folder = tmp_path_factory.mktemp('on_features')
+    data_dir = dataset.directory.parents[2]
+    changes = {'data.dataset': 'video_folder/files', 'data.dir': str(data_dir), 'data.resize': 28}
+    config = tiny_config('trm', {**changes, 'episode.image_size': 28, 'episode.way': 3, 'seed': 3})
+    header = extract.extract(config, folder / 'features')
+    with config.unlocked():
+        config.model.backbone.name, config.data.features = 'features', str(folder / 'features')
+    config, workdir = with_features(config), folder / 'run'
+    make_workdir(workdir)
+    (workdir / METHOD).write_text('trm.py\n')
+    (workdir / TRAINED_ON).write_text(
+        json.dumps({'train': {'hash': '', 'present': 9, 'extractor': header.extractor}})
+    )
+    with Checkpoints(workdir / 'checkpoints', config=config) as checkpoints:
+        state = create_train_state(config, create_learner(config.model))
+        checkpoints.save(2, state, {'val_accuracy': 0.75})
+    return workdir, config, state.variables
+
+
+@pytest.mark.slow
+def test_a_run_on_features_recognises_clips_as_it_is_evaluated(
+    files, run_on_features, tmp_path, monkeypatch
+):
+    """From the video files here, from the stored features there: the same logits. So do its
+    exported file, and examples that were saved with it."""
+    clips, _ = files
+    workdir, config, variables = run_on_features
+    stored = open_features('video_folder/files', config.data.features, 'test')
+    trained = TrainedModel(create_learner(config.model), variables, config, episode_mesh(1))
+    expected = evaluate_episodes(trained, stored, episode_of(stored)).logits[0]
+    names = sorted(COLOURS)
+    examples, queries = (
+        {name: clips[name][:2] for name in names},
+        [clips[name][2] for name in names],
+    )
+    found = fsar_jax.Recognizer(workdir).fit(examples)
+    assert 'on features of resnet_small' in found.model.about
+    assert (found.model.records.short_side, found.model.records.max_frames) == (32, 20)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(found.scores(queries), expected, atol=2e-3 * scale)
+    # Spares the tests the compilation of their random start.
+    monkeypatch.setattr(models, 'backbone_variables', lambda *_: found.model.network_variables)
+    found.save(tmp_path / 'saved.safetensors')
+    again = fsar_jax.Recognizer.load(tmp_path / 'saved.safetensors')
+    np.testing.assert_array_equal(again.scores(queries), found.scores(queries))
+    export.main([f'--workdir={workdir}', f'--out={tmp_path}/trm.safetensors'])
+    exported = fsar_jax.Recognizer(tmp_path / 'trm.safetensors').fit(examples)
+    np.testing.assert_array_equal(exported.scores(queries), found.scores(queries))
+
+
+@pytest.mark.slow
+def test_a_run_on_features_whose_backbone_is_not_there_is_one_line(run_on_features, tmp_path):
+    workdir, config, variables = run_on_features
+    model = models.Model(create_learner(config.model), variables, config, None, 'runs/x', '')
+    behind = lambda model, extractor: models._behind_its_backbone(
+        model, {'train': {'extractor': extractor} if extractor else {}}
+    )
+    extractor = models._features_of(config).extractor
+    with pytest.raises(ValueError, match='stored features that does not say what made them'):
+        behind(model, None)
+    moved = config.copy_and_resolve_references()
+    moved.data.features = str(tmp_path)
+    with pytest.raises(ValueError, match='which says where its weights are, is gone or holds oth'):
+        behind(dataclasses.replace(model, config=moved), extractor)
+    lite = extractor | {'backbone': {'name': 'efficientnet_lite0'}}
+    with pytest.raises(ValueError, match='holds other weights now|are not installed'):
+        behind(dataclasses.replace(model, config=moved), lite)
+    with pytest.raises(ValueError, match='a backbone that cannot be loaded: .*other features'):
+        behind(model, extractor | {'compute_dtype': 'bfloat16'})
 
 
 # ── Wrong input ───────────────────────────────────────────────────────────────────────────────────
