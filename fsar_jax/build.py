@@ -46,6 +46,7 @@ import time
 try:
     import tensorflow_datasets as tfds
 
+    from fsar_jax.arguments import Parser
     from fsar_jax.data.dataset import described, version_directory
     from fsar_jax.files import local_path
     from fsar_jax.ingest import benchmark_builder, video_builder
@@ -105,10 +106,8 @@ CONFIG_FLAGS = {
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The flags of the command, of sys.argv by default."""
-    parser = argparse.ArgumentParser(
-        prog='python -m fsar_jax.build',
-        description='Builds a dataset from video files.',
-        allow_abbrev=False,
+    parser = Parser(
+        prog='python -m fsar_jax.build', description='Builds a dataset from video files.'
     )
     parser.add_argument(
         '--dataset',
@@ -157,7 +156,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     for name, meaning in CONFIG_FLAGS.items():
         parser.add_argument(f'--{name}', type=int, help=meaning)
-    return parser.parse_args(arguments)
+    return parser.parse(arguments)
 
 
 def make_config(

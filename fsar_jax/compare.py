@@ -28,7 +28,11 @@ def main(paths: list[str]) -> int:
     if paths and paths[0] in ('-h', '--help'):
         print(f'{USAGE}\n\n{__doc__.split(chr(10), 2)[2].strip()}')
         return 0
-    if len(paths) < 2 or any(path.startswith('-') for path in paths):
+    for path in paths:
+        if path.startswith('-'):
+            print(f'error: unknown flag {printable(path)} ({USAGE})', file=sys.stderr)
+            return 2
+    if len(paths) < 2:
         print(USAGE, file=sys.stderr)
         return 2
     try:

@@ -4,7 +4,6 @@ Each row shows a class: its name and the frames of one clip that a model would s
 the object if the record has one. Look at your clips before you train on them.
 """  # noqa: E501
 
-import argparse
 import sys
 
 from fsar_jax.stopping import on_signals
@@ -13,8 +12,9 @@ if __name__ == '__main__':  # what follows takes seconds to import
     on_signals('no picture was written')
 
 from fsar_jax.analysis.contact_sheet import contact_sheet, write_sheet
+from fsar_jax.arguments import Parser
 from fsar_jax.data.dataset import open_dataset
-from fsar_jax.files import local_path
+from fsar_jax.files import check_output, local_path
 from fsar_jax.messages import one_line
 
 
@@ -24,10 +24,8 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
       ValueError, OSError: one line about a flag, the dataset or the picture.
     """
-    parser = argparse.ArgumentParser(
-        prog='python -m fsar_jax.contact_sheet',
-        description='Draws one clip of each class.',
-        allow_abbrev=False,
+    parser = Parser(
+        prog='python -m fsar_jax.contact_sheet', description='Draws one clip of each class.'
     )
     parser.add_argument(
         '--dataset', required=True, help='name of the dataset, e.g. synthetic_actions/misaligned'
@@ -39,8 +37,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument('--clip', type=int, default=0, help='which clip of each class')
     parser.add_argument('--frames', type=int, default=8)
     parser.add_argument('--out', required=True, help='the picture to write, .png or .jpg')
-    args = parser.parse_args(arguments)
+    args = parser.parse(arguments)
     data_dir, out = local_path(args.dir, '--dir'), local_path(args.out, '--out')
+    check_output(out, '--out')
     write_sheet(
         contact_sheet(open_dataset(args.dataset, data_dir, args.split), args.frames, args.clip), out
     )

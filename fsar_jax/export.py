@@ -6,7 +6,6 @@ the file with the settings of the run, even after you have moved it: `python mai
 --config=configs/strm.py --mode=evaluate --weights=runs/strm/strm.safetensors`.
 """
 
-import argparse
 import sys
 
 from fsar_jax.stopping import on_signals
@@ -14,6 +13,7 @@ from fsar_jax.stopping import on_signals
 if __name__ == '__main__':  # what follows takes seconds to import
     on_signals('no file was left half written')
 
+from fsar_jax.arguments import Parser
 from fsar_jax.files import local_path
 from fsar_jax.mesh import episode_mesh
 from fsar_jax.messages import one_line, printable
@@ -27,18 +27,17 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
       ValueError, OSError: one line about the run or the file.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='python -m fsar_jax.export',
         description='Writes the best parameters of a run as .safetensors, and beside them a .json '
         'with the config, the preprocessing and where they come from.',
-        allow_abbrev=False,
     )
     parser.add_argument('--workdir', required=True, help='workdir of the run to export')
     parser.add_argument(
         '--out', help='the file to write, .safetensors; default WORKDIR/<method>.safetensors'
     )
     parser.add_argument('--overwrite', action='store_true', help='replace files that exist')
-    args = parser.parse_args(arguments)
+    args = parser.parse(arguments)
     workdir = local_path(args.workdir, '--workdir')
     if args.out:
         out = local_path(args.out, '--out')

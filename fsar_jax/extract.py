@@ -59,7 +59,7 @@ from fsar_jax.data.dataset import (
 from fsar_jax.data.features import DTYPES, Header, Shard, is_whole, read_header
 from fsar_jax.data.loader import keep_freed_memory
 from fsar_jax.evaluation.results import versions
-from fsar_jax.files import local_path
+from fsar_jax.files import check_output_folder, local_path
 from fsar_jax.ingest.feature_files import (
     cut_into_files,
     remove_drafts,
@@ -179,6 +179,7 @@ def extract(
     start = time.monotonic()
     config = _checked(config, views)
     datasets = _open_splits(config)
+    check_output_folder(folder, '--dir')
     mesh, learner = meshes.episode_mesh(), create_learner(config.model)
     weights = config.model.backbone.weights
     if not weights:

@@ -59,7 +59,7 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
       OSError: with the path; the old file is as it was.
     """
     path = pathlib.Path(path)
-    draft = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    draft = _draft(path)
     try:
         with open(draft, 'wb') as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -72,6 +72,52 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
         if isinstance(error, OSError) and error.errno is not None:  # it names the draft, or nothing
             raise type(error)(error.errno, error.strerror, os.fspath(path)) from error
         raise
+
+
+def _draft(path):
+    return path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+
+
+def check_output(path: pathlib.Path, flag: str) -> None:
+    """Checks that `write_whole` will be able to write a file there, before the work whose result it
+    is to hold. Nothing is left of the trial.
+
+    flag: that names it, for the error: '--out'.
+
+    Raises:
+      ValueError, OSError: one line: it is a folder or a device, its folder does not exist, or the
+        disk is full or read-only.
+    """
+    shown = f'{flag}={printable(path, 1000)}'
+    if path.is_dir() or not path.parent.is_dir():
+        wrong = 'is a folder' if path.is_dir() else 'lies in a folder that does not exist'
+        raise ValueError(f'{shown} {wrong}: name a file')
+    # A file is written by renaming, which would put it in the place of a device.
+    if str(path).startswith('/dev/') or path.exists() and not path.is_file():
+        raise ValueError(f'{shown} is a device or a pipe: name a file')
+    _try_to_write(_draft(path), shown)
+
+
+def check_output_folder(folder: pathlib.Path, flag: str) -> None:
+    """The same for a folder, which need not exist yet; it is not made."""
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    shown = f'{flag}={printable(folder, 1000)}'
+    if not there.is_dir():
+        raise ValueError(f'{shown} is a file, or lies below one: name a folder')
+    _try_to_write(there / f'.{os.getpid()}.tmp', shown)
+
+
+def _try_to_write(draft, shown):
+    try:
+        with open(draft, 'wb') as file:
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(f'{shown} cannot be written: {error.strerror}') from None
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink()
 
 
 def read_json(path: str | os.PathLike, what: str) -> Any:

@@ -13,6 +13,7 @@ by the model of that run.
 import argparse
 import json
 import os
+import pathlib
 import re
 import sys
 import warnings
@@ -25,7 +26,8 @@ from fsar_jax.stopping import on_signals
 if __name__ == '__main__':
     on_signals('every file that was written is whole')
 
-from fsar_jax.files import local_path, write_whole
+from fsar_jax.arguments import Parser
+from fsar_jax.files import check_output, local_path, write_whole
 from fsar_jax.messages import one_line, printable
 
 WIDEST = 48  # characters of a clip's name in the table
@@ -41,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     window, stride = seconds(args.window, '--window'), seconds(args.stride, '--stride')
     examples = [local_path(args.examples, '--examples')] if args.examples else []
     workdir = local_path(args.workdir, '--workdir') if args.workdir else None
-    outputs = {flag: _output(getattr(args, flag), flag) for flag in ('out', 'json', 'save')}
+    outputs = output_paths(args)
 
     from fsar_jax.ingest.clip_folders import list_clips
     from fsar_jax.machine import usable_cores
@@ -52,6 +54,9 @@ def main(arguments: list[str] | None = None) -> None:
         clips, left_out = list_clips(local_path(path, '--clips') for path in args.clips)
     for clip, reason in left_out:
         print(f'note: {printable(clip, 1000)} is left out: {reason}', file=sys.stderr)
+    for flag, path in outputs.items():
+        for clip in clips if path is not None and path.exists() else []:
+            _check_distinct({'--clips': clip, f'--{flag}': path})
     processes = usable_cores() if args.processes is None else args.processes
 
     from absl import logging
@@ -121,10 +126,9 @@ def main(arguments: list[str] | None = None) -> None:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The flags of the command, of sys.argv by default. A wrong flag ends the process with one
     line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='python -m fsar_jax.recognize',
         description='Says which of your classes clips show, given a few examples of each.',
-        allow_abbrev=False,
     )
     parser.add_argument(
         '--examples', help='folder with <class>/<clip>: two classes or more, one clip or more each'
@@ -169,7 +173,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         type=int,
         help='number of processes that read videos; default one per core, 0: threads of this one',
     )
-    args = parser.parse_args(arguments)
+    args = parser.parse(arguments)
     if not args.examples and not args.load:
         raise ValueError('give --examples=DIR with <class>/<clip>, or --load=FILE of --save')
     if not args.clips and not args.save:
@@ -209,6 +213,7 @@ def about(recognizer, unknown_below: float | None) -> dict:
         'skipped': [dict(zip(('class', 'name', 'reason'), row)) for row in recognizer.skipped],
         'expected_accuracy': expected.accuracy,
         'expected_half_width': expected.half_width if expected.accuracy is not None else None,
+        'expected_from_classes': expected.tested,
         'expected': str(expected),
         'temperature': recognizer.temperature,
         'unknown_below': unknown_below,
@@ -280,21 +285,35 @@ def _short(paths):
     return [name if len(name) <= WIDEST else f'…{name[1 - WIDEST :]}' for name in names]
 
 
-def _output(given, flag):
-    """The path that a flag names; ValueError where nothing can be written there."""
-    if not given:
-        return None
-    path = local_path(given, f'--{flag}')
-    if path.is_dir() or not path.parent.is_dir():
-        wrong = 'is a folder' if path.is_dir() else 'lies in a folder that does not exist'
-        raise ValueError(f'--{flag}={printable(path, 1000)} {wrong}')
-    # A file is written by renaming, which would put it in the place of a device.
-    if str(path).startswith('/dev/') or path.exists() and not path.is_file():
-        raise ValueError(f'--{flag}={printable(path, 1000)} is a device or a pipe: name a file')
-    suffix = {'out': ('.html', '.htm'), 'save': ('.safetensors',)}.get(flag)
-    if suffix and path.suffix not in suffix:
-        raise ValueError(f'--{flag}={printable(path, 1000)} does not end in {suffix[0]}')
-    return path
+def output_paths(args: argparse.Namespace) -> dict[str, pathlib.Path | None]:
+    """{'out', 'json', 'save': the path that the flag names, or None}.
+
+    Raises:
+      ValueError, OSError: one line: nothing can be written there, or two flags name one file.
+    """
+    paths: dict[str, pathlib.Path | None] = {}
+    for flag in ('out', 'json', 'save'):
+        given = getattr(args, flag)
+        paths[flag] = path = local_path(given, f'--{flag}') if given else None
+        if path is None:
+            continue
+        suffix = {'out': ('.html', '.htm'), 'save': ('.safetensors',)}.get(flag)
+        if suffix and path.suffix not in suffix:
+            raise ValueError(f'--{flag}={printable(path, 1000)} does not end in {suffix[0]}')
+        check_output(path, f'--{flag}')
+    _check_distinct({f'--{flag}': path for flag, path in paths.items() if path})
+    return paths
+
+
+def _check_distinct(files):
+    """ValueError where two of {flag: path} are one file."""
+    seen: dict[str, str] = {}
+    for flag, path in files.items():
+        other = seen.setdefault(os.path.realpath(path), flag)
+        if other != flag:
+            raise ValueError(
+                f'{other} and {flag} both name {printable(path, 1000)}: give each its own file'
+            )
 
 
 if __name__ == '__main__':

@@ -9,7 +9,6 @@ that the run has nothing for is left out, with one line. docs/report.md explains
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import itertools
 import pathlib
@@ -25,11 +24,12 @@ if __name__ == '__main__':  # what follows takes seconds to import
 
 import numpy as np
 
+from fsar_jax.arguments import Parser
 from fsar_jax.config import resolve_paths
 from fsar_jax.data.episodes import episodes_hash
 from fsar_jax.evaluation.evaluate import TrainedModel, episodes_of
 from fsar_jax.evaluation.results import FILE, read_results
-from fsar_jax.files import local_path
+from fsar_jax.files import check_output_folder, local_path
 from fsar_jax.learner import create_learner
 from fsar_jax.mesh import episode_mesh
 from fsar_jax.messages import one_line, printable
@@ -52,11 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
       ValueError, OSError: one line about a flag or the run.
     """
-    parser = argparse.ArgumentParser(
-        prog='python -m fsar_jax.report',
-        description=__doc__.partition('\n\n')[2],
-        allow_abbrev=False,
-    )
+    parser = Parser(prog='python -m fsar_jax.report', description=__doc__.partition('\n\n')[2])
     parser.add_argument('--workdir', required=True, help='workdir of the run')
     parser.add_argument('--against', help='workdir of another run, to compare with')
     parser.add_argument(
@@ -67,12 +63,14 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument('--dir', help='folder of the built datasets; default that of the run')
     parser.add_argument('--out', help='folder to write; default WORKDIR/report')
-    args = parser.parse_args(arguments)
+    args = parser.parse(arguments)
     asked = parse_episodes(args.episodes)
     check_extra()
     workdir = local_path(args.workdir, '--workdir')
     out = local_path(args.out, '--out') if args.out else workdir / 'report'
     other = local_path(args.against, '--against') if args.against else None
+    if args.out or workdir.is_dir():  # else there is no such run, which is said below
+        check_output_folder(out, '--out')
 
     from fsar_jax.analysis.run_report import facts, run_pictures, write_report
 

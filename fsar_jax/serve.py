@@ -29,6 +29,7 @@ import tempfile
 import warnings
 from collections.abc import AsyncIterator
 
+from fsar_jax.arguments import Parser
 from fsar_jax.files import local_path
 from fsar_jax.messages import one_line, printable
 
@@ -37,11 +38,7 @@ PORT = 7860
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The flags; ValueError about one that cannot be."""
-    parser = argparse.ArgumentParser(
-        prog='python -m fsar_jax.serve',
-        description='Recognises clips in a browser.',
-        allow_abbrev=False,
-    )
+    parser = Parser(prog='python -m fsar_jax.serve', description='Recognises clips in a browser.')
     parser.add_argument('--examples', metavar='DIR', help='folder <class>/<clip> to begin with')
     parser.add_argument(
         '--workdir', metavar='RUN', help='a trained run that decides; default: pretrained features'
@@ -58,7 +55,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--max-seconds', type=float, default=120, help='length of a clip; default %(default)s'
     )
-    args = parser.parse_args(arguments)
+    args = parser.parse(arguments)
     for flag, value in (('--max-mb', args.max_mb), ('--max-seconds', args.max_seconds)):
         if not 0 < value < 1e6:
             raise ValueError(f'{flag}={value:g} should be more than 0')

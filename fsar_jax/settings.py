@@ -7,10 +7,10 @@
 Every setting is a flag of training and evaluation: --config.episode.shot=5.
 """
 
-import argparse
 import sys
 import textwrap
 
+from fsar_jax.arguments import Parser
 from fsar_jax.config import SECTIONS, SETTINGS
 from fsar_jax.fields import AFFECTS, Setting, described
 from fsar_jax.messages import printable
@@ -117,13 +117,13 @@ def markdown() -> str:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='python -m fsar_jax.settings',
         description='Prints every setting of a run: key, default, range, and what it does.',
     )
     parser.add_argument('prefix', nargs='?', default='', help='such as model.matcher')
     parser.add_argument('--markdown', action='store_true', help='print docs/settings.md')
-    args = parser.parse_args()
+    args = parser.parse()
     prefix = args.prefix.removeprefix('config.')
     if args.markdown:
         sys.stdout.write(markdown())

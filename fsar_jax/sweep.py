@@ -43,6 +43,7 @@ import ml_collections
 import tqdm
 
 from fsar_jax import train
+from fsar_jax.arguments import Parser
 from fsar_jax.config import (
     flatten,
     keys_that_affect,
@@ -468,11 +469,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parsed(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The flags of the sweep, and those for every row."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='python -m fsar_jax.sweep',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add('tables', nargs='*', metavar='TABLE', help='vim-t4, or a file of rows')

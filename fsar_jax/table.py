@@ -8,7 +8,6 @@ row, paired by episode; a star means that its interval excludes 0. Compare it wi
 seeds before you believe it.
 """
 
-import argparse
 import sys
 
 from fsar_jax.stopping import on_signals
@@ -16,6 +15,7 @@ from fsar_jax.stopping import on_signals
 if __name__ == '__main__':  # what follows takes seconds to import
     on_signals('nothing was changed')
 
+from fsar_jax.arguments import Parser
 from fsar_jax.evaluation.results import read_results
 from fsar_jax.evaluation.table import as_latex, as_markdown, table
 from fsar_jax.messages import one_line
@@ -28,15 +28,11 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
       ValueError, OSError: one line about a file or a flag.
     """
-    parser = argparse.ArgumentParser(
-        prog='python -m fsar_jax.table',
-        description=__doc__.partition('\n\n')[2],
-        allow_abbrev=False,
-    )
+    parser = Parser(prog='python -m fsar_jax.table', description=__doc__.partition('\n\n')[2])
     parser.add_argument('results', nargs='+', help='results.json files, or the workdirs of runs')
     parser.add_argument('--against', help='the method to compare with; default: the first row')
     parser.add_argument('--latex', action='store_true', help='LaTeX in place of Markdown')
-    args = parser.parse_args(arguments)
+    args = parser.parse(arguments)
     rows, notes = table({path: read_results(path) for path in args.results}, args.against)
     print(as_latex(rows) if args.latex else as_markdown(rows))
     for note in notes:

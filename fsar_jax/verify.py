@@ -30,6 +30,7 @@ if __name__ == '__main__':  # what follows takes seconds to import
 
 from tqdm import tqdm
 
+from fsar_jax.arguments import Parser
 from fsar_jax.checksums import SUMS, read_sums, sha256_of
 from fsar_jax.data.dataset import (
     EmptySplitError,
@@ -302,9 +303,8 @@ def _listed(damage):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='python -m fsar_jax.verify',
-        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description='Reads a built dataset, and prints what it holds, what is missing and what is '
         'damaged.\n\nExit status: 0 if nothing is damaged (listed videos may be missing), 1 if '
@@ -319,7 +319,7 @@ def main() -> int:
         action='store_true',
         help='only read the index and count the records; takes seconds',
     )
-    args = parser.parse_args()
+    args = parser.parse()
     text, whole = examine(args.dataset, local_path(args.dir, '--dir'), args.fast)
     print(text)
     return 0 if whole else 1

@@ -12,6 +12,7 @@ from tiny_run import random_variables, tiny_config
 
 from fsar_jax import recognize
 from fsar_jax.data.frames import encode_jpeg
+from fsar_jax.ingest.clip_folders import list_clips
 from fsar_jax.ingest.records import RecordSettings
 from fsar_jax.ingest.video_files import frames_at, open_recording, write_video
 from fsar_jax.learner import create_learner
@@ -239,10 +240,28 @@ def test_wrong_input_is_one_line(folder, tmp_path, arguments, words, capsys):
     assert words in str(raised.value) and '\n' not in str(raised.value)
 
 
-@pytest.mark.parametrize('path', ['/dev/stdout', '/dev/null'])
-def test_an_output_never_takes_the_place_of_a_device(path):
-    with pytest.raises(ValueError, match='is a device or a pipe: name a file'):
-        recognize._output(path, 'json')
+def test_no_two_outputs_are_one_file_and_none_is_a_clip(folder, tmp_path):
+    given = [f'--examples={folder}/examples', f'--clips={folder}/new']
+    (tmp_path / 'link').symlink_to(tmp_path)
+    same = [f'--out={tmp_path}/a.html', f'--json={tmp_path}/link/a.html']
+    with pytest.raises(ValueError, match='--out and --json both name .*: give each its own file'):
+        recognize.main(given + same)
+    clip = folder / 'new/of_green.mp4'
+    before = clip.read_bytes()
+    with pytest.raises(ValueError, match='--clips and --json both name .*of_green.mp4'):
+        recognize.main([*given, f'--json={clip}'])
+    assert clip.read_bytes() == before
+
+
+def test_linked_folders_among_the_clips_are_followed_but_not_in_circles(folder, tmp_path):
+    (tmp_path / 'clips').mkdir()
+    (tmp_path / 'clips' / 'linked').symlink_to(folder / 'new')
+    (tmp_path / 'clips' / 'again').symlink_to(tmp_path / 'clips')
+    clips, left_out = list_clips([tmp_path / 'clips'])
+    names = sorted(pathlib.Path(clip).relative_to(tmp_path).as_posix() for clip in clips)
+    files = ('broken.mp4', 'of_blue', 'of_green.mp4', 'of_red.avi')
+    assert names == [f'clips/linked/{name}' for name in files]
+    assert (str(tmp_path / 'clips' / 'again'), 'a link to a folder that it lies in') in left_out
 
 
 def test_a_folder_of_frames_has_no_times(folder, capsys):

@@ -96,14 +96,20 @@ def list_clips(given: Iterable[str | os.PathLike]) -> tuple[list[str], list[tupl
     return clips, left_out
 
 
-def _clips_below(folder):
-    """(paths, [(path, reason)]) of a folder and the folders below it."""
+def _clips_below(folder, above=frozenset()):
+    """(paths, [(path, reason)]) of a folder and the folders below it, linked ones too.
+
+    above: real paths of the folders that it lies in, to which a link would lead in a circle.
+    """
     clips, left_out = [], []
+    above = above | {os.path.realpath(folder)}
     for path, reason in _clips_in(folder):
         if reason is None:
             clips.append(path)
-        elif os.path.isdir(path) and not os.path.islink(path):
-            found, others = _clips_below(path)
+        elif os.path.isdir(path) and os.path.realpath(path) in above:
+            left_out.append((path, 'a link to a folder that it lies in'))
+        elif os.path.isdir(path):
+            found, others = _clips_below(path, above)
             clips += found
             left_out += others
         else:

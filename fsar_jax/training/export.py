@@ -23,7 +23,7 @@ from fsar_jax.config import default_config, flatten, with_newer_settings
 from fsar_jax.data.dataset import content_hash
 from fsar_jax.data.loader import usable
 from fsar_jax.evaluation.results import versions
-from fsar_jax.files import write_whole
+from fsar_jax.files import check_output, write_whole
 from fsar_jax.learner import create_learner
 from fsar_jax.messages import listed, one_line, printable
 from fsar_jax.named_arrays import by_name, params_hash
@@ -93,6 +93,8 @@ def export_run(
             raise ValueError(
                 f'{printable(path, 1000)} exists: name another file with --out, or give --overwrite'
             )
+        if workdir.is_dir():  # else there is no such run, which is said below
+            check_output(path, '--out')
     config, selected = run_config(workdir), best_of_run(workdir, mesh)
     arrays = {
         # not np.ascontiguousarray, which turns a scalar into an array of one axis
