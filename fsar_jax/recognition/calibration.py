@@ -21,12 +21,14 @@ class Expected:
       half_width: of its 95% interval (Wilson 1927).
       count: how many examples were left out, one after the other.
       way: number of classes.
+      tested: in how many of them an example was left out; the others have one example.
     """
 
     accuracy: float | None
     half_width: float
     count: int
     way: int
+    tested: int
 
     def __str__(self) -> str:
         if self.accuracy is None:
@@ -37,7 +39,18 @@ class Expected:
         return (
             f'Expected accuracy on these classes: {100 * self.accuracy:.0f}% ± '
             f'{100 * self.half_width:.0f}% (chance {100 / self.way:.0f}%; each of '
-            f'{self.count} examples recognised by the others; 95% interval).'
+            f'{self.count} examples recognised by the others; 95% interval).{self._untested()}'
+        )
+
+    def _untested(self):
+        """On which classes the number rests, where these are not all."""
+        left = self.way - self.tested
+        if not left:
+            return ''
+        others = 'other has' if left == 1 else f'other {left} have'
+        return (
+            f' It rests on {self.tested} of the {self.way} classes: the {others} one example, and '
+            'how often that is enough cannot be said; give two or more.'
         )
 
 
@@ -65,10 +78,11 @@ def expected_accuracy(scores: np.ndarray, labels: np.ndarray, way: int) -> Expec
     """Of left-out examples: scores float [N, way], their classes int [N]."""
     count = len(labels)
     if not count:
-        return Expected(None, 0.0, 0, way)
+        return Expected(None, 0.0, 0, way, 0)
     accuracy = float((scores.argmax(-1) == labels).mean())
     spread = accuracy * (1 - accuracy) / count + Z**2 / (4 * count**2)
-    return Expected(accuracy, float(Z * np.sqrt(spread) / (1 + Z**2 / count)), count, way)
+    half_width = float(Z * np.sqrt(spread) / (1 + Z**2 / count))
+    return Expected(accuracy, half_width, count, way, len(np.unique(labels)))
 
 
 def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:

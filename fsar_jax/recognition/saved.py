@@ -1,12 +1,13 @@
 """Writes the examples of a recogniser to one .safetensors file, and reads them back.
 
 The arrays are the embeddings, 'embedding/…' with one row per example, and the small pictures as
-JPEG bytes. The header has the rest as JSON: classes, names, preprocessing, and which model made the
-embeddings. There is no pickle, so a file from a stranger runs no code.
+JPEG bytes. The header has the rest as JSON: classes, names, preprocessing, which model made the
+embeddings, and a checksum of it all. There is no pickle, so a file from a stranger runs no code.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from typing import Any, NamedTuple
@@ -17,12 +18,12 @@ from safetensors.numpy import save
 
 from fsar_jax.files import write_whole
 from fsar_jax.messages import one_line, printable
-from fsar_jax.named_arrays import by_name
+from fsar_jax.named_arrays import by_name, state_hash
 from fsar_jax.recognition.models import Embedding
 from fsar_jax.weights.checkpoint_file import read_torch
 from fsar_jax.weights.safetensors_file import read_metadata
 
-FORMAT, VERSION = 'fsar_jax_examples', 1  # key of the metadata, and version of what it holds
+FORMAT, VERSION = 'fsar_jax_examples', 2  # key of the metadata, and version of what it holds
 LISTS = ('class', 'name', 'sha256')  # of the examples, each with one entry per example
 
 
@@ -68,8 +69,15 @@ def write_examples(
     arrays['frames'] = np.array([len(of_clip) for of_clip in thumbnails], np.int64)
     about = {'version': VERSION, 'model': model, 'classes': classes, 'examples': examples}
     ordered = {name: np.asarray(array, order='C') for name, array in arrays.items()}
+    about['sha256'] = _checksum(about, ordered)
     # One key, because safetensors writes several in no fixed order.
     write_whole(path, save(ordered, {FORMAT: json.dumps(about)}))
+
+
+def _checksum(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 of all that a file holds, but for this entry."""
+    text = json.dumps({key: value for key, value in about.items() if key != 'sha256'})
+    return hashlib.sha256(f'{text}\n{state_hash(arrays)}'.encode()).hexdigest()
 
 
 def read_examples(path: str | os.PathLike[str]) -> Saved:
@@ -87,6 +95,8 @@ def read_examples(path: str | os.PathLike[str]) -> Saved:
         about = json.loads(text)
         if about['version'] != VERSION:
             raise ValueError(f'version {about["version"]} of another release')
+        if about['sha256'] != _checksum(about, arrays):
+            raise ValueError('its content is not that of its checksum')
         sizes, frames = arrays['thumbnail_sizes'], arrays['frames']
         count = len(frames)
         if any(len(about['examples'][key]) != count for key in LISTS):
@@ -112,7 +122,7 @@ def read_examples(path: str | os.PathLike[str]) -> Saved:
             embeddings=embeddings,
             thumbnails=[jpegs[i : i + n] for i, n in zip(firsts, frames)],
         )
-    except (IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f'{shown} is damaged, or of another release ({printable(one_line(error))}): fit the '
             'examples again and save them'

@@ -21,6 +21,7 @@ from fsar_jax.ingest.records import RecordSettings
 from fsar_jax.ingest.video_files import write_video
 from fsar_jax.learner import create_learner
 from fsar_jax.mesh import episode_mesh
+from fsar_jax.messages import one_line
 from fsar_jax.recognition import models, recognizer
 from fsar_jax.recognition.calibration import (
     expected_accuracy,
@@ -29,6 +30,7 @@ from fsar_jax.recognition.calibration import (
     probabilities,
 )
 from fsar_jax.recognition.models import Model, PretrainedFeatures, draws
+from fsar_jax.recognition.saved import read_examples
 from fsar_jax.training.checkpoints import Checkpoints
 from fsar_jax.training.inputs import with_features
 from fsar_jax.training.state import create_train_state, example_episode
@@ -286,9 +288,18 @@ def test_a_file_of_another_model_or_a_damaged_one_is_refused(
     monkeypatch.setattr(recognizer, 'load_model', lambda workdir: other)
     with pytest.raises(ValueError, match='was made with other weights than a model of the tests'):
         fsar_jax.Recognizer.load(path)
-    path.write_bytes(path.read_bytes()[:-100])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
     with pytest.raises(ValueError, match='truncated, damaged'):
         fsar_jax.Recognizer.load(path)
+    rng = np.random.default_rng(0)
+    for place in [len(whole) - 1, *rng.integers(0, len(whole), 60).tolist()]:  # one bit at a time
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        with pytest.raises((ValueError, OSError)) as raised:
+            read_examples(path)
+        assert '\n' not in one_line(raised.value)
     with pytest.raises(FileNotFoundError):
         fsar_jax.Recognizer.load(tmp_path / 'nowhere.safetensors')
 
@@ -314,6 +325,11 @@ def test_the_expected_accuracy_counts_examples_that_the_others_recognise(fitted)
     expected = fitted.expected
     assert (expected.accuracy, expected.count, expected.way) == (1.0, 5, 3)  # green has only one
     assert str(expected).startswith('Expected accuracy on these classes: 100% ± 22% (chance 33%')
+    assert 'It rests on 2 of the 3 classes: the other has one example' in str(expected)
+    many = expected_accuracy(np.eye(9)[[0, 0]], np.zeros(2, int), 9)
+    assert 'It rests on 1 of the 9 classes: the other 8 have one example' in str(many)
+    both = expected_accuracy(np.eye(2)[[0, 1]], np.arange(2), 2)
+    assert str(both).endswith('95% interval).')
     one_each = fitted.fit({name: clip_of(name, 0) for name in COLOURS})
     assert one_each.expected.accuracy is None
     assert 'cannot be said, because every class has one example' in str(one_each.expected)
