@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from fsar_jax.data import loader
 from fsar_jax.data.clips import Clips
 from fsar_jax.data.dataset import open_dataset
 from fsar_jax.data.episodes import draw_episodes, jitter_generator
-from fsar_jax.data.features import open_features, read_header
+from fsar_jax.data.features import all_finite, open_features, read_header
 from fsar_jax.data.frame_sampling import frame_indices
 from fsar_jax.evaluation.evaluate import TrainedModel, evaluate_episodes
 from fsar_jax.ingest import feature_files
@@ -313,6 +314,26 @@ def test_a_file_that_was_cut_or_replaced_is_noticed(tiny_data, tmp_path):
     )
 
 
+def test_features_that_are_not_finite_are_named(tiny_data, folders, tmp_path):
+    """NaN in one frame of a clip, in every number format: not parameters that have diverged."""
+    shutil.copytree(folders['pooled'], tmp_path / 'f')
+    config = on_features(frozen_config(tiny_data), tmp_path / 'f')
+    stored = open_features('video_folder/tiny', tmp_path / 'f', 'test')
+    path = stored.path_of(6)
+    array = np.load(path)
+    array[8 * (6 - 5) + 2, 3] = np.nan  # the file begins with clip 5
+    np.save(path, array)
+    clips = loader.reader(open_features('video_folder/tiny', tmp_path / 'f', 'test'), config)
+    clips.read(5, clips.empty())
+    line = message_of(clips.read, 6, clips.empty())
+    assert f"'{stored.video_ids[6]}' of video_folder/tiny test" in line
+    assert f'{path.name} are not finite: find what is damaged' in line
+    for dtype in (np.float16, jnp.bfloat16, np.float32):
+        x = np.array([0, -1, 6e4], dtype)
+        assert all_finite(x) and not all_finite(np.append(x, dtype(-np.inf)))
+        assert not all_finite(np.append(x, dtype(np.nan)))
+
+
 def test_values_that_a_format_cannot_hold_are_refused(tiny_data, tmp_path, monkeypatch):
     config = config_of(tiny_data, changes={'model.backbone.normalize': 'unit'})
     real = extract.backbone_variables
@@ -397,9 +418,12 @@ def test_a_run_trains_resumes_and_is_evaluated_on_features(tiny_data, folders, t
 
 
 def test_prototypes_on_features_have_nothing_to_train_and_are_evaluated(
-    tiny_data, folders, tmp_path
+    tiny_data, folders, tmp_path, capsys
 ):
-    run(*flags_of(tiny_data, tmp_path, folders['pooled'], 'protonet', **{'train.num_steps': 1}))
+    """Weights of a backbone are not read, and the run says so."""
+    changes = {'train.num_steps': 1, 'model.backbone.weights': 'x.pth'}
+    run(*flags_of(tiny_data, tmp_path, folders['pooled'], 'protonet', **changes))
+    assert 'note: config.model.backbone.weights=x.pth is not read' in capsys.readouterr().out
     results = json.loads((tmp_path / 'results.json').read_text())
     assert results['accuracy'] > results['chance']
 

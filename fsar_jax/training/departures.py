@@ -83,6 +83,7 @@ def departures_of_published(
     given: dict,
     dataset: Videos,
     published: str | os.PathLike[str],
+    before: dict,
 ) -> dict[str, tuple]:
     """What a results file of published weights is named after, as from `departures`: the weights,
     the settings that are given explicitly, and what decides the results.
@@ -90,8 +91,15 @@ def departures_of_published(
     Args:
       given: {'episode.shot': 2}.
       published: path of the weights.
+      before: {key: value}, the settings of an exported run, of which those that are given again
+        say nothing; {} for other weights.
     """
-    given = {key: value for key, value in given.items() if key not in SAME_RESULTS}
+    now = settings_by_key(config)
+    given = {
+        key: value
+        for key, value in given.items()
+        if key not in SAME_RESULTS and not (key in before and before[key] == now.get(key))
+    }
     names = {
         'weights': pathlib.Path(published).stem,
         **given,

@@ -58,7 +58,13 @@ def starts_of(config: ConfigDict, params: ArrayTree) -> list[Start]:
 
 def note_random_starts(config: ConfigDict, params: ArrayTree) -> None:
     """Prints a line for each part that starts from random weights, although its authors start it
-    from others."""
+    from others, and for weights of a backbone that a run on stored features does not have."""
+    if config.data.features and (unread := config.model.backbone.weights):
+        print_once(
+            f'note: config.model.backbone.weights={printable(unread, 1000)} is not read, because '
+            'this run is on stored features: give it to python -m fsar_jax.extract, which makes '
+            'them'
+        )
     for start in starts_of(config, params):
         published = start.network.published_start
         if not start.path and published:

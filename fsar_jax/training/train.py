@@ -12,7 +12,7 @@ import numpy as np
 
 from fsar_jax import weights
 from fsar_jax.analysis.episode_report import measure
-from fsar_jax.config import resolve_paths, validate
+from fsar_jax.config import flatten, resolve_paths, validate, with_newer_settings
 from fsar_jax.data import loader
 from fsar_jax.data.dataset import Videos
 from fsar_jax.data.features import open_header
@@ -253,7 +253,8 @@ def evaluate_only(
             variables = weights.load(published, config.model)
             how = f'published weights, {pathlib.Path(published).name}'
         check_logits(learner, variables, config)
-        changed = departures_of_published(config, given or {}, dataset, published)
+        before = with_newer_settings(flatten(exported['config'])) if exported else {}
+        changed = departures_of_published(config, given or {}, dataset, published, before)
     else:
         selected = best_of_run(workdir, mesh)
         variables, how = selected.state.variables, selected.how

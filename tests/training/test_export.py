@@ -101,7 +101,9 @@ def test_evaluating_the_file_gives_the_results_of_the_run(run, exported, tiny_da
     """Bit for bit, and with no flag of the training given again."""
     evaluate = ['main.py', '--config=strm', '--mode=evaluate']
     train.main([*evaluate, f'--workdir={run}'])
-    train.main([*evaluate, f'--workdir={tmp_path}/new', f'--weights={exported}'])
+    # A setting that is given again as it was is not named.
+    again = '--config.episode.query=2'
+    train.main([*evaluate, f'--workdir={tmp_path}/new', f'--weights={exported}', again])
     [path] = (tmp_path / 'new').glob('results*')
     assert path.name.startswith('results.weights=strm.content=')
     of_run, of_file = read_results(run), read_results(path)
