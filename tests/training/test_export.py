@@ -183,7 +183,7 @@ def test_what_cannot_be_exported_or_written_is_one_line(run, exported, tmp_path,
         f'{exported} exists: name another file with --out, or give --overwrite'
     )
     assert 'a.pth does not end in .safetensors' in start(run, tmp_path / 'a.pth')
-    assert 'no/a.safetensors: No such file or directory' in start(
+    assert 'no/a.safetensors lies in a folder that does not exist' in start(
         run, tmp_path / 'no/a.safetensors'
     )
     assert '--out=gs://b/a.safetensors: gs:// addresses' in start(run, 'gs://b/a.safetensors')
