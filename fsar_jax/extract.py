@@ -75,7 +75,7 @@ from fsar_jax.named_arrays import params_hash
 from fsar_jax.progress import Progress
 from fsar_jax.stage import ArrayTree
 from fsar_jax.stages import build_stages, choice
-from fsar_jax.training.start import backbone_variables
+from fsar_jax.training.start import backbone_variables, start_of_backbone
 
 CHUNK_BYTES = 32 << 20  # of decoded frames that a thread hands over at once
 
@@ -181,12 +181,9 @@ def extract(
     datasets = _open_splits(config)
     check_output_folder(folder, '--dir')
     mesh, learner = meshes.episode_mesh(), create_learner(config.model)
-    weights = config.model.backbone.weights
+    key, weights = start_of_backbone(config)
     if not weights:
-        print(
-            'note: config.model.backbone.weights is not set: these are features of random weights',
-            flush=True,
-        )
+        print(f'note: config.{key} is not set: these are features of random weights', flush=True)
     variables = backbone_variables(config, learner, mesh)
     embed = functools.partial(_features, learner=learner, mesh=mesh, pooled=not maps, dtype=dtype)
     size = config.episode.image_size

@@ -434,8 +434,8 @@ def _behind_its_backbone(model: Model, trained_on: dict) -> Model:
                 'weights are, is gone or holds other features: put it back'
             )
         config = default_config().unlock()
-        config.model.backbone.update(extractor['backbone'])
-        config.model.backbone.weights = made_by.get('weights', weights.PRETRAINED)
+        start = made_by.get('weights', weights.PRETRAINED)
+        config.model.backbone.update(extractor['backbone'], weights=start)
         config.model.dtype = extractor['compute_dtype']
         config.episode.image_size = extractor['frames']['image_size']
         config.seed = made_by.get('seed', 0)  # from which random weights started
@@ -444,8 +444,8 @@ def _behind_its_backbone(model: Model, trained_on: dict) -> Model:
             variables = backbone_variables(config, network, episode_mesh(1))
         if params_hash(variables) != extractor['params_hash']:
             raise ValueError(
-                f'{printable(config.model.backbone.weights, 1000)} holds other weights now: put '
-                'back those of the extraction'
+                f'{printable(start, 1000)} holds other weights now: put back those of the '
+                'extraction'
             )
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise ValueError(

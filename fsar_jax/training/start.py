@@ -59,11 +59,11 @@ def starts_of(config: ConfigDict, params: ArrayTree) -> list[Start]:
 def note_random_starts(config: ConfigDict, params: ArrayTree) -> None:
     """Prints a line for each part that starts from random weights, although its authors start it
     from others, and for weights of a backbone that a run on stored features does not have."""
-    if config.data.features and (unread := config.model.backbone.weights):
+    key, unread = start_of_backbone(config)
+    if config.data.features and unread:
         print_once(
-            f'note: config.model.backbone.weights={printable(unread, 1000)} is not read, because '
-            'this run is on stored features: give it to python -m fsar_jax.extract, which makes '
-            'them'
+            f'note: config.{key}={printable(unread, 1000)} is not read, because this run is on '
+            'stored features: give it to python -m fsar_jax.extract, which makes them'
         )
     for start in starts_of(config, params):
         published = start.network.published_start
@@ -103,6 +103,12 @@ def with_pretrained_weights(
     return dataclasses.replace(state, params=params, batch_stats=batch_stats)
 
 
+def start_of_backbone(config: ConfigDict) -> tuple[str, str | None]:
+    """(the key of the setting that says where the backbone starts from, its value)."""
+    [key] = [key for key, known in SETTINGS.items() if known.starts == 'backbone']
+    return key, setting_of(config, key)
+
+
 def backbone_variables(
     config: ConfigDict, learner: FewShotLearner, mesh: jax.sharding.Mesh
 ) -> dict[str, Any]:
@@ -110,7 +116,7 @@ def backbone_variables(
     devices of the mesh."""
     create = functools.partial(create_train_state, config, learner)
     # Not computed without need: to compile random numbers for all layers takes minutes.
-    state = jax.eval_shape(create) if config.model.backbone.weights else create()
+    state = jax.eval_shape(create) if start_of_backbone(config)[1] else create()
     state = with_pretrained_weights(state, config, mesh)
     kinds = {kind: tree.get('backbone', {}) for kind, tree in state.variables.items()}
     return replicate(mesh, {kind: {'backbone': tree} for kind, tree in kinds.items()})
