@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import shutil
 
 import jax
@@ -319,7 +320,7 @@ def test_features_that_are_not_finite_are_named(tiny_data, folders, tmp_path):
     shutil.copytree(folders['pooled'], tmp_path / 'f')
     config = on_features(frozen_config(tiny_data), tmp_path / 'f')
     stored = open_features('video_folder/tiny', tmp_path / 'f', 'test')
-    path = stored.path_of(6)
+    path = pathlib.Path(stored.read(6)['path'])
     array = np.load(path)
     array[8 * (6 - 5) + 2, 3] = np.nan  # the file begins with clip 5
     np.save(path, array)

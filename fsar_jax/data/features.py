@@ -254,6 +254,7 @@ class FeatureVideos(Videos):
         self._shape, self._views, self._dtypes = header.row_shape, header.views, header.dtypes
         self._sums = [header.done[shard.file] for shard in header.shards(split)]
         self._shards = header.shards(split)
+        self._paths = [os.fspath(folder / shard.file) for shard in self._shards]
         self.num_bytes = header.num_bytes(self._shards)
         self._starts = np.concatenate(  # row of each clip in its file
             [
@@ -270,7 +271,8 @@ class FeatureVideos(Videos):
 
     def read(self, position: int) -> dict:
         """{'features': [views, num_frames, C] or [views, num_frames, h, w, C], a view of the file,
-        'label', 'video_id', 'num_frames'} of the video at `position` (0 to N - 1).
+        'label', 'video_id', 'num_frames', 'path' of that file} of the video at `position` (0 to
+        N - 1).
 
         Raises:
           OSError: the file cannot be opened. ValueError: it is another one.
@@ -290,16 +292,13 @@ class FeatureVideos(Videos):
             'label': int(self.labels[position]),
             'video_id': self.video_ids[position],
             'num_frames': count,
+            'path': self._paths[number],
         }
-
-    def path_of(self, position: int) -> pathlib.Path:
-        """The file that holds the features of a video."""
-        return self.folder / self._shards[self._file[position]].file
 
     def _open(self, number):
         """The array of a file. It stays in the page cache, which all processes share."""
         shard, (dtype, stored) = self._shards[number], self._dtypes
-        path = self.folder / shard.file
+        path = self._paths[number]
         with self._lock:
             if self._arrays[number] is None:
                 try:
@@ -368,18 +367,22 @@ class FeatureClips:
 
     def read(self, position: int, out: np.ndarray, rng: np.random.Generator | None = None) -> bool:
         """Writes the features of a clip into `out`, [L, h, w, C]; returns False. Without `rng`,
-        they are those of the test view."""
-        stored = self.dataset.read(position)['features']
+        they are those of the test view.
+
+        Raises:
+          OSError, ValueError: as `FeatureVideos.read`; or a feature is not finite.
+        """
+        record = self.dataset.read(position)
+        stored = record['features']
         jitter = rng or jitter_generator(self.jitter_seed, self.dataset, position)
         indices = frame_indices(stored.shape[1], self.length, self.rule, jitter)
         view = 0 if rng is None or len(stored) == 1 else int(rng.integers(len(stored)))
         out[...] = stored[view, indices].reshape(out.shape)
         if not all_finite(out):
-            name = printable(self.dataset.video_ids[position])
             raise ValueError(
-                f"video '{name}' of {self.dataset.name} {self.dataset.split}: its features in "
-                f'{printable(self.dataset.path_of(position), 1000)} are not finite: '
-                f'{self.dataset.advice}'
+                f"video '{printable(record['video_id'])}' of {self.dataset.name} "
+                f'{self.dataset.split}: its features in {printable(record["path"], 1000)} are not '
+                f'finite: {self.dataset.advice}'
             )
         return False
 
