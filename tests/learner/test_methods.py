@@ -54,12 +54,7 @@ SLOW = {
     | {'enrichment.patch': 'mlp_mixer', 'enrichment.frame': 'self_attention'},
     'soft_dtw': OTAM | {'matcher.alignment': 'soft_dtw'},
     'drop_dtw': OTAM | {'matcher.alignment': 'drop_dtw'},
-    'ta2n_paper': TA2N | PAPER,
-    'ta2n_random_reference': {
-        'matcher.name': 'action_coordination',
-        'matcher.spatial': 'none',
-        'matcher.reference': 'random',
-    },
+    'ta2n_paper': TA2N | PAPER | {'matcher.reference': 'random'},
     'ta2n_spatial_first': TA2N | {'matcher.order': 'spatial_first'},
     'ta2n_mean': TA2N | {'matcher.prototype': 'mean', 'matcher.spatial': 'none'},
     'ta2n_spatial_grid': WITHOUT_TIME | {'matcher.spatial': 'grid'},
