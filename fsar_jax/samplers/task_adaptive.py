@@ -18,11 +18,12 @@ from fsar_jax.samplers import amplifier
 from fsar_jax.samplers.choice import AT_TEST, DENSE_FRAMES, FRAMES, check_dense_frames
 from fsar_jax.samplers.learned_window import WindowPolicy
 from fsar_jax.samplers.sampler import Sampler
-from fsar_jax.samplers.top_k import evenly_spaced_indicator, hard_top_k, perturbed_top_k
+from fsar_jax.samplers.top_k import NOISE, evenly_spaced_indicator, hard_top_k, perturbed_top_k
 from fsar_jax.stage import VARIANTS, Loss
 
 SPATIAL = ('amplify', 'crop', 'learned_crop', 'none')
 BY_MAP = ('amplify', 'crop')  # those that a saliency map decides
+SPATIAL_PER = ('frame', 'clip')
 TASK_DRAWS = 7  # of ε, for the picture of w₂; as many as in VIM, Fig. 13
 
 
@@ -99,6 +100,13 @@ class TaskAdaptiveSampler(Sampler):
         help='spatial amplification (SA): enlarge the salient part of each chosen frame by a '
         'warp or a crop, or crop where a small network says (that of AdaFocus V2)',
     )
+    spatial_per: str = setting(
+        'frame',
+        choices=SPATIAL_PER,
+        affects='model',
+        help="resample each chosen frame by a map of its own ('frame', published), or all of them "
+        "by the mean of their maps ('clip'), which keeps how things move",
+    )
     adaptive: bool = setting(
         True,
         affects='model',
@@ -120,6 +128,20 @@ class TaskAdaptiveSampler(Sampler):
         affects='model',
         help='n, number of noise samples for the smoothed choice of frames (perturbed top-k); '
         'published: 500',
+    )
+    noise: str = setting(
+        'independent',
+        choices=NOISE,
+        affects='model',
+        help="of the smoothed choice; the same gradient on average, with less variance: "
+        "'antithetic' takes pairs Z and -Z, 'leave_one_out' compares each sample with the mean of "
+        "the others; published: 'independent'",
+    )
+    normalize_features: bool = setting(
+        False,
+        affects='model',
+        help='standardise the scan features of a frame before the position code is added, so that '
+        'features of any scale count as much as the position; published: False',
     )
     samples_per_chunk: int = setting(
         50, at_least=0, affects='cost', help='number of noise samples to compute at once; 0: all'
@@ -257,10 +279,12 @@ class TaskAdaptiveSampler(Sampler):
 
     @property
     def frames_look_alike(self) -> bool:
-        """Whether a frame that is chosen in a test looks the same in every episode: not where the
-        task's weights make its saliency map."""
-        resampled = self.at_test and self.spatial in BY_MAP
-        return not (resampled and self.adaptive and self.variant == 'paper')
+        """Whether a frame that is chosen in a test looks the same in every episode: not where its
+        saliency map is made by the task's weights, or with the other chosen frames."""
+        if not self.at_test or self.spatial == 'none':
+            return True
+        by_task = self.spatial in BY_MAP and self.adaptive and self.variant == 'paper'
+        return not by_task and self.spatial_per == 'frame'
 
     def all_frames(self, scanned: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Every frame as it looks in a test when it is chosen (`frames_look_alike`): leaves [B, …]
@@ -395,11 +419,13 @@ class TaskAdaptiveSampler(Sampler):
         sampled['selected_features'] = einsum_float32('btm,bmc->btc', indicator, features).mean(1)
         by = None
         if active and self.spatial == 'learned_crop':
-            by = sampled['crop'] = einsum_float32('btm,bmx->btx', indicator, scanned['crop'])
+            by = einsum_float32('btm,bmx->btx', indicator, scanned['crop'])
         elif active and self.spatial != 'none':
-            by = sampled['saliency'] = einsum_float32(
-                'btm,bmhw->bthw', indicator, self.saliency_maps(scanned, weights)
-            )
+            by = einsum_float32('btm,bmhw->bthw', indicator, self.saliency_maps(scanned, weights))
+        if by is not None:
+            if self.spatial_per == 'clip':
+                by = jnp.broadcast_to(by.mean(1, keepdims=True), by.shape)
+            sampled['crop' if self.spatial == 'learned_crop' else 'saliency'] = by
         mixed = indicator if train and self.temporal else None
         sampled['frames'] = self.render(frames, sampled['indices'], mixed, by)
         return sampled
@@ -417,6 +443,8 @@ class TaskAdaptiveSampler(Sampler):
 
         noise [B, num_samples, M] is drawn unless given.
         """
+        if self.normalize_features:
+            features, guide = nn.standardize(features), nn.standardize(guide)
         both = jnp.concatenate([features, jnp.broadcast_to(guide[:, None], features.shape)], -1)
         hidden = nn.relu(self.evaluator(both + sinusoidal_positions(*both.shape[1:])))
         raw = (
@@ -438,6 +466,7 @@ class TaskAdaptiveSampler(Sampler):
             self.num_samples,
             self.samples_per_chunk,
             self.variant,
+            self.noise,
         )
         return hard, soft, scores
 

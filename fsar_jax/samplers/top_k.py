@@ -2,11 +2,14 @@
 Eq. 4 to 6)."""
 
 from functools import partial
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+NOISE = ('independent', 'antithetic', 'leave_one_out')
 
 
 def hard_top_k(scores: jax.Array, k: int) -> jax.Array:
@@ -33,6 +36,7 @@ def perturbed_top_k(
     num_samples: int,
     chunk: int,
     variant: str,
+    sampling: str = 'independent',
 ) -> jax.Array:
     """I_σ = E_Z[hard_top_k(scores + σZ)], Z normal, one number per frame (VIM, Eq. 5; rows V2 to V4
     of docs/paper_vs_code.md).
@@ -63,6 +67,9 @@ def perturbed_top_k(
       num_samples: n.
       chunk: samples at a time, 0 for all.
       variant: 'code' or 'paper'.
+      sampling: of the noise that is drawn here, one of NOISE: 'independent'; 'antithetic', samples
+        2s and 2s + 1 are Z and −Z; 'leave_one_out', independent, and the gradient takes I minus its
+        mean over the other samples for I.
 
     Returns:
       float32 [B, k, M], each row a distribution over frames.
@@ -80,9 +87,8 @@ def perturbed_top_k(
             f'{expected}'
         )
     scores, sigma = scores.astype(jnp.float32), jnp.asarray(sigma, jnp.float32)
-    return _smoothed(
-        k, num_samples, min(chunk or num_samples, num_samples), variant, key_or_noise, scores, sigma
-    )
+    samples = _Samples(num_samples, min(chunk or num_samples, num_samples), sampling)
+    return _smoothed(k, samples, variant, key_or_noise, scores, sigma)
 
 
 def evenly_spaced_indicator(videos: int, frames: int, k: int) -> np.ndarray:
@@ -113,8 +119,14 @@ def _one_hot(place, k):
     return (place[..., None, :] == jnp.arange(k)[:, None]).astype(jnp.float32)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def _smoothed(k, num_samples, chunk, variant, source, scores, sigma):
+class _Samples(NamedTuple):
+    count: int
+    chunk: int
+    sampling: str
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _smoothed(k, samples, variant, source, scores, sigma):
     def add(total, samples):
         noise, counted = samples
         hard = _one_hot(
@@ -122,17 +134,15 @@ def _smoothed(k, num_samples, chunk, variant, source, scores, sigma):
         )  # [B, chunk, k, M], fused away
         return total + jnp.sum(hard * counted[:, None, None], 1)
 
-    total = _over_samples(
-        add, jnp.zeros((scores.shape[0], k, scores.shape[1])), source, scores, num_samples, chunk
-    )
-    return total / num_samples
+    zeros = jnp.zeros((scores.shape[0], k, scores.shape[1]))
+    return _over_samples(add, zeros, source, scores, samples) / samples.count
 
 
-def _forward(k, num_samples, chunk, variant, source, scores, sigma):
-    return _smoothed(k, num_samples, chunk, variant, source, scores, sigma), (source, scores, sigma)
+def _forward(k, samples, variant, source, scores, sigma):
+    return _smoothed(k, samples, variant, source, scores, sigma), (source, scores, sigma)
 
 
-def _backward(k, num_samples, chunk, variant, residuals, cotangent):
+def _backward(k, samples, variant, residuals, cotangent):
     source, scores, sigma = residuals
     agreement = lambda scores: jnp.sum(
         _one_hot(places(scores, k), k) * cotangent[:, None], (-2, -1)
@@ -144,19 +154,37 @@ def _backward(k, num_samples, chunk, variant, residuals, cotangent):
         weight = (agreement(scores[:, None] + sigma * noise) - baseline) * counted
         return total + jnp.sum(weight[..., None] * noise, 1)
 
-    total = _over_samples(add, jnp.zeros_like(scores), source, scores, num_samples, chunk)
+    total = _over_samples(add, jnp.zeros_like(scores), source, scores, samples)
+    if samples.sampling == 'leave_one_out' and samples.count > 1:
+        # Of n samples: Σ (a_s − mean of the others) Z_s = n/(n − 1) (Σ a_s Z_s − Σ a_s Σ Z_s / n).
+        def count(sums, samples):
+            noise, counted = samples
+            weight = (agreement(scores[:, None] + sigma * noise) - baseline) * counted
+            return sums[0] + weight.sum(1), sums[1] + jnp.sum(noise * counted[:, None], 1)
+
+        zeros = jnp.zeros_like(scores)
+        agreed, drawn = _over_samples(count, (zeros[:, 0], zeros), source, scores, samples)
+        total = total - agreed[:, None] * drawn / samples.count
+        total = total * (samples.count / (samples.count - 1))
     inverse = jnp.where(sigma > 0, 1.0 / jnp.where(sigma > 0, sigma, 1.0), 0.0)
-    return None, total * inverse * ((1 if variant == 'paper' else k) / num_samples), None
+    return None, total * inverse * ((1 if variant == 'paper' else k) / samples.count), None
 
 
 _smoothed.defvjp(_forward, _backward)
 
 
-def _over_samples(add, total, source, scores, num_samples, chunk):
+def _over_samples(add, total, source, scores, samples):
     """Folds `add(total, (noise [B, chunk, M], counted [chunk]))` over all samples; those that only
     fill the last chunk count 0."""
     videos, frames = scores.shape
+    num_samples, chunk, sampling = samples
     chunks = -(-num_samples // chunk)
+
+    def draw(s):
+        if sampling != 'antithetic':
+            return jax.random.normal(jax.random.fold_in(source, s), (videos, frames))
+        pair = jax.random.normal(jax.random.fold_in(source, s // 2), (videos, frames))
+        return jnp.where(s % 2, -pair, pair)
 
     def step(total, samples):
         if jnp.issubdtype(source.dtype, jnp.floating):
@@ -164,7 +192,6 @@ def _over_samples(add, total, source, scores, num_samples, chunk):
                 jnp.float32
             )
         else:
-            draw = lambda s: jax.random.normal(jax.random.fold_in(source, s), (videos, frames))
             noise = jax.vmap(draw, out_axes=1)(samples)
         return add(total, (noise, (samples < num_samples).astype(jnp.float32))), None
 

@@ -116,7 +116,8 @@ def test_frames_that_look_alike_in_all_episodes_are_embedded_once(
     done, progress = [], evaluation.Progress
     monkeypatch.setattr(evaluation, 'Progress', lambda *x: (done.append(x[1]), progress(*x))[-1])
     logits = []
-    for config.eval.frame_cache_gb in (8.0, 0.0):
+    for gigabytes in (8.0, 0.0):
+        config.eval.frame_cache_gb = gigabytes
         logits.append(evaluation.evaluate_episodes(model, dataset, episodes).logits)
     assert done == ['embedding', 'matching', 'embedding', 'encoding and matching']
     close(*logits)

@@ -346,6 +346,34 @@ def test_without_a_choice_in_time_it_amplifies_evenly_spaced_frames():
     np.testing.assert_allclose(frames, expected(auxiliary['query_saliency']), atol=1e-5)
 
 
+def test_one_warp_for_the_clip_is_by_the_mean_of_the_maps_of_its_frames():
+    support, query = episode()
+    frame, clip = (tiny(adaptive=False, spatial_per=per) for per in ('frame', 'clip'))
+    drawn = variables(frame)
+    once = lambda sampler: jax.jit(lambda: sampler.apply(drawn, query))()
+    own, shared = once(frame), once(clip)
+    np.testing.assert_array_equal(own['indices'], shared['indices'])
+    mean = np.asarray(own['saliency']).mean(1, keepdims=True)
+    np.testing.assert_allclose(
+        shared['saliency'], np.broadcast_to(mean, own['saliency'].shape), rtol=1e-6
+    )
+    assert np.abs(own['frames'] - shared['frames']).max() > 0.05
+    assert frame.frames_look_alike and not clip.frames_look_alike
+
+
+def test_normalized_features_count_the_same_at_any_scale():
+    features = np.random.default_rng(0).normal(size=(3, 7, 8)).astype(np.float32)
+    drawn = variables(tiny(adaptive=False))
+
+    def scores(scale, normalize):
+        sampler = tiny(adaptive=False, normalize_features=normalize)
+        x = scale * features
+        return sampler.apply(drawn, x, x.mean(1), {}, method='choose')[2]
+
+    np.testing.assert_allclose(scores(1e3, True), scores(10.0, True), atol=1e-3)
+    assert np.abs(scores(1e3, False) - scores(10.0, False)).max() > 0.03
+
+
 def test_errors_are_one_line():
     with pytest.raises(ValueError, match='choose 8 frames of a video, but it is given 7'):
         tiny(frames=8).init(jax.random.key(0), *episode(), method=run)

@@ -150,6 +150,44 @@ def test_gradient_is_that_of_the_smoothed_function():
     np.testing.assert_allclose(ours, theirs, atol=0.05)
 
 
+@pytest.mark.parametrize('variant', ['paper', 'code'])
+def test_noise_of_less_variance_has_the_same_gradient_on_average(variant):
+    scores = np.array([[0.3, -0.2, 0.5, 0.1, 0.0]], np.float32)
+    y = np.asarray(jax.random.normal(jax.random.key(3), (1, 2, 5))) + 3
+
+    def estimates(sampling, samples, count, chunk=0):
+        smooth = lambda s, key: (
+            perturbed_top_k(key, s, 2, 0.5, samples, chunk, variant, sampling) * y
+        ).sum()
+        keys = jax.random.split(jax.random.key(4), count)
+        return np.asarray(jax.jit(jax.vmap(jax.grad(smooth), (None, 0)))(scores, keys))[:, 0]
+
+    usual = estimates("independent", 20, 800)
+    for sampling in ('antithetic', 'leave_one_out'):
+        other = estimates(sampling, 20, 800)
+        error = np.hypot(usual.std(0), other.std(0)) / np.sqrt(800)
+        assert (np.abs(usual.mean(0) - other.mean(0)) < 5 * error).all()
+        if variant == 'code':  # its large offset makes most of the variance
+            assert other.var(0).max() < 0.5 * usual.var(0).min()
+        np.testing.assert_allclose(
+            estimates(sampling, 21, 2, 4), estimates(sampling, 21, 2), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_leave_one_out_by_a_slow_loop():
+    rng = np.random.default_rng(0)
+    scores, noise = rng.normal(size=(2, 6)).astype(np.float32), rng.normal(size=(2, 9, 6))
+    y, noise = rng.normal(size=(2, 3, 6)), noise.astype(np.float32)
+    smooth = lambda s: (perturbed_top_k(noise, s, 3, 0.4, 9, 4, 'code', 'leave_one_out') * y).sum()
+    for b, gradient in enumerate(jax.grad(smooth)(scores)):
+        agreed = [(sorted_top_k(scores[[b]] + 0.4 * z, 3)[0] * y[b]).sum() for z in noise[b]]
+        slow = np.zeros(6)
+        for s in range(9):
+            others = np.mean(agreed[:s] + agreed[s + 1 :])
+            slow += 3 * (agreed[s] - others) * noise[b, s] / 0.4 / 9
+        np.testing.assert_allclose(gradient, slow, rtol=1e-4, atol=1e-4)
+
+
 def test_evenly_spaced_frames():
     np.testing.assert_array_equal(
         evenly_spaced_indicator(2, 20, 8).argmax(-1)[1], [0, 2, 5, 8, 10, 13, 16, 19]
