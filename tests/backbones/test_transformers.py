@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_run import get_config, random_variables
 
-from fsar_jax.backbones import BACKBONES
+from fsar_jax.backbones import BACKBONES, mvit, vit
 from fsar_jax.backbones.mvit import MViT
 from fsar_jax.backbones.positions import cubic_weights, linear_weights
 from fsar_jax.backbones.vit import ViT, drop_branch
@@ -133,6 +133,24 @@ def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
     assert (dropped == dropped[:, :1, :1]).all()
     assert abs(dropped.mean() - 1) < 0.04
     assert drop_branch(Keys, branch, 0.25, False) is branch
+
+
+@pytest.mark.parametrize(
+    'module, network, shape',
+    [
+        (vit, TINY(depth=3, drop_connect=0.4), (2, 12, 12, 3)),
+        (mvit, TINY_MVIT(blocks=(1, 2), drop_connect=0.4), (2, 4, 16, 16, 3)),
+    ],
+    ids=['ViT', 'MViT'],
+)
+def test_later_blocks_are_dropped_more_often(module, network, shape, monkeypatch):
+    """From 0 for the first block to drop_connect for the last, both branches of a block alike."""
+    rates = []
+    keep = lambda module, branch, rate, train: rates.append((rate, train)) or branch
+    monkeypatch.setattr(module, 'drop_branch', keep)
+    frames = jax.ShapeDtypeStruct(shape, jnp.float32)
+    jax.eval_shape(lambda x: network.init(jax.random.key(0), x, True), frames)
+    assert rates == [(rate, True) for rate in (0.0, 0.2, 0.4) for _ in range(2)]
 
 
 def test_frames_that_are_no_multiple_of_the_patch_are_refused():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny_scan import TinyScan
 
+from fsar_jax.layers import sinusoidal_positions
 from fsar_jax.samplers import amplifier
 from fsar_jax.samplers.task_adaptive import TaskAdaptiveSampler, TaskGenerator, tiled_class_means
 from fsar_jax.weights.convert import convert
@@ -280,11 +281,45 @@ def test_every_parameter_has_a_gradient(changes):
         )
 
 
+def scored_by_hand(params, features, guides, summary):
+    """Scores [B, M] of scan features [B, M, c] beside guides [B, c], 0 to 1, in float64; `summary`
+    [videos, c] is what makes the weights of the task."""
+    linear = lambda x, layer: x @ np.float64(layer['kernel']) + layer['bias']
+    encoded = linear(summary, params['generator']['encoder']).mean(0)
+    task = encoded[: len(encoded) // 2]
+    weights = linear(task, params['generator']['frame_weights'])
+    scores = np.zeros(features.shape[:2])
+    for b, guide in enumerate(guides):
+        both = np.concatenate([features[b], np.tile(guide, (len(features[b]), 1))], 1)
+        places = np.asarray(sinusoidal_positions(*both.shape), np.float64)
+        raw = np.maximum(linear(both + places, params['evaluator']), 0) @ weights
+        scores[b] = (raw - raw.min()) / (raw.max() - raw.min())
+    return scores
+
+
 def test_at_test_frames_are_picked_exactly():
+    """Those of the highest scores, which are as by hand: the guide of a query is its own mean, that
+    of a support video the mean of a class (rows V6 and V7)."""
     sampler = tiny(spatial='none')
     support, query = episode()
-    apply = jax.jit(lambda v: sampler.apply(v, support, query, method=run))
-    frames, of_query, auxiliary = jax.tree.map(np.asarray, apply(variables(sampler)))
+    videos = np.concatenate([support.reshape(-1, *support.shape[2:]), query])
+
+    @jax.jit
+    def apply(v):
+        features = sampler.apply(v, videos, method='scan')['features']
+        return *sampler.apply(v, support, query, method=run), features
+
+    drawn = variables(sampler)
+    frames, of_query, auxiliary, features = jax.tree.map(np.asarray, apply(drawn))
+    means = features.mean(1)
+    classes = means[:4].reshape(2, 2, -1).mean(1)[[0, 1, 0, 1]]
+    expected = scored_by_hand(
+        drawn['params'], features, np.concatenate([classes, means[4:]]), classes
+    )
+    found = [auxiliary['support_scores'].reshape(4, -1), auxiliary['query_scores']]
+    np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-3)
+    for indices, scores in zip(auxiliary['query_indices'], expected[4:], strict=True):
+        np.testing.assert_array_equal(indices, np.sort(np.argsort(scores)[-3:]))
     assert of_query.dtype == jnp.uint8
     for b, indices in enumerate(auxiliary['query_indices']):
         assert (np.diff(indices) > 0).all()
