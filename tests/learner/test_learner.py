@@ -212,6 +212,24 @@ def test_batch_norm_sees_support_and_query_as_the_config_says(small, mode):
     np.testing.assert_allclose(stem(updated), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_no_gradient_goes_through_a_backbone_that_is_not_trained():
+    """Of maps, for which the backbone is the identity: so what comes before it has none either."""
+    rng = np.random.default_rng(0)
+    support, query = (rng.normal(size=(*n, 3, 2, 2, 5)).astype(np.float32) for n in ((2, 1), (4,)))
+
+    def gradients(trained):
+        config = fsar_jax.default_config()
+        config.model.matcher.name = 'prototypes'
+        config.model.backbone.update(name='features', trained=trained)
+        learner = fsar_jax.create_learner(config.model)
+        return jax.grad(lambda *x: learner.apply({}, *x, train=True).logits[0, 0], (0, 1))
+
+    inputs = support, query
+    trained, not_trained = jax.jit(lambda: [gradients(x)(*inputs) for x in (True, False)])()
+    assert all(np.abs(x).max() > 0 for x in trained)
+    assert not any(np.any(x) for x in not_trained)
+
+
 def test_bfloat16_compute_keeps_float32_parameters_and_float32_logits_close(small):
     config, variables, support, query, prediction = small
     exact = prediction.logits
