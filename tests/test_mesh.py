@@ -62,6 +62,7 @@ def test_eight_devices_split_episodes_and_copy_parameters():
     )
 
 
+@pytest.mark.slow
 def test_two_processes_put_their_parts_together():
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))

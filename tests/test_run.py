@@ -109,7 +109,9 @@ def test_the_dataset_of_the_config_is_built_where_it_is_an_embedded_one(checkout
     ]
 
 
-@pytest.mark.parametrize('directory', ['data', 'a [x] b', '~/data'])
+@pytest.mark.parametrize(
+    'directory', ['data', *(pytest.param(x, marks=pytest.mark.slow) for x in ('a [x] b', '~/data'))]
+)
 def test_what_is_built_is_not_built_again(checkout, directory):
     flags = [] if directory == 'data' else [f'--config.data.dir={directory}']
     calls_of(checkout, *flags)
@@ -130,7 +132,10 @@ def test_a_second_call_installs_nothing_and_the_tests_add_what_they_need(checkou
     assert installed(calls_of(checkout, 'test')) == (0, []) == installed(calls_of(checkout))
 
 
-@pytest.mark.parametrize('what', ['lock', 'settings', 'python', 'place'])
+@pytest.mark.parametrize(
+    'what',
+    ['lock', *(pytest.param(x, marks=pytest.mark.slow) for x in ('settings', 'python', 'place'))],
+)
 def test_an_environment_of_another_python_lock_or_place_is_made_again(checkout, what):
     calls_of(checkout)
     (checkout / '.venv/left-over').touch()
@@ -154,6 +159,7 @@ def test_an_environment_of_another_python_lock_or_place_is_made_again(checkout, 
     assert installed(calls_of(checkout, **environment)) == (0, [])
 
 
+@pytest.mark.slow
 def test_an_installation_that_was_stopped_is_taken_up_again(checkout):
     calls_of(checkout)
     (checkout / '.venv/installed-run').unlink()  # stopped while pip ran
@@ -162,6 +168,7 @@ def test_an_installation_that_was_stopped_is_taken_up_again(checkout):
     assert installed(calls_of(checkout))[0] == 1
 
 
+@pytest.mark.slow
 def test_an_old_environment_that_was_half_removed_is_still_ours(checkout):
     calls_of(checkout)
     (checkout / '.venv/made-by-run.sh').write_text('an older one')

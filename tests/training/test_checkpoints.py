@@ -167,6 +167,7 @@ KILLED = '''
 '''
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_of_a_save_leaves_the_earlier_checkpoints(tmp_path):
     abstract = {'step': jnp.int32(0), 'x': jnp.zeros(5_000_000, jnp.float32)}
     reached = 0
@@ -203,6 +204,7 @@ SAVE_ON_EIGHT = '''
 '''
 
 
+@pytest.mark.slow
 def test_saved_on_eight_devices_restored_on_one(tmp_path):
     env = {
         **os.environ,

@@ -90,6 +90,7 @@ def test_the_first_stage_that_breaks_is_named():
             check_logits(learner, broken, config)
 
 
+@pytest.mark.slow
 def test_training_does_not_begin_with_them(tiny_data, tmp_path):
     config = tiny_config(
         'mastaf', {'data.dir': str(tiny_data), 'model.matcher.alpha': 3e38}, width=8
