@@ -54,9 +54,12 @@ def main(arguments: list[str] | None = None) -> None:
         clips, left_out = list_clips(local_path(path, '--clips') for path in args.clips)
     for clip, reason in left_out:
         print(f'note: {printable(clip, 1000)} is left out: {reason}', file=sys.stderr)
+    given = [('--clips', clip) for clip in clips]
+    given += [('--load', args.load)] if args.load else []
     for flag, path in outputs.items():
-        for clip in clips if path is not None and path.exists() else []:
-            _check_distinct({'--clips': clip, f'--{flag}': path})
+        for source, file in given if path is not None and path.exists() else []:
+            if (flag, source) != ('save', '--load'):  # the examples may be written back
+                _check_distinct({source: file, f'--{flag}': path})
     processes = usable_cores() if args.processes is None else args.processes
 
     from absl import logging

@@ -251,6 +251,9 @@ def test_no_two_outputs_are_one_file_and_none_is_a_clip(folder, tmp_path):
     with pytest.raises(ValueError, match='--clips and --json both name .*of_green.mp4'):
         recognize.main([*given, f'--json={clip}'])
     assert clip.read_bytes() == before
+    (tmp_path / 'a').touch()
+    with pytest.raises(ValueError, match='--load and --json both name'):
+        recognize.main([f'--load={tmp_path}/a', given[1], f'--json={tmp_path}/a'])
 
 
 def test_linked_folders_among_the_clips_are_followed_but_not_in_circles(folder, tmp_path):
