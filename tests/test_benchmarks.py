@@ -12,6 +12,7 @@ from absl import flags
 from tiny_run import REPOSITORY, random_batch, random_variables, tiny_config
 
 from fsar_jax import create_learner
+from fsar_jax.analysis.picture_truth import TRUTH, Measure
 from fsar_jax.data import loader
 from fsar_jax.data.dataset import open_dataset
 from fsar_jax.data.frame_sampling import frame_indices
@@ -107,6 +108,20 @@ def test_the_rules_of_frames_by_rule(tiny_data):
     assert share == 0.5 and len(clips) == len(dataset) and set(clips.num_frames) == {4}
     stored = dataset.read(3)['frames']
     assert clips.read(3)['frames'] == [stored[i] for i in (0, 2, 5, 7)]
+
+
+def test_pictures_and_truth_takes_the_mean_over_episodes():
+    nan = float('nan')
+    way = lambda values, true: Measure('window', 'way', np.array(values), np.array(true), TRUTH)
+    near = lambda right: Measure('features', 'near', np.array(right), np.full(2, 0.5), 'chance')
+    episodes = [
+        [way([[1.0, 2.0], [3.0, nan]], [[2.0, 4.0], [6.0, 1.0]]), near([1.0, 0.0])],
+        [way([[4.0, nan], [nan, nan]], [[8.0, 3.0], [nan, nan]]), near([1.0, 1.0])],
+    ]
+    first, second = definitions('pictures_and_truth')['summary'](episodes)
+    assert first[:2] == ('window', 'way') and first[2] == 3.0  # of 2 and 4
+    assert first[5] == 6.0 and first[6] == pytest.approx(1.0)
+    assert second[2:] == (0.75, pytest.approx(1.96 * 0.25 / 2**0.5), 'chance', 0.5, None)
 
 
 @pytest.mark.parametrize('name', ['offsets zero', 'M identity'])

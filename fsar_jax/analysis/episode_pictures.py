@@ -412,8 +412,9 @@ def _alignment(seen):
             }
         panels[f'{kind}: {seen.names[label]}'] = panel
     caption = {
-        True: 'Dark is far apart. The lines are the cheapest paths through the matrix, of the '
-        "query's frames and of the support's (for HyRSM: each frame's nearest one).",
+        True: 'Dark is far apart. The lines are the cheapest paths through the matrix: one finds '
+        "frames of the query for the support's, the other the opposite (for HyRSM: each frame's "
+        'nearest one).',
         False: 'What each frame of the support takes from each frame of the query (temporal '
         'coordination); the line is the frame with most weight. TA2N, Fig. 5.',
     }['distances' in seen.shown]
@@ -439,8 +440,8 @@ def _paths(seen, label):
     at = lambda name: seen.shown[name][seen.position, label, 0]
     if 'path' in seen.shown:
         return {
-            'query to support': np.argwhere(at('path') > 0.5),
-            'support to query': np.argwhere(at('path_back') > 0.5),
+            'of the frames of the support': path_cells(at('path'), 0),
+            'of the frames of the query': path_cells(at('path_back'), 1),
         }
     distances = at('distances')
     rows, columns = (np.arange(n) for n in distances.shape)
@@ -448,6 +449,22 @@ def _paths(seen, label):
         "nearest to the query's": np.stack([rows, distances.argmin(1)], 1),
         "nearest to the support's": np.stack([distances.argmin(0), columns], 1),
     }
+
+
+def path_cells(path: np.ndarray, axis: int) -> np.ndarray:
+    """The cells of a path, int [n, 2], (row, column), row by row.
+
+    Args:
+      path: [L, L], 1 in the cells of the cheapest path; several that cost the same share it, and
+        then the cell that most of them pass counts, the first of equals.
+      axis: 0 if the path has a cell in each column, 1 in each row; those whose frame is dropped
+        have none.
+    """
+    cells = path > 0.5
+    shared = ~cells.any(axis) & (path.sum(axis) > 0.5)
+    most = np.expand_dims(path.argmax(axis), axis)
+    numbers = np.expand_dims(np.arange(path.shape[axis]), 1 - axis)
+    return np.argwhere(cells | ((numbers == most) & np.expand_dims(shared, axis)))
 
 
 def _coordination(seen, subject, clips):

@@ -120,14 +120,15 @@ def activation_measures(
 def match_measures(
     attention: np.ndarray, tuples: np.ndarray, query: np.ndarray, support: np.ndarray
 ) -> list[Measure]:
-    """How far apart, in the action, the frames are that a query's three strongest matches join.
+    """How far apart, in the action, the frames are that a query's three strongest matches join:
+    beside any tuple of the class, and beside the frames of the same numbers, which need no match.
 
     Args:
       attention: [Q, T, shot, T], to the tuples of the query's own class.
       tuples: int [T, ω], the frames of each.
       query, support: moments [Q, L] and [Q, shot, L].
     """
-    best, anywhere = [], []
+    best, anywhere, same = [], [], []
     for weights, of_query, of_support in zip(attention, query, support):
         flat = weights.reshape(len(tuples), -1)
         drawn = np.argsort(-flat.max(1), kind='stable')[:3]
@@ -137,8 +138,13 @@ def match_measures(
         apart = apart.mean(-1).reshape(len(drawn), -1)
         best.append(apart[np.arange(len(drawn)), flat[drawn].argmax(1)].mean())
         anywhere.append(apart.mean())
+        of_number = np.abs(of_query - of_support)[:, tuples[drawn]]  # [shot, 3, ω]
+        same.append(of_number.mean())
     name = 'joined frames are apart, as a part of the action,'
-    return [Measure('matches', name, np.array(best), np.array(anywhere), 'with any tuple')]
+    return [
+        Measure('matches', name, np.array(best), np.array(compared), other)
+        for compared, other in ((anywhere, 'with any tuple'), (same, 'frame by frame'))
+    ]
 
 
 def path_measures(paths: np.ndarray, query: np.ndarray, support: np.ndarray) -> list[Measure]:

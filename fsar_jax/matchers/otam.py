@@ -66,7 +66,8 @@ class OrderedAlignment(Matcher):
 
     def explain(self, support: jax.Array, query: jax.Array) -> dict[str, jax.Array]:
         """{'distances', 'path', 'path_back'} [Q, way, shot, L, L], the query's frames in the rows:
-        d, and 1 where the cheapest path passes, of the query's frames and of the support's."""
+        d, and 1 where the cheapest paths pass. OTAM's 'path' has a cell for each frame of the
+        support and may leave out the query's first and last; 'path_back' is the other way round."""
         distances = self.distances(support, query)
         path, back = (
             cheapest_path(x, self.alignment, self.keep)

@@ -169,3 +169,64 @@ def test_other_clips_of_the_classes_become_queries_once(subjects):
     np.testing.assert_array_equal(own.classes[4][episodes.labels], labels)
     assert not set(episodes.query.ravel()) & set(own.support[4].ravel())
     assert len(set(episodes.query.ravel())) == 6
+
+
+@pytest.mark.slow
+def test_maps_after_frame_enrichment_are_the_part_along_the_frame(subjects):
+    """Of STRM: the mean over the places of what lies along E is the part of H that does, where no
+    place points away."""
+    [seen] = pictures.look(subjects('strm'), [0])
+    found = pictures.activations(seen.shown, 0.0)
+    assert list(found) == ['backbone', 'patch enrichment', 'frame enrichment']
+    assert all(maps.shape == (*seen.query.shape[:2], 32, 32) for maps in found.values())
+    cells = np.asarray(seen.shown['query_enriched_patches'])[1, 2]
+    frame = np.asarray(seen.shown['query_frame_features'])[1, 2]
+    along = np.maximum(cells @ frame / np.linalg.norm(frame), 0)
+    # 2 × 2 patches of 2 × 2 cells, of which the first looks at pixel 0 and the last at 16
+    np.testing.assert_allclose(found['frame enrichment'][1, 2, 0, 0], along[0], rtol=1e-5)
+    np.testing.assert_allclose(found['frame enrichment'][1, 2, -1, -1], along[3], rtol=1e-5)
+    np.testing.assert_allclose(
+        found['patch enrichment'][1, 2, -1, 0], np.linalg.norm(cells[2]), rtol=1e-5
+    )
+
+
+@pytest.mark.slow
+def test_the_matrix_shows_the_frames_that_the_window_reads(subjects):
+    [seen] = pictures.look(subjects('ta2n'), [3])
+    way, shot = seen.support.shape[:2]
+    seen.shown['query_window'] = np.tile([0.2, 0.5], (len(seen.labels), 1))
+    seen.shown['support_window'] = np.tile([1.0, 0.0], (way, shot, 1))
+    axis = pictures._alignment(seen).figure.axes[0]
+    drawn = {image.get_extent()[3]: image for image in axis.images[1:] if image.get_extent()[0] < 0}
+    clip = pictures._pictures(seen.of_query('clip'))
+    # t from 0.3 to 0.7 is frame 1.95 to 2.55 of 0 to 3
+    for row, frame in enumerate((2, 2, 2, 3)):
+        np.testing.assert_array_equal(drawn[row].get_array(), clip[frame])
+
+
+def test_how_far_the_weights_of_tasks_are_apart():
+    weights = np.zeros((2, 3, 2))
+    weights[0] = [[3, 4], [3, 4], [3, 5]]  # two draws are 1 apart
+    weights[1] = [[0, 0], [0, 2], [0, 5]]  # and 3; the tasks without noise 5
+    within, between, length = pictures.spread(weights)
+    assert (within, between) == (2, 5)
+    assert length == pytest.approx(np.mean([5, 5, 34**0.5, 0, 2, 5]))
+
+
+def test_a_path_that_others_share_is_drawn_whole():
+    path = np.array([[1.0, 0.4, 0.0, 0.0], [0.0, 0.6, 0.5, 0.0], [0.0, 0.0, 0.5, 0.2]])
+    # the last frame of the support is dropped by most paths
+    assert pictures.path_cells(path, 0).tolist() == [[0, 0], [1, 1], [1, 2]]
+    assert pictures.path_cells(path.T, 1).tolist() == [[0, 0], [1, 1], [2, 1]]
+
+
+@pytest.mark.slow
+def test_each_path_has_a_cell_for_the_frames_that_its_line_names(subjects):
+    [seen] = pictures.look(subjects('otam'), [1])
+    lines = {line.get_label(): line for line in pictures._alignment(seen).figure.axes[0].lines}
+    columns, rows = (
+        lines[f'of the frames of the {side}'].get_data()[axis] - 0.5
+        for side, axis in (('support', 0), ('query', 1))
+    )
+    length = seen.shown['distances'].shape[-1]
+    assert sorted(columns) == sorted(rows) == list(range(length))

@@ -92,9 +92,18 @@ def test_paired_differences_are_counted_per_episode():
 def test_points_have_the_colour_of_their_group_and_stars_are_triangles():
     points = np.arange(12.0).reshape(6, 2)
     figure = figures.scatter(
-        {'before': points, 'after': -points}, [0, 0, 1, 1, 2, 2], ['a', 'b', 'c'], [True, False] * 3
+        {'before': points, 'after': -points},
+        [0, 0, 1, 1, 2, 2],
+        ['a', 'b', 'moving something down and back, then right and back'],
+        [True, False] * 3,
+        {'after': '40% nearest'},
+        ('clip', 'prototype'),
     )
     before, after = figure.axes
+    assert (before.get_xlabel(), after.get_xlabel()) == ('', '40% nearest')
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names[:2] == ['a', 'b'] and names[3:] == ['clip', 'prototype']
+    assert names[2].replace('\n', ' ') == 'moving something down and back, then right and back'
     for axis, sign in ((before, 1), (after, -1)):
         plain, stars = axis.collections[::2], axis.collections[1::2]
         np.testing.assert_array_equal([c.get_offsets()[0] for c in stars], sign * points[::2])
@@ -134,5 +143,8 @@ def test_files_hold_no_date_and_their_fonts(tmp_path):
 
 @pytest.mark.parametrize('shares', [[0.5, 1.0, 0.0], [0.1] * 20])
 def test_a_bar_for_each_frame_that_may_be_chosen(shares):
-    [axis] = figures.chosen_places(shares).axes
+    action = np.linspace(0, 1, len(shares))
+    [axis] = figures.chosen_places(shares, action).axes
     assert [bar.get_height() for bar in axis.patches] == shares
+    np.testing.assert_array_equal(axis.lines[0].get_xydata(), list(enumerate(action)))
+    assert not figures.chosen_places(shares).axes[0].lines

@@ -38,7 +38,7 @@ def test_matches_join_frames_of_one_moment_or_do_not():
     attention = np.zeros((2, 6, 1, 6))
     attention[0, range(6), 0, range(6)] = [3, 0, 0, 2, 0, 1]  # each tuple with itself
     attention[1, range(6), 0, 5] = [3, 2, 1, 0, 0, 0]  # all with the end
-    [found] = picture_truth.match_measures(
+    found, same = picture_truth.match_measures(
         attention, tuples, np.stack([moments] * 2), np.stack([moments] * 2)[:, None]
     )
     # (0,1), (0,2) and (0,3) to (2,3): 0.5 and 1, 0.5 and 0.5, 0.5 and 0
@@ -47,6 +47,7 @@ def test_matches_join_frames_of_one_moment_or_do_not():
         np.abs(moments[tuples[row]] - moments[tuples]).mean() for row in (0, 1, 2)
     ]  # of the second query
     assert found.compared[1] == pytest.approx(np.mean(every))
+    assert same.compared.tolist() == [0, 0] and same.other == "frame by frame"
 
 
 def test_a_path_is_as_late_as_the_support():
