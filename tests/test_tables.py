@@ -1,7 +1,10 @@
 """docs/tables.md: every command can be read, and the model of every command can be built."""
 
 import functools
+import importlib.util
 import json
+import re
+import shlex
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +54,22 @@ def test_every_table_can_be_swept():
         trained = {row.name for row in rows if row.mode == 'train'}
         assert {row.evaluates for row in rows if row.mode == 'evaluate'} <= trained
         assert {row.name for row in table.rows} <= {row.name for row in rows}
+
+
+def test_commands_that_are_for_people_name_what_exists():
+    """Those that draw or count: their program, and the runs that they take."""
+    rows = {row.name: row for table in read_tables() for row in table.rows}
+    others = [row for row in rows.values() if row.command and not row.mode]
+    assert others
+    for row in others:
+        python, *words = shlex.split(row.command)
+        assert python == 'python', row.name
+        if words[0] == '-m':
+            assert importlib.util.find_spec(words[1]), row.name
+        else:
+            assert (REPOSITORY / words[0]).is_file(), row.name
+        for run in re.findall(r'=runs/tables/(\S+)/seed0', row.command):
+            assert rows[run].mode == 'train', row.name
 
 
 @pytest.mark.parametrize(
