@@ -77,15 +77,20 @@ class Run(NamedTuple):
       row: of the table.
       seed: config.seed.
       folder: its workdir.
-      source: the workdir of the run that an evaluation is of; `folder` for a training.
+      of: the run that an evaluation is of; None for a training, and for published weights.
       flags: of `python -m fsar_jax.train`.
     """
 
     row: Row
     seed: int
     folder: pathlib.Path
-    source: pathlib.Path
+    of: 'Run | None'
     flags: tuple[str, ...]
+
+    @property
+    def source(self) -> pathlib.Path:
+        """The workdir in which `fsar_jax.train` works."""
+        return self.of.folder if self.of else self.folder
 
     @property
     def title(self) -> str:
@@ -120,24 +125,20 @@ def runs_of(
       flags: added to those of every row.
       share: (i, n), the i-th of n parts. An evaluation is in the part of the run that it evaluates.
     """
-    runnable = [row for row in rows if row.mode]
-    trained = list(dict.fromkeys(row.evaluates or row.name for row in runnable))
-    place = {
-        (seed, name): number
-        for number, (seed, name) in enumerate((seed, name) for seed in seeds for name in trained)
-    }
-    runs = []
-    for seed in seeds:
-        for row in runnable:
-            if place[seed, row.evaluates or row.name] % share[1] != share[0]:
-                continue
-            folder, source = (
-                root / name / f'seed{seed}' for name in (row.name, row.evaluates or row.name)
-            )
-            how = ('--mode=evaluate',) if row.mode == 'evaluate' else ()
-            more = (f'--config.seed={seed}', *flags, f'--workdir={source}')
-            runs.append(Run(row, seed, folder, source, (*row.flags, *how, *more)))
-    return runs
+    by_name = {row.name: row for row in rows}
+
+    def run_of(row: Row, seed: int) -> Run:
+        folder = root / row.name / f'seed{seed}'
+        of = run_of(by_name[row.evaluates], seed) if row.evaluates else None
+        how = ('--mode=evaluate',) if row.mode == 'evaluate' else ()
+        workdir = f'--workdir={of.folder if of else folder}'
+        return Run(
+            row, seed, folder, of, (*row.flags, *how, f'--config.seed={seed}', *flags, workdir)
+        )
+
+    runs = [run_of(row, seed) for seed in seeds for row in rows if row.mode]
+    places = {folder: number for number, folder in enumerate(dict.fromkeys(r.source for r in runs))}
+    return [run for run in runs if places[run.source] % share[1] == share[0]]
 
 
 @functools.cache
@@ -180,7 +181,7 @@ def is_finished(run: Run) -> bool:
     if not (run.folder / FILE).exists():
         return False
     results = read_results(run.folder)
-    if run.source != run.folder:
+    if run.of:
         source = read_results(run.source)
         if source.get('params_hash') != results.get('params_hash'):
             return False
@@ -197,7 +198,7 @@ def differing(results: dict, run: Run) -> list[str]:
     ignored = keys_that_affect('cost', 'list')
     now, there = settings_by_key(config), with_newer_settings(flatten(results.get('config') or {}))
     keys = [key for key, value in now.items() if value is not None or key in STARTS]
-    if run.source != run.folder:
+    if run.row.mode == 'evaluate':
         given = {flag.partition('=')[0].removeprefix('--config.') for flag in run.flags}
         keys = [key for key in keys if key in given]
     file = lambda value: value and pathlib.Path(value).name  # wherever it lies now
@@ -303,11 +304,11 @@ def outcome_of(run: Run, shown: Shown) -> Outcome:
             if is_finished(run):
                 return Outcome(FINISHED, f'{accuracy_of(run)}, as it was')
             config = config_of(run.flags)
-            if run.source != run.folder and not (run.source / FILE).exists():
+            if run.of and not is_finished(run.of):
                 busy = is_busy(run.source)
                 return Outcome(
                     ELSEWHERE if busy else FAILED,
-                    f'the run that it evaluates, {run.row.evaluates} seed {run.seed}, '
+                    f'the run that it evaluates, {run.of.title}, '
                     + ('is running in another process' if busy else 'is not finished'),
                 )
             make_workdir(run.folder)
@@ -332,7 +333,7 @@ def outcome_of(run: Run, shown: Shown) -> Outcome:
 def other_start(run: Run) -> str:
     """Why a run cannot go on to be that of the row: it began from other weights, which nobody would
     see in its results. '' where it can."""
-    if not (run.folder / FILE).exists() or run.source != run.folder:
+    if not (run.folder / FILE).exists() or run.row.mode == 'evaluate':
         return ''
     found = differing(read_results(run.folder), run)
     return other_settings(run, [line for line in found if line.partition(' ')[0] in STARTS])
@@ -364,7 +365,7 @@ def start(run: Run, shown: Shown, episodes_per_step: int) -> str:
 
     Returns:
       Why it failed, in one line; '' where it did not. Of an evaluation, results.json in the run's
-      folder is a copy of what it wrote into the folder of the run that it evaluates.
+      folder is a copy of what it wrote, there or into the folder of the run that it evaluates.
     """
     package = os.fspath(pathlib.Path(__file__).parents[1])
     paths = [package, *filter(None, [os.environ.get('PYTHONPATH')])]
@@ -391,7 +392,7 @@ def start(run: Run, shown: Shown, episodes_per_step: int) -> str:
             while process.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(LOOK_SECONDS)
-                if run.source == run.folder:
+                if not run.of:
                     shown.reach(steps_done(run.folder) * episodes_per_step)
         finally:
             end(process)
@@ -399,7 +400,7 @@ def start(run: Run, shown: Shown, episodes_per_step: int) -> str:
             time.sleep(PATIENCE)
     if process.returncode:
         return last_error(log) or unexpected_end(process.returncode, log)
-    if run.source != run.folder:
+    if run.row.mode == 'evaluate':
         lines = log.read_text(errors='replace').splitlines()
         written = [line for line in lines if line.startswith(f'{run.source}/')]
         write_whole(run.folder / FILE, pathlib.Path(written[-1]).read_bytes())
@@ -443,21 +444,24 @@ def main(arguments: list[str] | None = None) -> int:
         for known in read_tables():
             print(f'{", ".join(known.names):<22} {len(known.rows):>4} rows  {known.title}')
         return 0
-    rows = [row for row in rows_of(args.tables) if fnmatch.fnmatch(row.name, args.only)]
+    everything = rows_of(args.tables)
+    chosen = [row for row in everything if fnmatch.fnmatch(row.name, args.only)]
+    needed = {row.name for row in chosen} | {row.evaluates for row in chosen}
+    rows = [row for row in everything if row.name in needed]
     if not rows:
         raise ValueError(f"no row's name is like --only={printable(args.only)}: --list has them")
     root = local_path(args.root, '--root')
-    everything = runs_of(rows, args.seeds, root, flags)
+    runs = runs_of(rows, args.seeds, root, flags)
     if args.list:
-        print_rows(rows, everything)
+        print_rows(rows, runs)
         return 0
     mine = runs_of(rows, args.seeds, root, flags, args.rows)
     for row in rows:
         if not row.mode:
             print(f'{row.name}: {row.command or row.here}: not a row that a sweep runs')
-    print(f'{len(mine)} of {len(everything)} runs, in {root}', flush=True)
+    print(f'{len(mine)} of {len(runs)} runs, in {root}', flush=True)
     outcomes = sweep(mine, listed(args.tables))
-    print_table(everything)
+    print_table(runs)
     failed = [run.title for run, outcome in zip(mine, outcomes) if outcome.state == FAILED]
     elsewhere = [run.title for run, outcome in zip(mine, outcomes) if outcome.state == ELSEWHERE]
     if elsewhere:

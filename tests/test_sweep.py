@@ -41,6 +41,7 @@ if settings['train.momentum'] == 0.5:
 time.sleep(float(os.environ.get('STAND_IN_SECONDS', 0)))
 changed = '--mode' in flags and '--config.episode.shot' in flags
 name = 'results.shot=2.json' if changed else 'results.json'
+name = 'results.weights=x.json' if '--weights' in flags else name
 (workdir / name).write_text(json.dumps({
     'method': method, 'dataset': 'd', 'split': 'test', 'way': 5, 'shot': settings['episode.shot'],
     'accuracy': 0.5, 'ci95': 1.96 * 0.5 / 2**0.5, 'num_episodes': 2, 'queries': 1,
@@ -128,6 +129,21 @@ def test_results_of_other_settings_are_not_taken_for_finished(folder):
     assert calls(folder)[before:] == ['protonet/seed0'] * 2 + ['protonet/seed1'] * 2
     found = read_results(folder / 'out/protonet-episode.shot=2-evaluated/seed0')
     assert found['config']['train.num_steps'] == 999 and found['shot'] == 2
+
+
+def test_published_weights_are_evaluated_in_a_folder_of_their_own(folder):
+    (folder / 'rows.txt').write_text('fsar-jax evaluate --config=trm --weights=x.pth')
+    for _ in range(2):
+        assert start('--seeds=0') == 0
+    [workdir] = {path.parent for path in folder.glob('out/*/seed0/results*.json')}
+    assert calls(folder) == ['trm-weights=x.pth-evaluated/seed0']
+    assert workdir.parent.name == 'trm-weights=x.pth-evaluated'
+    assert read_results(workdir)['method'] == 'trm'
+
+
+def test_a_pattern_takes_the_runs_that_its_evaluations_are_of(folder):
+    assert start('--only=*evaluated', '--seeds=0') == 0
+    assert calls(folder) == ['protonet/seed0'] * 2
 
 
 def test_a_run_that_began_from_other_weights_is_refused(folder, capsys):
