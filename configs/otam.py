@@ -6,7 +6,7 @@ VIM, Table 1 (ResNet-50, 5-way, 1-shot / 5-shot): HMDB51 54.5 / 66.1, UCF101 79.
     python main.py --config=configs/otam.py --workdir=runs/otam
     python main.py --config=configs/otam.py:ssv2 --config.data.dir=DIR
     python main.py --config=configs/otam.py:ssv2-1shot --config.data.dir=DIR
-Other alignments: --config.model.matcher.alignment=soft_dtw (or drop_dtw).
+Other alignments: --config.model.matcher.alignment=soft_dtw (or drop_dtw, or vava).
 """
 
 from fsar_jax.config import default_config

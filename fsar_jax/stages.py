@@ -16,6 +16,7 @@ def build_stages(model: ConfigDict) -> dict[str, Any]:
     other fields from `shared_values`."""
     shared = shared_values(model)
     shared['scan_network'] = samplers.scan_network(model, shared)
+    shared['metric'] = build(matchers.chosen(model)['metric'][1], model.matcher, shared)
     # STRM's second classifier compares the same tuples as the matcher.
     shared_by = {'query_similarity': {**model.matcher, **shared}}
     return {

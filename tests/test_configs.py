@@ -47,7 +47,11 @@ ALL = [(method, preset) for method in METHODS for preset in PRESETS] + [
     ('vim', f'{method}-ssv2') for method in BEHIND_VIM
 ]
 # Several shots are traced above; another dataset changes values alone (test_presets.py).
-WITH_SHOTS = [*((method, 'ssv2-1shot') for method in METHODS), ('protonet', 'ssv2-1shot-dense')]
+WITH_SHOTS = [
+    *((method, 'ssv2-1shot') for method in METHODS),
+    ('protonet', 'ssv2-1shot-dense'),
+    ('protonet', 'ssv2-1shot-both'),
+]
 SHRUNK = {
     'model.backbone.name': 'resnet_small',
     'model.matcher.dim': 16,

@@ -302,7 +302,34 @@ VIM = {
 WITHOUT_ROW = sorted(
     {path.stem for path in (REPOSITORY / 'configs').glob('*.py')} - {*OF_METHOD, 'vim'}
 )
-BEHIND_VIM = ('otam', 'trx', 'hyrsm', 'strm')  # V21
+X_VIM = ('otam', 'trx', 'hyrsm', 'strm')  # V21
+BEHIND_VIM = (*X_VIM, *(f'{method}-sampler' for method in X_VIM))
+# Of X + VIM: the alignment of VIM, with the metric of X. The enrichments of STRM have its dropout.
+ALIGNED = {
+    'model.matcher.name': 'action_coordination',
+    'model.matcher.temporal': True,
+    'model.matcher.spatial': 'mask',
+    'model.matcher.order': 'temporal_first',
+    'model.matcher.perturbation': 0.2,
+    'model.matcher.distance_norm': False,
+    'model.matcher.prototype': 'mean',  # V22
+    'model.matcher.inter_weight': 1.0,  # mu_2
+    'model.enrichment.temporal_transform': True,
+    'model.enrichment.dropout': 0.5,  # A15
+}
+
+
+def behind_vim(of_method, method, aligned):
+    """The row of X + VIM of that of X, with or without the dropout that A15 sets."""
+    x, _, sampler_only = method.partition('-')
+    row = dict(of_method[x])
+    if sampler_only:
+        return row
+    own = {'model.enrichment.dropout'} & row.keys()
+    aligned = {key: value for key, value in aligned.items() if key not in own}
+    return row | aligned | {'model.matcher.metric': row['model.matcher.name']}
+
+
 FULL_SSV2 = ('strm', 'trm', 'trx', 'ta2n', 'mastaf')  # S23
 
 
@@ -312,12 +339,15 @@ def expected(method, preset):
     preset, _, shots = preset.partition('-')
     if preset == 'ssv2':
         preset = 'ssv2_full' if method in FULL_SSV2 else 'ssv2_small'
-    flip = NO_FLIP if preset.startswith('ssv2') and method in ('ta2n', 'vim') and not behind else {}
+    no_flip = method in ('ta2n', 'vim') and not behind.endswith('-sampler')
+    flip = NO_FLIP if preset.startswith('ssv2') and no_flip else {}
     if method in WITHOUT_ROW:
         of_method = changes(get_config(method))
     else:
         of_method = (
-            {**OF_METHOD[behind], **SAMPLER} if behind else {**OF_METHOD, 'vim': VIM}[method]
+            behind_vim(OF_METHOD, behind, ALIGNED) | SAMPLER
+            if behind
+            else {**OF_METHOD, 'vim': VIM}[method]
         )
     row = {**RECIPE, **OF_DATASET[preset], **of_method, **flip}
     if not shots:
@@ -425,7 +455,11 @@ EMBEDDED['vim'] = {
     'model.matcher.prototype': 'mean',
     'model.matcher.inter_weight': 1.0,
 }
-EMBEDDED |= {f'vim:{method}': {**EMBEDDED[method], **IN_FRONT} for method in BEHIND_VIM}
+EMBEDDED |= {
+    f'vim:{method}': behind_vim(EMBEDDED, method, {**ALIGNED, 'model.enrichment.dropout': 0.1})
+    | IN_FRONT
+    for method in BEHIND_VIM
+}
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -452,6 +486,32 @@ def test_protonet_takes_20_frames_of_448_pixels():
         'data.resize': 512,
         'data.short_videos': 'repeat',
     }
+
+
+@pytest.mark.parametrize(
+    'ending, expected',
+    {
+        'temporal': {'name': 'tuple_cosine', 'cardinalities': (2, 3)},
+        'spatial': {'name': 'action_coordination', 'offset_step': 0.5},
+        'both': {
+            'name': 'action_coordination',
+            'metric': 'tuple_cosine',
+            'cardinalities': (2, 3),
+            'offset_step': 0.5,
+        },
+    }.items(),
+)
+@pytest.mark.parametrize('preset', ['', 'ucf101-1shot'])
+def test_protonet_aligns_exhaustively(ending, expected, preset):
+    """VIM, Table 19: all else is ProtoNet."""
+    usual, found = (
+        changes(get_config('protonet', name)) for name in (preset, f'{preset}-{ending}'.strip('-'))
+    )
+    found = {key: x for key, x in found.items() if x != usual.get(key)}
+    found.pop('model.matcher.pairs_per_chunk', None)
+    if ending != 'temporal':
+        expected = expected | {'temporal': False, 'spatial': 'enumerate'}
+    assert found == {f'model.matcher.{key}': x for key, x in expected.items()}
 
 
 def test_the_rate_of_ta2n_as_printed():

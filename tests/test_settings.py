@@ -156,6 +156,7 @@ def test_a_field_that_is_filled_from_elsewhere_has_the_default_of_its_setting():
         'cardinalities': 'model.matcher.cardinalities',
         'cardinality_reduction': 'model.matcher.cardinality_reduction',
         'dropout': 'model.matcher.dropout',
+        'metric': 'model.matcher.metric',
     }
     built = {'frozen': False, 'dtype': jnp.float32, 'scan_network': dataclasses.MISSING}
     met = set()
@@ -303,7 +304,9 @@ def test_the_documents_and_the_command_list_every_setting():
         'model.query_similarity.dim = None    (a whole number, at least 1, or None)'
     )
     assert len(re.findall(r'^\S', settings.text(), re.M)) == len(SETTINGS)
-    assert settings.used_by('model.matcher.cardinalities') == 'cross_transformer, query_similarity'
+    assert settings.used_by('model.matcher.cardinalities') == (
+        'cross_transformer, tuple_cosine, query_similarity'
+    )
     # whose second classifier has a dim of its own
     assert settings.used_by('model.matcher.dim') == 'cross_transformer'
     assert settings.used_by('model.matcher.loss_weight') == settings.used_by('seed') == ''

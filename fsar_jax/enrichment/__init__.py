@@ -5,6 +5,7 @@ Their fields become keys of config.model.enrichment (fsar_jax.fields).
 """
 
 import dataclasses
+import math
 
 import flax.struct
 import jax
@@ -72,6 +73,19 @@ class VideoFeatures:
     window: jax.Array | None = None
     patches: jax.Array | None = None
     enriched_patches: jax.Array | None = None
+
+    @property
+    def enriched_maps(self) -> jax.Array:
+        """[B, L, h, w, C] or [B, L, P, P, C]: maps whose mean over space is `frames`. The enriched
+        patches in the place of the maps, where there are some, and what frame enrichment adds to a
+        frame at each of its places."""
+        maps = self.maps
+        if self.enriched_patches is not None:
+            side = math.isqrt(self.enriched_patches.shape[2])
+            maps = self.enriched_patches.reshape(*maps.shape[:2], side, side, -1)
+        if self.frames is self.patch_level:
+            return maps
+        return maps + (self.frames - self.patch_level).astype(maps.dtype)[:, :, None, None]
 
 
 def shared(model: ConfigDict) -> dict:

@@ -8,7 +8,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from fsar_jax.fields import setting
+from fsar_jax.fields import has_field, setting
 from fsar_jax.matchers.action_coordination import ActionCoordination
 from fsar_jax.matchers.attention_fusion import AttentionFusion
 from fsar_jax.matchers.classifier import Classifier as Classifier
@@ -18,16 +18,19 @@ from fsar_jax.matchers.otam import OrderedAlignment
 from fsar_jax.matchers.prototypes import Prototypes
 from fsar_jax.matchers.query_similarity import QueryClassSimilarity
 from fsar_jax.matchers.set_matching import SetMatching
+from fsar_jax.matchers.tuple_cosine import TupleCosine
 
 MATCHERS = {
     'prototypes': Prototypes,
     'matching_net': MatchingNet,
     'cross_transformer': CrossTransformer,
+    'tuple_cosine': TupleCosine,
     'otam': OrderedAlignment,
     'action_coordination': ActionCoordination,
     'set_matching': SetMatching,
     'attention_fusion': AttentionFusion,
 }
+METRICS = tuple(name for name, matcher in MATCHERS.items() if hasattr(matcher, 'compare_pairs'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,13 @@ class MatcherChoice:
         affects='model',
         help='how a query is compared with the support clips of a class',
     )
+    metric: str | None = setting(
+        None,
+        choices=METRICS,
+        affects='model',
+        help="for 'action_coordination': the matcher that compares the aligned pairs, with its "
+        'settings; None: the cosine of each pair of frames',
+    )
 
 
 def shared(model: ConfigDict) -> dict:
@@ -50,8 +60,13 @@ def shared(model: ConfigDict) -> dict:
 def chosen(model: ConfigDict) -> dict:
     """What config.model chooses: {stage of the learner: (section of config.model, class)}, None for
     a stage that is left out."""
+    matcher, metric = MATCHERS[model.matcher.name], model.matcher.metric
     similarity = QueryClassSimilarity if model.query_similarity.weight else None
     return {
-        'matcher': ('matcher', MATCHERS[model.matcher.name]),
+        'matcher': ('matcher', matcher),
+        'metric': (
+            'matcher',
+            MATCHERS[metric] if metric and has_field(matcher, 'metric') else None,
+        ),
         'query_similarity': ('query_similarity', similarity),
     }

@@ -18,8 +18,8 @@ from fsar_jax.matchers.offset_masks import (
     DIRECTIONS,
     OffsetPredictor,
     grid_weights,
-    integer_offset_weights,
     mask_weights,
+    offset_weights,
 )
 from fsar_jax.matchers.prototypes import frame_cosine_logits
 from fsar_jax.mutual_information import inter_video_loss
@@ -58,7 +58,7 @@ class ActionCoordination(Matcher):
         A10), and with it none at test; 0 keeps it.
       pairs_per_chunk: at most so many support-query pairs (rounded down to whole queries, at least
         one) are coordinated at once, 0 for all. Less memory, the same result. Training with batch
-        statistics needs all pairs at once, and so does not chunk.
+        statistics or with a metric needs all pairs at once, and so does not chunk.
       order: 'temporal_first', or 'spatial_first' (VIM, Table 14): offsets from the maps as they
         come, then the pooled pairs in time.
       align_at_test: False compares test maps as they come, by the spatial mean of plain
@@ -68,6 +68,11 @@ class ActionCoordination(Matcher):
       frozen, dtype: as in `OffsetPredictor`.
       inter_weight: μ₂, of L_inter (VIM, Eq. 33).
       inter_variant: of L_inter (row V18).
+      offset_step: of 'enumerate', in cells; below 1 there are offsets between whole ones (VIM,
+        Table 19).
+      metric: another matcher, which compares the aligned pairs in place of the cosine (VIM, Sec.
+        4.3.3, row V21); its auxiliary and its losses come along. Pairs then are of the enriched
+        maps.
     """
 
     temporal: bool = setting(
@@ -141,6 +146,14 @@ class ActionCoordination(Matcher):
         formerly='model.sampler.variant',
         help='as model.variant, for L_inter alone (row V18 of paper_vs_code.md)',
     )
+    offset_step: float = setting(
+        1.0,
+        above=0,
+        at_most=1,
+        affects='model',
+        help="for 'enumerate': step between the offsets, in cells; 0.5 adds those halfway",
+    )
+    metric: Any = None
 
     @property
     def needs_maps(self) -> bool:
@@ -176,7 +189,7 @@ class ActionCoordination(Matcher):
 
     def project(self, features: VideoFeatures, train: bool = False) -> jax.Array:
         """Per video: the maps themselves, [B, L, h, w, C]."""
-        return features.maps.astype(self.dtype)
+        return (features.maps if self.metric is None else features.enriched_maps).astype(self.dtype)
 
     def __call__(
         self, support: jax.Array, query: jax.Array, train: bool = False
@@ -189,9 +202,13 @@ class ActionCoordination(Matcher):
         'aligned_frames' [Q, way, L, C] after it.
         """
         if not (train or self.align_at_test or self.is_initializing()):
-            return frame_cosine_logits(
-                *(x.astype(jnp.float32).mean((-3, -2)) for x in (support.mean(1), query))
-            ), {}
+            p, q = (x.astype(jnp.float32).mean((-3, -2)) for x in (support.mean(1), query))
+            if self.metric is None:
+                return frame_cosine_logits(p, q), {}
+            pairs = (len(q), len(p), *p.shape[1:])
+            return self.similarity(
+                jnp.broadcast_to(p, pairs), jnp.broadcast_to(q[:, None], pairs), train
+            )
         logits, auxiliary = self.compare_in_chunks(*self.prototypes(support, query, train), train)
         return self.norm(logits) if self.distance_norm else logits, auxiliary
 
@@ -200,7 +217,8 @@ class ActionCoordination(Matcher):
     ) -> dict[str, Loss]:
         """Beside the matching, L_inter: on the query's frames before and after alignment, where it
         leaves frames to compare."""
-        found = super().losses(outputs, labels, classes)
+        of_metric = super().losses if self.metric is None else self.metric.losses
+        found = of_metric(outputs, labels, classes)
         if not self.inter_weight or 'aligned_frames' not in outputs:
             return found
         inter = inter_video_loss(
@@ -220,7 +238,7 @@ class ActionCoordination(Matcher):
         whole = (
             not self.pairs_per_chunk
             or chunk >= len(query)
-            or (train and not self.frozen)
+            or (train and not (self.frozen and self.metric is None))  # a metric may have dropout
             or self.is_initializing()
         )
         if whole:
@@ -309,7 +327,7 @@ class ActionCoordination(Matcher):
         )
         auxiliary['query_frames'] = query.astype(jnp.float32).mean((-3, -2))
         if self.spatial == 'enumerate':
-            cosine = self.best_whole_offset(prototypes, query, moved)
+            logits, found = self.at_best_offset(prototypes, query, moved, train)
         else:
             p, q, offsets = self.coordinate_space(
                 prototypes, query, values, moved, auxiliary.get('evolution'), train
@@ -321,9 +339,19 @@ class ActionCoordination(Matcher):
             auxiliary['aligned_frames'] = q
             if prototypes_too:
                 auxiliary['aligned_prototypes'] = p
-            cosine = (unit(p) * unit(q)).sum(-1)
-        chex.assert_shape(cosine, (query.shape[0], *prototypes.shape[:2]))
-        return -(1.0 - cosine).sum(-1), auxiliary
+            logits, found = self.similarity(p, q, train)
+        chex.assert_shape(logits, (query.shape[0], prototypes.shape[0]))
+        return logits, auxiliary | found
+
+    def similarity(
+        self, p: jax.Array, q: jax.Array, train: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Frames of a class and of a query, float32 [Q, way, L, C] each → (logits [Q, way],
+        auxiliary)."""
+        if self.metric is None:
+            return -(1.0 - (unit(p) * unit(q)).sum(-1)).sum(-1), {}
+        found = self.metric.compare_pairs(p, q, train)
+        return found if isinstance(found, tuple) else (found, {})
 
     def explain(self, support: jax.Array, query: jax.Array) -> dict[str, jax.Array]:
         """{'prototypes' [way, L, C] before and, except for 'enumerate', 'aligned_prototypes' [Q,
@@ -407,16 +435,37 @@ class ActionCoordination(Matcher):
             for sign in (1.0, -1.0)
         )
 
-    def best_whole_offset(
-        self, prototypes: jax.Array, query: jax.Array, moved: jax.Array
-    ) -> jax.Array:
-        """Cosine [Q, way, L] at the whole-cell offset where a frame's pair is most alike (TA2N,
-        Table 4, 'enumerate')."""
+    def at_best_offset(
+        self, prototypes: jax.Array, query: jax.Array, moved: jax.Array, train: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """(logits [Q, way], {}) at the offset where a pair is most alike (TA2N, Table 4,
+        'enumerate'): by the cosine, each pair of frames at its own offset; by another metric, the
+        pair of clips at one."""
 
-        def at(weights):
+        def pooled(weights):
             p = einsum_float32('ij,wlijc->wlc', weights[0].astype(self.dtype), prototypes)
             q = einsum_float32('ij,qlijc->qlc', weights[1].astype(self.dtype), query)
+            return p, q
+
+        def cosine(weights):
+            p, q = pooled(weights)
             return (unit(p)[None] * unit(q[:, None] + moved)).sum(-1)
 
-        weights = integer_offset_weights(*prototypes.shape[2:4])
-        return jax.lax.map(jax.checkpoint(at), tuple(jnp.asarray(w) for w in weights)).max(0)
+        def score(module, weights):
+            p, q = pooled(weights)
+            p, q = (jnp.broadcast_to(x, (len(q), *p.shape)) for x in (p, q[:, None] + moved))
+            return module.similarity(p, q, train)[0]
+
+        height, width = prototypes.shape[2:4]
+        weights = tuple(map(jnp.asarray, offset_weights(height, width, self.offset_step)))
+        if self.metric is None:
+            return -(1.0 - jax.lax.map(jax.checkpoint(cosine), weights).max(0)).sum(-1), {}
+        if self.is_initializing():
+            return score(self, jax.tree.map(lambda x: x[0], weights)), {}
+        best = nn.scan(
+            lambda module, best, x: (jnp.maximum(best, nn.remat(score)(module, x)), None),
+            variable_broadcast=('params', 'batch_stats'),
+            split_rngs={'params': False, 'dropout': False},
+        )
+        lowest = jnp.full((len(query), len(prototypes)), -jnp.inf, jnp.float32)
+        return best(self, lowest, weights)[0], {}

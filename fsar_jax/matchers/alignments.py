@@ -1,9 +1,9 @@
 """Temporal alignments: a matrix of frame distances [..., l, m] → the soft-min cost of aligning the
 two sequences [...].
 
-Each fills a table whose entry needs its neighbours to the left, above and diagonally, softmin(x) =
-−λ log Σ exp(−x/λ). The entries of an anti-diagonal do not need each other: one `lax.scan` over l +
-m − 1 of them computes each for all matrices at once.
+Each but VAVA fills a table whose entry needs its neighbours to the left, above and diagonally,
+softmin(x) = −λ log Σ exp(−x/λ). The entries of an anti-diagonal do not need each other: one
+`lax.scan` over l + m − 1 of them computes each for all matrices at once.
 """
 
 import functools
@@ -11,6 +11,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+# Of VAVA, as published: λ₁, σ, ζ, and steps of Sinkhorn's algorithm (20, and a last one).
+STRUCTURE, PRIOR_WIDTH, VIRTUAL_COST, SINKHORN_STEPS = 1.0, 2.0, 0.5, 21
 
 BLOCKED = 1e6  # a cost that no path takes; infinity would make the gradients NaN
 
@@ -94,6 +98,79 @@ def drop_dtw(distances: jax.Array, smoothness: float, keep: float) -> jax.Array:
     return _last_entry(entry, distances, (BLOCKED, BLOCKED))[1]
 
 
+def vava(
+    distances: jax.Array, smoothness: float, consistency: float, virtual_distance: float
+) -> jax.Array:
+    """VAVA (Liu et al. 2022): the cost ⟨T, D⟩ of the regularised optimal transport between the
+    frames of two clips, where a frame of the rows has mass 1.
+
+    Arguments as of `transport`, result as of `ordered_alignment`.
+    """
+    plan, costs = transport(distances, smoothness, consistency, virtual_distance)
+    return (plan * costs).sum((-1, -2))
+
+
+def transport(
+    distances: jax.Array, smoothness: float, consistency: float, virtual_distance: float
+) -> tuple[jax.Array, jax.Array]:
+    """T = argmin ⟨T, D⟩ − λ₁ M(T) + λ₂ KL(T ‖ P) between two clips (Liu et al. 2022, Sec. 3).
+
+    Each clip gets a virtual frame in front, at the cost ζ to any other: redundant frames go there.
+    With i of N and j of M frames, from 1, the virtual ones included, c = |i/N − j/M| is how far a
+    pair is from the diagonal (consistency), and o = |j/M − j*/M| how far from j*, the frame that is
+    most like i (optimality). With u = √(1/N² + 1/M²),
+
+        P = φ exp(−(c/u)²/2σ²) + (1−φ) exp(−(o/u)²/2σ²)
+        M(T) = Σ T (φ/(c² + 1) + (1−φ)/(o² + 1))
+
+    and in both c = o = 2v/(N + M) for a frame and a virtual one. So T = diag(a) P exp((λ₁S − D)/λ₂)
+    diag(b), S the weights of M; a fixed number of Sinkhorn's steps in log space gives a and b, the
+    last of them a. λ₁ and λ₂ grow with the clips as in the published code (row O6 of
+    docs/paper_vs_code.md). ott-jax would bring a solver for large problems, which iterates to a
+    tolerance and differentiates implicitly; a few published steps on 9 × 9 cells need neither.
+
+    Args:
+      distances: float [..., l, m], D.
+      smoothness: λ₂, before it is scaled by l m / 4.
+      consistency: φ, in [0, 1].
+      virtual_distance: v, at least 0, in frames.
+
+    Returns:
+      (T times N, so that each row sums to 1; D with the virtual frames' costs), float32 [..., l+1,
+      m+1], the virtual frames first. The gradient goes through T, not through j*.
+    """
+    distances = distances.astype(jnp.float32)
+    length, width = distances.shape[-2:]
+    edges = [(0, 0)] * (distances.ndim - 2) + [(1, 0), (1, 0)]
+    rows, columns = length + 1, width + 1
+    costs = jnp.pad(distances, edges, constant_values=VIRTUAL_COST)
+    i, j = np.arange(1, rows + 1)[:, None] / rows, np.arange(1, columns + 1) / columns
+    nearest = jnp.argmin(distances, -1) + 2
+    nearest = jnp.pad(nearest, edges[:-1], constant_values=1)[..., None] / columns
+    virtual = np.logical_xor(np.arange(rows)[:, None] == 0, np.arange(columns) == 0)
+    far = 2 * virtual_distance / (rows + columns)
+    priors = [
+        (np.float32(consistency), jnp.where(virtual, far, jnp.abs(i - j))),
+        (np.float32(1.0 - consistency), jnp.where(virtual, far, jnp.abs(nearest - j))),
+    ]
+    unit = 1 / rows**2 + 1 / columns**2
+    with np.errstate(divide='ignore'):  # log 0 = −∞: no such prior
+        log_prior = jnp.logaddexp(
+            *(np.log(share) - x**2 / unit / (2 * PRIOR_WIDTH**2) for share, x in priors)
+        )
+    structure = STRUCTURE * (length + width) * sum(share / (x**2 + 1) for share, x in priors)
+    log_kernel = log_prior + (structure - costs) / (smoothness * length * width / 4)
+
+    def step(a, _):
+        b = -jax.nn.logsumexp(log_kernel + a, -2, keepdims=True) - np.log(columns)
+        a = -jax.nn.logsumexp(log_kernel + b, -1, keepdims=True) - np.log(rows)
+        return a, b
+
+    start = jnp.zeros_like(log_kernel[..., :1])
+    a, b = jax.lax.scan(step, start, length=SINKHORN_STEPS)
+    return rows * jnp.exp(log_kernel + a + b[-1]), costs
+
+
 def _softmin(smoothness, *values):
     lowest = jax.lax.stop_gradient(functools.reduce(jnp.minimum, values))
     return lowest - smoothness * jnp.log(sum(jnp.exp((lowest - x) / smoothness) for x in values))
@@ -137,4 +214,5 @@ ALIGNMENTS: dict[str, tuple[Callable[..., jax.Array], float]] = {
     'otam': (ordered_alignment, 1.0),
     'soft_dtw': (soft_dtw, 0.5),
     'drop_dtw': (drop_dtw, 0.5),
+    'vava': (vava, 0.5),
 }

@@ -17,7 +17,7 @@ from fsar_jax.layers import (
     norm,
     sinusoidal_positions,
 )
-from fsar_jax.matchers.matcher import Matcher
+from fsar_jax.matchers.matcher import Matcher, of_pairs
 from fsar_jax.stage import Shared
 
 
@@ -123,23 +123,36 @@ class CrossTransformer(Matcher):
     ) -> jax.Array:
         """Per episode: support leaves [way, shot, T, D′], query leaves [Q, T, D′] → logits float32
         [Q, way]."""
-        code = self.variant == 'code'
         logits = []
         for name in support:
-            q, s = (
-                query[name],
-                jax.tree.map(lambda x: x.reshape(x.shape[0], -1, x.shape[-1]), support[name]),
-            )
-            queries, tuples, width = q['values'].shape
-            attention = self.attention(s['keys'], q['keys'])
-            prototypes = einsum_float32(
-                'xws,wsd->wxd', attention.astype(s['values'].dtype), s['values']
-            )
-            difference = q['values'].reshape(-1, width).astype(jnp.float32) - prototypes
-            distance = jnp.sum(jnp.square(difference), -1) if code else norm(difference)
-            logits.append(-distance.reshape(-1, queries, tuples).mean(-1).T)
+            logits.append(-self.distance(support[name], query[name]))
         chex.assert_rank(logits, 2)
         return combine_cardinalities(logits, self.cardinality_reduction, self.variant)
+
+    def compare_pairs(self, support: jax.Array, query: jax.Array, train: bool = False) -> jax.Array:
+        """Of aligned pairs: support and query frames [Q, way, L, D] → logits float32 [Q, way]."""
+        s, q = (of_pairs(lambda x: self.project(x, train), frames) for frames in (support, query))
+
+        def of_one(s, q):  # a class of one clip, and one query
+            s = jax.tree.map(lambda x: x[None, None], s)
+            return self.distance(s, jax.tree.map(lambda x: x[None], q))[0, 0]
+
+        logits = [-jax.vmap(jax.vmap(of_one))(s[name], q[name]) for name in s]
+        return combine_cardinalities(logits, self.cardinality_reduction, self.variant)
+
+    def distance(self, support: dict[str, jax.Array], query: dict[str, jax.Array]) -> jax.Array:
+        """To the classes, by the tuples of one cardinality: support leaves [way, shot, T, D′],
+        query leaves [Q, T, D′] → float32 [Q, way]."""
+        q, s = query, jax.tree.map(lambda x: x.reshape(x.shape[0], -1, x.shape[-1]), support)
+        queries, tuples, width = q['values'].shape
+        attention = self.attention(s['keys'], q['keys'])
+        prototypes = einsum_float32(
+            'xws,wsd->wxd', attention.astype(s['values'].dtype), s['values']
+        )
+        difference = q['values'].reshape(-1, width).astype(jnp.float32) - prototypes
+        code = self.variant == 'code'
+        distance = jnp.sum(jnp.square(difference), -1) if code else norm(difference)
+        return distance.reshape(-1, queries, tuples).mean(-1).T
 
     def attention(self, support: jax.Array, query: jax.Array) -> jax.Array:
         """a of each pair of tuples: keys [way, shot·T, D′] and [Q, T, D′] → float32 [Q·T, way,

@@ -1,10 +1,11 @@
 """The base class of all matchers."""
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import jax
 
+from fsar_jax.enrichment import VideoFeatures
 from fsar_jax.fields import setting
 from fsar_jax.stage import Loss, Stage, cross_entropy
 from fsar_jax.torch_names import TorchNames
@@ -19,7 +20,12 @@ class Matcher(Stage):
       [Q, …] → logits float32 [Q, way], or (logits, auxiliary) with a dict of further outputs.
 
     A matcher with batch norm also has `batch_norm_passes(queries)`: how often one episode updates
-    the running statistics.
+    the running statistics. A matcher that can be the metric of another one, which aligns a query to
+    each class first, has a third method:
+
+    - `compare_pairs(support, query, train)`: the frames of a class as one clip, and of a query,
+      float32 [Q, way, L, C] each, both different for every pair → as `__call__`. The axis Q is the
+      first of all outputs.
 
     Args:
       loss_weight: weight of the cross entropy over the classes of the episode.
@@ -44,3 +50,11 @@ class Matcher(Stage):
         return {
             'matching': Loss(self.loss_weight, cross_entropy(outputs['temporal_matching'], labels))
         }
+
+
+def of_pairs(project: Callable[[VideoFeatures], Any], frames: jax.Array) -> Any:
+    """A per-video function such as `Matcher.project`, of clips that are different for every pair:
+    frames [Q, way, L, C] → leaves [Q, way, …]."""
+    flat = frames.reshape(-1, *frames.shape[2:])
+    features = VideoFeatures(maps=flat[:, :, None, None], patch_level=flat, frames=flat)
+    return jax.tree.map(lambda x: x.reshape(*frames.shape[:2], *x.shape[1:]), project(features))

@@ -20,7 +20,7 @@ from fsar_jax.layers import (
     torch_start,
 )
 from fsar_jax.matchers.classifier import Classifier
-from fsar_jax.matchers.matcher import Matcher
+from fsar_jax.matchers.matcher import Matcher, of_pairs
 from fsar_jax.stage import Loss, Shared, cross_entropy
 
 POSITION_SCALE = (10.0, 1.0)  # A and B: features times √(D/A), position code times B
@@ -175,12 +175,36 @@ class SetMatching(Matcher):
                 'support_classes': self.classifier(support),
                 'query_classes': self.classifier(query),
             }
-        distances = self.distances(support, query)
-        reduce = jnp.sum if self.variant == 'code' else jnp.mean
-        both = reduce(distances.min(-1), -1) + reduce(distances.min(-2), -1)
-        logits = -both.mean(-1)
+        logits = self.logits(self.distances(support, query))
         chex.assert_shape(logits, (query.shape[0], support.shape[0]))
         return logits, auxiliary
+
+    def compare_pairs(
+        self, support: jax.Array, query: jax.Array, train: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Of aligned pairs: support and query frames [Q, way, L, D] → as `__call__`.
+
+        A pair of a query and a class is related to the clips of the other classes, as the query is
+        aligned with them. With a classifier, 'support_classes' and 'query_classes' are [Q, way, L,
+        classes].
+        """
+        s, q = (of_pairs(lambda x: self.project(x, train), frames) for frames in (support, query))
+        auxiliary = {}
+        if self.classes:
+            auxiliary = {'support_classes': self.classifier(s), 'query_classes': self.classifier(q)}
+        way, tokens = s.shape[1], s.mean(-2)
+        clips = jnp.broadcast_to(tokens[:, None], (len(s), way, *tokens.shape[1:]))
+        z = self.across(jnp.concatenate([clips, q.mean(-2)[:, :, None]], 2))
+        z = nn.relu(z) if self.variant == 'code' else z
+        of_class = z[:, jnp.arange(way), jnp.arange(way)]
+        distances = self.between(self.fuse(s, of_class)[:, :, None], self.fuse(q, z[:, :, -1]))
+        return self.logits(distances), auxiliary
+
+    def logits(self, distances: jax.Array) -> jax.Array:
+        """d [Q, way, shot, L, L] → [Q, way]."""
+        reduce = jnp.sum if self.variant == 'code' else jnp.mean
+        both = reduce(distances.min(-1), -1) + reduce(distances.min(-2), -1)
+        return -both.mean(-1)
 
     def losses(
         self, outputs: Mapping[str, jax.Array], labels: jax.Array, classes: jax.Array | None = None
@@ -190,8 +214,11 @@ class SetMatching(Matcher):
         found = super().losses(outputs, labels, classes)
         if classes is None or 'query_classes' not in outputs:
             return found
-        support = cross_entropy(outputs['support_classes'], classes[:, None, None])
-        query = cross_entropy(outputs['query_classes'], classes[labels][:, None])
+        of_pairs = outputs['query_classes'].ndim == 4  # [Q, way, L, classes]
+        of_support = classes[:, None] if of_pairs else classes[:, None, None]
+        of_query = classes[labels][:, None, None] if of_pairs else classes[labels][:, None]
+        support = cross_entropy(outputs['support_classes'], of_support)
+        query = cross_entropy(outputs['query_classes'], of_query)
         mean = jnp.concatenate([support.ravel(), query.ravel()]).mean()
         return found | {'classifier': Loss(self.classifier_weight, mean, 'training classes')}
 
@@ -199,9 +226,16 @@ class SetMatching(Matcher):
         """d of all pairs of related frames, float32 [Q, way, 1 or shot, L, L], the query's in the
         rows."""
         s, q = self.relate(support, query)
+        return self.between(s, q)
+
+    def between(self, support: jax.Array, query: jax.Array) -> jax.Array:
+        """d of related frames: support [Q, way, shot, L, D]; query [Q, L, D], or [Q, way, L, D]
+        where it is another one for each class."""
         if self.variant == 'code':
-            return 1.0 - frame_cosine('qxd,qwkyd->qwkxy', q, s)
-        return norm(q[:, None, None, :, None].astype(jnp.float32) - s[:, :, :, None])
+            axes = 'qxd' if query.ndim == 3 else 'qwxd'
+            return 1.0 - frame_cosine(f'{axes},qwkyd->qwkxy', query, support)
+        query = query[:, None, None, :, None] if query.ndim == 3 else query[:, :, None, :, None]
+        return norm(query.astype(jnp.float32) - support[:, :, :, None])
 
     def explain(self, support: jax.Array, query: jax.Array) -> dict[str, jax.Array]:
         """{'distances' [Q, way, 1 or shot, L, L]} of related frames, the query's in the rows."""

@@ -20,7 +20,7 @@ from fsar_jax.matchers.classifier import classes_as_counted
 from fsar_jax.messages import one_line, printable
 from fsar_jax.training.checkpoint_files import CONFIG_FILE, saved_settings, step_directories
 from fsar_jax.training.state import schedules
-from fsar_jax.training.workdir import METHOD, config_name, read_method
+from fsar_jax.training.workdir import METHOD, config_name, name_of_old_preset, read_method
 
 # These may change when a run is resumed, because the parameters and the selection do not depend on
 # them.
@@ -134,30 +134,40 @@ def check_settings(
     directory: str | os.PathLike[str],
     config: ml_collections.ConfigDict,
     matters: Callable[[str], bool],
+    name: str = '',
 ) -> None:
     """Raises ValueError, one line, where `config` differs from a run. Arguments as of
-    `changed_settings`."""
-    changed = '; '.join(
-        f'{key}={before!r} there, {now!r} here'
-        for key, (before, now) in changed_settings(directory, config, matters).items()
+    `changed_settings`, and `name` as of `check_resumable`."""
+    changed = changed_settings(directory, config, matters)
+    differing = '; '.join(
+        f'{key}={before!r} there, {now!r} here' for key, (before, now) in changed.items()
     )
-    if changed:
-        raise ValueError(
-            f'{directory} holds a run with other settings ({changed}): use another --workdir, or '
-            'those settings'
-        )
+    if not changed:
+        return
+    # A run from before one of the settings may be of another meaning of the preset.
+    newer = changed.keys() - saved_settings(directory).keys()
+    was = name_of_old_preset(name) if newer else ''
+    advice = f'go on with --config=configs/{was}, which is what {name} was' if was else ''
+    raise ValueError(
+        f'{directory} holds a run with other settings ({differing}): use another --workdir, or '
+        f'{advice or "those settings"}'
+    )
 
 
-def check_resumable(directory: str | os.PathLike[str], config: ml_collections.ConfigDict) -> None:
+def check_resumable(
+    directory: str | os.PathLike[str], config: ml_collections.ConfigDict, name: str = ''
+) -> None:
     """Checks that a run can be resumed with these settings. train.num_steps may change if the steps
     that the run has done would have been the same.
 
     directory: of the checkpoints of the run.
+    name: of the config file and preset, 'strm.py:ssv2'.
 
     Raises:
       ValueError: it cannot; one line with the settings in question and what to do.
     """
-    check_settings(directory, config, lambda key: key not in (NUM_STEPS, *MAY_CHANGE_ON_RESUME))
+    free = (NUM_STEPS, *MAY_CHANGE_ON_RESUME)
+    check_settings(directory, config, lambda key: key not in free, name)
     before, now = saved_settings(directory).get(NUM_STEPS), config.train.num_steps
     if before in (None, now):
         return

@@ -54,6 +54,7 @@ from fsar_jax.training.state import create_train_state, make_train_step
 from fsar_jax.training.workdir import (
     TRAINED_ON,
     check_extractor,
+    config_name,
     lock_workdir,
     make_workdir,
     note_method,
@@ -114,7 +115,7 @@ def train_and_evaluate(
 
     # ── Model and state ───────────────────────────────────────────────────────────────────────────
     config = with_training_classes(config, train_set)
-    check_resumable(directory, config)  # before seconds of compiling
+    check_resumable(directory, config, config_name(method, preset))  # before seconds of compiling
     learner = create_learner(config.model)
     state = replicate(mesh, create_train_state(config, learner))
     note_random_starts(config, state.params)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator
 
@@ -183,3 +184,10 @@ def read_method(workdir: str | os.PathLike[str]) -> str:
 def config_name(method: str, preset: str) -> str:
     """'strm.py', or with a preset 'strm.py:ssv2', as on the command line."""
     return f'{method}.py:{preset}' if preset else f'{method}.py'
+
+
+def name_of_old_preset(name: str) -> str:
+    """What 'vim.py:otam-ssv2' meant before X + VIM had an alignment: 'vim.py:otam-sampler-ssv2'; ''
+    for a preset that has not changed."""
+    behind = re.fullmatch(r'(vim\.py:(?:otam|trx|hyrsm|strm))((?!-sampler)-.*)?', name)
+    return f'{behind[1]}-sampler{behind[2] or ""}' if behind else ''

@@ -30,6 +30,12 @@ HYRSM = {'matcher.name': 'set_matching', 'matcher.heads': 2}
 MASTAF = {'matcher.name': 'attention_fusion'}
 OTAM = {'matcher.name': 'otam'}
 PAPER = {'variant': 'paper'}
+# In front of a metric; with the mask of VIM in tests/matchers/test_pairs.py.
+PAIRS = {
+    'matcher.name': 'action_coordination',
+    'matcher.prototype': 'mean',
+    'matcher.spatial': 'none',
+}
 QUICK = {
     'protonet': {'matcher.name': 'prototypes'},
     'trx': TRX,
@@ -56,10 +62,19 @@ SLOW = {
     'drop_dtw': OTAM | {'matcher.alignment': 'drop_dtw'},
     'ta2n_paper': TA2N | PAPER | {'matcher.reference': 'random'},
     'ta2n_spatial_first': TA2N | {'matcher.order': 'spatial_first'},
-    'ta2n_mean': TA2N | {'matcher.prototype': 'mean', 'matcher.spatial': 'none'},
     'ta2n_spatial_grid': WITHOUT_TIME | {'matcher.spatial': 'grid'},
     'ta2n_enumerate': WITHOUT_TIME | {'matcher.spatial': 'enumerate'},
     'hyrsm_paper': HYRSM | PAPER,
+    'vava_of_pairs': PAIRS | {'matcher.metric': 'otam', 'matcher.alignment': 'vava'},
+    'trx_of_pairs': TRX | PAIRS | {'matcher.metric': 'cross_transformer'},
+    'hyrsm_of_pairs': HYRSM | PAIRS | {'matcher.metric': 'set_matching'},
+    'exhaustive': WITHOUT_TIME
+    | {
+        'matcher.spatial': 'enumerate',
+        'matcher.offset_step': 0.5,
+        'matcher.metric': 'tuple_cosine',
+        'matcher.prototype': 'mean',
+    },
     'mastaf_mean_kernel': MASTAF | {'matcher.kernel': 'mean', 'matcher.residual': False},
     'mastaf_self': MASTAF | {'matcher.fusion': 'self'},
     'mastaf_neighbour': MASTAF | {'matcher.fusion': 'none'},

@@ -11,7 +11,7 @@ from tiny_run import random_variables
 
 import fsar_jax
 from fsar_jax.matchers import ActionCoordination, Prototypes
-from fsar_jax.matchers.offset_masks import OffsetPredictor, integer_offset_weights, offset_mask
+from fsar_jax.matchers.offset_masks import OffsetPredictor, offset_mask, offset_weights
 from fsar_jax.mutual_information import inter_video_loss
 from fsar_jax.training.losses import episode_loss
 from fsar_jax.weights import from_torch
@@ -455,7 +455,7 @@ def test_enumerating_whole_offsets_finds_a_shifted_object():
 
 
 def test_enumerated_weights_cover_the_intersection():
-    support, query = map(np.asarray, jax.jit(partial(integer_offset_weights, 3, 3))())
+    support, query = map(np.asarray, jax.jit(partial(offset_weights, 3, 3))())
     assert support.shape == query.shape == (25, 3, 3)
     np.testing.assert_allclose(support.sum((1, 2)), 1.0, rtol=1e-6)
     np.testing.assert_array_equal(

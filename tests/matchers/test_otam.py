@@ -1,5 +1,5 @@
-"""OTAM, Soft-DTW and Drop-DTW against the published code, against slow loops over cells, and at the
-edges of float32."""
+"""OTAM, Soft-DTW, Drop-DTW and VAVA against the published code, against slow loops over cells, and
+at the edges of float32."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ import pytest
 import fsar_jax
 from fsar_jax.layers import frame_cosine
 from fsar_jax.matchers import OrderedAlignment
-from fsar_jax.matchers.alignments import drop_dtw, ordered_alignment, soft_dtw
+from fsar_jax.matchers.alignments import drop_dtw, ordered_alignment, soft_dtw, transport, vava
 from fsar_jax.training.losses import episode_loss
 
 
@@ -116,6 +116,73 @@ def slow_drop_dtw(d, smoothness, keep, drop=None):
     return total[-1, -1]
 
 
+def slow_vava(d, smoothness, consistency, virtual_distance):
+    """T and D with a virtual frame in front, as Liu et al. 2022 have it, by its multiplications."""
+    (rows, columns), nearest = d.shape, d.argmin(1)
+    n, m = rows + 1, columns + 1
+    prior, structure, costs = np.zeros((n, m)), np.zeros((n, m)), np.full((n, m), 0.5)
+    costs[1:, 1:] = d
+    u = np.sqrt(1 / n**2 + 1 / m**2)
+    for i, j in np.ndindex(n, m):
+        best = 0 if i == 0 else nearest[i - 1] + 1  # counted with the virtual frame, from 0
+        from_diagonal = abs((i + 1) / n - (j + 1) / m)
+        from_best = abs((j - best) / m)
+        if (i == 0) != (j == 0):
+            from_diagonal = from_best = 2 * virtual_distance / (n + m)
+        for share, x in ((consistency, from_diagonal), (1 - consistency, from_best)):
+            prior[i, j] += (
+                share * np.exp(-((x / u) ** 2) / (2 * 2.0**2)) / (2.0 * np.sqrt(2 * np.pi))
+            )
+            structure[i, j] += share * (rows + columns) / (x**2 + 1)
+    kernel = prior * np.exp((structure - costs) / (smoothness * rows * columns / 4))
+    a = np.full(n, 1 / n)
+    for _ in range(21):
+        b = 1 / m / (kernel.T @ a)
+        a = 1 / n / (kernel @ b)
+    return n * a[:, None] * kernel * b, costs
+
+
+VAVA = {'smoothness': 0.3, 'virtual_distance': 2.0}
+
+
+@pytest.mark.parametrize(
+    'shape, consistency', [((8, 8), 0.3), ((5, 7), 0.0), ((3, 1), 1.0), ((1, 4), 0.5)]
+)
+def test_vava_equals_loops_over_the_cells(shape, consistency):
+    distances = np.random.default_rng(0).uniform(0, 2, (2, *shape))
+    plan, costs = jax.jit(partial(transport, consistency=consistency, **VAVA))(distances)
+    for i, d in enumerate(distances):
+        expected = slow_vava(d, consistency=consistency, **VAVA)
+        np.testing.assert_allclose(plan[i], expected[0], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(costs[i], expected[1], rtol=1e-6)
+    np.testing.assert_allclose(plan.sum(-1), 1.0, rtol=1e-5)
+
+
+def test_the_gradient_of_vava_is_the_difference_of_its_costs():
+    rng = np.random.default_rng(5)
+    d, direction, step = rng.uniform(0, 2, (4, 5)), rng.normal(size=(4, 5)), 1e-5
+    cost = lambda d: np.prod(slow_vava(d, consistency=0.4, **VAVA), axis=0).sum()
+    gradient = jax.jit(jax.grad(partial(vava, consistency=0.4, **VAVA)))(np.float32(d))
+    np.testing.assert_allclose(
+        (np.asarray(gradient) * direction).sum(),
+        (cost(d + step * direction) - cost(d - step * direction)) / (2 * step),
+        rtol=1e-3,
+    )
+
+
+def test_vava_follows_parts_out_of_order_and_leaves_a_redundant_frame_to_the_virtual_one():
+    alike = np.array([0, 1, 4, 5, 2, 3])  # the second and the third part of the action swapped
+    d = np.full((6, 6), 1.5)
+    d[np.arange(6), alike] = 0.0
+    plan_of = jax.jit(lambda d, share: transport(d, 0.1, share, 2.0)[0], static_argnums=1)
+    in_order, plan = np.asarray(plan_of(d, 1.0)), np.asarray(plan_of(d, 0.0))
+    swapped = np.arange(2, 6) + 1, alike[2:] + 1
+    assert plan[swapped].min() > 0.6 > 0.4 > in_order[swapped].max()
+    d[2] = 1.5  # like no frame of the other clip
+    redundant = np.asarray(plan_of(d, 0.0))[1:, 0]
+    assert redundant[2] > 0.3 > 0.2 > np.delete(redundant, 2).max()
+
+
 @pytest.mark.parametrize(
     'shape, smoothness',
     [
@@ -161,6 +228,7 @@ SLOW = {  # and the weight of each of the two directions: OTAM adds them, the ot
     'otam': (lambda d: slow_ordered_alignment(d, 0.1), 1.0),
     'soft_dtw': (lambda d: float(jitted_soft_dtw(d)), 0.5),  # as published, above
     'drop_dtw': (lambda d: slow_drop_dtw(d, 0.1, 0.3), 0.5),
+    'vava': (lambda d: np.prod(slow_vava(d, 0.1, 0.5, 2.0), axis=0).sum(), 0.5),
 }
 
 
@@ -193,7 +261,15 @@ def test_dropping_spares_the_outlier_frames_of_a_sequence():
     assert dropping < 0.1 < 1.0 < keeping
 
 
-@pytest.mark.parametrize('align', [ordered_alignment, soft_dtw, partial(drop_dtw, keep=0.3)])
+@pytest.mark.parametrize(
+    'align',
+    [
+        ordered_alignment,
+        soft_dtw,
+        partial(drop_dtw, keep=0.3),
+        partial(vava, consistency=0.5, virtual_distance=2.0),
+    ],
+)
 def test_long_alignments_stay_finite_where_the_literal_sum_overflows(align):
     distances = np.random.default_rng(2).uniform(1, 2, (2, 64, 64)).astype(np.float32)
     cost, gradient = jax.jit(jax.value_and_grad(lambda d: align(d, 0.1).sum()))(distances)
@@ -212,6 +288,7 @@ def test_unknown_alignments_are_named():
     config.model.matcher.update(name='otam', alignment='dwt')
     with pytest.raises(
         ValueError,
-        match=r"config\.model\.matcher\.alignment='dwt' is not one of otam, soft_dtw, drop_dtw",
+        match=r"config\.model\.matcher\.alignment='dwt' is not one of otam, soft_dtw, drop_dtw, "
+        'vava',
     ):
         fsar_jax.create_learner(config.model)

@@ -4,11 +4,12 @@ at another value than the run had."""
 import json
 
 import pytest
-from tiny_run import tiny_config
+from tiny_run import get_config, tiny_config
 
 from fsar_jax.config import SETTINGS, setting_of
 from fsar_jax.training import run_settings
 from fsar_jax.training.checkpoints import CONFIG_FILE
+from fsar_jax.training.workdir import name_of_old_preset
 
 # Memory, speed, where things lie, what is printed.
 COST = {
@@ -122,3 +123,27 @@ def test_what_only_the_library_sets_is_of_the_model(begun):
     ):
         with pytest.raises(ValueError, match='model.backbone.width=None there, 8 here'):
             check()
+
+
+def test_a_run_of_x_behind_the_sampler_goes_on_under_its_name_of_now(tmp_path):
+    """`vim:otam` meant what `vim:otam-sampler` means now; the run has no setting for a metric."""
+    saved = json.loads(get_config('vim', 'otam-sampler').to_json())
+    del saved['model']['matcher']['metric']
+    (tmp_path / '3').mkdir()
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(saved))
+    with pytest.raises(ValueError) as refused:
+        run_settings.check_resumable(tmp_path, get_config('vim', 'otam'), 'vim.py:otam')
+    assert str(refused.value).endswith(
+        'use another --workdir, or go on with --config=configs/vim.py:otam-sampler, which is what '
+        'vim.py:otam was'
+    )
+    assert '\n' not in str(refused.value)
+    run_settings.check_resumable(tmp_path, get_config('vim', 'otam-sampler'), 'vim.py:otam-sampler')
+    for name, now in {
+        'vim.py:trx-ssv2': 'vim.py:trx-sampler-ssv2',
+        'vim.py:trx-sampler': '',
+        'vim.py:trx-sampler-ssv2': '',
+        'vim.py:ssv2': '',
+        'otam.py': '',
+    }.items():
+        assert name_of_old_preset(name) == now
