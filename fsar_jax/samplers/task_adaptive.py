@@ -289,11 +289,11 @@ class TaskAdaptiveSampler(Sampler):
     def all_frames(self, scanned: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Every frame as it looks in a test when it is chosen (`frames_look_alike`): leaves [B, …]
         of `scan` → the same with 'frames' [B, M, H, W, 3] resampled, for `without_resampling`."""
-        maps = self.saliency_maps(scanned, {}) if self.at_test and self.spatial != 'none' else None
+        by = self.resampled_by(scanned, {}) if self.at_test else None
         indices = jnp.broadcast_to(
             jnp.arange(scanned['features'].shape[1]), scanned['features'].shape[:2]
         )
-        frames = self.render(scanned['frames'], indices, None, maps)
+        frames = self.render(scanned['frames'], indices, None, by)
         return {'features': scanned['features'], 'frames': frames}
 
     @nn.nowrap
@@ -417,12 +417,9 @@ class TaskAdaptiveSampler(Sampler):
         sampled['indices'] = jnp.argmax(hard, -1)
         sampled['dense_features'] = features.mean(1)
         sampled['selected_features'] = einsum_float32('btm,bmc->btc', indicator, features).mean(1)
-        by = None
-        if active and self.spatial == 'learned_crop':
-            by = einsum_float32('btm,bmx->btx', indicator, scanned['crop'])
-        elif active and self.spatial != 'none':
-            by = einsum_float32('btm,bmhw->bthw', indicator, self.saliency_maps(scanned, weights))
+        by = self.resampled_by(scanned, weights) if active else None
         if by is not None:
+            by = einsum_float32('btm,bm...->bt...', indicator, by)
             if self.spatial_per == 'clip':
                 by = jnp.broadcast_to(by.mean(1, keepdims=True), by.shape)
             sampled['crop' if self.spatial == 'learned_crop' else 'saliency'] = by
@@ -470,13 +467,20 @@ class TaskAdaptiveSampler(Sampler):
         )
         return hard, soft, scores
 
+    def resampled_by(
+        self, scanned: dict[str, jax.Array], weights: dict[str, jax.Array]
+    ) -> jax.Array | None:
+        """What decides how each frame is resampled: the place of its window [B, M, 2], or its map
+        [B, M, h, w]; None where frames stay as they are."""
+        if self.spatial == 'none':
+            return None
+        learned = self.spatial == 'learned_crop'
+        return scanned['crop'] if learned else self.saliency_maps(scanned, weights)
+
     def saliency_maps(
         self, scanned: dict[str, jax.Array], weights: dict[str, jax.Array]
     ) -> jax.Array:
-        """Maps float32 [B, M, h, w], each with its own range 0 to 1 (V12); of 'learned_crop' the
-        places of the windows [B, M, 2]."""
-        if self.spatial == 'learned_crop':
-            return scanned['crop']
+        """Maps float32 [B, M, h, w], each with its own range 0 to 1 (V12)."""
         if self.variant == 'code':
             return scanned['saliency']
         attended = scanned['attended']

@@ -120,7 +120,7 @@ def _one_hot(place, k):
 
 
 class _Samples(NamedTuple):
-    count: int
+    number: int
     chunk: int
     sampling: str
 
@@ -135,7 +135,7 @@ def _smoothed(k, samples, variant, source, scores, sigma):
         return total + jnp.sum(hard * counted[:, None, None], 1)
 
     zeros = jnp.zeros((scores.shape[0], k, scores.shape[1]))
-    return _over_samples(add, zeros, source, scores, samples) / samples.count
+    return _over_samples(add, zeros, source, scores, samples) / samples.number
 
 
 def _forward(k, samples, variant, source, scores, sigma):
@@ -155,7 +155,7 @@ def _backward(k, samples, variant, residuals, cotangent):
         return total + jnp.sum(weight[..., None] * noise, 1)
 
     total = _over_samples(add, jnp.zeros_like(scores), source, scores, samples)
-    if samples.sampling == 'leave_one_out' and samples.count > 1:
+    if samples.sampling == 'leave_one_out' and samples.number > 1:
         # Of n samples: Σ (a_s − mean of the others) Z_s = n/(n − 1) (Σ a_s Z_s − Σ a_s Σ Z_s / n).
         def count(sums, samples):
             noise, counted = samples
@@ -164,10 +164,10 @@ def _backward(k, samples, variant, residuals, cotangent):
 
         zeros = jnp.zeros_like(scores)
         agreed, drawn = _over_samples(count, (zeros[:, 0], zeros), source, scores, samples)
-        total = total - agreed[:, None] * drawn / samples.count
-        total = total * (samples.count / (samples.count - 1))
+        total = total - agreed[:, None] * drawn / samples.number
+        total = total * (samples.number / (samples.number - 1))
     inverse = jnp.where(sigma > 0, 1.0 / jnp.where(sigma > 0, sigma, 1.0), 0.0)
-    return None, total * inverse * ((1 if variant == 'paper' else k) / samples.count), None
+    return None, total * inverse * ((1 if variant == 'paper' else k) / samples.number), None
 
 
 _smoothed.defvjp(_forward, _backward)

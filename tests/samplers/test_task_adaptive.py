@@ -8,7 +8,12 @@ from tiny_scan import TinyScan
 
 from fsar_jax.layers import sinusoidal_positions
 from fsar_jax.samplers import amplifier
-from fsar_jax.samplers.task_adaptive import TaskAdaptiveSampler, TaskGenerator, tiled_class_means
+from fsar_jax.samplers.task_adaptive import (
+    SPATIAL,
+    TaskAdaptiveSampler,
+    TaskGenerator,
+    tiled_class_means,
+)
 from fsar_jax.weights.convert import convert
 from fsar_jax.weights.entries import entries_of
 from fsar_jax.weights.vim import SAMPLER, UNUSED
@@ -394,6 +399,23 @@ def test_one_warp_for_the_clip_is_by_the_mean_of_the_maps_of_its_frames():
     )
     assert np.abs(own['frames'] - shared['frames']).max() > 0.05
     assert frame.frames_look_alike and not clip.frames_look_alike
+
+
+@pytest.mark.parametrize('spatial', SPATIAL)
+def test_all_frames_hold_what_a_test_samples(spatial):
+    _, query = episode()
+    sampler = tiny(adaptive=False, spatial=spatial)
+
+    @jax.jit
+    def both(variables):
+        scanned = sampler.apply(variables, query, method='scan')
+        every = sampler.apply(variables, scanned, method='all_frames')['frames']
+        return every, sampler.apply(variables, query)
+
+    every, sampled = jax.tree.map(np.asarray, both(variables(sampler)))
+    assert every.shape == query.shape
+    chosen = np.take_along_axis(every, sampled['indices'][..., None, None, None], 1)
+    np.testing.assert_allclose(chosen, sampled['frames'], atol=1e-6)
 
 
 def test_normalized_features_count_the_same_at_any_scale():
