@@ -49,8 +49,8 @@ class Expected:
             return ''
         others = 'other has' if left == 1 else f'other {left} have'
         return (
-            f' It rests on {self.tested} of the {self.way} classes: the {others} one example, and '
-            'how often that is enough cannot be said; give two or more.'
+            f' It rests on {self.tested} of the {self.way} classes: the {others} one example, '
+            'which cannot be left out; give two or more.'
         )
 
 
