@@ -3,6 +3,7 @@
 `fsar-jax build ...` does the same as `python -m fsar_jax.build ...`, and so on.
 """
 
+import difflib
 import runpy
 import sys
 
@@ -43,7 +44,9 @@ def main() -> None:
         # As the main module, so that the processes it starts import that one again, not this.
         runpy.run_module(f'fsar_jax.{module}', run_name='__main__', alter_sys=True)
     else:
-        sys.exit(f"error: unknown command '{printable(name)}': choose one of {', '.join(COMMANDS)}")
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        asked = f'did you mean {near[0]}? Or one' if near else 'choose one'
+        sys.exit(f"error: unknown command '{printable(name)}': {asked} of {', '.join(COMMANDS)}")
 
 
 if __name__ == '__main__':

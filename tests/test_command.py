@@ -47,5 +47,6 @@ def test_an_unknown_command_is_one_line_that_lists_them(monkeypatch):
     with pytest.raises(SystemExit) as ended:
         command.main()
     assert ended.value.code == (
-        f"error: unknown command 'tr\\nain': choose one of {', '.join(command.COMMANDS)}"
+        "error: unknown command 'tr\\nain': did you mean train? Or one of "
+        f'{", ".join(command.COMMANDS)}'
     )
