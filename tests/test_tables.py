@@ -24,6 +24,20 @@ def commands():
     return {row: sweep.config_of(row.flags) for row in rows.values()}
 
 
+# Every experimental table and figure with its number in the paper.
+NAMES = [
+    *(f'strm-{name}' for name in 't1 t2 t3 t4 a1 a2 fig6 fig7 fig8 fig9 figa1 figa2'.split()),
+    *(f'ta2n-{name}' for name in 't1 t2 t3 t4 fig9 supplement'.split()),
+    *(f'mastaf-{name}' for name in 't1 t2 t3 fig1'.split()),
+    *(f'vim-t{number}' for number in range(1, 20)),
+    *(f'vim-fig{number}' for number in range(15, 23)),
+]
+
+
+def test_every_table_of_the_papers_is_there():
+    assert sorted(name for table in read_tables() for name in table.names) == sorted(NAMES)
+
+
 def test_the_page_is_what_the_package_reads():
     assert TABLES.samefile(REPOSITORY / 'docs' / 'tables.md')
     assert len(commands()) > 100
