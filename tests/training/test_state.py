@@ -188,6 +188,7 @@ def test_the_loss_falls_on_one_batch(strm, batch, after):
     assert metrics['loss'] < 0.7 * after[1]['loss']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', ['joint', 'frozen'])
 def test_batch_norm_modes(mode):
     run = Run('protonet', {'model.backbone.batch_norm': mode, 'train.episodes_per_step': 3})
