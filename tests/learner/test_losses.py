@@ -64,11 +64,17 @@ def outputs():
         ('hyrsm', '', {'matcher/matching': 1.0, 'matcher/classifier': 0.6}),
         ('mastaf', '', {'matcher/matching': 0.5, 'matcher/classifier': 1.0}),
         ('vim', '', {'matcher/matching': 1.0, 'sampler/L_intra': 0.5, 'matcher/L_inter': 1.0}),
-        ('vim', 'trx', {'matcher/matching': 1.0, 'sampler/L_intra': 0.5}),
+        ('vim', 'trx', {'matcher/matching': 1.0, 'sampler/L_intra': 0.5, 'matcher/L_inter': 1.0}),
+        ('vim', 'trx-sampler', {'matcher/matching': 1.0, 'sampler/L_intra': 0.5}),
         (
             'vim',
             'hyrsm',
-            {'matcher/matching': 1.0, 'matcher/classifier': 0.6, 'sampler/L_intra': 0.5},
+            {
+                'matcher/matching': 1.0,
+                'matcher/classifier': 0.6,
+                'sampler/L_intra': 0.5,
+                'matcher/L_inter': 1.0,
+            },
         ),
         (
             'vim',
@@ -77,6 +83,7 @@ def outputs():
                 'matcher/matching': 1.0,
                 'query_similarity/query similarity': 0.1,
                 'sampler/L_intra': 0.5,
+                'matcher/L_inter': 1.0,
             },
         ),
     ],
