@@ -139,16 +139,17 @@ def residual_stage(
     dtype: DTypeLike,
     remat: bool,
     train: bool,
+    stride: int | tuple[int, ...] = 2,
 ) -> jax.Array:
-    """`count` blocks named layer<stage>_<i>; from stage 2 on the first has stride 2.
+    """`count` blocks named layer<stage>_<i>; from stage 2 on the first has `stride`.
 
     With `remat` each block is computed again in the backward pass, and only its input kept.
     """
     if remat:
         block = nn.remat(block, static_argnums=(2,))  # 0 is the module, 1 x, 2 train
     for i in range(count):
-        stride = 2 if i == 0 and stage > 1 else 1
-        x = block(width, stride, norm, dtype, name=f'layer{stage}_{i}')(x, train)
+        first = i == 0 and stage > 1
+        x = block(width, stride if first else 1, norm, dtype, name=f'layer{stage}_{i}')(x, train)
     return x
 
 
