@@ -40,19 +40,23 @@ PUBLISHED = {
     'vim': (58.2, 0.85),
 }
 RUNS = 3  # of a task; the fastest counts
-METHODS = {  # row -> config, cardinalities (None: of the config)
+METHODS = {  # row -> config (after a colon: what comes before --preset), cardinalities or None
     'ProtoNet': ('protonet', None),
     'TRM {2}': ('trm', None),
     'TRX {2, 3}': ('trx', None),
     'STRM {2}': ('strm', None),
     'STRM {2, 3}': ('strm', (2, 3)),
+    'Jnt-ST 1 layer': ('strm:joint1', None),
+    'Jnt-ST 2 layers': ('strm:joint2', None),
 }
 
 
 def load(method, cardinalities):
     """The config of a row."""
+    method, _, before = method.partition(':')
     file = pathlib.Path(__file__).parents[1] / 'configs' / f'{method}.py'
-    config = runpy.run_path(str(file))['get_config'](PRESET.value)
+    preset = '-'.join(filter(None, (before, PRESET.value)))
+    config = runpy.run_path(str(file))['get_config'](preset)
     config.model.matcher.cardinalities = cardinalities or config.model.matcher.cardinalities
     config.episode.shot = SHOT.value or config.episode.shot
     return config
@@ -154,21 +158,26 @@ def main(_):
         f'{episode.way * QUERY.value} queries; GFLOP per episode\n'
     )
     print(
-        f"{'method':<12} {'params M':>9} {'backbone':>9} {'head':>8} {'total':>9}   "
+        f"{'method':<15} {'params M':>9} {'backbone':>9} {'head':>8} {'total':>9}   "
         f"{'concatenated: head':>18} {'total':>9}"
     )
     for name, (parameters, backbone, head, published) in rows.items():
         print(
-            f'{name:<12} {parameters:>9.2f} {backbone:>9.1f} {head:>8.2f} '
+            f'{name:<15} {parameters:>9.2f} {backbone:>9.1f} {head:>8.2f} '
             f'{backbone + head:>9.1f}   '
             f'{published:>18.2f} {backbone + published:>9.1f}'
         )
-    print(f"\n{'STRM {2} costs more than':<26} {'here':>8} {'concatenated':>13}")
-    _, backbone, head, published = rows['STRM {2}']
-    for name in ('TRM {2}', 'TRX {2, 3}'):
-        _, base, base_head, base_published = rows[name]
+    print(f"\n{'costs more':<26} {'here':>8} {'concatenated':>13}")
+    for name, than in (
+        ('STRM {2}', 'TRX {2, 3}'),
+        ('STRM {2}', 'TRM {2}'),
+        ('Jnt-ST 1 layer', 'TRM {2}'),
+        ('Jnt-ST 2 layers', 'TRM {2}'),
+    ):
+        _, backbone, head, published = rows[name]
+        _, base, base_head, base_published = rows[than]
         print(
-            f'{name:<26} {(backbone + head) / (base + base_head) - 1:>+8.1%} '
+            f'{f"{name} than {than}":<26} {(backbone + head) / (base + base_head) - 1:>+8.1%} '
             f'{(backbone + published) / (base + base_published) - 1:>+13.1%}'
         )
 

@@ -384,7 +384,7 @@ SECTIONS = {  # in order; '' is the config itself
     'model.backbone': Section(backbones.BackboneChoice, backbones.BACKBONES),
     'model.enrichment': Section(
         enrichment.EnrichmentChoice,
-        enrichment.TOKEN_ENRICHMENTS | {'temporal_transform': enrichment.TemporalTransform},
+        enrichment.PATCH_ENRICHMENTS | {'temporal_transform': enrichment.TemporalTransform},
     ),
     'model.matcher': Section(
         matchers.MatcherChoice,

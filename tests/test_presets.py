@@ -540,3 +540,20 @@ def test_every_preset_is_named_in_the_docs():
     page = (REPOSITORY / 'docs/how_it_works.md').read_text()
     for name in (*PRESETS, 'ssv2-1shot', 'ssv2-1shot-dense'):
         assert re.search(rf'[`:]{name}`', page), name
+
+
+@pytest.mark.parametrize('layers', [1, 2])
+@pytest.mark.parametrize('preset', ['', 'ssv2', 'kinetics'])
+def test_joint_enrichment_departs_from_strm_by_its_enrichment_alone(layers, preset):
+    strm = get_config('strm', preset)
+    joint = get_config('strm', '-'.join(filter(None, (f'joint{layers}', preset))))
+    differing = {
+        key: value_of(joint, key) for key in SETTINGS if value_of(joint, key) != value_of(strm, key)
+    }
+    assert differing == {
+        'model.enrichment.patch': 'joint_self_attention',
+        'model.enrichment.frame': 'none',
+        **({'model.enrichment.joint_layers': 2} if layers == 2 else {}),
+    }
+    with pytest.raises(ValueError, match="unknown preset 'joint3': choose one of ssv2"):
+        get_config('strm', 'joint3')

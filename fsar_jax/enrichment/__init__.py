@@ -1,7 +1,7 @@
 """Stage 3, per video: feature maps [B, L, h, w, C] → enriched frame features [B, L, C].
 
-`TOKEN_ENRICHMENTS` lists the choices for the patches of a frame and for the frames of a video.
-Their fields become keys of config.model.enrichment (fsar_jax.fields).
+`TOKEN_ENRICHMENTS` lists the choices for the frames of a video, and `PATCH_ENRICHMENTS` those for
+the patches of a frame. Their fields become keys of config.model.enrichment (fsar_jax.fields).
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import flax.struct
 import jax
 from ml_collections import ConfigDict
 
+from fsar_jax.enrichment.joint_attention import JointEnrichment
 from fsar_jax.enrichment.mlp_mixer import MixerEnrichment
 from fsar_jax.enrichment.pooling import adaptive_max_pool as adaptive_max_pool
 from fsar_jax.enrichment.self_attention import SelfAttentionEnrichment
@@ -22,6 +23,7 @@ TOKEN_ENRICHMENTS = {
     'mlp_mixer': MixerEnrichment,
     'none': None,
 }
+PATCH_ENRICHMENTS = TOKEN_ENRICHMENTS | {'joint_self_attention': JointEnrichment}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +32,10 @@ class EnrichmentChoice:
 
     patch: str = setting(
         'none',
-        choices=tuple(TOKEN_ENRICHMENTS),
+        choices=tuple(PATCH_ENRICHMENTS),
         affects='model',
-        help='how the patches of a frame exchange information',
+        help='how the patches of a frame exchange information, or those of the whole clip '
+        "('joint_self_attention')",
     )
     frame: str = setting(
         'none',
@@ -102,6 +105,6 @@ def chosen(model: ConfigDict) -> dict:
             'enrichment',
             TemporalTransform if choice.temporal_transform else None,
         ),
-        'patch_enrichment': ('enrichment', TOKEN_ENRICHMENTS[choice.patch]),
+        'patch_enrichment': ('enrichment', PATCH_ENRICHMENTS[choice.patch]),
         'frame_enrichment': ('enrichment', TOKEN_ENRICHMENTS[choice.frame]),
     }

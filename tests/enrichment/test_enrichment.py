@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from finite_differences import gradient
 from tiny_run import random_variables
 
 from fsar_jax.enrichment import TOKEN_ENRICHMENTS, adaptive_max_pool
+from fsar_jax.enrichment.joint_attention import JointEnrichment
 from fsar_jax.enrichment.mlp_mixer import MixerEnrichment
 from fsar_jax.enrichment.self_attention import SelfAttentionEnrichment
 
@@ -144,3 +146,48 @@ def test_dropout_only_while_training():
     assert not np.allclose(a, b)
     run = jax.jit(module.apply)
     np.testing.assert_array_equal(run(variables, x), run(variables, x))
+
+
+def joint_by_loops(patches, params, variant):
+    """Jnt-ST of one clip [L, P², D]: one token after the other, in float64."""
+    length, cells, dim = patches.shape
+    tokens = [patches[frame, cell] for frame in range(length) for cell in range(cells)]
+    for layer in (params[f'layer{i + 1}'] for i in range(len(params))):
+        linear = lambda x, name, p=layer: x @ p[name]['kernel'] + p[name].get('bias', 0.0)
+        if variant == 'code':  # 0.1 x a sinusoid over all tokens; see layers.sinusoidal_positions
+            angle = lambda n: n / 10000.0 ** (np.arange(0, dim, 2) / dim)
+            code = [np.stack([np.sin(angle(n)), np.cos(angle(n))], 1).ravel() for n in range(64)]
+            tokens = [x + 0.1 * at for x, at in zip(tokens, code)]
+        keys = [linear(x, 'key') for x in tokens]
+        values = [linear(x, 'value') for x in tokens]
+        enriched = []
+        for x in tokens:
+            query = linear(x, 'query')
+            scores = np.array([query @ key for key in keys])
+            weights = np.exp(scores if variant == 'code' else scores / np.sqrt(dim))
+            attended = sum(w * value for w, value in zip(weights / weights.sum(), values))
+            alpha = x + attended * (layer['gamma'] if variant == 'code' else 1.0)
+            hidden = np.maximum(linear(alpha, 'mlp_in'), 0)
+            hidden = np.maximum(linear(hidden, 'mlp_hidden'), 0)
+            enriched.append(linear(hidden, 'mlp_out') + alpha)
+        tokens = enriched
+    return np.array(tokens).reshape(length, cells, dim)
+
+
+@pytest.mark.parametrize('layers, variant', [(1, 'code'), (2, 'paper')])
+def test_joint_enrichment_lets_every_patch_of_a_clip_attend_to_all(layers, variant):
+    rng = np.random.default_rng(0)
+    patches, cotangent = rng.normal(size=(2, 2, 3, 2, 6))
+    module = JointEnrichment(layers, variant=variant, dropout=0.0)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), np.float32(patches))['params']
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape) * 0.4, shapes)
+    run = lambda x: module.apply({'params': jax.tree.map(np.float32, params)}, x)
+    found, slope = jax.jit(
+        lambda x: (run(x), jax.grad(lambda x: (run(x) * np.float32(cotangent)).sum())(x))
+    )(np.float32(patches))
+    by_clip = lambda x: np.stack([joint_by_loops(clip, params, variant) for clip in x])
+    np.testing.assert_allclose(found, by_clip(patches), rtol=1e-4, atol=1e-4)
+    expected = gradient(lambda x: (by_clip(x) * cotangent).sum(), patches)
+    np.testing.assert_allclose(slope, expected, rtol=1e-3, atol=1e-3)
+    alone = jax.jit(run)(np.float32(patches[:1]))  # clips do not see each other
+    np.testing.assert_allclose(alone, found[:1], rtol=1e-5, atol=1e-5)
