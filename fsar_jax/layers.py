@@ -125,6 +125,23 @@ def frame_tuples(length: int, cardinality: int) -> np.ndarray:
     )
 
 
+def kept_tuples(length: int, cardinality: int, share: float, seed: int) -> np.ndarray:
+    """The `share` of all `frame_tuples` that a seed draws: round(share · T), at least one, in
+    lexicographic order (STRM, Fig. 6 right).
+
+    A smaller share of the same seed is a part of a larger one. A share of 1 is all of them.
+
+    Returns:
+      int32 [kept, cardinality].
+    """
+    tuples = frame_tuples(length, cardinality)
+    kept = max(1, int(share * len(tuples) + 0.5))
+    if kept >= len(tuples):
+        return tuples
+    generator = np.random.Generator(np.random.Philox(key=np.array([seed, cardinality], np.uint64)))
+    return tuples[np.sort(np.argsort(generator.random(len(tuples)))[:kept])]
+
+
 class TupleLinear(nn.Module):
     """A linear map of concatenated frame tuples, [e_t1; …; e_tω] W + b, computed per frame and then
     added.
@@ -133,8 +150,8 @@ class TupleLinear(nn.Module):
     replace T·ω (3.5 times fewer for pairs of 8 frames, 7 times for triples) and the result is the
     same sum.
 
-    Input frames [..., L, D], output [..., T, features] over `frame_tuples(L, cardinality)`;
-    ValueError where L is too small for one.
+    Input frames [..., L, D] and tuples [T, cardinality], None for all `frame_tuples(L,
+    cardinality)`; output [..., T, features]. ValueError where L is too small for a tuple.
     """
 
     features: int
@@ -143,19 +160,21 @@ class TupleLinear(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, frames: jax.Array) -> jax.Array:
+    def __call__(self, frames: jax.Array, tuples: np.ndarray | None = None) -> jax.Array:
         length, dim = frames.shape[-2:]
         if length < self.cardinality:
             raise ValueError(
                 f'tuples of {self.cardinality} frames need as many time steps, but the backbone '
                 f'leaves {length} of a clip: raise config.episode.frames (a backbone over clips '
-                'may leave one time step of 16 frames), or choose shorter tuples or another '
+                'may leave one time step of 16 frames), lower '
+                'config.model.backbone.temporal_stride, or choose shorter tuples or another '
                 'backbone'
             )
         start = torch_start(self.cardinality * dim)
         kernel = self.param('kernel', start, (self.cardinality * dim, self.features), jnp.float32)
         blocks = kernel.reshape(self.cardinality, dim, self.features).astype(self.dtype)
-        frames, tuples = frames.astype(self.dtype), frame_tuples(length, self.cardinality)
+        frames = frames.astype(self.dtype)
+        tuples = frame_tuples(length, self.cardinality) if tuples is None else tuples
         products = (
             jnp.take(frames @ blocks[w], tuples[:, w], axis=-2) for w in range(self.cardinality)
         )

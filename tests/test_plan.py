@@ -62,6 +62,9 @@ def test_settings_without_effect_are_listed():
 def test_each_hidden_factor_has_a_row_and_an_evaluation_leaves_out_those_of_training():
     train, evaluate = rows(get_config('trx')), rows(get_config('trx'), 'evaluate')
     assert set('NLBSDFRCEZT') <= train.keys()
-    assert train['C'].endswith('matcher.cardinalities (2, 3), matcher.cardinality_reduction None')
+    assert train['C'].endswith(
+        'matcher.cardinalities (2, 3), matcher.cardinality_reduction None, matcher.tuples_share 1, '
+        'matcher.tuples_seed 0, matcher.tuples_share_in_training False'
+    )
     assert 'optimisation' in train
     assert not {'L', 'T', 'optimisation'} & evaluate.keys()

@@ -21,7 +21,7 @@ from fsar_jax.data import loader
 from fsar_jax.data.dataset import Videos
 from fsar_jax.data.episodes import Episodes
 from fsar_jax.evaluation.evaluate import TrainedModel
-from fsar_jax.layers import frame_tuples
+from fsar_jax.matchers.cross_transformer import compared_tuples
 from fsar_jax.messages import printable
 from fsar_jax.samplers import amplifier
 from fsar_jax.stages import frames_read
@@ -244,7 +244,7 @@ def measured(seen: Seen, subject: Subject) -> tuple[list[Measure], Clips | None]
         return measures, None
     learner, _, config, _ = subject.model
     clips = picture_truth.clips_of(shown, known, config)
-    found = _tuples(shown)
+    found = _tuples(shown, learner.matcher)
     true = picture_truth.measures_of(
         shown,
         seen.labels,
@@ -265,16 +265,18 @@ def in_numbers(measures: Sequence[Measure], picture: str, position: int) -> str:
     return f' In numbers: {said}.' if said else ''
 
 
-def _attention(seen: Seen | None):
+def _attention(seen: Seen | None, subject: Subject | None):
     """(attention [T, shot, T] of the drawn query to its class, tuples [T, ω]), of pairs where there
     are pairs; None without tuples."""
-    found = _tuples(seen.shown) if seen is not None else None
-    if found is None or seen is None:
+    if seen is None or subject is None:
+        return None
+    found = _tuples(seen.shown, subject.model.learner.matcher)
+    if found is None:
         return None
     return seen.shown[found[0]][seen.position, seen.label], found[1]
 
 
-def _tuples(shown):
+def _tuples(shown, matcher):
     """(the name of the attention between tuples, tuples [T, ω]), of pairs where there are pairs;
     None without tuples."""
     names = sorted(n for n in shown if n.startswith('attention_cardinality_'))
@@ -282,19 +284,20 @@ def _tuples(shown):
         return None
     name = next((n for n in names if n.endswith('_2')), names[0])
     length = shown['query_frame_features'].shape[1]
-    return name, frame_tuples(length, int(name.rpartition('_')[2]))
+    return name, compared_tuples(matcher, length, int(name.rpartition('_')[2]))
 
 
 def _matches(seen, subject, other, against):
-    found = _attention(seen)
+    found = _attention(seen, subject)
     if found is None:
         return None
     attention, tuples = found
     chosen = np.argsort(-attention.reshape(len(attention), -1).max(1), kind='stable')[:3].tolist()
     columns = {subject.name: episode_figures.best_matches(attention, tuples, chosen)}
     drawn_query = seen.position
-    of_other = _attention(other._replace(position=drawn_query)) if other is not None else None
-    if of_other is not None and len(of_other[1]) == len(tuples):
+    theirs = other._replace(position=drawn_query) if other is not None else None
+    of_other = _attention(theirs, against)
+    if of_other is not None and np.array_equal(of_other[1], tuples):
         columns = {against.name: episode_figures.best_matches(*of_other, chosen)} | columns
     length = seen.shown['query_frame_features'].shape[1]
     clip = _pictures(seen.of_query('clip'))

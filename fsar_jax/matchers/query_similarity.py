@@ -7,16 +7,22 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fsar_jax.enrichment import VideoFeatures
 from fsar_jax.fields import setting
 from fsar_jax.layers import TupleLinear, combine_cardinalities, einsum_float32, norm
-from fsar_jax.matchers.cross_transformer import CrossTransformer, check_cardinalities
+from fsar_jax.matchers.cross_transformer import (
+    CrossTransformer,
+    check_cardinalities,
+    compared_tuples,
+)
 from fsar_jax.stage import Loss, Shared, Stage, cross_entropy
 
 
 class TupleFeatures(nn.Module):
-    """z_t = σ(W_clsᵀ [h_t1; …; h_tω]), σ = ReLU (STRM, Sec. 3.3): frames [B, L, D] → [B, T, D″]."""
+    """z_t = σ(W_clsᵀ [h_t1; …; h_tω]), σ = ReLU (STRM, Sec. 3.3): frames [B, L, D] and tuples
+    [T, ω] → [B, T, D″]."""
 
     cardinality: int
     dim: int
@@ -28,8 +34,8 @@ class TupleFeatures(nn.Module):
             self.dim, self.cardinality, use_bias=self.use_bias, dtype=self.dtype
         )
 
-    def __call__(self, frames: jax.Array) -> jax.Array:
-        return nn.relu(self.projection(frames))
+    def __call__(self, frames: jax.Array, tuples: np.ndarray) -> jax.Array:
+        return nn.relu(self.projection(frames, tuples))
 
 
 class QueryClassSimilarity(Stage):
@@ -43,7 +49,8 @@ class QueryClassSimilarity(Stage):
     Args:
       cardinalities: Ω, shared with the matcher.
       dim: D″; None for half of the feature dimension, as published.
-      variant, cardinality_reduction, dropout, dtype: as in `CrossTransformer`.
+      variant, cardinality_reduction, dropout, dtype, tuples_…: as in `CrossTransformer`; with its
+        values, the same tuples.
       weight: λ of STRM, Eq. 10: of these logits in the decision, and of their loss.
     """
 
@@ -66,6 +73,10 @@ class QueryClassSimilarity(Stage):
         'leave it out',
     )
 
+    tuples_share: float = CrossTransformer.tuples_share
+    tuples_seed: int = CrossTransformer.tuples_seed
+    tuples_share_in_training: bool = CrossTransformer.tuples_share_in_training
+
     def check(self, frames: int | None = None) -> None:
         check_cardinalities(self.cardinalities, frames)
 
@@ -75,11 +86,15 @@ class QueryClassSimilarity(Stage):
         frames = nn.Dropout(self.dropout)(
             features.patch_level.astype(self.dtype), deterministic=not train
         )
-        dim = self.dim or frames.shape[-1] // 2
+        length, width = frames.shape[-2:]
         return {
             f'cardinality_{w}': TupleFeatures(
-                w, dim, self.variant == 'code', self.dtype, name=f'cardinality_{w}'
-            )(frames)
+                w,
+                self.dim or width // 2,
+                self.variant == 'code',
+                self.dtype,
+                name=f'cardinality_{w}',
+            )(frames, compared_tuples(self, length, w, train))
             for w in self.cardinalities
         }
 

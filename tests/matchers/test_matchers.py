@@ -11,7 +11,7 @@ import pytest
 from tiny_run import random_variables
 
 from fsar_jax.enrichment import VideoFeatures
-from fsar_jax.layers import TupleLinear, frame_tuples, norm, unit
+from fsar_jax.layers import TupleLinear, frame_tuples, kept_tuples, norm, unit
 from fsar_jax.matchers import CrossTransformer, Prototypes, QueryClassSimilarity
 
 
@@ -214,3 +214,48 @@ def test_norm_and_unit_have_finite_gradients_at_zero():
         assert np.isfinite(jax.jit(jax.grad(lambda x: function(x).sum()))(x)).all()
     y = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
     np.testing.assert_allclose(jax.jit(norm)(y), np.linalg.norm(y, axis=-1), rtol=1e-6)
+
+
+def test_a_share_of_the_tuples_is_drawn_by_its_seed():
+    pairs = frame_tuples(8, 2)
+    drawn = {share: kept_tuples(8, 2, share, 3) for share in (0.2, 0.4, 0.6, 0.8, 1.0)}
+    assert [len(x) for x in drawn.values()] == [6, 11, 17, 22, 28]
+    sets = {share: set(map(tuple, x.tolist())) for share, x in drawn.items()}
+    assert sets[0.2] < sets[0.4] < sets[0.6] < sets[0.8] < sets[1.0]
+    for share, kept in drawn.items():
+        assert list(map(tuple, kept.tolist())) == sorted(sets[share])
+    np.testing.assert_array_equal(drawn[1.0], pairs)
+    np.testing.assert_array_equal(drawn[0.4], kept_tuples(8, 2, 0.4, 3))
+    assert len(kept_tuples(8, 2, 1e-6, 0)) == 1  # never none
+    counts = np.zeros((8, 8))
+    for seed in range(500):
+        for i, j in kept_tuples(8, 2, 0.2, seed):
+            counts[i, j] += 1
+    each = counts[tuple(pairs.T)] / 500  # 6 of 28 = 0.214 of the draws, deviation 0.018
+    assert counts.sum() == 500 * 6 and np.abs(each - 6 / 28).max() < 0.075
+
+
+@pytest.mark.parametrize('module', [CrossTransformer, QueryClassSimilarity])
+def test_only_the_kept_tuples_are_compared(module):
+    """Against the features of all tuples, of which some are then left out; by default training
+    compares all."""
+    _, query = random_episode(queries=2)
+    settings = dict(tuples_share=0.3, tuples_seed=5)
+    every, some = module((2,), 12, dropout=0.0), module((2,), 12, dropout=0.0, **settings)
+    both = module((2,), 12, dropout=0.0, **settings, tuples_share_in_training=True)
+    params = start(every, query)
+    project = lambda module, train: jax.tree.map(
+        np.asarray,
+        jax.jit(partial(module.apply, method='project', train=train))(
+            {'params': params}, video_features(query)
+        ),
+    )
+    kept = {tuple(pair) for pair in kept_tuples(5, 2, 0.3, 5).tolist()}
+    places = [i for i, pair in enumerate(frame_tuples(5, 2).tolist()) if tuple(pair) in kept]
+    assert len(places) == 3
+    whole = project(every, False)
+    part = jax.tree.map(lambda x: x[:, places], whole)
+    same = partial(jax.tree.map, partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6))
+    same(project(some, False), part)
+    same(project(some, True), whole)
+    same(project(both, True), part)
