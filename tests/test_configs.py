@@ -20,11 +20,12 @@ from fsar_jax import fields, matchers, samplers
 from fsar_jax.backbones import BACKBONES
 from fsar_jax.backbones.scan import SCAN_NETWORKS
 from fsar_jax.data.frame_sampling import RULES
-from fsar_jax.enrichment import TOKEN_ENRICHMENTS
+from fsar_jax.enrichment import PATCH_ENRICHMENTS, TOKEN_ENRICHMENTS
 from fsar_jax.evaluation import evaluate
 from fsar_jax.learner import create_learner
 from fsar_jax.matchers import action_coordination, attention_fusion
 from fsar_jax.matchers.alignments import ALIGNMENTS
+from fsar_jax.matchers.attentive_relation import COMPARISONS
 from fsar_jax.mesh import episode_mesh, replicate, shard
 from fsar_jax.samplers import task_adaptive
 from fsar_jax.stages import frames_read
@@ -46,6 +47,7 @@ BEHIND_VIM = ('otam', 'trx', 'hyrsm', 'strm')
 ALL = [(method, preset) for method in METHODS for preset in PRESETS] + [
     ('vim', f'{method}-ssv2') for method in BEHIND_VIM
 ]
+ALL += [('strm', 'joint1-ssv2'), ('strm', 'joint2-ssv2')]
 # Several shots are traced above; another dataset changes values alone (test_presets.py).
 WITH_SHOTS = [
     *((method, 'ssv2-1shot') for method in METHODS),
@@ -571,10 +573,11 @@ def test_the_choices_are_those_of_the_stages():
         'sampler.spatial': task_adaptive.SPATIAL,
         'sampler.scan_network': SCAN_NETWORKS,
         'backbone.name': BACKBONES,
-        'enrichment.patch': TOKEN_ENRICHMENTS,
+        'enrichment.patch': PATCH_ENRICHMENTS,
         'enrichment.frame': TOKEN_ENRICHMENTS,
         'matcher.name': matchers.MATCHERS,
         'matcher.alignment': ALIGNMENTS,
+        'matcher.comparison': COMPARISONS,
         'matcher.spatial': action_coordination.SPATIAL,
         'matcher.kernel': attention_fusion.KERNELS,
     }

@@ -157,6 +157,9 @@ def test_a_field_that_is_filled_from_elsewhere_has_the_default_of_its_setting():
         'cardinality_reduction': 'model.matcher.cardinality_reduction',
         'dropout': 'model.matcher.dropout',
         'metric': 'model.matcher.metric',
+        'tuples_share': 'model.matcher.tuples_share',
+        'tuples_seed': 'model.matcher.tuples_seed',
+        'tuples_share_in_training': 'model.matcher.tuples_share_in_training',
     }
     built = {'frozen': False, 'dtype': jnp.float32, 'scan_network': dataclasses.MISSING}
     met = set()

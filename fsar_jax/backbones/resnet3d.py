@@ -64,7 +64,7 @@ class ResNet3D(FrameNetwork):
 
     The published network halves the time steps four times, so a clip of 16 frames leaves one, and
     methods that compare frames see none to compare. STRM (Sec. 4.1: +1.5 over TRX on SSv2) does not
-    say how it kept them (row S26 of docs/paper_vs_code.md). With temporal_stride (1, 1, 1, 1) all
+    say how it kept them (row S27 of docs/paper_vs_code.md). With temporal_stride (1, 1, 1, 1) all
     stay; the parameters are the same, so published weights load.
 
     Args: as `ResNet`; `blocks` per stage.

@@ -18,7 +18,7 @@ class JointEnrichment(Stage):
 
     The paper gives no formula and nobody released code, so a layer is that of the patch enrichment
     (`SelfAttentionEnrichment`, variants included), on tokens ordered by frame and then by place
-    (row S24 of docs/paper_vs_code.md).
+    (row S25 of docs/paper_vs_code.md).
 
     Paper, 5-way 5-shot on the SSv2 of OTAM: 64.7 with one layer and 65.8 with two, where Baseline
     TRM has 62.1 and STRM 68.1; 50% more FLOPs than Baseline TRM, or twice them. At its sizes (L·P²

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from fsar_jax.fields import has_field, setting
 from fsar_jax.matchers.action_coordination import ActionCoordination
 from fsar_jax.matchers.attention_fusion import AttentionFusion
+from fsar_jax.matchers.attentive_relation import AttentiveRelation
 from fsar_jax.matchers.classifier import Classifier as Classifier
 from fsar_jax.matchers.cross_transformer import CrossTransformer
 from fsar_jax.matchers.matching_net import MatchingNet
@@ -29,6 +30,7 @@ MATCHERS = {
     'action_coordination': ActionCoordination,
     'set_matching': SetMatching,
     'attention_fusion': AttentionFusion,
+    'attentive_relation': AttentiveRelation,
 }
 METRICS = tuple(name for name, matcher in MATCHERS.items() if hasattr(matcher, 'compare_pairs'))
 

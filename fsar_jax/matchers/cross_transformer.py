@@ -78,7 +78,7 @@ class CrossTransformer(Matcher):
       dropout: rate on the frames (after the position code) while training.
       dtype: compute dtype of the projections; scores, softmax and distances are float32.
       tuples_share: r, the share of the tuples of each cardinality that is compared (STRM, Fig. 6
-        right: SSv2 65.4 with 20%, 68.1 with all; row S25).
+        right: SSv2 65.4 with 20%, 68.1 with all; row S26).
       tuples_seed: draws them. They are the same for all videos, so a trial is a seed.
       tuples_share_in_training: False compares all tuples in training.
     """

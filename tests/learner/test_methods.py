@@ -29,6 +29,7 @@ WITHOUT_TIME = {'matcher.name': 'action_coordination', 'matcher.temporal': False
 HYRSM = {'matcher.name': 'set_matching', 'matcher.heads': 2}
 MASTAF = {'matcher.name': 'attention_fusion'}
 OTAM = {'matcher.name': 'otam'}
+TARN = {'matcher.name': 'attentive_relation', 'matcher.hidden': 8}
 PAPER = {'variant': 'paper'}
 # In front of a metric; with the mask of VIM in tests/matchers/test_pairs.py.
 PAIRS = {
@@ -44,6 +45,7 @@ QUICK = {
     'ta2n': TA2N,
     'hyrsm': HYRSM,
     'mastaf': MASTAF,
+    'tarn': TARN,
 }
 QUICK |= {
     name: {'matcher.name': name}
@@ -58,6 +60,16 @@ SLOW = {
     'strm_paper': STRM | PAPER,
     'swapped_enrichments': STRM
     | {'enrichment.patch': 'mlp_mixer', 'enrichment.frame': 'self_attention'},
+    'joint_enrichment': STRM
+    | {
+        'enrichment.patch': 'joint_self_attention',
+        'enrichment.frame': 'none',
+        'enrichment.joint_layers': 2,
+    },
+    'strm_half_of_the_tuples': STRM
+    | {'matcher.tuples_share': 0.5, 'matcher.tuples_share_in_training': True},
+    'tarn_product': TARN | {'matcher.comparison': 'product', 'matcher.hidden': 32},
+    'tarn_difference': TARN | {'matcher.comparison': 'difference'},
     'soft_dtw': OTAM | {'matcher.alignment': 'soft_dtw'},
     'drop_dtw': OTAM | {'matcher.alignment': 'drop_dtw'},
     'ta2n_paper': TA2N | PAPER | {'matcher.reference': 'random'},
