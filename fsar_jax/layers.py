@@ -166,9 +166,8 @@ class TupleLinear(nn.Module):
             raise ValueError(
                 f'tuples of {self.cardinality} frames need as many time steps, but the backbone '
                 f'leaves {length} of a clip: raise config.episode.frames (a backbone over clips '
-                'may leave one time step of 16 frames), lower '
-                'config.model.backbone.temporal_stride, or choose shorter tuples or another '
-                'backbone'
+                'may leave one time step of 16 frames; a smaller temporal_stride of resnet3d50 '
+                'leaves more), or choose shorter tuples or another backbone'
             )
         start = torch_start(self.cardinality * dim)
         kernel = self.param('kernel', start, (self.cardinality * dim, self.features), jnp.float32)
