@@ -10,7 +10,7 @@ import warnings
 import jax
 import numpy as np
 import pytest
-from tiny_run import MIN_SECONDS, write_tiny_clips
+from tiny_run import MIN_SECONDS, shallow_networks, write_tiny_clips
 
 from fsar_jax import build
 from fsar_jax.machine import file_lock
@@ -122,6 +122,13 @@ def tiny_data(session_folder):
                     clip.write_bytes(b'')
             done.touch()
     return data_dir
+
+
+@pytest.fixture
+def shallow():
+    """Small networks have fewer layers; see `shallow_networks`."""
+    with shallow_networks():
+        yield
 
 
 @pytest.fixture

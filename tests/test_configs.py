@@ -1,6 +1,7 @@
 """Every preset of every method, traced at paper size, and one step of a shrunk copy; `validate`;
 the plan. The values of the presets are in test_presets.py."""
 
+import contextlib
 import functools
 import json
 import math
@@ -13,7 +14,15 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-from tiny_run import REPOSITORY, TinyScan, get_config, largest_difference, random_batch, tiny_config
+from tiny_run import (
+    REPOSITORY,
+    TinyScan,
+    get_config,
+    largest_difference,
+    random_batch,
+    shallow_networks,
+    tiny_config,
+)
 
 from fsar_jax import config as configuration
 from fsar_jax import fields, matchers, samplers
@@ -89,6 +98,11 @@ def same(text):
     return json.dumps([config['model'], config['episode'], config['train']['loss_reduction'], data])
 
 
+# Traced with the whole networks. The others have fewer blocks: from the backbone on, the shapes are
+# the same.
+WHOLE = {same(get_config(*preset)) for preset in (('protonet', 'ssv2'), ('vim', 'ssv2'))}
+
+
 @functools.cache
 def traced(settings):
     """Shapes of (loss, gradients, batch statistics, parameters) of one training episode; settings
@@ -103,7 +117,8 @@ def traced(settings):
             'data': {'feature_shape': tuple(data['feature_shape'])},
         }
     )
-    learner = create_learner(config.model)
+    with contextlib.nullcontext() if settings in WHOLE else shallow_networks():
+        learner = create_learner(config.model)
     e, shape = config.episode, tuple(data['feature_shape'])
     asked = e.query_classes or e.way
     clip = frames_read(config), *(shape or (e.image_size, e.image_size, 3))
@@ -188,11 +203,13 @@ def test_a_preset_with_shots_is_traced_behind_maps(method, preset):
 def test_parameter_counts():
     """Fig. 22 of VIM: TRX with Ω = {2, 3} has 47.1 M, HyRSM 65.6 M, and VIM 32.4 M more than
     ProtoNet."""
-    counts = {}
+    counts, backbone = {}, None
     for method in (*ISSUE_METHODS, 'hyrsm', 'vim'):
         config = get_config(method, 'ssv2')
-        variables = traced(same(config))[-1]
-        counts[method] = parameters(variables['params']) / 1e6
+        assert config.model.backbone.name == 'resnet50'
+        params = traced(same(config))[-1]['params']
+        backbone = backbone or params['backbone']  # of ProtoNet, which comes first, the whole one
+        counts[method] = parameters({**params, 'backbone': backbone}) / 1e6
     print({method: f'{count:.2f} M' for method, count in counts.items()})
     assert abs(counts['trx'] - 47.1) < 0.05 and abs(counts['hyrsm'] - 65.6) < 0.2
     assert abs(counts['vim'] - counts['protonet'] - 32.4) < 0.4
@@ -255,8 +272,9 @@ def one_step(settings):
 
 
 # Compiling takes long, and once shrunk, the presets of a method differ by optimiser, remat and
-# groups: two of them show that. The others are traced above, and their values are in
-# test_presets.py. What is behind VIM's sampler is tried in tests/learner/test_samplers.py.
+# groups: two methods show that, on a residual network. The others are traced above,
+# and their values are in test_presets.py. What is behind VIM's sampler is tried in
+# tests/learner/test_samplers.py.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'method, preset', [*((method, '') for method in METHODS), ('otam', 'ssv2'), ('ta2n', 'ssv2')]
@@ -268,7 +286,8 @@ def test_a_shrunk_copy_trains(method, preset, monkeypatch):
     configuration.validate(config)
     changes = json.loads(config.to_json())
     del changes['data'], changes['eval']  # a step does not read them, so some presets share one
-    before, after, metrics = one_step(json.dumps(changes))
+    with contextlib.nullcontext() if method in ('otam', 'ta2n') else shallow_networks():
+        before, after, metrics = one_step(json.dumps(changes))
     assert np.isfinite(metrics['losses']).all() and metrics['finite'] and metrics['loss'] > 0
     rate = config.train.learning_rate
     assert (
@@ -289,7 +308,7 @@ def test_a_shrunk_copy_trains(method, preset, monkeypatch):
 
 
 @pytest.mark.slow
-def test_every_value_is_read(tiny_data, tmp_path, monkeypatch):
+def test_every_value_is_read(tiny_data, tmp_path, monkeypatch, shallow):
     """Records which leaves fsar_jax asks for, outside of its checks, in runs that take every
     branch."""
     package, read = str(pathlib.Path(configuration.__file__).parent), set()

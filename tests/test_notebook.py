@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 SHORTER = {
     'fsar_jax.build': ['--clips_per_class=4', '--num_frames=8', '--processes=1'],
     'main.py': [
+        '--config.episode.query=1',
         '--config.train.num_steps=1',
         '--config.train.episodes_per_step=1',
         '--config.train.accumulation_steps=1',

@@ -152,7 +152,7 @@ def test_other_episodes_are_refused_in_one_line(given):
 
 
 @pytest.mark.slow
-def test_a_trained_run_is_looked_into(tiny_data, tmp_path):
+def test_a_trained_run_is_looked_into(tiny_data, tmp_path, shallow):
     """From the command line to the pictures of chosen episodes; then without what it needs."""
     run = tmp_path / 'run'
     small = {'train.num_steps': 1, 'eval.num_episodes': 10, 'eval.val_episodes': 0}
@@ -175,7 +175,7 @@ def test_a_trained_run_is_looked_into(tiny_data, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_on_features_is_looked_into_without_frames(tiny_data, tmp_path):
+def test_a_run_on_features_is_looked_into_without_frames(tiny_data, tmp_path, shallow):
     changes = {'data.dir': str(tiny_data), 'eval.num_episodes': 3, 'eval.val_episodes': 0}
     extract.extract(tiny_config('protonet', changes, width=8), tmp_path / 'features')
     changes |= {'model.backbone.name': 'features', 'data.features': str(tmp_path / 'features')}

@@ -9,13 +9,20 @@ import pathlib
 import subprocess
 import sys
 from functools import partial
+from unittest import mock
 
 import flax.linen as nn
 import jax
 import numpy as np
 
 from fsar_jax import train
+from fsar_jax.backbones import BACKBONES
+from fsar_jax.backbones.batch_norm import BatchNorm
+from fsar_jax.backbones.resnet import BottleneckBlock, ResNet, conv, normalize_frames
+from fsar_jax.backbones.resnet_small import ResNetSmall
+from fsar_jax.backbones.scan import SCAN_NETWORKS
 from fsar_jax.backbones.scan_maps import ScanMaps
+from fsar_jax.backbones.shufflenet_v2 import ShuffleNetV2
 from fsar_jax.ingest.video_files import write_video
 from fsar_jax.messages import one_line
 from fsar_jax.stages import frames_read
@@ -73,6 +80,36 @@ class TinyScan(nn.Module):
         return ScanMaps(stages=(x, x, x), last=x, features=x.mean((1, 2)))
 
 
+class Stem(ResNetSmall):
+    """Maps of the shape that those of `ResNetSmall` have, by one convolution and batch norm."""
+
+    @nn.compact
+    def __call__(self, frames, train=False):
+        x = normalize_frames(frames, self.normalize).astype(self.dtype)
+        # Not one 16 × 16 convolution: without XLA's optimisations its gradients are NaN (JAX 0.12).
+        x = conv(4 * self.width, 5, 4, self.dtype, 'conv1')(x)
+        x = nn.avg_pool(x, (4, 4), (4, 4), 'SAME')
+        return nn.relu(BatchNorm(**self.norm, dtype=self.dtype, name='bn1')(x, train))
+
+
+@contextlib.contextmanager
+def shallow_networks():
+    """'resnet_small' makes a `Stem` here; ResNet-50 and the scan networks have one block per stage.
+    It spares half the tracing and compiling where a test is about the rest of a learner or of a
+    run. In this process alone."""
+    resnet50 = partial(ResNet, block=BottleneckBlock, blocks=(1, 1, 1, 1))
+    scan = partial(ShuffleNetV2, blocks=(1, 1, 1), published_start='')
+    scans = {
+        'shufflenet_v2_small': partial(scan, widths=(4, 8, 8, 8, 16)),
+        'shufflenet_v2_x0_5': scan,
+    }
+    with (
+        mock.patch.dict(BACKBONES, resnet_small=Stem, resnet50=resnet50),
+        mock.patch.dict(SCAN_NETWORKS, scans),
+    ):
+        yield
+
+
 def get_config(method, preset=''):
     """configs/<method>.py, loaded as the command line loads it."""
     path = REPOSITORY / 'configs' / f'{method}.py'
@@ -116,10 +153,19 @@ def shared_programs(write=True):
     }
 
 
-def start_main(*flags, env=None):
-    """`python main.py ...`, started."""
+SHALLOW_MAIN = """
+import sys
+sys.path.append('tests')
+import tiny_run
+with tiny_run.shallow_networks():
+    tiny_run.train.run(sys.argv)
+"""
+
+
+def start_main(*flags, env=None, program=('main.py',)):
+    """`python main.py ...`, started; the same with `shallow_networks` for ('-c', SHALLOW_MAIN)."""
     return subprocess.Popen(
-        [sys.executable, 'main.py', *map(str, flags)],
+        [sys.executable, *program, *map(str, flags)],
         cwd=REPOSITORY,
         env={**CPU, **(env or {})},
         stdout=subprocess.PIPE,
@@ -138,9 +184,9 @@ def finish(*processes, timeout=600):
             process.wait()
 
 
-def run_main(*flags, env=None):
+def run_main(*flags, env=None, **options):
     """Runs main.py to its end, which must be a good one; returns stdout."""
-    process = start_main(*flags, env={**shared_programs(), **(env or {})})
+    process = start_main(*flags, env={**shared_programs(), **(env or {})}, **options)
     [(out, err)] = finish(process)
     assert process.returncode == 0, err[-3000:]
     return out

@@ -8,11 +8,10 @@ import hashlib
 import json
 import os
 import pathlib
-import subprocess
 import sys
 
 import pytest
-from tiny_run import CPU, shared_programs
+from tiny_run import main_here
 
 from fsar_jax import build
 
@@ -52,30 +51,18 @@ SMALL = {
 
 
 @pytest.mark.parametrize('dataset', RUN)
-def test_the_papers_preset_trains_and_is_evaluated(dataset, tmp_path):
+def test_the_papers_preset_trains_and_is_evaluated(dataset, tmp_path, shallow):
     videos, lists, lines, _ = copies.make_copy(tmp_path, dataset, classes=3, videos=3)
     copies.build_copy(dataset, tmp_path / 'data', videos, lists, '--own_lists', '--short_side=64')
     preset, *flags = PRESETS[dataset]
-    command = [
-        sys.executable,
-        'main.py',
+    flags = [
         f'--config=configs/strm.py:{preset}',
         f'--config.data.dir={tmp_path / "data"}',
-    ]
-    command += [
         f'--workdir={tmp_path / "run"}',
         *flags,
         *(f'--config.{key}={value}' for key, value in SMALL.items()),
     ]
-    done = subprocess.run(
-        command,
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**CPU, **shared_programs()},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    printed = main_here(*flags)
     results = json.loads((tmp_path / 'run' / 'results.json').read_text())
     expected = build.BENCHMARKS[dataset].published()['test']['num_videos']
     test_lines = ''.join(f'{line}\n' for line in lines['test']).encode()
@@ -87,10 +74,7 @@ def test_the_papers_preset_trains_and_is_evaluated(dataset, tmp_path):
         'expected_classes': len(build.BENCHMARKS[dataset].published()['test']['classes']),
         'hash': hashlib.sha256(test_lines).hexdigest(),
     }
-    assert (
-        f'videos present 9 of {expected:,}, ' in done.stdout
-        and 'classes have no video' in done.stdout
-    )
+    assert f'videos present 9 of {expected:,}, ' in printed and 'classes have no video' in printed
     for split in ('train', 'val'):
         listed = hashlib.sha256(''.join(f'{line}\n' for line in lines[split]).encode()).hexdigest()
         assert (results['trained_on'][split]['present'], results['trained_on'][split]['hash']) == (

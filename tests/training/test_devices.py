@@ -1,6 +1,7 @@
 """The same numbers on one device, on eight, after a checkpoint, and on two processes that train,
 select and evaluate together."""
 
+import contextlib
 import functools
 import os
 import socket
@@ -15,10 +16,12 @@ from tiny_run import (
     CPU,
     REPOSITORY,
     SAMPLER,
+    SHALLOW_MAIN,
     finish,
     largest_difference,
     random_batch,
     run_main,
+    shallow_networks,
     shared_programs,
     start_main,
     tiny_config,
@@ -61,17 +64,17 @@ def norm(tree):
 
 @functools.cache
 def prepared(method):
-    """(config, mesh, initial state, compiled step) of a method on the devices that this process
-    has."""
-    config = tiny_config(
-        method, {**OPTIMIZER, **SHAPE, **METHODS[method]}, width=None if method == 'strm' else 8
-    )
+    """(config, mesh, learner, initial state, compiled step) of a method on the devices that this
+    process has."""
+    config = tiny_config(method, {**OPTIMIZER, **SHAPE, **METHODS[method]}, width=8)
     mesh = episode_mesh()
     config = fit_accumulation(config, mesh.size)
-    learner = create_learner(config.model)
+    with contextlib.nullcontext() if method == 'otam' else shallow_networks():
+        learner = create_learner(config.model)
     return (
         config,
         mesh,
+        learner,
         jax.tree.map(np.asarray, create_train_state(config, learner)),
         make_train_step(learner, config, mesh),
     )
@@ -80,7 +83,7 @@ def prepared(method):
 def run_steps(method, steps, state=None):
     """The state after these steps, from the initial one unless another is given, and their
     losses."""
-    config, mesh, start, train_step = prepared(method)
+    config, mesh, _, start, train_step = prepared(method)
     state = replicate(mesh, jax.tree.map(jax.numpy.array, start)) if state is None else state
     losses = []
     for step in steps:
@@ -104,7 +107,7 @@ def batch_of(method, config, seed):
 def only_of_vim():
     """The update of the first step, {params, batch_stats}, and the logits of five test episodes
     that encode in `match`."""
-    config, mesh, start, _ = prepared('vim')
+    config, mesh, learner, start, _ = prepared('vim')
     state, _ = run_steps('vim', range(1))
     update = {
         name: jax.tree.map(
@@ -112,7 +115,7 @@ def only_of_vim():
         )
         for name in ('params', 'batch_stats')
     }
-    learner, dataset = create_learner(config.model), TinyDataset()
+    dataset = TinyDataset()
     model = TrainedModel(learner, start.variables, config, mesh)
     assert learner.encodes_in_match
     episodes = draw_episodes(dataset, config.episode.way, config.episode.shot, 1, 0, 5)
@@ -202,7 +205,7 @@ def test_one_device_and_eight(method, eight_devices):
     assert np.ptp(one['losses']) > 1e-2
 
 
-def test_one_process_with_two_of_three_devices_and_two_processes(tiny_data, tmp_path):
+def test_one_process_with_two_of_three_devices_and_two_processes(tiny_data, tmp_path, shallow):
     """Training, checkpoints, selection on val and the evaluation of test, from the command line.
     Three do not divide four episodes."""
     changes = {
@@ -211,9 +214,10 @@ def test_one_process_with_two_of_three_devices_and_two_processes(tiny_data, tmp_
         'train.checkpoint_steps': 2,
         'train.episodes_per_step': 4,
     }
-    method = 'trm'
+    method, program = 'trm', ('-c', SHALLOW_MAIN)
     plan = run_main(
         *tiny_flags(method, tiny_data, tmp_path / 'one', changes),
+        program=program,
         env={'XLA_FLAGS': '--xla_force_host_platform_device_count=3'},
     )
     assert (
@@ -228,6 +232,7 @@ def test_one_process_with_two_of_three_devices_and_two_processes(tiny_data, tmp_
             *tiny_flags(method, tiny_data, tmp_path / 'two', changes),
             f'--distributed=127.0.0.1:{port},2,{i}',
             env=shared_programs(),
+            program=program,
         )
         for i in range(2)
     ]

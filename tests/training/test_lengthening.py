@@ -115,7 +115,7 @@ def test_other_settings_are_refused_as_ever(tmp_path):
 
 @pytest.mark.slow
 def test_three_steps_and_three_more_are_six_also_where_the_latter_are_killed(
-    tiny_data, tmp_path, monkeypatch
+    tiny_data, tmp_path, monkeypatch, shallow
 ):
     def config(steps):
         changes = {'train.num_steps': steps, 'train.checkpoint_steps': 1}

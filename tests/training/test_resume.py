@@ -407,7 +407,7 @@ def test_a_run_starts_from_a_stage_of_another(tiny_data, unbroken, tmp_path, mon
         with_pretrained_weights(fresh, config, mesh)
 
 
-def test_a_scan_network_starts_from_that_of_another_run(tmp_path):
+def test_a_scan_network_starts_from_that_of_another_run(tmp_path, shallow):
     config = tiny_config('vim', {**SAMPLER, 'model.sampler.scan_weights': str(tmp_path)})
     theirs = create_train_state(config, create_learner(config.model))
     theirs = theirs.replace(params=jax.tree.map(lambda x: x + 1, theirs.params))
@@ -471,7 +471,7 @@ def test_not_finite(losses, finite, message):
         train.log_step(None, 42, metrics, FakeCheckpoints())
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tiny_data, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_data, tmp_path, monkeypatch, shallow):
     """At step 3, whose checkpoint must not exist; started again without the fault, the run goes on
     from step 2."""
     config = tiny_config(

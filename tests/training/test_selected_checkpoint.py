@@ -23,7 +23,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize('look_at_val', [True, False])
-def test_the_best_on_val_is_tested(tiny_data, tmp_path, monkeypatch, look_at_val):
+def test_the_best_on_val_is_tested(tiny_data, tmp_path, monkeypatch, shallow, look_at_val):
     changes = {} if look_at_val else {'eval.val_episodes': 0}
     config = tiny_config('protonet', {**SETTINGS, 'data.dir': str(tiny_data), **changes}, width=2)
     original, seen, looked_at = train.evaluate, iter(VAL_ACCURACIES.values()), []
