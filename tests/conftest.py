@@ -32,6 +32,33 @@ gc.set_threshold(200_000, 50, 50)
 
 FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
 
+# The files that take longest, which the workers begin with: at the end, one would wait for another.
+FIRST = (
+    'training/test_devices.py',
+    'test_configs.py',
+    'training/test_resume.py',
+    'training/test_state.py',
+    'test_readme.py',
+    'test_notebook.py',
+    'training/test_lengthening.py',
+    'training/test_benchmark_runs.py',
+    'training/test_selected_checkpoint.py',
+    'test_stopping.py',
+    'test_report.py',
+)
+
+
+def pytest_configure(config):
+    if hasattr(config.option, 'loadscopereorder'):
+        config.option.loadscopereorder = False  # of pytest-xdist: the most tests first
+
+
+def pytest_collection_modifyitems(items):
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        of_tests = lambda item: item.path.relative_to(FIXTURES.parent).as_posix()
+        place = {name: index for index, name in enumerate(FIRST)}
+        items.sort(key=lambda item: place.get(of_tests(item), len(FIRST)))
+
 
 class Fixture:
     """One .npz of the published code: `inputs`, `weights`, `outputs`, `cotangents`, `gradients`,
