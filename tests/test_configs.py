@@ -361,7 +361,11 @@ def test_every_value_is_read(tiny_data, tmp_path, monkeypatch, shallow):
     for method, changes in (
         *((method, {}) for method in METHODS),
         ('vim', {'model.sampler.name': 'motion_guided'}),
-        *(('trm', {'model.backbone.name': name}) for name in ('efficientnet_lite0', 'vit_s16')),
+        ('trm', {'model.enrichment.patch': 'joint_self_attention'}),
+        *(
+            ('trm', {'model.backbone.name': name})
+            for name in ('efficientnet_lite0', 'vit_s16', 'resnet3d50')
+        ),
     ):
         create_learner(tiny_config(method, changes).model)
     on_features = {'model.backbone.name': 'features', 'data.feature_shape': (1, 1, 8)}
