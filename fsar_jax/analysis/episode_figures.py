@@ -228,8 +228,9 @@ def coordination(clips: Mapping[str, Mapping]) -> Figure:
 
     Args:
       clips: {name: {'frames': [L, H, W, 3]; 'window': (a, b) or None; 'boxes': [L, 4] or None, x0,
-        y0, x1, y1 from −1 to 1; 'action': its first and last frame, if they are known}}. Frame i of
-        the second row is read at a·t_i + b and shows the nearest frame; black lies beyond the clip.
+        y0, x1, y1 from −1 to 1; 'action': its first and last frame if they are known, NaN if no
+        frame shows it}}. Frame i of the second row is read at a·t_i + b and shows the nearest
+        frame; black lies beyond the clip.
     """
     length = len(next(iter(clips.values()))['frames'])
     rows = sum(1 + (clip['window'] is not None) for clip in clips.values())
@@ -240,7 +241,7 @@ def coordination(clips: Mapping[str, Mapping]) -> Figure:
         strip(axis, clip['frames'], 0, row)
         _row_name(axis, row, name)
         window = clip['window']
-        if clip.get('action') is not None:
+        if clip.get('action') is not None and np.isfinite(clip['action']).all():
             start, end = clip['action']
             line = axis.plot(
                 [start, end + 1 - GAP],

@@ -260,8 +260,12 @@ def measured(seen: Seen, subject: Subject) -> tuple[list[Measure], Clips | None]
 
 def in_numbers(measures: Sequence[Measure], picture: str, position: int) -> str:
     """The sentence about one query that stands below a picture; '' where nothing is known."""
-    words = [m.of_query(position) for m in measures if m.picture == picture]
-    said = '; '.join(word for word in words if word is not None)
+    words: dict[str, list[str]] = {}
+    for measure in measures:
+        found = measure.of_query(position) if measure.picture == picture else None
+        if found is not None:
+            words.setdefault(found[0], []).append(found[1])
+    said = '; '.join(f'{number} ({", ".join(others)})' for number, others in words.items())
     return f' In numbers: {said}.' if said else ''
 
 

@@ -214,7 +214,7 @@ def class_gains(gains: Mapping[str, float], names: tuple[str, str]) -> Figure:
     colours = [BLUE if value >= 0 else VERMILLION for value in values]
     figure, axis = _bars(ordered, values, colours, '{:+.1f}')
     axis.axvline(0, color=BLACK, linewidth=0.8)
-    axis.margins(x=0.15)
+    axis.margins(x=0.2)
     first, second = (printable(name, 40) for name in names)
     axis.set_xlabel(f'accuracy of {second} minus {first}, in points')
     return figure

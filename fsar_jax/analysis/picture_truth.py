@@ -39,13 +39,14 @@ class Measure(NamedTuple):
     compared: np.ndarray
     other: str
 
-    def of_query(self, position: int) -> str | None:
-        """The words for one query; None where it is undefined."""
+    def of_query(self, position: int) -> tuple[str, str] | None:
+        """The words for one query, and those about what it is compared with; None where it is
+        undefined."""
         both = [x[position] for x in (self.values, self.compared)]
         if not all(np.isfinite(x).any() for x in both):
             return None
         value, compared = (float(np.nanmean(x)) for x in both)
-        return f'{self.name} {value:.2f} ({self.other}: {compared:.2f})'
+        return f'{self.name} {value:.2f}', f'{self.other}: {compared:.2f}'
 
 
 class Clips(NamedTuple):
@@ -59,7 +60,7 @@ class Clips(NamedTuple):
       boxes, moved_boxes: float [clips, L, 4], x0, y0, x1, y1 of the object in `read`, and in the
         frames that are compared, in pixels of the test view; NaN where it is not visible.
       span: float [clips, 2], the first and the last frame of the action, counted in those of
-        `read`, in fractions.
+        `read`, in fractions; NaN where none of them shows it.
     """
 
     read: np.ndarray
@@ -92,6 +93,7 @@ def clips_of(shown: Mapping[str, np.ndarray], truth: Truth, config: ConfigDict) 
     places = np.arange(read.shape[1])
     ends = np.concatenate([start, end], 1)
     span = np.array([np.interp(x, of_clip, places) for x, of_clip in zip(ends, read)])
+    span[(ends[:, 0] > read[:, -1]) | (ends[:, 1] < read[:, 0])] = np.nan
     return Clips(read, moment, boxes, moved, span)
 
 
@@ -207,7 +209,7 @@ def offset_measures(
     name = 'way between the two objects that is left by the boxes, half a frame being 1,'
     found = [Measure('coordination', name, length(true - offsets), length(true), 'before')]
     for axis, side in enumerate(('right', 'down')):
-        name = f'way to the {side} from the object in the support to that in the query'
+        name = f'way {side} from the object in the support to that in the query'
         found.append(Measure('coordination', name, offsets[..., axis], true[..., axis], TRUTH))
     return found
 

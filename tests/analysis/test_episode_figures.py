@@ -167,7 +167,12 @@ def test_windows_and_boxes_lie_on_the_frames():
                 'boxes': boxes,
                 'action': (1.0, 2.5),
             },
-            'support': {'frames': clip(length, 100), 'window': None, 'boxes': None},
+            'support': {
+                'frames': clip(length, 100),
+                'window': None,
+                'boxes': None,
+                'action': (np.nan, np.nan),
+            },
         }
     )
     [axis] = figure.axes
@@ -175,7 +180,7 @@ def test_windows_and_boxes_lie_on_the_frames():
     # t from −0.25 to 0.75 is frame 1.5 to 3.5, which end where frame 4.5 ends
     assert window.get_x() == pytest.approx(1.5 - figures.GAP / 2)
     assert window.get_width() == pytest.approx(3.0)
-    [line] = [line for line in axis.lines if line.get_gid() == 'action query']
+    [line] = [line for line in axis.lines if str(line.get_gid()).startswith('action')]
     assert list(line.get_xdata()) == pytest.approx([1.0, 3.5 - figures.GAP])
     assert (0 < line.get_ydata()).all() and (line.get_ydata() < 1).all()  # on the first row
     legend = [text.get_text() for text in axis.get_legend().get_texts()]

@@ -5,6 +5,7 @@ import pytest
 from tiny_run import random_variables, tiny_config
 
 from fsar_jax.analysis import episode_pictures as pictures
+from fsar_jax.analysis.picture_truth import Measure
 from fsar_jax.analysis.run_report import Picture, write_report
 from fsar_jax.evaluation.evaluate import TrainedModel, episodes_of
 from fsar_jax.learner import create_learner
@@ -211,6 +212,23 @@ def test_how_far_the_weights_of_tasks_are_apart():
     within, between, length = pictures.spread(weights)
     assert (within, between) == (2, 5)
     assert length == pytest.approx(np.mean([5, 5, 34**0.5, 0, 2, 5]))
+
+
+def test_what_has_one_number_is_said_once():
+    measure = lambda picture, name, value, true, other: Measure(
+        picture, name, np.array([value]), np.array([true]), other
+    )
+    measures = [
+        measure('matches', 'apart', 0.1, 0.3, 'with any tuple'),
+        measure('matches', 'apart', 0.1, 0.2, 'frame by frame'),
+        measure('matches', 'later', 1.0, 2.0, 'the truth'),
+        measure('activation', 'bright', np.nan, 0.1, 'of the frame'),
+    ]
+    assert pictures.in_numbers(measures, 'matches', 0) == (
+        ' In numbers: apart 0.10 (with any tuple: 0.30, frame by frame: 0.20); '
+        'later 1.00 (the truth: 2.00).'
+    )
+    assert pictures.in_numbers(measures, 'activation', 0) == ''
 
 
 def test_a_path_that_others_share_is_drawn_whole():

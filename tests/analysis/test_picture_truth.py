@@ -15,7 +15,7 @@ from fsar_jax.layers import frame_tuples
 def test_the_words_for_a_query_are_left_out_where_nothing_is_known():
     values = np.array([[0.25, np.nan], [np.nan, np.nan]])
     measure = picture_truth.Measure('activation', 'share', values, np.full((2, 2), 0.1), 'chance')
-    assert measure.of_query(0) == 'share 0.25 (chance: 0.10)'
+    assert measure.of_query(0) == ('share 0.25', 'chance: 0.10')
     assert measure.of_query(1) is None
 
 
@@ -27,9 +27,9 @@ def test_what_is_bright_inside_a_box():
     [found] = picture_truth.activation_measures({'backbone': maps}, boxes, 8)
     assert found.values[0, 0] == 4 / 9 and found.compared[0, 0] == 4 / 64
     assert np.isnan(found.values[0, 1])
-    assert found.of_query(0).startswith('backbone: ') and '0.44 (of the frame: 0.06)' in (
-        found.of_query(0)
-    )
+    words, compared = found.of_query(0)
+    assert words.startswith('backbone: ') and words.endswith(' 0.44')
+    assert compared == 'of the frame: 0.06'
 
 
 def test_matches_join_frames_of_one_moment_or_do_not():
@@ -98,6 +98,9 @@ def test_moments_and_boxes_follow_a_temporal_transform():
     np.testing.assert_array_equal(plain.read[0], [1, 3, 5, 8])
     np.testing.assert_allclose(plain.moment, np.tile([0, 1 / 3, 1, 1], (9, 1)))
     np.testing.assert_allclose(plain.span, np.tile([0.5, 2.0], (9, 1)))
+    early = {'support_indices': np.zeros((3, 2, 4), int), 'query_indices': np.zeros((3, 4), int)}
+    only_first = picture_truth.clips_of(shown | early, truth, config)  # frame 1, before the action
+    assert (only_first.read == 1).all() and np.isnan(only_first.span).all()
     windows = np.tile([1 / 3, 0.0], (9, 1))  # from frame 3 to 5
     shown |= {'support_window': windows[:6].reshape(3, 2, 2), 'query_window': windows[6:]}
     moved = picture_truth.clips_of(shown, truth, config)
