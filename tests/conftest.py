@@ -10,6 +10,7 @@ import warnings
 import jax
 import numpy as np
 import pytest
+from absl import logging
 from tiny_run import MIN_SECONDS, shallow_networks, write_tiny_clips
 
 from fsar_jax import build
@@ -108,6 +109,16 @@ def session_folder(tmp_path_factory):
     """The folder that all workers of this test session share."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
+
+
+VERBOSITY = logging.get_verbosity()
+
+
+@pytest.fixture(autouse=True)
+def usual_verbosity():
+    """Commands that a test calls in this process change what is logged, and would in those after
+    it."""
+    logging.set_verbosity(VERBOSITY)
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -334,7 +334,8 @@ BAD = {
     'unknown preset': (
         ['--config=configs/protonet.py:hmdb'],
         "unknown preset 'hmdb': choose one of ssv2, ssv2_full, ssv2_small, kinetics, hmdb51, "
-        "ucf101, or none for the embedded default",
+        'ucf101, activitynet, with or without a number of shots as in ssv2-1shot, or none for the '
+        'embedded default',
     ),
     'missing config': (['--config=configs/absent.py'], 'configs/absent.py'),
     'unknown mode': (['--mode=test'], 'flag --mode=test: value should be one of <train|evaluate>'),

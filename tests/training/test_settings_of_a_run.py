@@ -35,6 +35,7 @@ START = {'model.backbone.weights', 'model.sampler.scan_weights'}
 TRAINING = {
     *(key for key in SETTINGS if key.startswith('train.')),
     'data.train_clips_per_class',
+    'model.matcher.tuples_share_in_training',
     'model.backbone.trained',
     'model.backbone.drop_connect',
     'model.backbone.dropout',
@@ -59,6 +60,9 @@ EVALUATION = {
     'data.crop',
     'data.flip',
     'data.test_jitter',
+    # Another share of the tuples in an evaluation. The run here has no such matcher.
+    'model.matcher.tuples_share',
+    'model.matcher.tuples_seed',
     'eval.seed',
     'eval.query',
     'eval.val_episodes',
