@@ -149,21 +149,22 @@ def _backward(k, samples, variant, residuals, cotangent):
     )  # ⟨I, y⟩, [B, samples]
     baseline = agreement(scores[:, None]) if variant == 'paper' else 0.0
 
-    def add(total, samples):
+    leave_one_out = samples.sampling == 'leave_one_out' and samples.number > 1
+
+    def add(sums, samples):
         noise, counted = samples
         weight = (agreement(scores[:, None] + sigma * noise) - baseline) * counted
-        return total + jnp.sum(weight[..., None] * noise, 1)
+        of_chunk = [jnp.sum(weight[..., None] * noise, 1)]
+        if leave_one_out:
+            of_chunk += [weight.sum(1), jnp.sum(noise * counted[:, None], 1)]
+        return [total + more for total, more in zip(sums, of_chunk, strict=True)]
 
-    total = _over_samples(add, jnp.zeros_like(scores), source, scores, samples)
-    if samples.sampling == 'leave_one_out' and samples.number > 1:
+    zeros = jnp.zeros_like(scores)
+    start = [zeros, zeros[:, 0], zeros] if leave_one_out else [zeros]
+    total, *others = _over_samples(add, start, source, scores, samples)
+    if leave_one_out:
         # Of n samples: Σ (a_s − mean of the others) Z_s = n/(n − 1) (Σ a_s Z_s − Σ a_s Σ Z_s / n).
-        def count(sums, samples):
-            noise, counted = samples
-            weight = (agreement(scores[:, None] + sigma * noise) - baseline) * counted
-            return sums[0] + weight.sum(1), sums[1] + jnp.sum(noise * counted[:, None], 1)
-
-        zeros = jnp.zeros_like(scores)
-        agreed, drawn = _over_samples(count, (zeros[:, 0], zeros), source, scores, samples)
+        agreed, drawn = others
         total = total - agreed[:, None] * drawn / samples.number
         total = total * (samples.number / (samples.number - 1))
     inverse = jnp.where(sigma > 0, 1.0 / jnp.where(sigma > 0, sigma, 1.0), 0.0)
