@@ -8,7 +8,16 @@ import re
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from tiny_run import REPOSITORY, error_of, finish, main_here, start_main, tiny_config, tiny_flags
+from tiny_run import (
+    REPOSITORY,
+    error_of,
+    finish,
+    main_here,
+    shallow_networks,
+    start_main,
+    tiny_config,
+    tiny_flags,
+)
 
 from fsar_jax import train
 from fsar_jax.config import SETTINGS
@@ -22,6 +31,12 @@ from fsar_jax.training.train import evaluate_only, train_and_evaluate
 from fsar_jax.training.workdir import TRAINED_ON, make_workdir
 
 TRAIN = {'train.num_steps': 2, 'episode.query': 1}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def shallow():
+    with shallow_networks():
+        yield
 
 
 @pytest.fixture(scope='module')

@@ -3,6 +3,7 @@ small settings; all others are parsed."""
 
 import contextlib
 import importlib.metadata
+import io
 import json
 import re
 import shlex
@@ -93,6 +94,12 @@ def test_the_first_commands_work_in_their_order(tiny_data, tmp_path):
                     printed.append(main_here(*flags, folder=tmp_path))
                 continue
             words = ['python', 'main.py', *flags]
+        if words[:2] == ['python', '-m']:
+            out = io.StringIO()
+            with contextlib.chdir(tmp_path), contextlib.redirect_stdout(out):
+                importlib.import_module(words[2]).main(words[3:])
+            printed.append(out.getvalue())
+            continue
         assert words[0] == 'python', words
         done = subprocess.run(
             [sys.executable, *words[1:]],

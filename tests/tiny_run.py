@@ -57,6 +57,9 @@ TINY = {
     'eval.videos_per_batch': 8,
 }
 
+# Methods with a head of their own, which training/test_devices.py trains.
+HEADS = ('strm', 'otam', 'ta2n', 'hyrsm', 'mastaf')
+
 # VIM's sampler in front of prototypes: its alignment is TA2N's.
 SAMPLER = {
     'model.sampler.dense_frames': 6,
@@ -257,6 +260,13 @@ def random_variables(module, *inputs, **options):
         rng.normal(1.0 if path[-1].key in ('scale', 'var') else 0.0, 0.1, x.shape), 'float32'
     )
     return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def unchanged(before, after):
+    """Names of the leaves that are the same in both trees."""
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), before, after)
+    leaves = jax.tree_util.tree_leaves_with_path(same)
+    return [jax.tree_util.keystr(path) for path, is_same in leaves if is_same]
 
 
 def largest_difference(a, b):

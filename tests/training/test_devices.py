@@ -14,6 +14,7 @@ import pytest
 from tiny_evaluation import TinyDataset
 from tiny_run import (
     CPU,
+    HEADS,
     REPOSITORY,
     SAMPLER,
     SHALLOW_MAIN,
@@ -26,6 +27,7 @@ from tiny_run import (
     start_main,
     tiny_config,
     tiny_flags,
+    unchanged,
 )
 
 from fsar_jax.data.episodes import draw_episodes
@@ -48,7 +50,7 @@ OPTIMIZER = {
 
 SHAPE = {'episode.query': 1, 'train.episodes_per_step': 8}
 CLASSIFIER = {'model.classifier.classes': 2}
-METHODS = {  # those with a head of their own; the classifier needs the number of classes
+METHODS = {  # HEADS, and a sampler; the classifier needs the number of classes
     'strm': {'train.accumulation_steps': 2},
     'otam': {},
     'ta2n': {},
@@ -56,6 +58,10 @@ METHODS = {  # those with a head of their own; the classifier needs the number o
     'mastaf': CLASSIFIER,
     'vim': SAMPLER,
 }
+
+
+def test_every_head_has_a_row():
+    assert set(METHODS) == {*HEADS, 'vim'}
 
 
 def norm(tree):
@@ -183,6 +189,14 @@ def test_stopped_after_a_checkpoint_and_continued(method, tmp_path, eight_device
     whole = three_steps(method)
     for part in ('params', 'batch_stats', 'opt_state'):
         jax.tree.map(np.testing.assert_array_equal, getattr(continued, part), whole[part])
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_its_parameters_learn(method):
+    losses, start = three_steps(method)['losses'], prepared(method)[3]
+    assert np.isfinite(losses).all() and losses.min() > 0
+    kept = unchanged(start.params, three_steps(method)['params'])
+    assert len(kept) < len(jax.tree.leaves(start.params)) / 2, kept
 
 
 @pytest.mark.parametrize('method', METHODS)
