@@ -39,7 +39,6 @@ STEPS = (
     {**VIM[1], 'model.sampler.sigma_schedule': 'steps', 'model.sampler.sigma_steps': 9},
 )
 MOTION = ('protonet', {'model.sampler.name': 'motion_guided'})
-LITE = {'model.backbone.name': 'efficientnet_lite0'}
 # Without a backbone.
 MAPS = {'model.backbone.name': 'features'}
 # An option → where it acts (a config, and changes to it), and values for one without choices.
@@ -69,7 +68,6 @@ MODEL = {
     'model.backbone.batch_norm_groups': ('protonet', {}, 2),
     'model.backbone.normalize': ('protonet', {}),
     'model.backbone.remat': ('protonet', {}),
-    'model.backbone.drop_connect': ('protonet', LITE, 0.2),
     'model.backbone.trained': ('protonet', {}),
     'model.enrichment.patch': ('trm', MAPS),
     'model.enrichment.frame': ('trm', MAPS),

@@ -76,6 +76,17 @@ def test_one_page_holds_every_picture_and_needs_nothing_else(tmp_path, capsys):
     assert not outside and '<script' not in page and '81.25 ± 20.31 %' in page
 
 
+def test_a_later_report_takes_the_pictures_of_an_earlier_one_away_and_nothing_else(tmp_path):
+    """A picture of what the run no longer has would pass for one of this report."""
+    run = make_run(tmp_path / 'run')
+    report.main([f'--workdir={run}'])
+    (run / 'report/mine.png').write_bytes(b'of someone else')
+    (run / 'results.json').unlink()
+    report.main([f'--workdir={run}'])
+    assert written(run / 'report') == {'training_curves', 'mine'}
+    assert {path.stem for path in (run / 'report').glob('*.pdf')} == {'training_curves'}
+
+
 def test_against_another_run_it_shows_the_paired_difference_and_gains(tmp_path, capsys):
     run = make_run(tmp_path / 'b', (4, 3, 2, 4))
     other = make_run(tmp_path / 'a', (4, 2, 1, 3), method='trm')

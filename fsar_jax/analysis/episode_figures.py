@@ -7,6 +7,7 @@ to (i + 1 - GAP, row + 1 - GAP), y downwards, so that boxes and lines can be pla
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -375,7 +376,9 @@ def angles(cosines: Mapping[str, ArrayLike], names: Sequence[str], label: int) -
       cosines: {representation: [way]}.
       names: of the classes; label: the true one, drawn as a star.
     """
-    figure = Figure(figsize=(2.7 * len(cosines), 3.1 + 0.17 * len(names)), layout='constrained')
+    labels = [textwrap.wrap(printable(name, 90), 34) for name in names]
+    rows = sum(map(len, labels))
+    figure = Figure(figsize=(2.7 * len(cosines), 3.1 + 0.17 * rows), layout='constrained')
     axes = figure.subplots(1, len(cosines), squeeze=False)[0]
     for axis, (title, values) in zip(axes, cosines.items()):
         angle = np.degrees(np.arccos(np.clip(np.asarray(values, float), -1, 1)))
@@ -392,19 +395,18 @@ def angles(cosines: Mapping[str, ArrayLike], names: Sequence[str], label: int) -
             )
         nearest = np.argsort(angle, kind='stable')
         verdict = 'right' if nearest[0] == label else 'wrong'
-        lines = [f'{angle[i]:.1f}°  {printable(names[i], 24)}' for i in nearest]
         axis.set_title(f'{title}: {verdict}', fontsize=9)
-        for place, (i, line) in enumerate(zip(nearest, lines)):
-            axis.text(
-                0,
-                -0.1 - 0.11 * place,
-                ('★ ' if i == label else '   ') + line,
-                color=COLOURS[i % len(COLOURS)],
-                fontsize=7,
-                va='top',
-            )
+        row = 0
+        for i in nearest:
+            colour, text = COLOURS[i % len(COLOURS)], partial(axis.text, fontsize=7, va='top')
+            height = lambda: -0.1 - 0.11 * row
+            text(-0.04, height(), '★' if i == label else '', color=colour)
+            text(0.05, height(), f'{angle[i]:.1f}°', color=colour)
+            for part in labels[i]:
+                text(0.25, height(), part, color=colour)
+                row += 1
         axis.set_xlim(-0.04, 1.1)
-        axis.set_ylim(-0.12 - 0.11 * len(lines), 1.06)
+        axis.set_ylim(-0.12 - 0.11 * rows, 1.06)
         axis.set_aspect('equal')
         axis.axis('off')
     return figure

@@ -6,6 +6,7 @@ says why.
 
 import base64
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from fsar_jax.files import write_whole
 from fsar_jax.messages import one_line, printable
 
 PAGE = 'index.html'
+FILES = '.png, .pdf)</figcaption>'  # after the name of a picture, on the page
 STYLE = 'img { max-width: 100%; height: auto; background: #fff; border-radius: .3rem; }'
 MOST_CLASSES = 150  # of a confusion matrix; beyond, its cells are smaller than a pixel's worth
 
@@ -217,7 +219,8 @@ def write_report(
     """Writes every picture as PNG and PDF, then the page that holds all of them.
 
     Args:
-      folder: is made if it does not exist; files of these names in it are replaced.
+      folder: is made if it does not exist; files of these names in it are replaced. Pictures of an
+        earlier report there that this one does not have are removed.
       title: of the page, plain text.
       about: {name: value} of a table at the top, plain text.
       sections: (heading, pictures or lines about those that are left out); drawn one after the
@@ -227,6 +230,8 @@ def write_report(
       The path of the page, and the lines.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    page = folder / PAGE
+    earlier, drawn = pictures_of(page), set()
     parts, notes = [f'<h1>{text(title)}</h1>', ''], []
     for heading, pictures in sections:
         shown = []
@@ -236,17 +241,29 @@ def write_report(
                 shown.append(f'<p class="soft">Left out: {text(picture, 1000)}</p>')
                 continue
             png = figures.save(picture.figure, folder / picture.name)
+            drawn.add(picture.name)
             address = f'data:image/png;base64,{base64.b64encode(png).decode()}'
             shown.append(
                 f'<figure><h3>{text(picture.title)}</h3>'
                 f'<img src="{address}" alt="{text(picture.title)}">'
-                f'<figcaption>{text(picture.caption, 2000)} ({text(picture.name)}.png, .pdf)'
-                '</figcaption></figure>'
+                f'<figcaption>{text(picture.caption, 2000)} ({text(picture.name)}{FILES}'
+                '</figure>'
             )
         if shown:
             parts.append(f'<section><h2>{text(heading)}</h2>{"".join(shown)}</section>')
     rows = [[text(name), text(value, 500)] for name, value in about.items()]
     parts[1] = table(['', ''], rows)
-    page = folder / PAGE
     write_whole(page, document(printable(title), parts, STYLE))
+    for name in earlier - drawn:
+        for ending in ('.png', '.pdf'):
+            (folder / f'{name}{ending}').unlink(missing_ok=True)
     return page, notes
+
+
+def pictures_of(page: pathlib.Path) -> set[str]:
+    """Names of the pictures beside the page of a report; none where there is no such page."""
+    try:
+        written = page.read_text(errors='replace')
+    except FileNotFoundError:
+        return set()
+    return set(re.findall(rf'\((\w+){re.escape(FILES)}', written))

@@ -270,4 +270,15 @@ def test_a_class_lies_at_the_angle_of_its_cosine():
     stars = [line for line in first.lines if line.get_marker() == '*']
     assert [line.get_gid() for line in stars] == ['1'] and first.get_title() == 'self: right'
     lines = [text.get_text() for text in first.texts]
-    assert lines[0].startswith('★ 0.0°') and '60.0°  a' in lines[1]
+    assert lines == ['★', '0.0°', 'b', '', '60.0°', 'a', '', '90.0°', 'c']
+
+
+def test_a_long_name_stands_whole_below_the_angles():
+    """Classes often differ in the last word alone."""
+    names = ['pretending to put something next to something', 'moving something up']
+    [axis] = figures.angles({'self': [0.5, 1.0]}, names, 0).axes
+    rows = [(text.get_position()[1], text.get_text()) for text in axis.texts]
+    first, *rest = [text for _, text in rows if len(text) > 6]
+    assert [first, ' '.join(rest)] == names[::-1]
+    heights = [height for height, text in rows if len(text) > 6]
+    assert len(set(heights)) == 3 and heights == sorted(heights)[::-1]
