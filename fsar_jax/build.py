@@ -50,7 +50,14 @@ try:
     from fsar_jax.data.dataset import described, version_directory
     from fsar_jax.files import local_path
     from fsar_jax.ingest import benchmark_builder, video_builder
-    from fsar_jax.ingest.shards import DISK_FULL, read_note, remove_notes
+    from fsar_jax.ingest.shards import (
+        DISK_FULL,
+        FILE_FORMATS,
+        check_can_write,
+        notes_in,
+        read_note,
+        remove_notes,
+    )
     from fsar_jax.ingest.skipped import is_utf8, skipped_table, write_skipped
     from fsar_jax.ingest.video_files import decoder_generation
     from fsar_jax.machine import file_lock
@@ -147,6 +154,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         '--strict', action='store_true', help='stop at the first file that cannot be used'
     )
     parser.add_argument(
+        '--file_format',
+        choices=FILE_FORMATS,
+        default='array_record',
+        help='of the records; default %(default)s, which training reads; tfrecord is for tfds.load '
+        'and tf.data, and needs TensorFlow',
+    )
+    parser.add_argument(
         '--processes',
         type=int,
         help='number of processes that decode; default one per core, 0: decode in this process',
@@ -238,6 +252,7 @@ def build(args: argparse.Namespace) -> pathlib.Path:
     """
     args = _with_local_paths(args)
     builder_class, config = make_config(args)
+    check_can_write(args.file_format)
     if args.processes is not None and args.processes < 0:
         raise ValueError(f'--processes={args.processes} must be at least 0')
     slice_ = _slice(args.shards)
@@ -253,13 +268,14 @@ def build(args: argparse.Namespace) -> pathlib.Path:
         built = _built_before(args, directory)
         if built and not args.overwrite:
             remove_notes(built)  # of a build that was killed in its last moment
-            print(_already_built(args.dataset, built, settings))
+            print(_already_built(args, built, settings))
             return built
         builder = builder_class(
             config=config,
             data_dir=directory.with_name('incomplete'),
             processes=args.processes,
             strict=args.strict,
+            file_format=args.file_format,
         )
         return _build(args, builder, slice_, directory, built)
 
@@ -294,10 +310,14 @@ def _built_before(args, directory) -> pathlib.Path | None:
     return directory
 
 
-def _already_built(name, built, settings) -> str:
+def _already_built(args, built, settings) -> str:
     """What to print about a dataset that is built already; ValueError if with other settings."""
-    metadata = described(built, name)[1]
-    _check_same(name, metadata['settings'], settings)
+    name = args.dataset
+    builder, metadata = described(built, name)
+    file_format = {'file_format': builder.info.file_format.value}
+    _check_same(
+        name, metadata['settings'] | file_format, settings | {'file_format': args.file_format}
+    )
     failed = metadata.get('failed') or {}
     again = sum(reason in video_builder.AGAIN for reason in failed.values())
     text = f'{name} is built already: {printable(built, 1000)}'
@@ -357,7 +377,7 @@ def _build(args, builder, slice_, directory, built) -> pathlib.Path:
         raise _disk_full(builder, shards, unfinished, error) from None
     finally:
         if not slice_ and unfinished.is_dir():
-            if not list(unfinished.glob('*.array_record-*.json')):  # not one finished shard
+            if not notes_in(unfinished):  # not one finished shard
                 shutil.rmtree(unfinished, ignore_errors=True)
     shutil.rmtree(directory.with_name('replaced'), ignore_errors=True)
     print(

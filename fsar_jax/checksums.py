@@ -37,7 +37,7 @@ def write_sums(folder: pathlib.Path, known: Mapping[str, str | None] | None = No
         for path in folder.iterdir()
         if path.is_file()
         and path.name != SUMS
-        and not re.search(r'^\.|\.array_record-.*\.json$', path.name)
+        and not re.search(r'^\.|\.(array_record|tfrecord)-.*\.json$', path.name)
     )
     write_whole(
         folder / SUMS,

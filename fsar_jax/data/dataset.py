@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from fsar_jax.checksums import SUMS, read_sums, sha256_of
+from fsar_jax.data.frames_feature import Frames
 from fsar_jax.files import read_json
 from fsar_jax.machine import start_reader_threads
 from fsar_jax.messages import listed, one_line, printable
@@ -155,6 +156,7 @@ class VideoDataset(Videos):
     def __init__(self, directory: pathlib.Path, name: str, split: str) -> None:
         self.name, self.split, self.directory = name, split, directory
         builder, metadata = described(directory, name)
+        _check_format(builder, directory, name)
         index = metadata['videos']
         if split not in index and split not in builder.info.splits:
             raise NoSplitError(
@@ -223,9 +225,7 @@ class VideoDataset(Videos):
         try:
             with self._lock:
                 if self._source is None:
-                    self._source = tfds.builder_from_directory(
-                        os.path.abspath(self.directory)
-                    ).as_data_source(self.split)
+                    self._source = _bytes_of(self.directory, self.split)
             record = self._source[position]
             record['frames'] = list(record['frames'])
             record['frame_index'] = np.array(record['frame_index'], np.int32)
@@ -315,6 +315,15 @@ class VideoDataset(Videos):
         self.__dict__.update(state, _source=None, _lock=threading.Lock())
 
 
+def _bytes_of(directory, split):
+    """A data source of a split, whose frames stay JPEG bytes."""
+    builder = tfds.builder_from_directory(os.path.abspath(directory))  # it would expand a '~'
+    # In datasets of older versions they are bytes for tfds.
+    is_ours = isinstance(builder.info.features['frames'], Frames)
+    decoders = {'frames': tfds.decode.SkipDecoding()} if is_ours else None
+    return builder.as_data_source(split, decoders=decoders)
+
+
 def described(directory: pathlib.Path, name: str) -> tuple[tfds.core.DatasetBuilder, dict]:
     """(tfds' builder, metadata) of a built dataset: both describe all of its splits.
 
@@ -352,6 +361,17 @@ def described(directory: pathlib.Path, name: str) -> tuple[tfds.core.DatasetBuil
             f'{printable(one_line(error))}): {repair}'
         ) from None
     return builder, content
+
+
+def _check_format(builder, directory, name):
+    """ValueError, one line, where the records cannot be read one by one."""
+    file_format = builder.info.file_format.value
+    if file_format != 'array_record':
+        build = command('build', name, 'ANOTHER_FOLDER')
+        raise ValueError(
+            f'{printable(directory, 1000)} holds {printable(file_format)} files, which tfds.load '
+            f'reads and training cannot: build the dataset also as array_record, {build}'
+        )
 
 
 def _repair(directory, name):

@@ -25,10 +25,14 @@ from fsar_jax.ingest.benchmark_files import SourceFiles, normal
 from fsar_jax.ingest.frame_files import FrameFolder, ZippedFrames, record_from_frames
 from fsar_jax.ingest.records import RecordSettings, record_from_file
 from fsar_jax.ingest.skipped import Skipped
-from fsar_jax.ingest.video_builder import VideoBuilder, VideoConfig, VideoList, VideoSource
+from fsar_jax.ingest.video_builder import AnyName, VideoBuilder, VideoConfig, VideoList, VideoSource
 from fsar_jax.messages import printable
 
 SPLITS = ('train', 'val', 'test')
+MANUAL = (
+    'Put the videos into manual_dir, or give videos=FOLDER: README.md of the builder says what the '
+    'folder may hold.'
+)
 
 
 class ListFile(NamedTuple):
@@ -66,12 +70,32 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):  # type: ignore[ca
     ARCHIVES: names of the archives that the authors hand out.
     """
 
+    _unnamed = False  # a config was given
     VERSION = tfds.core.Version('1.0.0')
-    BUILDER_CONFIGS = [BenchmarkConfig(name='default', description='As published.')]
-    MANUAL_DOWNLOAD_INSTRUCTIONS = 'See README.md of the builder.'
+    builder_configs = AnyName()  # a build with other settings gets a name of its own
+    VIDEOS_FIELD = 'videos'
+    MANUAL_DOWNLOAD_INSTRUCTIONS = MANUAL
     LISTS_FROM: tuple[str, ...] = ()
     FOLDERS_ARE_THE_LIST = False
     ARCHIVES: tuple[str, ...] = ()
+
+    @property
+    def builder_config_name(self) -> str | None:
+        """None for the config that nobody named: its folder is that of the dataset, as for
+        `python -m fsar_jax.build`."""
+        return None if self._unnamed else self.builder_config.name
+
+    def _named_config(self, name, version):
+        self._unnamed = name in (None, 'default')
+        return BenchmarkConfig(name=name or 'default', description='As published.')
+
+    def _build_data_dir(self, given_data_dir):
+        root, directory = super()._build_data_dir(given_data_dir)
+        # Where tfds put it before.
+        default = pathlib.Path(root, self.name, 'default', str(self.version))
+        if self._unnamed and default.exists() and not pathlib.Path(directory).exists():
+            return root, str(default)
+        return root, directory
 
     def other_names(self, name: str) -> tuple[str, ...]:
         """Other names that the file of video `name` may have, without suffix."""
@@ -156,10 +180,7 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):  # type: ignore[ca
         """The config's folder, else that of tfds' download manager; None where there is neither."""
         if self.builder_config.manual_dir:
             return pathlib.Path(self.builder_config.manual_dir)
-        try:
-            return pathlib.Path(self.downloads.manual_dir)
-        except AssertionError:  # tfds' error for a folder that is missing or empty
-            return None
+        return self.manual_dir()
 
     def _from_folders(self, files, published, label):
         """Every file in the folder of a class is one of its videos, in the order of bytes."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from fsar_jax.data.frames import encode_jpeg, resize_short_side
+from fsar_jax.data.frames_feature import Frames
 from fsar_jax.ingest.video_files import read_video
 
 
@@ -52,24 +54,36 @@ def record_features(
     """Features of a record; `truth` are additional ones, of a dataset that knows more about its
     clips.
 
-    frames are JPEG byte strings: writing tfds' own Image and Video features needs TensorFlow.
+    frames are not tfds' own Image or Video features, which need TensorFlow.
     """
     return tfds.features.FeaturesDict(
         {
-            'frames': tfds.features.Sequence(tfds.features.Text()),
-            'label': tfds.features.ClassLabel(names=class_names),
-            'video_id': tfds.features.Text(),
-            'num_frames': np.int32,  # stored
-            'source_frames': np.int32,  # in the file
-            'frame_index': tfds.features.Sequence(np.int32),  # of the stored frames in the file
-            'source_stream': np.int32,  # index of their stream in the file
-            'fps': np.float32,  # of the file, 0 where it does not say
-            'width': np.int32,
-            'height': np.int32,  # of the stored frames
-            'decode_errors': np.int32,
+            'frames': Frames(doc='the stored frames, RGB; JPEG on disk'),
+            'label': tfds.features.ClassLabel(names=class_names, doc='the class'),
+            'video_id': tfds.features.Text(doc='`<class>/<video>`'),
+            'num_frames': number(np.int32, 'how many frames are stored'),
+            'source_frames': number(np.int32, 'how many frames the file has'),
+            'frame_index': tfds.features.Sequence(
+                np.int32, doc='which frames of the file are stored'
+            ),
+            'source_stream': number(np.int32, 'index of the video stream in the file'),
+            'fps': number(np.float32, 'frames per second of the file; 0 where it does not say'),
+            'width': number(np.int32, 'of the stored frames, in pixels'),
+            'height': number(np.int32, 'of the stored frames, in pixels'),
+            'decode_errors': number(np.int32, 'packets of the file that could not be decoded'),
             **truth,
         }
     )
+
+
+def number(dtype: type[np.generic], doc: str) -> tfds.features.FeatureConnector:
+    """A feature of one number per record; `doc` says what it is."""
+    return tfds.features.Tensor(shape=(), dtype=dtype, doc=doc)
+
+
+def file_record(source: Any, settings: RecordSettings) -> dict:
+    """`record_from_file` of a VideoSource whose origin is the path of a file."""
+    return record_from_file(source.origin, source.video_id, source.label, settings)
 
 
 def record_from_file(

@@ -1,4 +1,4 @@
-"""The base of all builders: turns a list of videos into ArrayRecord shards.
+"""The base of all builders: turns a list of videos into shards of records.
 
 A builder says which videos there are (`list_videos`) and how one of them becomes a record
 (`record_maker`); the rest is here. Videos go through one pool of processes (workers.py), in order,
@@ -24,11 +24,14 @@ from tensorflow_datasets.core import example_serializer
 from tqdm import tqdm
 
 from fsar_jax.checksums import write_sums
+from fsar_jax.data.data_source import partial_sources
 from fsar_jax.data.frames import codec_versions
+from fsar_jax.data.frames_feature import stored_features
 from fsar_jax.ingest.frame_files import bytes_of, is_decoded
 from fsar_jax.ingest.records import RecordSettings, record_features
 from fsar_jax.ingest.shards import (
     Shard,
+    check_can_write,
     cut_into_shards,
     read_note,
     remove_all_but,
@@ -36,7 +39,7 @@ from fsar_jax.ingest.shards import (
     stop_writing,
     write_shard,
 )
-from fsar_jax.ingest.skipped import Skipped, is_utf8, write_skipped
+from fsar_jax.ingest.skipped import Skipped, is_utf8, skipped_table, write_skipped
 from fsar_jax.ingest.video_files import decoder_generation, decoder_versions
 from fsar_jax.ingest.workers import ordered_pool
 from fsar_jax.machine import start_reader_threads, usable_cores
@@ -119,25 +122,42 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
 
     USUAL_FRAMES: how many frames a video usually has: where all are kept, it decides how many
     videos make a shard.
+    VIDEOS_FIELD: the field of its config that names the folder of the videos; None where it reads
+    none.
 
     Args:
       config: a VideoConfig, or the name of one of BUILDER_CONFIGS.
+      videos: the folder of the videos, in place of the config's.
       processes: how many decode; 0 decodes in this process; None: one per usable core.
       strict: the first file that cannot be used is a ValueError instead of a line in the table.
+      file_format: one of shards.FILE_FORMATS; None for that of the build, else array_record.
     """
 
     USUAL_FRAMES = 300
+    VIDEOS_FIELD: str | None = None
 
     def __init__(
         self,
         *,
+        videos: str | os.PathLike | None = None,
         processes: int | None = None,
         strict: bool = False,
         file_format: Any = None,
         **kwargs: Any,
     ) -> None:
-        # tfds forgets the format when it copies a builder.
-        super().__init__(file_format=file_format or FILE_FORMAT, **kwargs)
+        if videos is not None and self.VIDEOS_FIELD is None:
+            raise ValueError(f'{self.name} reads no videos: leave out videos=')
+        self._videos = None if videos is None else os.fspath(videos)
+        super().__init__(file_format=file_format, **kwargs)
+        if file_format is None and not self.is_prepared():
+            self.info.set_file_format(FILE_FORMAT, override=True)
+        # What tfds does not think of when it copies a builder.
+        self._original_state |= {
+            'videos': self._videos,
+            'processes': processes,
+            'strict': strict,
+            'file_format': self.info.file_format,
+        }
         self.processes = usable_cores() if processes is None else processes
         self.strict = strict
         self.skipped: list[Skipped] = []
@@ -157,18 +177,23 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
         """Features that the records have in addition to the common ones."""
         return {}
 
-    def plan(self, downloads: Any = None) -> list[Shard]:
+    def plan(self, downloads: Any = None, videos_per_split: int | None = None) -> list[Shard]:
         """Lists the videos and cuts the list into shards. Skips the second of two videos with the
         same id.
 
+        Args:
+          videos_per_split: at most so many of each split, the first; None: all.
+
         Raises:
-          ValueError: with `strict`, a video cannot be used.
+          ValueError: with `strict`, a video cannot be used; or the file format cannot be written.
         """
+        check_can_write(self.info.file_format.value)
         self.downloads = downloads
         videos, config = self.list_videos(), self.builder_config
         self.info.features['label'].names = videos.class_names
         self.notes = list(videos.notes)
         splits, self.skipped = _with_distinct_ids(videos)
+        splits = {split: sources[:videos_per_split] for split, sources in splits.items()}
         if self.strict:
             self._refuse_skipped(videos.class_names, splits)
         self.info.metadata.update(
@@ -186,7 +211,15 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
         length = config.videos_per_shard or videos_per_shard(
             config.record_settings(), self.USUAL_FRAMES
         )
-        return cut_into_shards(self.name, splits, length, decides)
+        return cut_into_shards(self.name, splits, length, decides, self.info.file_format.value)
+
+    def manual_dir(self) -> pathlib.Path | None:
+        """The folder of tfds' download manager for what users put there; None where it does not
+        exist or is empty."""
+        try:
+            return pathlib.Path(self.downloads.manual_dir)
+        except AssertionError:  # tfds' error for such a folder
+            return None
 
     def _refuse_skipped(self, class_names, splits):
         """ValueError for the first file that cannot be used."""
@@ -323,7 +356,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
                     data_dir=self.data_path,
                     dataset_name=self.name,
                     split=split,
-                    filetype_suffix=FILE_FORMAT,
+                    filetype_suffix=self.info.file_format.file_suffix,
                 ),
             )
             for split in lengths
@@ -345,31 +378,60 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
             self.skipped += [Skipped(*skip) for _, *skip in note['skipped']] if note else []
 
     def _info(self):
+        # A build keeps its own features: older versions stored fewer.
+        if (self.data_path / 'features.json').exists():
+            features = stored_features(self.data_path)
+        else:
+            features = record_features(**self.truth_features())
         return tfds.core.DatasetInfo(
             builder=self,
             description=self.builder_config.description or type(self).__doc__,
-            features=record_features(**self.truth_features()),
+            features=features,
+            supervised_keys=('frames', 'label'),
+            citation=self.get_metadata().citation,
             metadata=tfds.core.MetadataDict(),
         )
+
+    def as_data_source(self, split=None, *, decoders=None, **kwargs):
+        if isinstance(decoders, tfds.decode.PartialDecoding):
+            # tfds does this only in as_dataset.
+            return partial_sources(super().as_data_source, self.info.features, split, decoders)
+        return super().as_data_source(split, decoders=decoders, **kwargs)
 
     def _create_builder_config(self, builder_config, version):
         # tfds refuses other values under the name of a listed config. Here they are allowed: the
         # metadata keep the values.
-        if isinstance(builder_config, tfds.core.BuilderConfig):
+        if not isinstance(builder_config, tfds.core.BuilderConfig):
+            builder_config = self._named_config(builder_config, version)
+        if self._videos is None:
             return builder_config
-        return super()._create_builder_config(builder_config, version)
+        return dataclasses.replace(builder_config, **{self.VIDEOS_FIELD: self._videos})
+
+    def _named_config(self, name, version):
+        """The config of a name; the default one for None."""
+        return super()._create_builder_config(name, version)
 
     def _post_download_and_prepare_hook(self):
         write_sums(self.data_path)  # tfds has just written dataset_info.json again
 
     def _download_and_prepare(self, dl_manager, download_config=None):
-        shards = self.plan(dl_manager)
+        shards = self.plan(dl_manager, download_config and download_config.max_examples_per_split)
         self.write_shards(shards, self.data_path)
         self.finish(shards, self.data_path)
         remove_notes(self.data_path)
+        if self.skipped:
+            print(skipped_table(self.skipped))
 
     def _shard_iterators_per_split(self, dl_manager):
         raise NotImplementedError('shards are written by write_shards')
+
+
+class AnyName(dict):
+    """`builder_configs` of a builder whose configs are named by who builds: tfds asks whether a
+    name is in it."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
 
 
 def _end_line():

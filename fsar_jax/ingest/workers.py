@@ -11,7 +11,9 @@ import functools
 import multiprocessing
 import multiprocessing.connection
 import os
+import pathlib
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -39,8 +41,9 @@ def ordered_pool(processes: int, make_record: Callable[..., Any]) -> Iterator[Ca
         yield functools.partial(map, attempt)
         return
     before, starting = set(multiprocessing.active_children()), threading.Lock()
+    folder = _import_folder(make_record)
     with _quiet_tracker():
-        pool, single = _pool(processes), _pool(1)  # each starts with its first file
+        pool, single = _pool(processes, folder), _pool(1, folder)  # each starts with its first file
 
     def run(sources):
         pending = collections.deque()
@@ -58,7 +61,7 @@ def ordered_pool(processes: int, make_record: Callable[..., Any]) -> Iterator[Ca
                 return pool.submit(attempt, source)
             except concurrent.futures.process.BrokenProcessPool:
                 pool.shutdown()
-                pool = _pool(processes)
+                pool = _pool(processes, folder)
                 return pool.submit(attempt, source)
 
     def result(source, future):
@@ -77,7 +80,7 @@ def ordered_pool(processes: int, make_record: Callable[..., Any]) -> Iterator[Ca
             return future.result()
         except concurrent.futures.process.BrokenProcessPool:
             single.shutdown()
-            single = _pool(1)
+            single = _pool(1, folder)
         try:
             with starting, _without_ctrl_c():
                 future = single.submit(os.getpid)
@@ -124,10 +127,23 @@ def try_source(make_record: Callable[..., Any], source: Any) -> tuple[Any, Video
         )
 
 
-def _pool(processes):
+def _import_folder(make_record):
+    """The folder from which this process imported the package of a function: `tfds build` removes
+    it from sys.path once the builder is imported, and workers import it again."""
+    function = make_record.func if isinstance(make_record, functools.partial) else make_record
+    name = getattr(function, '__module__', None) or '__main__'
+    package = sys.modules.get(name.partition('.')[0])
+    file = getattr(package, '__file__', None)
+    if name == '__main__' or file is None:  # the pool itself cares for the first
+        return None
+    path = pathlib.Path(file).absolute()
+    return str(path.parents[1] if path.name == '__init__.py' else path.parent)
+
+
+def _pool(processes, folder=None):
     # Not a multiprocessing.Pool, which waits for ever when a decoder crashes or memory runs out.
     return concurrent.futures.ProcessPoolExecutor(
-        processes, multiprocessing.get_context('spawn'), _start_worker
+        processes, multiprocessing.get_context('spawn'), _start_worker, (folder,)
     )
 
 
@@ -160,7 +176,9 @@ def _quiet_tracker():
             os.environ['PYTHONWARNINGS'] = filters
 
 
-def _start_worker():
+def _start_worker(folder):
+    if folder is not None and folder not in sys.path:
+        sys.path.append(folder)
     # Ctrl-C is for the main process, which ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)  # there is a process for each core already

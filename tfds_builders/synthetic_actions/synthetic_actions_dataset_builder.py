@@ -5,16 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
-import tempfile
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from fsar_jax.ingest.records import RecordSettings, record_from_file
+from fsar_jax.ingest.records import number
 from fsar_jax.ingest.video_builder import VideoBuilder, VideoConfig, VideoList, VideoSource
-from fsar_jax.ingest.video_files import write_video
 from tfds_builders.synthetic_actions import renderer
+from tfds_builders.synthetic_actions.rendered_record import render_record
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -85,10 +83,13 @@ class Builder(VideoBuilder):
 
     def truth_features(self):
         return {
-            'action_start': np.int32,  # index of a stored frame
-            'action_end': np.int32,  # inclusive
-            # x0, y0, x1, y1 in stored pixels
-            'boxes': tfds.features.Tensor(shape=(None, 4), dtype=np.float32),
+            'action_start': number(np.int32, 'first stored frame of the action'),
+            'action_end': number(np.int32, 'last stored frame of the action'),
+            'boxes': tfds.features.Tensor(
+                shape=(None, 4),
+                dtype=np.float32,
+                doc='where it happens in each stored frame: x0, y0, x1, y1 in pixels',
+            ),
         }
 
     def list_videos(self):
@@ -112,23 +113,3 @@ class Builder(VideoBuilder):
         config = self.builder_config
         clip = renderer.ClipSettings(config.size, config.num_frames, config.fps, config.name)
         return functools.partial(render_record, clip=clip, settings=config.record_settings())
-
-
-def render_record(
-    source: VideoSource, clip: renderer.ClipSettings, settings: RecordSettings
-) -> dict:
-    """Renders a clip, encodes it as an .mp4 file and ingests that file like any other; then adds
-    the truth."""
-    class_name, seed = source.origin
-    rendered = renderer.render_clip(class_name, seed, clip)
-    with tempfile.TemporaryDirectory(prefix='synthetic_actions_') as folder:
-        path = pathlib.Path(folder) / 'clip.mp4'
-        write_video(path, rendered.frames, clip.fps)
-        record = record_from_file(path, source.video_id, source.label, settings)
-    kept = record['frame_index']
-    scale = record['width'] / clip.size
-    return record | {
-        'action_start': min(int(np.searchsorted(kept, rendered.action_start)), len(kept) - 1),
-        'action_end': int(np.searchsorted(kept, rendered.action_end, side='right')) - 1,
-        'boxes': rendered.boxes[kept] * np.float32(scale),
-    }

@@ -12,9 +12,9 @@ import pathlib
 import tensorflow_datasets as tfds
 
 from fsar_jax.ingest.listing import entries, is_folder, is_system, text, why_no_video
-from fsar_jax.ingest.records import RecordSettings, record_from_file
+from fsar_jax.ingest.records import file_record
 from fsar_jax.ingest.skipped import Skipped, is_utf8
-from fsar_jax.ingest.video_builder import VideoBuilder, VideoConfig, VideoList, VideoSource
+from fsar_jax.ingest.video_builder import AnyName, VideoBuilder, VideoConfig, VideoList, VideoSource
 from fsar_jax.messages import printable
 
 SPLITS = ('train', 'val', 'test')
@@ -24,7 +24,7 @@ VAL_FRACTION, TEST_FRACTION = (0.12, 0.24)
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class VideoFolderConfig(VideoConfig):
-    """root: the folder with the clips."""
+    """root: the folder with the clips; '' looks in manual_dir."""
 
     root: str = ''
 
@@ -38,16 +38,39 @@ class Builder(VideoBuilder):
     """A folder of video clips, one sub-folder per class."""
 
     VERSION = tfds.core.Version('1.0.0')
+    BUILDER_CONFIGS = [VideoFolderConfig(name='default', description='A folder of video clips.')]
+    builder_configs = AnyName()
+    VIDEOS_FIELD = 'root'
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        'Put the clips into manual_dir as <split>/<class>/<clip> or <class>/<clip>, or give '
+        'videos=FOLDER.'
+    )
+
+    def _named_config(self, name, version):
+        return VideoFolderConfig(name=name or 'default', description='A folder of video clips.')
+
+    def plan(self, downloads=None, videos_per_split=None):
+        self.downloads = downloads
+        if not self.builder_config.root:  # before anything asks for the settings
+            self._builder_config = dataclasses.replace(self.builder_config, root=self._found())
+        return super().plan(downloads, videos_per_split)
+
+    def _found(self):
+        """The folder of the clips in manual_dir: video_folder/<config>, <config>, or itself."""
+        manual, name = self.manual_dir(), self.builder_config.name
+        if manual is None:
+            raise FileNotFoundError(
+                f'no clips for {self.name}/{name}: give videos=FOLDER, or '
+                'tfds.download.DownloadConfig(manual_dir=FOLDER)'
+            )
+        places = (manual / self.name / name, manual / name, manual)
+        return str(next(place for place in places if place.is_dir()))
 
     def list_videos(self):
         return list_folder(self.builder_config.root)
 
     def record_maker(self):
         return functools.partial(file_record, settings=self.builder_config.record_settings())
-
-
-def file_record(source: VideoSource, settings: RecordSettings) -> dict:
-    return record_from_file(source.origin, source.video_id, source.label, settings)
 
 
 def list_folder(root: str | os.PathLike) -> VideoList:
