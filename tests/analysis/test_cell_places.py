@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_run import random_variables
 
 from fsar_jax.analysis.cell_places import cell_places, over_frame, patch_places
 from fsar_jax.backbones.efficientnet_lite import EfficientNetLite, same_padding
@@ -15,9 +16,9 @@ def test_a_cell_looks_where_its_gradient_is():
     """The middle of the pixels that move it."""
     network, size = ResNetSmall(width=4), 64
     frames = jax.random.uniform(jax.random.key(0), (4, size, size, 3))
-    variables = network.init(jax.random.key(1), frames[:1])
+    variables = random_variables(network, frames[:1])
     of_cell = lambda x: jnp.abs(network.apply(variables, x)[:, 2, 2]).sum()
-    sees = np.abs(np.asarray(jax.grad(of_cell)(frames))).sum((0, 3))
+    sees = np.abs(np.asarray(jax.jit(jax.grad(of_cell))(frames))).sum((0, 3))
     middle = [(w * (np.arange(size) + 0.5)).sum() / w.sum() for w in (sees.sum(1), sees.sum(0))]
     place = cell_places(4, size, network.looks_at)[2]
     np.testing.assert_allclose(middle, place, atol=3)  # of 16 from cell to cell

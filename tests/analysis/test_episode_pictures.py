@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tiny_run import random_variables, tiny_config
+from tiny_run import random_variables, shallow_networks, tiny_config
 
 from fsar_jax.analysis import episode_pictures as pictures
 from fsar_jax.analysis.picture_truth import Measure
@@ -30,7 +30,8 @@ def subjects(tiny_data):
         if method not in kept:
             settings = {'data.dir': str(tiny_data), **(SAMPLER if method == 'vim' else {})}
             config = tiny_config(method, {**settings, **changes}, width=8)
-            learner = create_learner(config.model)
+            with shallow_networks():
+                learner = create_learner(config.model)
             variables = random_variables(learner, *example_episode(config))
             dataset = open_split(config, 'test', config.eval.query)
             model = TrainedModel(learner, variables, config, episode_mesh(1))

@@ -3,14 +3,13 @@ known."""
 
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_misalignment import KnownDataset
 from tiny_evaluation import make_config
-from tiny_run import SAMPLER
+from tiny_run import SAMPLER, TinyScan, random_variables
 
+from fsar_jax import samplers
 from fsar_jax.analysis import episode_report, selection
 from fsar_jax.analysis.selection import saliency_density
 from fsar_jax.data import episodes as episode_lists
@@ -121,14 +120,15 @@ def test_selection_by_hand():
 @pytest.mark.parametrize(
     'changes', [{}, {'adaptive': False, 'temporal': False}, {'name': 'motion_guided'}]
 )
-def test_report_of_a_learner_that_chooses(changes):
+def test_report_of_a_learner_that_chooses(changes, shallow, monkeypatch):
     """From the prediction to the section, with the sampler per episode, per video, and without
     saliency."""
+    monkeypatch.setattr(samplers, 'create_scan_network', lambda name, **_: TinyScan())
     config, dataset = sampling_config(**changes), EarlyAndLate()
     episodes = episode_lists.draw_episodes(dataset, 3, 2, 1, 0, 3)
     learner = create_learner(config.model)
-    clips = jnp.zeros((3, 2, 8, 12, 12, 3), jnp.uint8)
-    variables = jax.jit(learner.init)(jax.random.key(0), clips, clips[:, 0])
+    clips = np.zeros((3, 2, 8, 12, 12, 3), np.uint8)
+    variables = random_variables(learner, clips, clips[:, 0])
     model = TrainedModel(learner, variables, config, mesh=None)
     found = episode_report.measure(model, dataset, episodes)
     json.dumps(found, allow_nan=False)

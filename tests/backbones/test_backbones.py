@@ -102,7 +102,7 @@ def test_features_is_the_identity():
 
 @pytest.mark.parametrize('name', ['resnet_small', pytest.param('resnet18', marks=pytest.mark.slow)])
 def test_initialisation_is_torchvisions(name):
-    module = backbones.create(backbone_config(name))
+    module = backbones.create(backbone_config(name)).clone(width=24)
     params = started(module, 64)['params']
     kernels = 0
     for path, leaf in flax.traverse_util.flatten_dict(params).items():

@@ -6,7 +6,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from tiny_run import SAMPLER, random_batch, random_variables, tiny_config
+from tiny_run import SAMPLER, random_batch, random_variables, shallow_networks, tiny_config
 
 from fsar_jax.layers import frame_tuples
 from fsar_jax.learner import create_learner
@@ -23,7 +23,8 @@ class Explained:
     def __init__(self, method, changes=None):
         maps = {} if method == 'vim' else {'model.backbone.name': 'features'}
         config = tiny_config(method, {'episode.shot': 2, **maps, **(changes or {})}, width=8)
-        self.learner = create_learner(config.model)
+        with shallow_networks():
+            self.learner = create_learner(config.model)
         batch = random_batch(config)
         self.support, self.query = batch['support'][0, 0], batch['query'][0, 0]
         if maps:

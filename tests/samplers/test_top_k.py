@@ -1,6 +1,8 @@
 """Perturbed top-k: the published numbers, the closed-form Jacobian, the function that is smoothed,
 and Optax's estimate."""
 
+from itertools import islice
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,8 +121,8 @@ def test_gradient_is_that_of_the_smoothed_function():
     smooth = lambda s, variant: (
         perturbed_top_k(jax.random.key(4), s, k, jnp.float32(sigma), samples, 20_000, variant) * y
     ).sum()
-    gradient = jax.jit(jax.grad(smooth), static_argnums=1)
-    ours = np.asarray(gradient(scores, 'paper'))[0]
+    both = jax.jit(lambda s: [jax.grad(smooth)(s, variant)[0] for variant in ('paper', 'code')])
+    ours, of_code = map(np.asarray, both(scores))
 
     step = 0.1
     moved = scores + np.float32(step) * np.concatenate(
@@ -139,7 +141,7 @@ def test_gradient_is_that_of_the_smoothed_function():
     # deviations.
     np.testing.assert_allclose(ours, difference, atol=0.05)
     assert np.abs(ours).max() > 0.3 and np.abs(y).max(-1).sum() < 3.3
-    np.testing.assert_allclose(np.asarray(gradient(scores, 'code'))[0] / k, ours, atol=0.05)
+    np.testing.assert_allclose(of_code / k, ours, atol=0.05)
 
     optax_smooth = optax.perturbations.make_perturbed_fun(
         lambda s: hard_top_k(s[None], k)[0], samples, sigma, optax.perturbations.Normal()
@@ -155,23 +157,27 @@ def test_noise_of_less_variance_has_the_same_gradient_on_average(variant):
     scores = np.array([[0.3, -0.2, 0.5, 0.1, 0.0]], np.float32)
     y = np.asarray(jax.random.normal(jax.random.key(3), (1, 2, 5))) + 3
 
-    def estimates(sampling, samples, count, chunk=0):
-        smooth = lambda s, key: (
-            perturbed_top_k(key, s, 2, 0.5, samples, chunk, variant, sampling) * y
-        ).sum()
-        keys = jax.random.split(jax.random.key(4), count)
-        return np.asarray(jax.jit(jax.vmap(jax.grad(smooth), (None, 0)))(scores, keys))[:, 0]
+    def estimates(count, samples, *of):
+        """`count` gradients [count, 5] of each (sampling, chunk), compiled together."""
 
-    usual = estimates("independent", 20, 800)
-    for sampling in ('antithetic', 'leave_one_out'):
-        other = estimates(sampling, 20, 800)
+        def gradient(key, sampling, chunk):
+            smooth = perturbed_top_k
+            value = lambda s: (smooth(key, s, 2, 0.5, samples, chunk, variant, sampling) * y).sum()
+            return jax.grad(value)(scores)[0]
+
+        keys = jax.random.split(jax.random.key(4), count)
+        run = jax.jit(lambda keys: [jax.vmap(lambda key: gradient(key, *how))(keys) for how in of])
+        return map(np.asarray, run(keys))
+
+    samplings = 'antithetic', 'leave_one_out'
+    usual, *others = estimates(800, 20, *((s, 0) for s in ('independent', *samplings)))
+    in_chunks_and_whole = estimates(2, 21, *((s, chunk) for s in samplings for chunk in (4, 0)))
+    for other in others:
         error = np.hypot(usual.std(0), other.std(0)) / np.sqrt(800)
         assert (np.abs(usual.mean(0) - other.mean(0)) < 5 * error).all()
         if variant == 'code':  # its large offset makes most of the variance
             assert other.var(0).max() < 0.5 * usual.var(0).min()
-        np.testing.assert_allclose(
-            estimates(sampling, 21, 2, 4), estimates(sampling, 21, 2), rtol=1e-4, atol=1e-4
-        )
+        np.testing.assert_allclose(*islice(in_chunks_and_whole, 2), rtol=1e-4, atol=1e-4)
 
 
 def test_leave_one_out_by_a_slow_loop():
