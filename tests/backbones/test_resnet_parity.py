@@ -32,7 +32,8 @@ def assert_close(found, reference, tolerance, what):
 
 
 @pytest.mark.parametrize(
-    'name', ['resnet18', pytest.param('resnet34', marks=pytest.mark.slow), 'resnet50']
+    'name',
+    [*(pytest.param(x, marks=pytest.mark.slow) for x in ('resnet18', 'resnet34')), 'resnet50'],
 )
 def test_map_and_running_statistics_equal_the_reference(name):
     with np.load(FIXTURES / f'{name}_a.npz') as z:

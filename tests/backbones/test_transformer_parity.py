@@ -65,7 +65,10 @@ def test_vit_equals_the_published_one_at_every_size(
 
 @pytest.mark.parametrize(
     'version, size',
-    [(1, '8x32x32'), (2, '8x32x32'), pytest.param(2, '6x48x32', marks=pytest.mark.slow)],
+    [
+        (2, '8x32x32'),
+        *(pytest.param(*x, marks=pytest.mark.slow) for x in ((1, '8x32x32'), (2, '6x48x32'))),
+    ],
 )
 def test_mvit_equals_torchvisions(published, assert_close_to_published, tmp_path, version, size):
     f = published(f'mvit_v{version}_a')

@@ -33,9 +33,8 @@ def head_config(classes=None):
     return config
 
 
-@pytest.mark.parametrize(
-    'name', ['mastaf_cam_a', pytest.param('mastaf_cam_b', marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['mastaf_cam_a', 'mastaf_cam_b'])
 def test_attention_equals_published(published, assert_close_to_published, name):
     f = published(name)
     config = head_config()

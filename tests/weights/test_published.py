@@ -225,9 +225,9 @@ def alignment_shapes(method, dim, classes=12):
     [
         ('otam', 'resnet18', None),
         ('ta2n', 'resnet18', None),
-        ('hyrsm', 'resnet18', None),
+        pytest.param('hyrsm', 'resnet18', None, marks=pytest.mark.slow),
         ('hyrsm', 'resnet18', 12),
-        ('mastaf', 'resnet3d50', None),
+        pytest.param('mastaf', 'resnet3d50', None, marks=pytest.mark.slow),
         ('mastaf', 'resnet3d50', 12),
     ],
 )
