@@ -24,6 +24,7 @@ COMMANDS = {
     'settings': ('settings', [], 'print every setting of a run, and what it does'),
     'compare': ('compare', [], 'compare results on the same episodes in pairs'),
     'report': ('report', [], 'draw what a run did on one HTML page'),
+    'selection': ('selection', [], 'say whether a run looks at its clips: the null tests'),
     'table': ('table', [], 'print a table of many runs, averaged over seeds'),
     'sweep': ('sweep', [], "run the rows of a paper's table, with seeds"),
 }

@@ -11,8 +11,8 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 # Top to bottom. A file may import from its own row and from those below.
 ROWS = (
     # commands
-    '__main__ build compare contact_sheet export extract recognize report serve settings sweep '
-    'table train verify',
+    '__main__ build compare contact_sheet export extract recognize report selection serve '
+    'settings sweep table train verify',
     # rooms
     'browser',
     'recognition',

@@ -368,6 +368,40 @@ def sampler_choice(
 
 
 @styled
+def chosen_frames(
+    clips: Sequence[tuple[str, np.ndarray, np.ndarray, tuple[float, float] | None]],
+) -> Figure:
+    """A row for each clip: the M frames that a sampler chooses from, framed where it chooses them,
+    with a line below those that show the action.
+
+    Args:
+      clips: (class, frames [M, H, W, 3], indices int [T], the first and last of the M frames that
+        show the action, or None where nobody knows or none does).
+    """
+    length, step = len(clips[0][1]), 1.18
+    end = step * len(clips)
+    figure, [axis] = _strips(1, length, end + 0.5, 3.2)
+    _frame_numbers(axis, length)
+    for row, (name, frames, indices, action) in enumerate(clips):
+        strip(axis, frames, 0, step * row)
+        for place in indices:
+            corner = float(place), step * row
+            _outline(axis, corner, 1 - GAP, 1 - GAP, GREEN, 3.5, f'chosen {row} {place}', zorder=4)
+        if action is not None:
+            line = axis.plot(
+                [action[0], action[1] + 1 - GAP],
+                [step * row + 1.02] * 2,
+                color=VERMILLION,
+                linewidth=3,
+                solid_capstyle='butt',
+            )
+            line[0].set_gid(f'action {row}')
+        _row_name(axis, step * row, '\n'.join(textwrap.wrap(printable(name, 90), 30)))
+    _key(axis, {GREEN: 'chosen', VERMILLION: 'the action, from the records'}, 0, end + 0.2)
+    return figure
+
+
+@styled
 def angles(cosines: Mapping[str, ArrayLike], names: Sequence[str], label: int) -> Figure:
     """The angle between a query and each class, on a quarter circle: 0° is the same direction
     (MASTAF, appendix, Fig. 1).

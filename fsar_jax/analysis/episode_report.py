@@ -73,26 +73,34 @@ def measure(model: TrainedModel, dataset: Videos, episodes: Episodes) -> dict:
       ValueError: a position outside the dataset, a clip that is too short or cannot be decoded; one
         line that names it.
     """
+    config = model.config
+    episodes, seen = look_at(model, dataset, episodes, config.eval.measured_episodes)
+    truth = Truth.of(dataset, episodes)
+    found = {'misalignment': alignment_measures(seen, truth, episodes, config)}
+    if 'query_indices' in seen['auxiliary']:
+        found['selection'] = selection_measures(seen['auxiliary'], truth, config)
+    return found
+
+
+def look_at(
+    model: TrainedModel, dataset: Videos, episodes: Episodes, count: int
+) -> tuple[Episodes, dict[str, Any]]:
+    """The first `count` episodes, and what `describe` returns for each of them, stacked.
+
+    Raises:
+      ValueError: as `measure`.
+    """
     learner, variables, config, _ = model
-    count = min(config.eval.measured_episodes, len(episodes))
+    fields = ('support', 'query', 'labels', 'classes')
     episodes = dataclasses.replace(
-        episodes,
-        **{
-            name: getattr(episodes, name)[:count]
-            for name in ('support', 'query', 'labels', 'classes')
-        },
+        episodes, **{name: getattr(episodes, name)[:count] for name in fields}
     )
     run = jax.jit(lambda variables, *clips: learner.apply(variables, *clips, method=describe))
     seen = [
         jax.tree.map(np.asarray, run(variables, batch['support'][0], batch['query'][0]))
         for batch in loader.episode_batches(dataset, config, episodes, 1, frames_read(config))
     ]
-    seen = jax.tree.map(lambda *x: np.stack(x), *seen)
-    truth = Truth.of(dataset, episodes)
-    found = {'misalignment': alignment_measures(seen, truth, episodes, config)}
-    if 'query_indices' in seen['auxiliary']:
-        found['selection'] = selection_measures(seen['auxiliary'], truth, config)
-    return found
+    return episodes, jax.tree.map(lambda *x: np.stack(x), *seen)
 
 
 def alignment_measures(

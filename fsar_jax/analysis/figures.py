@@ -336,6 +336,26 @@ def chosen_places(shares: ArrayLike, action: ArrayLike | None = None) -> Figure:
     return figure
 
 
+@styled
+def places_by_class(places: Mapping[str, ArrayLike]) -> Figure:
+    """How often the clips of each class choose each of the M frames: a row for each class.
+
+    Args:
+      places: {class: [M], of its clips}.
+    """
+    shares = np.stack([np.asarray(of_class, float) for of_class in places.values()])
+    figure = Figure(figsize=(8.5, 1.2 + 0.22 * len(shares)), layout='constrained')
+    axis = figure.subplots()
+    image = axis.imshow(shares, cmap='Greens', vmin=0, vmax=1, aspect='auto')
+    axis.set_yticks(range(len(shares)), [printable(name, 64) for name in places])
+    axis.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    axis.set_xlabel('frame of the clip')
+    bar = figure.colorbar(image, ax=axis, aspect=30)
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
+    bar.set_label('share of clips that choose it')
+    return figure
+
+
 def tsne(features: ArrayLike, seed: int = 0) -> np.ndarray:
     """t-SNE of N feature vectors (scikit-learn's; perplexity 30, or a third of N - 1 where that is
     less).

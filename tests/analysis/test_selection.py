@@ -151,3 +151,38 @@ def test_density_of_saliency():
     one_of_six[1, 1] = 0.7
     maps = np.stack([one_of_six, even, np.zeros((2, 3)), [[0, 1, 2], [3, 4, 5]]])[:, None]
     np.testing.assert_allclose(saliency_density(maps), [[1 / 6], [1], [1], [0.5]])
+
+
+def test_places_of_each_class():
+    frames, labels = np.array([[0, 2], [0, 1], [1, 2]]), np.array([5, 5, 3])
+    found = selection.places_by_class(frames, labels, 4)
+    assert list(found) == [3, 5]
+    np.testing.assert_array_equal(found[5], [1, 0.5, 0.5, 0])
+    np.testing.assert_array_equal(found[3], [0, 1, 1, 0])
+
+
+def test_what_changes_with_the_support_set():
+    """Clip 7 is asked for in three episodes; the other two choices share three and two frames with
+    the first, and two with each other."""
+    frames = np.array([[[0, 1, 2, 3]], [[0, 1, 2, 9]], [[0, 1, 8, 7]], [[4, 5, 6, 7]]])
+    clips = np.array([[7], [7], [7], [2]])
+    found = selection.changed_by_support(frames, clips)
+    assert found == pytest.approx((1 / 4 + 2 / 4 + 2 / 4) / 3)
+    assert selection.changed_by_support(frames[2:], clips[2:]) is None
+
+
+def test_the_push_of_a_loss_towards_the_action():
+    """A push of 1 on each frame of the action beside noise that no two draws share; what every clip
+    shows at a place is a habit, and does not count."""
+    rng = np.random.default_rng(0)
+    inside = rng.random((40, 6, 10)) < 0.3
+    noise = rng.normal(0, 2, (2, 40, 6, 10))
+    habit = rng.normal(0, 50, 10)
+    found = selection.push_of_the_loss(inside + noise + habit, inside)
+    variance = 0.3 * 0.7
+    assert found['draws_agree'] == pytest.approx(variance / (variance + 4), abs=0.03)
+    mean, half = found['towards_action']
+    size = np.sqrt(2 / np.pi) * np.sqrt(4 + variance)
+    assert mean == pytest.approx(1 / size, abs=2 * half) and 0.03 < half < 0.15
+    assert 'towards_action' not in selection.push_of_the_loss(inside + noise)
+    assert selection.push_of_the_loss(np.zeros((2, 1, 2, 3)))['draws_agree'] == 0
