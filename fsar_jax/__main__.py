@@ -16,6 +16,7 @@ COMMANDS = {
     'verify': ('verify', [], 'check that a built dataset is whole and complete'),
     'contact_sheet': ('contact_sheet', [], 'draw one clip of each class of a dataset'),
     'extract': ('extract', [], 'run a backbone once over a dataset, to train on its features'),
+    'pretrain': ('pretrain', [], 'train backbone and scan network on single frames'),
     'train': ('train', [], 'train a method, then evaluate it on test once'),
     'evaluate': ('train', ['--mode=evaluate'], 'evaluate a trained run, or published weights'),
     'recognize': ('recognize', [], 'say which of your classes clips show'),

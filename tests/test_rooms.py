@@ -11,7 +11,7 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 # Top to bottom. A file may import from its own row and from those below.
 ROWS = (
     # commands
-    '__main__ build compare contact_sheet export extract recognize report selection serve '
+    '__main__ build compare contact_sheet export extract pretrain recognize report selection serve '
     'settings sweep table train verify',
     # rooms
     'browser',

@@ -1,0 +1,68 @@
+"""`python -m fsar_jax.pretrain`: frame classifiers whose weights a run starts from."""
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import SAMPLER, largest_difference, tiny_config
+
+from fsar_jax import pretrain
+from fsar_jax.mesh import episode_mesh
+from fsar_jax.training.selected import best_of_run
+from fsar_jax.training.start import with_pretrained_weights
+from fsar_jax.training.state import create_train_state
+
+pytestmark = pytest.mark.slow
+
+
+def config_of(tiny_data, steps, **changes):
+    """VIM's sampler, whose frames show the class: squares of its colour."""
+    small = {**SAMPLER, 'data.dir': str(tiny_data), 'train.num_steps': steps}
+    return tiny_config('vim', {**small, 'train.learning_rate': 0.01, **changes}, width=8)
+
+
+def test_a_run_starts_from_what_frames_have_taught(tiny_data, tmp_path, shallow, monkeypatch):
+    monkeypatch.setattr(pretrain, 'RECENT', 4)
+    begun: list = []
+    create = lambda *given: begun.append(create_train_state(*given)) or begun[-1]
+    monkeypatch.setattr(pretrain, 'create_train_state', create)
+    config, folder = config_of(tiny_data, 25), tmp_path / 'frames'
+    found = pretrain.pretrain(config, folder)
+    assert found.keys() == {'backbone', 'scan network'}
+    assert min(found.values()) > 0.5  # chance is one of four
+
+    before = begun[0]
+    after = best_of_run(folder, episode_mesh()).state
+    assert int(after.step) == 25
+    parts = lambda state: (
+        state.params['backbone'],
+        state.params['sampler']['scan_network'],
+        state.batch_stats['backbone'],
+        state.batch_stats['sampler']['scan_network'],
+    )
+    for was, now in zip(parts(before), parts(after)):
+        assert largest_difference(was, now) > 1e-3
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(after.variables))
+    others = lambda state: {k: v for k, v in state.params['sampler'].items() if k != 'scan_network'}
+    assert largest_difference(others(before), others(after)) == 0
+
+    with config.unlocked():
+        config.model.backbone.weights = config.model.sampler.scan_weights = str(folder)
+    started = with_pretrained_weights(before, config, episode_mesh())
+    for wanted, now in zip(parts(after), parts(started)):
+        assert largest_difference(wanted, now) == 0
+
+    with pytest.raises(ValueError, match='holds a run already: name a new folder'):
+        pretrain.pretrain(config, folder)
+
+
+def test_what_cannot_be_pretrained_is_one_line(tiny_data, tmp_path):
+    for argv, words in (
+        (['--config=vim'], 'no --workdir given'),
+        ([f'--workdir={tmp_path}'], 'no --config given'),
+    ):
+        with pytest.raises(ValueError, match=words):
+            pretrain.main(['pretrain', *argv])
+    config = config_of(tiny_data, 1, **{'model.backbone.trained': False})
+    with pytest.raises(ValueError, match='learns nothing from single frames') as error:
+        pretrain.pretrain(config, tmp_path / 'no')
+    assert '\n' not in str(error.value) and not (tmp_path / 'no').exists()
