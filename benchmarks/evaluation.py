@@ -1,5 +1,5 @@
 """How much embedding each clip once saves: python benchmarks/evaluation.py
-[--methods=strm,protonet] [--shot=1]
+[--methods=strm,protonet] [--shot=1] [--settings=model.sampler.name=task_adaptive,...]
 
 Evaluates on the embedded dataset as main.py does, but with random weights. With the cache, every
 clip is embedded once and episodes are matched from embeddings. Without it, all clips of every
@@ -9,6 +9,8 @@ last line compares the numbers of clips to embed; the ratio of the times is smal
 matching and starting many small batches cost something too.
 """
 
+import ast
+import contextlib
 import pathlib
 import runpy
 
@@ -28,6 +30,7 @@ DIR = flags.DEFINE_string('dir', 'data', 'Where the dataset lies, as config.data
 SHOT = flags.DEFINE_integer('shot', 1, 'Support clips per class.')
 CACHED = flags.DEFINE_integer('cached', 1000, 'Episodes to time with the cache.')
 UNCACHED = flags.DEFINE_integer('uncached', 48, 'Episodes to time without.')
+SETTINGS = flags.DEFINE_list('settings', [], 'Changed in each config: model.sampler.variant=code')
 WHOLE = 10_000  # episodes of a published evaluation
 
 
@@ -56,6 +59,16 @@ def speeds(dataset, config, mesh):
     )
 
 
+def changed(config):
+    """The config with --settings."""
+    for given in SETTINGS.value:
+        key, _, value = given.partition('=')
+        with contextlib.suppress(ValueError, SyntaxError):  # a text needs no quotes
+            value = ast.literal_eval(value)
+        config.update_from_flattened_dict({key: value})
+    return config
+
+
 def first(drawn, count):
     return episodes.Episodes(
         drawn.support[:count], drawn.query[:count], drawn.labels[:count], drawn.classes[:count]
@@ -67,7 +80,7 @@ def main(_):
     mesh, rows = episode_mesh(), []
     for method in METHODS.value:
         file = pathlib.Path(__file__).parents[1] / 'configs' / f'{method}.py'
-        config = runpy.run_path(str(file))['get_config']()
+        config = changed(runpy.run_path(str(file))['get_config']())
         config.data.dir, config.episode.shot = DIR.value, SHOT.value
         dataset = loader.usable(
             open_dataset(config.data.dataset, config.data.dir, config.eval.split), config
