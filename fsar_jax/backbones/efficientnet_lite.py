@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from fsar_jax.backbones.batch_norm import BatchNorm
 from fsar_jax.backbones.depthwise import DepthwiseConv
+from fsar_jax.backbones.pointwise import PointwiseConv
 from fsar_jax.backbones.resnet import KAIMING_FAN_OUT, NORMALIZE, FrameNetwork, normalize_frames
 from fsar_jax.fields import setting
 
@@ -105,17 +106,9 @@ class InvertedResidual(nn.Module):
         return x + y
 
 
-def pointwise(features: int, dtype: Any, name: str) -> nn.Conv:
+def pointwise(features: int, dtype: Any, name: str) -> PointwiseConv:
     """1×1 convolution without bias."""
-    return nn.Conv(
-        features,
-        (1, 1),
-        use_bias=False,
-        kernel_init=KAIMING_FAN_OUT,
-        dtype=dtype,
-        param_dtype=jnp.float32,
-        name=name,
-    )
+    return PointwiseConv(features, (1, 1), KAIMING_FAN_OUT, dtype, name=name)
 
 
 class EfficientNetLite(FrameNetwork):

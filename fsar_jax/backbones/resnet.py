@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from fsar_jax.backbones.batch_norm import BatchNorm
+from fsar_jax.backbones.pointwise import PointwiseConv
 from fsar_jax.fields import setting
 from fsar_jax.stage import Stage
 
@@ -46,11 +47,13 @@ def conv(
     dtype: DTypeLike,
     name: str,
     kernel_init: nn.initializers.Initializer = KAIMING_FAN_OUT,
-) -> nn.Conv:
+) -> nn.Module:
     """Convolution without bias, padded by size // 2 on every side.
 
     'SAME' would pad an even map on the far side only at stride 2, and so shift the features.
     """
+    if size == 1:
+        return PointwiseConv(features, (stride, stride), kernel_init, dtype, name=name)
     padding = [(size // 2, size // 2)] * 2
     return nn.Conv(
         features,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from fsar_jax.backbones.batch_norm import BatchNorm
+from fsar_jax.backbones.pointwise import PointwiseConv
 from fsar_jax.backbones.resnet import (
     KAIMING_FAN_OUT,
     FrameNetwork,
@@ -20,8 +21,11 @@ from fsar_jax.fields import setting
 
 def conv3d(
     features: int, size: int, stride: int | tuple[int, int, int], dtype: DTypeLike, name: str
-) -> nn.Conv:
+) -> nn.Module:
     """Convolution over time and space without bias, padded by size // 2 on every side."""
+    if size == 1:
+        strides = (stride,) * 3 if isinstance(stride, int) else stride
+        return PointwiseConv(features, strides, KAIMING_FAN_OUT, dtype, name=name)
     return nn.Conv(
         features,
         (size,) * 3,

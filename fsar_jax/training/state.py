@@ -151,7 +151,7 @@ def make_train_step(
         return loss, accuracy, updated.get('batch_stats', {})
 
     def run_part(params, batch_stats, schedule, episodes):
-        losses, accuracies, statistics = jax.vmap(run_episode, (None, None, None, 0))(
+        losses, accuracies, statistics = for_each_episode(run_episode)(
             params, batch_stats, schedule, episodes
         )
         return losses.mean(), (losses, accuracies, statistics)
@@ -203,6 +203,20 @@ def make_train_step(
         }
 
     return train_step
+
+
+def for_each_episode(run_episode: Callable) -> Callable:
+    """`jax.vmap` over the leading axis of the last of four arguments; without it for one episode,
+    because an axis more makes the gradients of a product of matrices slow on a CPU."""
+
+    def run(*arguments):
+        *shared, episodes = arguments
+        if len(jax.tree.leaves(episodes)[0]) > 1:
+            return jax.vmap(run_episode, (None, None, None, 0))(*arguments)
+        outputs = run_episode(*shared, jax.tree.map(lambda x: x[0], episodes))
+        return jax.tree.map(lambda x: x[None], outputs)
+
+    return run
 
 
 def run_in_sequence(
