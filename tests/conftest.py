@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from absl import logging
-from tiny_run import MIN_SECONDS, shallow_networks, write_tiny_clips
+from tiny_run import MIN_SECONDS, XLA_FLAGS, shallow_networks, write_tiny_clips
 
 from fsar_jax import build
 from fsar_jax.machine import file_lock
@@ -22,11 +22,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Most of the time goes into compiling and tracing, not into computing. So programs are compiled
-# without most of XLA's optimisations; JAX_DISABLE_MOST_OPTIMIZATIONS=0 ./run.sh test has them.
+# without most of XLA's optimisations and, where JAX can do without, its slow emitters of fused
+# loops; JAX_DISABLE_MOST_OPTIMIZATIONS=0 ./run.sh test has all of them.
 # The training that .ci/run starts with has them too, and so has a test with `full_optimisation`.
 if 'JAX_DISABLE_MOST_OPTIMIZATIONS' not in os.environ:
     os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'  # for the processes that tests start
     jax.config.update('jax_disable_most_optimizations', True)
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {XLA_FLAGS}'
 # Tracing makes many small objects that live long: looking for garbage less often saves a
 # fifth of it.
 gc.set_threshold(200_000, 50, 50)

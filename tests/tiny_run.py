@@ -28,12 +28,15 @@ from fsar_jax.messages import one_line
 from fsar_jax.stages import frames_read
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
+UNOPTIMISED = os.environ.get('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')  # see conftest.py
+# The emitters of fused loops take most of the time of compiling. JAX 0.12 has no other ones.
+WITHOUT_EMITTERS = UNOPTIMISED == '1' and jax.__version_info__ < (0, 11)
+XLA_FLAGS = '--xla_cpu_use_fusion_emitters=false' if WITHOUT_EMITTERS else ''
 CPU = {
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': '',
-    # see conftest.py
-    'JAX_DISABLE_MOST_OPTIMIZATIONS': os.environ.get('JAX_DISABLE_MOST_OPTIMIZATIONS', '1'),
+    'XLA_FLAGS': XLA_FLAGS,
+    'JAX_DISABLE_MOST_OPTIMIZATIONS': UNOPTIMISED,
     'JAX_ENABLE_COMPILATION_CACHE': 'false',  # see shared_programs
 }
 MIN_SECONDS = 0.1  # of compiling a program, to be stored for others
@@ -72,6 +75,11 @@ SAMPLER = {
     'model.matcher.name': 'prototypes',
     'model.matcher.inter_weight': 0.0,
 }
+
+
+def with_devices(count):
+    """The environment of a process with so many CPU devices."""
+    return {'XLA_FLAGS': f'--xla_force_host_platform_device_count={count} {XLA_FLAGS}'}
 
 
 class TinyScan(nn.Module):

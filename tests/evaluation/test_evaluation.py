@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_evaluation import TRACES, TinyDataset, TinyLearner, make_config, make_variables
-from tiny_run import SAMPLER, tiny_config
+from tiny_run import SAMPLER, tiny_config, with_devices
 from tiny_scan import TinyScan
 
 from fsar_jax import mesh as meshes
@@ -257,7 +257,7 @@ def test_eight_devices_give_the_counts_of_one(setting):
     tests = pathlib.Path(__file__).parents[1]
     env = {
         **os.environ,
-        'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+        **with_devices(8),
         'JAX_PLATFORMS': 'cpu',
         'PYTHONPATH': f'{tests.parent}{os.pathsep}{tests}',
     }

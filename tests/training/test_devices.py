@@ -28,6 +28,7 @@ from tiny_run import (
     tiny_config,
     tiny_flags,
     unchanged,
+    with_devices,
 )
 
 from fsar_jax.data.episodes import draw_episodes
@@ -155,7 +156,7 @@ def eight_devices(tmp_path_factory):
         '    np.savez(f"{sys.argv[1]}/{method}.npz", '
         '*jax.tree.leaves(test_devices.three_steps(method)))'
     )
-    env = {**CPU, **shared_programs(), 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+    env = {**CPU, **shared_programs(), **with_devices(8)}
     process = subprocess.Popen(
         [sys.executable, '-c', code, folder],
         cwd=REPOSITORY,
@@ -232,7 +233,7 @@ def test_one_process_with_two_of_three_devices_and_two_processes(tiny_data, tmp_
     plan = run_main(
         *tiny_flags(method, tiny_data, tmp_path / 'one', changes),
         program=program,
-        env={'XLA_FLAGS': '--xla_force_host_platform_device_count=3'},
+        env=with_devices(3),
     )
     assert (
         '2 x cpu (cpu), 1 process(es), compute in float32; 1 idle, '
