@@ -2,9 +2,10 @@
 --workdir=runs/protonet [--num_episodes=3000]
 
 Replaces the run's sampler at test by rules, most of which know when the action happens; episodes,
-backbone and matcher stay as they are. A sampler that looks at the content could gain up to the best
-rule. A sampler that takes the same places in every clip gains what the last three rows gain. Needs
-a dataset whose records say when the action happens (synthetic_actions).
+backbone and matcher stay as they are. A sampler that chooses among M frames (--dense_frames) and
+looks at the content could gain what "of M: all of the action" gains. A sampler that takes the same
+places in every clip gains what the last three rows gain. Needs a dataset whose records say when the
+action happens (synthetic_actions).
 """
 
 import copy
@@ -24,6 +25,7 @@ from fsar_jax.training.selected import best_of_run
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'The workdir of a run.', required=True)
 DATA = flags.DEFINE_string('dir', 'data', 'Where datasets are kept.')
+DENSE = flags.DEFINE_integer('dense_frames', 20, 'M, frames that a sampler would choose among.')
 EPISODES = flags.DEFINE_integer('num_episodes', 3000, 'Test episodes, the same for every rule.')
 
 
@@ -32,11 +34,21 @@ def rules(length, dense=20):
     frames, in order}."""
     between = lambda first, last, count: np.rint(np.linspace(first, last, count)).astype(int)
     half = length // 2
+
+    def around(n, start, end):
+        """Of M frames those inside the action, or the middle ones of them; where they are too few,
+        the nearest before and after it as well."""
+        read = np.asarray(frame_indices(n, dense, 'trx'))
+        away = np.maximum(np.maximum(start - read, read - end), 0)
+        off_centre = np.abs(read - (start + end) / 2)
+        return read[np.sort(np.lexsort((off_centre, away))[:length])]
+
     fixed = lambda chosen: lambda n, start, end: frame_indices(n, dense, 'trx')[chosen]
     late = 3 * length // 8
     return {
         'evenly over the clip': lambda n, start, end: frame_indices(n, length, 'trx'),
         'evenly inside the action': lambda n, start, end: between(start, end, length),
+        f'of {dense}: all of the action': around,
         'from 2 before it to 2 after it': lambda n, start, end: between(
             max(start - 2, 0), min(end + 2, n - 1), length
         ),
@@ -90,7 +102,7 @@ def main(_):
         *(100 * x for x in accuracy_with_interval(correct, queries))
     )
     print(f"{'frames':<32} {'inside':>7} {'accuracy':>16} {'minus evenly spaced':>20}")
-    for name, rule in rules(config.episode.frames).items():
+    for name, rule in rules(config.episode.frames, DENSE.value).items():
         clips, inside = by_rule(dataset, records, rule, config.episode.frames)
         found = evaluate_episodes(model, clips, episodes)
         if name == 'evenly over the clip':

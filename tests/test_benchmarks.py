@@ -94,6 +94,10 @@ def test_the_rules_of_frames_by_rule(tiny_data):
     assert list(chosen['from 2 before it to 2 after it'][[0, -1]]) == [9, 22]
     dense = frame_indices(n, 20, 'trx')
     assert list(chosen['first 5 and last 3 of 20']) == [*dense[:5], *dense[-3:]]
+    # Seven of the 20 are inside; the nearest other one is frame 10.
+    assert list(chosen['of 20: all of the action']) == [10, 11, 13, 14, 16, 17, 19, 20]
+    of_all = benchmark['rules'](8, 32)['of 32: all of the action'](n, start, end)
+    assert list(of_all) == list(range(12, 20))
     assert list(chosen['first 8 of 20']) == list(dense[:8]) and list(
         chosen['middle 8 of 20']
     ) == list(dense[6:14])
