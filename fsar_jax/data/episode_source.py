@@ -152,15 +152,12 @@ class EpisodeSource(Sequence):
     def arrays(self, index: int) -> dict[str, np.ndarray]:
         """Episode `index` with 'classes' int32 [way], labels of the dataset, in place of their
         names."""
-        seed, split = self._config.seed, self.dataset.split
-        drawn = episode_lists.draw_episode(self.dataset, *self.shape, seed, index, self._by_class)
-        rng = None
-        if self._training:
-            rng = episode_lists.episode_generator(seed, split, index, episode_lists.VIEWS)
-        read = lambda positions: _flipped(*self.clips.read_all(positions, rng))
+        drawn, support, query = loader.read_episode(
+            self.clips, self.shape, self._config.seed, index, self._by_class, self._training
+        )
         return {
-            'support': read(drawn.support[0]),
-            'query': read(drawn.query[0]),
+            'support': _flipped(*support),
+            'query': _flipped(*query),
             'labels': drawn.labels[0],
             'classes': drawn.classes[0],
         }

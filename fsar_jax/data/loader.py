@@ -161,6 +161,36 @@ def reader(dataset: Videos, config: ConfigDict, frames: int | None = None) -> Cl
     return (FeatureClips if dataset.extractor else Clips)(dataset, config, frames)
 
 
+def read_episode(
+    clips: Clips | FeatureClips,
+    shape: tuple[int, int, int],
+    seed: int,
+    index: int,
+    by_class: Any,
+    training: bool,
+    query_classes: int | None = None,
+) -> tuple[episode_lists.Episodes, tuple, tuple]:
+    """Draws episode `index` and reads its clips.
+
+    Args:
+      clips: of `reader`.
+      shape: (way, shot, query).
+      by_class: of `episodes.clips_by_class`.
+      training: the views of training, drawn from the episode's VIEWS stream; else those of a test.
+      query_classes: config.episode.query_classes.
+
+    Returns:
+      (the episode, as a list of one; support and query, each (frames, which of the clips are to be
+      flipped) as `Clips.read_all` gives them).
+    """
+    dataset, rng = clips.dataset, None
+    drawn = episode_lists.draw_episode(dataset, *shape, seed, index, by_class, query_classes)
+    if training:
+        rng = episode_lists.episode_generator(seed, dataset.split, index, episode_lists.VIEWS)
+    support = clips.read_all(drawn.support[0], rng)
+    return drawn, support, clips.read_all(drawn.query[0], rng)
+
+
 # Grain indexes these three, in threads or, pickled, in worker processes. `clips_each` is the number
 # of clips in an element.
 
@@ -206,13 +236,9 @@ class TrainingEpisodes:
 
     def __getitem__(self, element: int) -> dict[str, np.ndarray]:
         index = self.episode_index(int(element))
-        dataset = self.clips.dataset
-        drawn = episode_lists.draw_episode(
-            dataset, *self.shape, self.seed, index, self.by_class, self.query_classes
+        drawn, (support, support_flip), (query, query_flip) = read_episode(
+            self.clips, self.shape, self.seed, index, self.by_class, True, self.query_classes
         )
-        rng = episode_lists.episode_generator(self.seed, dataset.split, index, episode_lists.VIEWS)
-        support, support_flip = self.clips.read_all(drawn.support[0], rng)
-        query, query_flip = self.clips.read_all(drawn.query[0], rng)
         classes = np.searchsorted(self.classes, drawn.classes[0]).astype(np.int32)
         return dict(
             support=support,

@@ -149,7 +149,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
             raise ValueError(f'{self.name} reads no videos: leave out videos=')
         self._videos = None if videos is None else os.fspath(videos)
         super().__init__(file_format=file_format, **kwargs)
-        if file_format is None and not self.is_prepared():
+        if file_format is None and not (self.data_path / 'dataset_info.json').exists():
             self.info.set_file_format(FILE_FORMAT, override=True)
         # What tfds does not think of when it copies a builder.
         self._original_state |= {
