@@ -47,13 +47,29 @@ def test_head_equals_published(published, assert_close_to_published, name):
     variables = fsar_jax.weights.from_torch(f.weights, config.model)
     support, query, labels = head_inputs(f)
 
-    @jax.jit
-    def run(variables, support, query):
-        prediction = learner.apply(variables, support, query, train=False)
-        return prediction, episode_loss(prediction, labels, config)
+    videos_of = {'support': lambda s, q: s.reshape(-1, *s.shape[2:]), 'query': lambda s, q: q}
 
-    enrich = jax.jit(lambda variables, videos: learner.apply(variables, videos, method='enrich'))
-    prediction, loss = run(variables, support, query)
+    def weighted(variables, support, query):
+        prediction = learner.apply(variables, support, query, train=False)
+        loss = episode_loss(prediction, labels, config)
+        total = (
+            prediction.auxiliary['temporal_matching'] * f.cotangents['logits'][0]
+        ).sum() + loss / 16 * f.cotangents['loss_task']
+        if 'logits_post_pat' in f.cotangents:
+            total += (
+                prediction.auxiliary['query_similarity'] * f.cotangents['logits_post_pat'][0]
+            ).sum()
+        return total, (prediction, loss)
+
+    @jax.jit
+    def run(*inputs):
+        enriched = {
+            part: learner.apply(inputs[0], videos(*inputs[1:]), method='enrich')
+            for part, videos in videos_of.items()
+        }
+        return jax.grad(weighted, (0, 1, 2), has_aux=True)(*inputs), enriched
+
+    (gradient, (prediction, loss)), enriched = run(variables, support, query)
     auxiliary = prediction.auxiliary
     assert_close_to_published(
         auxiliary['temporal_matching'], f.outputs['logits'][0], 'temporal matching'
@@ -65,11 +81,7 @@ def test_head_equals_published(published, assert_close_to_published, name):
         assert_close_to_published(
             prediction.logits, f.outputs['logits_for_accuracy'][0], 'logits that decide'
         )
-        for part, videos in (
-            ('support', support.reshape(-1, *support.shape[2:])),
-            ('query', query),
-        ):
-            features = enrich(variables, videos)
+        for part, features in enriched.items():
             H, E = f.outputs[f'{part}_H'], f.outputs[f'{part}_E']
             ours_H, ours_E = features.patch_level, features.frames
             if part == 'support':
@@ -79,18 +91,6 @@ def test_head_equals_published(published, assert_close_to_published, name):
             assert_close_to_published(ours_E, E, f'E of the {part}')
     assert_close_to_published(loss / 16, f.outputs['loss_task'], 'loss / tasks per step')
 
-    def weighted(variables, support, query):
-        prediction, loss = run(variables, support, query)
-        total = (
-            prediction.auxiliary['temporal_matching'] * f.cotangents['logits'][0]
-        ).sum() + loss / 16 * f.cotangents['loss_task']
-        if 'logits_post_pat' in f.cotangents:
-            total += (
-                prediction.auxiliary['query_similarity'] * f.cotangents['logits_post_pat'][0]
-            ).sum()
-        return total
-
-    gradient = jax.jit(jax.grad(weighted, (0, 1, 2)))(variables, support, query)
     published_layout = lambda x: x.reshape(-1, *x.shape[-3:]).transpose(0, 3, 1, 2)
     expected = head_inputs(
         type(

@@ -48,11 +48,10 @@ def episode(way=2, shot=1, queries=3, dense=5):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('preset', ['', 'otam', 'strm'])
-def test_any_method_behind_the_sampler(preset):
-    """One training episode: every part of the sampler learns; at test, scans that were kept give
-    the logits of the whole."""
-    config = tiny_vim(preset)
+def test_every_part_of_the_sampler_learns(shallow):
+    """In one training episode of VIM. That a gradient comes out of any other method is in
+    test_methods.py."""
+    config = tiny_vim()
     learner = fsar_jax.create_learner(config.model)
     support, query = episode()
     variables, labels = random_variables(learner, support, query), jnp.array([0, 1, 0])
@@ -61,7 +60,11 @@ def test_any_method_behind_the_sampler(preset):
     def step(params):
         def loss(params):
             prediction, _ = learner.apply(
-                {**variables, 'params': params, 'schedule': {'sampler': {'sigma': 0.5}}},
+                {
+                    **variables,
+                    'params': {**variables['params'], 'sampler': params},
+                    'schedule': {'sampler': {'sigma': 0.5}},
+                },
                 support,
                 query,
                 train=True,
@@ -72,12 +75,21 @@ def test_any_method_behind_the_sampler(preset):
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
-    (value, prediction), gradients = step(variables['params'])
+    (value, prediction), gradients = step(variables['params']['sampler'])
     assert np.isfinite(value) and prediction.auxiliary['query_indices'].shape == (3, 3)
-    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients['sampler']):
+    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
         assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0, jax.tree_util.keystr(
             path
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('preset', ['', 'otam', 'strm'])
+def test_any_method_behind_the_sampler(shallow, preset):
+    """At test, scans that were kept give the logits of the whole."""
+    learner = fsar_jax.create_learner(tiny_vim(preset).model)
+    support, query = episode()
+    variables = random_variables(learner, support, query)
 
     @jax.jit
     def at_test(variables):
@@ -94,7 +106,7 @@ def test_any_method_behind_the_sampler(preset):
     assert np.ptp(whole) > 0
 
 
-def test_a_sampler_without_adaptation_is_part_of_the_embedding():
+def test_a_sampler_without_adaptation_is_part_of_the_embedding(shallow):
     config = tiny_vim(**{'model.sampler.adaptive': False})
     learner = fsar_jax.create_learner(config.model)
     support, query = episode()
@@ -108,7 +120,7 @@ def test_a_sampler_without_adaptation_is_part_of_the_embedding():
     )
 
 
-def test_turned_off_at_test():
+def test_turned_off_at_test(shallow):
     """Without sampler and alignment at test, VIM is ProtoNet on evenly spaced frames: the same
     backbone gives the same logits."""
     config = tiny_vim(**{'model.sampler.at_test': False, 'model.align_at_test': False})

@@ -162,7 +162,8 @@ def test_batch_statistics_of_the_offsets_equal_published(
             )
 
 
-@pytest.mark.parametrize('name', ['ta2n_sc_a', pytest.param('ta2n_sc_b', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['ta2n_sc_a', 'ta2n_sc_b'])
 def test_spatial_coordination_equals_published(published, assert_close_to_published, name):
     f = published(name)
     run, inputs = published_space(f)
@@ -197,16 +198,16 @@ def test_both_coordinations_equal_published(published, assert_close_to_published
         prototypes, values, moved, auxiliary = module.coordinate_time(prototypes, query)
         return module.coordinate_space(prototypes, query, values, moved, auxiliary['evolution'])
 
-    @jax.jit
-    def run(variables, *inputs):
+    def weighted(variables, *inputs):
         p, q, offsets = matcher.apply(variables, *inputs, method=both)
         pairs = pair_layout(jnp.concatenate([p, q], -1)).swapaxes(-1, -2)[..., None, None]
-        return {'pairs': pairs, 'offsets': pair_layout(offsets).reshape(-1, *offsets.shape[2:])}
+        outputs = {'pairs': pairs, 'offsets': pair_layout(offsets).reshape(-1, *offsets.shape[2:])}
+        return sum((y * f.cotangents[key]).sum() for key, y in outputs.items()), outputs
 
-    for key, value in run(variables, *inputs).items():
+    weighted = jax.jit(jax.grad(weighted, (0, 1, 2), has_aux=True))
+    gradients, outputs = weighted(variables, *inputs)
+    for key, value in outputs.items():
         assert_close_to_published(value, f.outputs[key], key)
-    total = lambda *x: sum((y * f.cotangents[key]).sum() for key, y in run(*x).items())
-    gradients = jax.jit(jax.grad(total, (0, 1, 2)))(variables, *inputs)
     for key, value in zip(('support', 'query'), gradients[1:], strict=True):
         assert_close_to_published(value, maps(f.gradients[key]), f'gradient of {key}')
     for key in ('key', 'query', 'value'):
@@ -235,12 +236,14 @@ def test_prototypes_of_several_shots_equal_published(published, assert_close_to_
     assert_close_to_published(gradient, by_class(maps(f.gradients['support'])), 'gradient')
 
 
-def published_head(f):
+def published_head(f, **changes):
     """A function (support, query) → (logits, loss) with the weights of the file, and its inputs."""
     config = fsar_jax.default_config()
     config.model.backbone.name = 'features'
     config.model.enrichment.temporal_transform = True
-    config.model.matcher.update(name='action_coordination', perturbation=f.meta['perturb_delta'])
+    config.model.matcher.update(
+        name='action_coordination', perturbation=f.meta['perturb_delta'], **changes
+    )
     learner, variables = fsar_jax.create_learner(config.model), from_torch(f.weights, config.model)
     support, query = f.support_by_class(maps(f.inputs['support'])), maps(f.inputs['query'])
 
@@ -252,11 +255,20 @@ def published_head(f):
 
 
 def test_logits_and_loss_of_the_head_equal_published(published, assert_close_to_published):
-    f = published('ta2n_head_5shot_a')
+    """The layer norm over the classes, whose weights are in every published dict, follows by
+    option."""
+    f = published('ta2n_head_1shot_a')
     run, inputs = published_head(f)
-    logits, loss = jax.jit(run)(*inputs)
+    normalised, _ = published_head(f, distance_norm=True)
+    (logits, loss), (norm, _) = jax.jit(lambda *x: (run(*x), normalised(*x)))(*inputs)
     assert_close_to_published(logits, f.outputs['logits'][0], 'logits')
     assert_close_to_published(loss, f.outputs['loss_sum'], 'loss')
+    scale, bias = (f.weights[f'protypicalNet.norm_layer.{leaf}'] for leaf in ('weight', 'bias'))
+    x = f.outputs['logits'][0].astype(np.float64)
+    expected = (
+        scale * (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) + bias
+    )
+    assert_close_to_published(norm, expected, 'normalised logits')
 
 
 @pytest.mark.slow
@@ -279,34 +291,6 @@ def test_head_equals_published(published, assert_close_to_published, name):
         gradient[0], f.support_by_class(maps(f.gradients['support'])), 'gradient of the support'
     )
     assert_close_to_published(gradient[1], maps(f.gradients['query']), 'gradient of the query')
-
-
-@pytest.mark.slow
-def test_layer_norm_over_the_classes_follows_by_option(published, assert_close_to_published):
-    """Its weights are in every published dict; without the option they are left out, as in the test
-    above."""
-    f = published('ta2n_head_1shot_a')
-    config = fsar_jax.default_config()
-    config.model.backbone.name = 'features'
-    config.model.enrichment.temporal_transform = True
-    config.model.matcher.update(
-        name='action_coordination',
-        perturbation=f.meta['perturb_delta'],
-        distance_norm=True,
-        pairs_per_chunk=10,
-    )
-    scale, bias = (f.weights[f'protypicalNet.norm_layer.{leaf}'] for leaf in ('weight', 'bias'))
-    support, query = f.support_by_class(maps(f.inputs['support'])), maps(f.inputs['query'])
-    run = jax.jit(fsar_jax.create_learner(config.model).apply)
-    x = f.outputs['logits'][0].astype(np.float64)
-    expected = (
-        scale * (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) + bias
-    )
-    assert_close_to_published(
-        run(from_torch(f.weights, config.model), support, query).logits,
-        expected,
-        'normalised logits',
-    )
 
 
 def random_maps(way=3, shot=2, queries=5, length=4, size=4, channels=6):
@@ -348,7 +332,7 @@ def test_the_split_convolution_equals_the_one_on_pairs():
 @pytest.mark.slow
 @pytest.mark.parametrize('spatial', ['mask', 'grid', 'enumerate', 'none'])
 def test_chunks_of_pairs_change_neither_logits_nor_gradients(spatial):
-    support, query = random_maps()
+    support, query = random_maps(size=3)
     matchers = [ActionCoordination(spatial=spatial, pairs_per_chunk=n, frozen=True) for n in (0, 6)]
     variables = started(matchers[0], support, query)
 
@@ -515,7 +499,7 @@ def test_the_reference_of_a_class_is_drawn_in_training_alone(variant):
     support = rng.normal(size=(2, 3, 4, 2, 2, 8)).astype(np.float32)
     query = rng.normal(size=(1, 4, 2, 2, 8)).astype(np.float32)
     make = partial(ActionCoordination, variant=variant, spatial='none')
-    variables = jax.jit(make().init)(jax.random.key(0), support, query)
+    variables = random_variables(make(), support, query)
     of = lambda matcher: jax.jit(
         lambda support, key, train: matcher.apply(
             variables, support, query, train, rngs={'dropout': key}, method='prototypes'
