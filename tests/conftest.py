@@ -28,7 +28,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if 'JAX_DISABLE_MOST_OPTIMIZATIONS' not in os.environ:
     os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'  # for the processes that tests start
     jax.config.update('jax_disable_most_optimizations', True)
-    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {XLA_FLAGS}'
+    # Without a space at the start: XLA would take it for the name of a file.
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {XLA_FLAGS}'.strip()
 # Tracing makes many small objects that live long: looking for garbage less often saves a
 # fifth of it.
 gc.set_threshold(200_000, 50, 50)
