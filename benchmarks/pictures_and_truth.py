@@ -14,7 +14,8 @@ import numpy as np
 from absl import app, flags, logging
 
 from fsar_jax import report
-from fsar_jax.analysis.episode_pictures import look, measured
+from fsar_jax.analysis.episode_pictures import measured
+from fsar_jax.analysis.looking import look
 from fsar_jax.analysis.picture_truth import TRUTH
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'The workdir of a run.', required=True)

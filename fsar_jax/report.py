@@ -40,7 +40,7 @@ from fsar_jax.training.selected import best_of_run
 from fsar_jax.training.state import schedules
 
 if TYPE_CHECKING:  # they need the extra, which `main` checks first
-    from fsar_jax.analysis.episode_pictures import Subject
+    from fsar_jax.analysis.looking import Subject
     from fsar_jax.analysis.run_report import Picture, Run
 
 EXTRA = {'matplotlib': 'matplotlib', 'sklearn': 'scikit-learn'}  # module: package
@@ -121,7 +121,8 @@ def episode_parts(
     """
     if asked == 0:
         return
-    from fsar_jax.analysis.episode_pictures import episode_sections, hardest
+    from fsar_jax.analysis.episode_pictures import episode_sections
+    from fsar_jax.analysis.looking import hardest
 
     try:
         subject = open_subject(workdir, run, data_dir)
@@ -160,7 +161,7 @@ def open_subject(workdir: pathlib.Path, run: Run, data_dir: str | None) -> Subje
       ValueError, OSError: no checkpoint, no dataset, or other episodes than those that were
         evaluated; one line.
     """
-    from fsar_jax.analysis.episode_pictures import Subject
+    from fsar_jax.analysis.looking import Subject
 
     config, mesh = run_config(workdir), episode_mesh(1)
     if data_dir is not None:

@@ -5,6 +5,7 @@ import pytest
 from tiny_run import random_variables, shallow_networks, tiny_config
 
 from fsar_jax.analysis import episode_pictures as pictures
+from fsar_jax.analysis import looking, over_episodes
 from fsar_jax.analysis.picture_truth import Measure
 from fsar_jax.analysis.run_report import Picture, write_report
 from fsar_jax.evaluation.evaluate import TrainedModel, episodes_of
@@ -35,7 +36,7 @@ def subjects(tiny_data):
             variables = random_variables(learner, *example_episode(config))
             dataset = open_split(config, 'test', config.eval.query)
             model = TrainedModel(learner, variables, config, episode_mesh(1))
-            kept[method] = pictures.Subject(method, model, dataset, episodes_of(dataset, config, 6))
+            kept[method] = looking.Subject(method, model, dataset, episodes_of(dataset, config, 6))
         return kept[method]
 
     return get
@@ -123,7 +124,7 @@ def test_the_baseline_stands_beside_the_method(subjects):
 def test_the_sampler_is_drawn_over_all_frames_that_are_read(subjects):
     """The bars are the scores of the M frames, green the greatest L of them."""
     subject = subjects('vim')
-    [seen] = pictures.look(subject, [2])
+    [seen] = looking.look(subject, [2])
     picture = pictures._sampling(seen, subject, None)
     saliency = [i for i in picture.figure.axes[0].images if str(i.get_gid()).startswith('overlay')]
     enlarged = amplifier.enlarge(seen.of_query('saliency'), 32, 32)
@@ -145,7 +146,7 @@ def test_the_sampler_is_drawn_over_all_frames_that_are_read(subjects):
 @pytest.mark.slow
 def test_the_query_that_is_drawn_is_the_first_wrong_one(subjects):
     subject = subjects('protonet')
-    for seen in pictures.look(subject, range(4)):
+    for seen in looking.look(subject, range(4)):
         right = seen.logits.argmax(-1) == seen.labels
         assert seen.position == (0 if right.all() else np.argmin(right))
         assert seen.names == [
@@ -156,14 +157,14 @@ def test_the_query_that_is_drawn_is_the_first_wrong_one(subjects):
 
 
 def test_the_hardest_episodes_have_the_fewest_right_answers():
-    assert pictures.hardest([3, 1, 2, 1, 0], 3) == [4, 1, 3]
-    assert pictures.hardest([1, 1], 20) == [0, 1]
+    assert looking.hardest([3, 1, 2, 1, 0], 3) == [4, 1, 3]
+    assert looking.hardest([1, 1], 20) == [0, 1]
 
 
 @pytest.mark.slow
 def test_other_clips_of_the_classes_become_queries_once(subjects):
     subject = subjects('protonet')
-    episodes, names = pictures.queries_of_classes(subject, 4)
+    episodes, names = over_episodes.queries_of_classes(subject, 4)
     own = subject.episodes
     assert episodes.query.shape[1] == own.query.shape[1] and len(names) == 2
     np.testing.assert_array_equal(episodes.support, own.support[[4] * len(episodes)])
@@ -177,7 +178,7 @@ def test_other_clips_of_the_classes_become_queries_once(subjects):
 def test_maps_after_frame_enrichment_are_the_part_along_the_frame(subjects):
     """Of STRM: the mean over the places of what lies along E is the part of H that does, where no
     place points away."""
-    [seen] = pictures.look(subjects('strm'), [0])
+    [seen] = looking.look(subjects('strm'), [0])
     found = pictures.activations(seen.shown, 0.0)
     assert list(found) == ['backbone', 'patch enrichment', 'frame enrichment']
     assert all(maps.shape == (*seen.query.shape[:2], 32, 32) for maps in found.values())
@@ -194,7 +195,7 @@ def test_maps_after_frame_enrichment_are_the_part_along_the_frame(subjects):
 
 @pytest.mark.slow
 def test_the_matrix_shows_the_frames_that_the_window_reads(subjects):
-    [seen] = pictures.look(subjects('ta2n'), [3])
+    [seen] = looking.look(subjects('ta2n'), [3])
     way, shot = seen.support.shape[:2]
     seen.shown['query_window'] = np.tile([0.2, 0.5], (len(seen.labels), 1))
     seen.shown['support_window'] = np.tile([1.0, 0.0], (way, shot, 1))
@@ -210,7 +211,7 @@ def test_how_far_the_weights_of_tasks_are_apart():
     weights = np.zeros((2, 3, 2))
     weights[0] = [[3, 4], [3, 4], [3, 5]]  # two draws are 1 apart
     weights[1] = [[0, 0], [0, 2], [0, 5]]  # and 3; the tasks without noise 5
-    within, between, length = pictures.spread(weights)
+    within, between, length = over_episodes.spread(weights)
     assert (within, between) == (2, 5)
     assert length == pytest.approx(np.mean([5, 5, 34**0.5, 0, 2, 5]))
 
@@ -241,7 +242,7 @@ def test_a_path_that_others_share_is_drawn_whole():
 
 @pytest.mark.slow
 def test_each_path_has_a_cell_for_the_frames_that_its_line_names(subjects):
-    [seen] = pictures.look(subjects('otam'), [1])
+    [seen] = looking.look(subjects('otam'), [1])
     lines = {line.get_label(): line for line in pictures._alignment(seen).figure.axes[0].lines}
     columns, rows = (
         lines[f'of the frames of the {side}'].get_data()[axis] - 0.5
