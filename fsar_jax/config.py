@@ -39,6 +39,12 @@ class Run:
         factor='Z',
         help='random seed of training: episodes, augmentation, initialisation and dropout',
     )
+    keep_programs: bool = setting(
+        True,
+        affects='cost',
+        help='keep what JAX compiles in ~/.cache/fsar_jax for the next start of the same run; '
+        'JAX_COMPILATION_CACHE_DIR names another folder',
+    )
 
 
 @dataclasses.dataclass(frozen=True)

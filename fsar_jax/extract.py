@@ -72,6 +72,7 @@ from fsar_jax.learner import FewShotLearner, create_learner
 from fsar_jax.machine import file_lock, usable_cores
 from fsar_jax.messages import listed, one_line, printable
 from fsar_jax.named_arrays import params_hash
+from fsar_jax.programs import keep_programs
 from fsar_jax.progress import Progress
 from fsar_jax.stage import ArrayTree
 from fsar_jax.stages import build_stages, choice
@@ -135,6 +136,8 @@ def main(argv: list[str]) -> None:
             '--dir=FOLDER, with the backbone and its weights as --help shows them'
         )
     config = given.config
+    if config.get('keep_programs', True):
+        keep_programs()
     if given.dataset:
         config = config.copy_and_resolve_references()
         config.data.dataset = given.dataset

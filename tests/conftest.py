@@ -132,6 +132,8 @@ def share_programs(session_folder):
     """
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update('jax_compilation_cache_dir', str(session_folder / 'programs'))
+    # For the processes that tests start: none of them writes to the user's folder.
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = jax.config.jax_compilation_cache_dir
     jax.config.update('jax_persistent_cache_min_compile_time_secs', MIN_SECONDS)
     # A program that another worker is writing is compiled here as well.
     warnings.filterwarnings('ignore', message='Error reading persistent compilation cache entry')

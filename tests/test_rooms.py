@@ -26,7 +26,7 @@ ROWS = (
     'stages',
     'backbones data enrichment matchers samplers',
     # single files that rooms share
-    'fields layers mesh mutual_information named_arrays processes progress recipe stage',
+    'fields layers mesh mutual_information named_arrays processes programs progress recipe stage',
     'torch_names',
     'arguments checksums files machine messages moved stopping',
 )
