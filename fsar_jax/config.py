@@ -20,7 +20,16 @@ import ml_collections
 
 from fsar_jax import backbones, enrichment, matchers, samplers
 from fsar_jax.data.frame_sampling import RULES
-from fsar_jax.fields import Path, Setting, check_section, has_field, setting, settings_of, union
+from fsar_jax.fields import (
+    Path,
+    Saving,
+    Setting,
+    check_section,
+    has_field,
+    setting,
+    settings_of,
+    union,
+)
 from fsar_jax.files import local_path
 from fsar_jax.recipe import PRESETS as PRESETS  # what files like those in configs/ import
 from fsar_jax.recipe import published_recipe as published_recipe
@@ -61,6 +70,7 @@ class Episode:
     query: int = setting(
         3,
         at_least=1,
+        saving=Saving(2, 'training'),
         help='number of query clips per class in training; eval.query is that of evaluation',
     )
     query_classes: int | None = setting(
@@ -70,12 +80,17 @@ class Episode:
         'them',
     )
     frames: int = setting(
-        8, at_least=1, affects='model', help='L, number of frames of each clip that the model sees'
+        8,
+        at_least=1,
+        affects='model',
+        saving=Saving(2, 'training'),
+        help='L, number of frames of each clip that the model sees',
     )
     image_size: int = setting(
         64,
         at_least=1,
         affects='model',
+        saving=Saving(2, 'training'),
         help='pixels per side of the square crop that the model sees',
     )
 
@@ -188,6 +203,7 @@ class Train:
         1,
         at_least=1,
         affects='cost',
+        saving=Saving(0, 'training', up_to='train.episodes_per_step'),
         help='number of parts that the episodes of a step are split into, to run one after '
         'another in less memory',
     )
@@ -322,15 +338,24 @@ class Eval:
         help='file with a list of episodes to evaluate, instead of random ones',
     )
     episodes_per_chunk: int = setting(
-        250, at_least=1, affects='cost', help='number of episodes to match at once in evaluation'
+        250,
+        at_least=1,
+        affects='cost',
+        saving=Saving(0, 'evaluation'),
+        help='number of episodes to match at once in evaluation',
     )
     videos_per_batch: int = setting(
-        32, at_least=1, affects='cost', help='number of videos to embed at once in evaluation'
+        32,
+        at_least=1,
+        affects='cost',
+        saving=Saving(0, 'evaluation'),
+        help='number of videos to embed at once in evaluation',
     )
     frame_cache_gb: float = setting(
         8.0,
         at_least=0,
         affects='cost',
+        saving=Saving(0, 'evaluation'),
         help='a sampler that adapts to the episode: embed every frame of the split once where that '
         'takes at most this many GB of each device, and the frames that an episode chooses again '
         'in each episode where it takes more (docs/costs.md)',

@@ -35,6 +35,24 @@ SMALLEST = 1.1754943508222875e-38  # CPUs treat a smaller float32 as 0
 
 
 @dataclasses.dataclass(frozen=True)
+class Saving:
+    """How a setting can save memory of a device (fsar_jax.memory).
+
+    Attributes:
+      harm: 0 no number changes but by rounding of sums, 1 every number is rounded more, 2 results
+        change.
+      phase: 'training', 'evaluation', or '' for both.
+      value: the value that needs least; None: half of what it is.
+      up_to: key of another setting, of which this one is a divisor; the next larger needs less.
+    """
+
+    harm: int
+    phase: str = ''
+    value: Any = None
+    up_to: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
 class Setting:
     """The definition of a setting. `setting` makes it; `settings_of` adds the type of the field.
 
@@ -57,6 +75,7 @@ class Setting:
       names_file: whether the name of a results file begins with the value, and so does not repeat
         it.
       formerly: key that had this meaning in runs from before this setting existed.
+      saving: how another value saves memory of a device; None if it does not.
       why: reason that ends the error message about a value outside the range.
       help: what the setting is.
     """
@@ -78,6 +97,7 @@ class Setting:
     starts: str = ''
     names_file: bool = False
     formerly: str = ''
+    saving: Saving | None = None
     why: str = ''
     help: str = ''
 

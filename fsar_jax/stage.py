@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fsar_jax.fields import setting
+from fsar_jax.fields import Saving, setting
 
 # A pytree of arrays. Only the code that makes it and the code that uses it know its structure.
 ArrayTree = Any
@@ -38,6 +38,7 @@ class Shared:
     dtype: str = setting(
         'float32',
         choices=('float32', 'bfloat16'),
+        saving=Saving(1, value='bfloat16'),
         help='number format of the computation; parameters, scores and losses stay float32',
     )
     align_at_test: bool = setting(

@@ -52,7 +52,8 @@ def main(argv: list[str]) -> None:
       argv: the program and its flags, as sys.argv.
 
     Raises:
-      ValueError, OSError, FloatingPointError: one line about what is wrong with the input.
+      ValueError, OSError, FloatingPointError, MemoryError: one line about what is wrong with the
+        input.
       SystemExit: the same, for flags that cannot be parsed.
     """
     given = parse(argv)
@@ -313,7 +314,7 @@ def run(argv: list[str]) -> None:
     flags.FLAGS.mark_as_parsed()  # its logging flags are parsed here with ours
     try:
         main(argv)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         if logging.level_debug():
             raise
         sys.exit(f'error: {one_line(error)}')

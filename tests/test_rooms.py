@@ -22,7 +22,7 @@ ROWS = (
     'ingest',
     'weights',
     'learner',
-    'config plan',
+    'config memory plan',
     'stages',
     'backbones data enrichment matchers samplers',
     # single files that rooms share

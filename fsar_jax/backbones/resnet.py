@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from fsar_jax.backbones.batch_norm import BatchNorm
 from fsar_jax.backbones.pointwise import PointwiseConv
-from fsar_jax.fields import setting
+from fsar_jax.fields import Saving, setting
 from fsar_jax.stage import Stage
 
 # He et al. 2015, as torchvision starts convolutions: normal, variance 2 / (kernel area · output
@@ -184,6 +184,7 @@ class PixelNetwork(Stage):
         False,
         kw_only=True,
         affects='cost',
+        saving=Saving(0, 'training', True),
         help='recompute residual blocks in the backward pass: less memory, about a third more time',
     )
     dtype: Any = dataclasses.field(default=jnp.float32, kw_only=True)

@@ -25,6 +25,7 @@ from fsar_jax.data import loader
 from fsar_jax.data.dataset import Videos, content_hash, videos_present
 from fsar_jax.data.episodes import Episodes
 from fsar_jax.evaluation import results
+from fsar_jax.memory import named_out_of_memory
 from fsar_jax.named_arrays import params_hash
 from fsar_jax.progress import Progress
 from fsar_jax.stages import frames_read
@@ -139,10 +140,12 @@ def evaluate_episodes(
 
     Raises:
       ValueError: logits that are not finite, with the first such episode.
+      MemoryError: one line with the settings that need less of a device's memory.
     """
     cache = model.config.eval.cache if cache is None else cache
     model = model._replace(variables=meshes.replicate(model.mesh, model.variables))
-    logits, seconds = (_run_cached if cache else _run_uncached)(model, dataset, episodes)
+    with named_out_of_memory(model.config, 'evaluation'):
+        logits, seconds = (_run_cached if cache else _run_uncached)(model, dataset, episodes)
     finite = np.isfinite(logits).all((1, 2))
     if not finite.all():
         raise ValueError(

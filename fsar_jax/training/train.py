@@ -20,6 +20,7 @@ from fsar_jax.evaluation import results
 from fsar_jax.evaluation.evaluate import Description, TrainedModel, episodes_of, evaluate
 from fsar_jax.files import local_path
 from fsar_jax.learner import create_learner
+from fsar_jax.memory import announced, named_out_of_memory
 from fsar_jax.mesh import episode_mesh, replicate, shard
 from fsar_jax.messages import listed, printable
 from fsar_jax.plan import resolved_plan
@@ -92,6 +93,7 @@ def train_and_evaluate(
         workdir.
       FloatingPointError: a loss that is not finite, with the step, the episodes and the last good
         checkpoint.
+      MemoryError: one line with the settings that need less of a device's memory.
     """
     # ── What runs, on what ────────────────────────────────────────────────────────────────────────
     validate(config)
@@ -140,12 +142,13 @@ def train_and_evaluate(
             check_logits(learner, state.variables, config)
 
         # ── The loop ──────────────────────────────────────────────────────────────────────────────
-        train_step = make_train_step(learner, config, mesh)
+        train_step = announced(make_train_step(learner, config, mesh), mesh)
         processes = jax.process_index(), jax.process_count()
         batches = loader.training_batches(train_set, config, start, *processes, frames_read(config))
         episodes, first_episode = (n * train.episodes_per_step for n in (train.num_steps, start))
         not_logged, saving = None, threading.Lock()
         with (
+            named_out_of_memory(config, 'training'),
             finish_first(lambda: wait_until_saved(checkpoints, saving)),
             contextlib.closing(batches),
             MetricWriter(workdir, train.log_steps, resume_step=start) as writer,

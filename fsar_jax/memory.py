@@ -1,0 +1,128 @@
+"""What a training step needs of a device's memory, and what to change where that is too much."""
+
+import contextlib
+import math
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import ml_collections
+
+from fsar_jax.config import SETTINGS, setting_of
+from fsar_jax.fields import Setting
+from fsar_jax.plan import has_effect
+from fsar_jax.processes import print_once
+from fsar_jax.stage import ArrayTree
+
+HARMS = ('', ' (results move by rounding)', ' (with other results)')  # of a `Saving`
+
+
+def announced(step: Callable, mesh: jax.sharding.Mesh) -> Callable:
+    """The jitted training step (state, batch) → (state, metrics), which at its first call prints
+    what it will need: parameters, state and batch before it is compiled, and then the compiler's
+    count of everything, where the backend gives it."""
+    compiled: list[Any] = []
+
+    def run(state, batch):
+        if not compiled:
+            count = sum(x.size for x in jax.tree.leaves(state.params))
+            whole, part = bytes_of(state), bytes_of(batch) / mesh.size
+            print_once(
+                f'compiling the training step: {count / 1e6:.2f} M parameters, state with '
+                f'optimiser {gibibytes(whole)}, batch {gibibytes(part)} of each device'
+            )
+            compiled.append(step.lower(state, batch).compile())
+            if counted := counted_memory(compiled[0], mesh.devices.flat[0]):
+                print_once(counted)
+        return compiled[0](state, batch)
+
+    return run
+
+
+def bytes_of(tree: ArrayTree) -> int:
+    """Of all arrays of a tree."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def gibibytes(size: float) -> str:
+    """'6.9 GiB'; below 0.1 GiB in MiB."""
+    gib = size / 2**30
+    return f'{gib:.1f} GiB' if gib >= 0.1 else f'{size / 2**20:.1f} MiB'
+
+
+def counted_memory(compiled: Any, device: jax.Device) -> str:
+    """One line with the compiler's count of a compiled step beside what `device` has; '' where the
+    backend does not count."""
+    try:
+        count = compiled.memory_analysis()
+        fixed = count.argument_size_in_bytes + count.output_size_in_bytes
+        fixed -= count.alias_size_in_bytes  # outputs in the place of donated arguments
+        temporary = count.temp_size_in_bytes
+    except (AttributeError, jax.errors.JaxRuntimeError, NotImplementedError):
+        return ''
+    has = memory_of(device)
+    line = (
+        f'the training step needs {gibibytes(fixed + temporary)} of each device, '
+        f'{gibibytes(temporary)} of it for activations and other temporaries'
+    )
+    if has:
+        line += f'; {device.device_kind} has {gibibytes(has)}'
+    return line + (', which is less' if has and has < fixed + temporary else '')
+
+
+def memory_of(device: jax.Device) -> int:
+    """Bytes that JAX may use of an accelerator, or that a CPU's machine has; 0 if unknown."""
+    if device.platform == 'cpu':
+        with contextlib.suppress(ValueError, OSError, AttributeError):
+            return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+        return 0
+    return (device.memory_stats() or {}).get('bytes_limit', 0)
+
+
+@contextlib.contextmanager
+def named_out_of_memory(config: ml_collections.ConfigDict, phase: str) -> Iterator[None]:
+    """In the block, a device without enough memory raises MemoryError: one line with the settings
+    that need less.
+
+    Args:
+      phase: 'training' or 'evaluation'.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error) and 'ut of memory' not in str(error):
+            raise
+        raise MemoryError(out_of_memory(config, phase)) from error
+
+
+def out_of_memory(config: ml_collections.ConfigDict, phase: str) -> str:
+    """The line of `named_out_of_memory`: what still can be changed, the least harmful first."""
+    able = [
+        (known.saving.harm, f'--config.{key}={less}{HARMS[known.saving.harm]}')
+        for key, known in SETTINGS.items()
+        if known.saving
+        and known.saving.phase in ('', phase)
+        and has_effect(config, key)
+        and (less := smaller(known, setting_of(config, key), config))
+    ]
+    found = [text for _, text in sorted(able, key=lambda item: item[0])]
+    if phase == 'training' and not config.data.features:
+        found.append('the training of the head alone on features that fsar_jax.extract stores')
+    return f'a device has too little memory for the {phase}' + (
+        f': try {", or ".join(found)}' if found else ''
+    )
+
+
+def smaller(known: Setting, value: Any, config: ml_collections.ConfigDict) -> str:
+    """The value to try in the place of `value`; '' where there is none that needs less."""
+    saving = known.saving
+    assert saving
+    if saving.up_to:  # a divisor of another setting, from which on there is no more to split
+        most = setting_of(config, saving.up_to)
+        return next((str(n) for n in range(value + 1, most + 1) if most % n == 0), '')
+    if saving.value is not None:
+        return '' if value == saving.value else f'{saving.value}'
+    half = value // 2 if isinstance(value, int) else value / 2
+    lowest = known.at_least or 0
+    return f'{half:g}' if value and half >= lowest and half != value else ''

@@ -1,0 +1,71 @@
+"""What a training step needs is printed, and a device with too little memory is one line."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import pytest
+from tiny_run import get_config
+
+from fsar_jax import memory
+from fsar_jax.mesh import episode_mesh
+
+
+def test_out_of_memory_names_the_least_harmful_settings_first():
+    config = get_config('strm', 'ssv2')
+    config.train.update(episodes_per_step=12, accumulation_steps=4)
+    config.model.backbone.remat = False
+    config.model.dtype = 'float32'
+    line = memory.out_of_memory(config, 'training')
+    order = (
+        '--config.model.backbone.remat=True',
+        '--config.train.accumulation_steps=6',
+        '--config.model.dtype=bfloat16 (results move by rounding)',
+        f'--config.episode.query={config.episode.query // 2} (with other results)',
+        '--config.episode.image_size=112 (with other results)',
+    )
+    places = [line.index(text) for text in order[:3]]
+    assert places == sorted(places)
+    assert all(line.index(text) > places[-1] for text in order[3:])
+    assert 'eval.' not in line and '\n' not in line
+
+    config.train.accumulation_steps = 12
+    config.model.backbone.remat = True
+    config.model.dtype = 'bfloat16'
+    line = memory.out_of_memory(config, 'training')
+    assert not [name for name in ('remat', 'accumulation', 'dtype') if name in line]
+
+
+def test_out_of_memory_in_an_evaluation_names_what_an_evaluation_reads():
+    config = get_config('strm')
+    line = memory.out_of_memory(config, 'evaluation')
+    assert f'--config.eval.videos_per_batch={config.eval.videos_per_batch // 2}' in line
+    assert 'train.' not in line and 'remat' not in line and 'image_size' not in line
+
+
+@pytest.mark.parametrize('exhausted', [True, False])
+def test_only_what_is_about_memory_is_renamed(exhausted):
+    words = 'RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.' if exhausted else 'INTERNAL: x'
+    with pytest.raises(MemoryError if exhausted else jax.errors.JaxRuntimeError):
+        with memory.named_out_of_memory(get_config('protonet'), 'training'):
+            raise jax.errors.JaxRuntimeError(words)
+
+
+@flax.struct.dataclass
+class State:
+    params: jax.Array
+
+
+def test_a_step_prints_what_it_needs_and_is_compiled_once(capsys):
+    traced = []
+
+    @jax.jit
+    def step(state, batch):
+        traced.append(1)
+        return state.params + batch.sum()
+
+    run = memory.announced(step, episode_mesh(1))
+    for _ in range(2):
+        assert run(State(jnp.zeros((1000, 1000))), jnp.ones((4, 256)))[0, 0] == 1024
+    before, counted = capsys.readouterr().out.splitlines()
+    assert '1.00 M parameters' in before and 'state with optimiser 3.8 MiB' in before
+    assert 'needs 7.6 MiB of each device' in counted and len(traced) == 1
