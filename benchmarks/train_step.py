@@ -38,9 +38,9 @@ PARTS = flags.DEFINE_integer(
 STEPS = flags.DEFINE_integer('steps', 10, 'Timed steps, after two to warm up.')
 
 
-def load(method):
+def load(method, preset):
     file = pathlib.Path(__file__).parents[1] / 'configs' / f'{method}.py'
-    config = runpy.run_path(str(file))['get_config'](PRESET.value)
+    config = runpy.run_path(str(file))['get_config'](preset)
     config.model.dtype = DTYPE.value or config.model.dtype
     config.train.accumulation_steps = PARTS.value or config.train.accumulation_steps
     return config
@@ -139,7 +139,7 @@ def main(_):
         )
     )
     for method in METHODS.value:
-        config = load(method)
+        config = load(method, PRESET.value)
         mesh = episode_mesh(config.train.episodes_per_step)
         config = fit_accumulation(config, mesh.size)
         if only_traced:
