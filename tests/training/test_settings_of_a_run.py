@@ -13,6 +13,7 @@ from fsar_jax.training.workdir import name_of_old_preset
 
 # Memory, speed, where things lie, what is printed.
 COST = {
+    'keep_programs',
     'data.dir',
     'data.num_threads',
     'data.num_workers',
