@@ -136,7 +136,7 @@ def main(argv: list[str]) -> None:
             '--dir=FOLDER, with the backbone and its weights as --help shows them'
         )
     config = given.config
-    if config.get('keep_programs', True):
+    if config.keep_programs:
         keep_programs()
     if given.dataset:
         config = config.copy_and_resolve_references()

@@ -78,7 +78,7 @@ def main(argv: list[str]) -> None:
 
     if given.distributed:
         start_distributed(given.distributed)
-    if given.config.get('keep_programs', True):
+    if given.config.keep_programs:
         from fsar_jax.programs import keep_programs
 
         keep_programs()

@@ -273,8 +273,8 @@ def test_no_function_of_a_stage_repeats_the_default_of_a_setting():
 
 
 def test_what_is_outside_the_stages_is_named_where_it_is_read():
-    """No list of keys: a key in quotes is metadata of a setting (`unless`, `same_as`, `formerly`)
-    or an error's text, which says config.KEY."""
+    """No list of keys: a key in quotes is metadata of a setting (`unless`, `same_as`, `formerly`,
+    `up_to`) or an error's text, which says config.KEY."""
     found = {
         f'{path.name}: {node.value}'
         for path in (REPOSITORY / 'fsar_jax').rglob('*.py')
@@ -286,7 +286,7 @@ def test_what_is_outside_the_stages_is_named_where_it_is_read():
                 for call in ast.walk(tree)
                 if isinstance(call, ast.Call)
                 for word in call.keywords
-                if word.arg in ('unless', 'same_as', 'formerly')
+                if word.arg in ('unless', 'same_as', 'formerly', 'up_to')
             }
         ]
         for node in ast.walk(tree)
