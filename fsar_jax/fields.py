@@ -12,7 +12,7 @@ import dataclasses
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from fsar_jax.messages import printable
@@ -63,7 +63,8 @@ class Setting:
       optional: whether the value may be None.
       length: number of elements of a list; None for any number.
       at_least, above, at_most, below: range of a number, or of each number in a list.
-      choices: all allowed values; () if any value is allowed.
+      choices: all allowed values; () if any value is allowed. A table of contents, whose names they
+        are, may grow.
       affects: one of AFFECTS.
       same_as: key of another setting that always has the same value, whichever of them is set.
       own_default: whether each choice of the section may have its own default. While nobody sets
@@ -88,7 +89,7 @@ class Setting:
     above: float | None = None
     at_most: float | None = None
     below: float | None = None
-    choices: tuple[str, ...] = ()
+    choices: Collection[str] = ()
     affects: str = 'result'
     same_as: str = ''
     own_default: bool = False

@@ -43,7 +43,7 @@ FIRST = (
     'training/test_resume.py',
     'training/test_state.py',
     'test_readme.py',
-    'test_notebook.py',
+    'test_notebooks.py',
     'training/test_lengthening.py',
     'training/test_benchmark_runs.py',
     'training/test_selected_checkpoint.py',

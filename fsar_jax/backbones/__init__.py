@@ -83,7 +83,7 @@ class BackboneChoice:
 
     name: str = setting(
         'resnet_small',
-        choices=tuple(BACKBONES),
+        choices=BACKBONES,
         affects='model',
         help="network that turns frames into feature maps; 'features' takes those that "
         'python -m fsar_jax.extract has stored (data.features)',

@@ -32,14 +32,14 @@ class EnrichmentChoice:
 
     patch: str = setting(
         'none',
-        choices=tuple(PATCH_ENRICHMENTS),
+        choices=PATCH_ENRICHMENTS,
         affects='model',
         help='how the patches of a frame exchange information, or those of the whole clip '
         "('joint_self_attention')",
     )
     frame: str = setting(
         'none',
-        choices=tuple(TOKEN_ENRICHMENTS),
+        choices=TOKEN_ENRICHMENTS,
         affects='model',
         help='how the frames of a clip exchange information',
     )

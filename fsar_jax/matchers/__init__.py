@@ -41,7 +41,7 @@ class MatcherChoice:
 
     name: str = setting(
         'cross_transformer',
-        choices=tuple(MATCHERS),
+        choices=MATCHERS,
         affects='model',
         help='how a query is compared with the support clips of a class',
     )

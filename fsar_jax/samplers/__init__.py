@@ -39,13 +39,13 @@ class SamplerChoice:
 
     name: str = setting(
         'uniform',
-        choices=tuple(SAMPLERS),
+        choices=SAMPLERS,
         affects='model',
         help='how frames are chosen: evenly spaced, by motion (MGSampler), or for the task (VIM)',
     )
     scan_network: str = setting(
         'shufflenet_v2_small',
-        choices=tuple(SCAN_NETWORKS),
+        choices=SCAN_NETWORKS,
         affects='model',
         help='small network that looks at all M frames (dense_frames) to choose among them',
     )
