@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_evaluation import TRACES, TinyDataset, TinyLearner, make_config, make_variables
-from tiny_run import SAMPLER, tiny_config, with_devices
+from tiny_run import SAMPLER, random_variables, tiny_config, with_devices
 from tiny_scan import TinyScan
 
 from fsar_jax import mesh as meshes
@@ -38,9 +38,9 @@ def draw(dataset, config, count):
     )
 
 
-def close(a, b):
-    """To 1e-5 of the largest logit."""
-    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+def close(a, b, least=0.0):
+    """To 1e-5 of the largest logit, or to `least`."""
+    np.testing.assert_allclose(a, b, rtol=0, atol=max(least, 1e-5 * np.abs(b).max()))
 
 
 def test_cached_equals_published_way_equals_one_episode_at_a_time(setting):
@@ -64,24 +64,33 @@ def test_cached_equals_published_way_equals_one_episode_at_a_time(setting):
     assert 11 < cached.correct.sum() < 33  # neither chance (11) nor perfect
 
 
+def tiny_model(mesh, method, changes, **episode):
+    """A method with tiny networks, which is trained enough that each of its stages has an
+    effect."""
+    config = make_config()
+    with config.unlocked():
+        config.episode.update(episode)
+        config.data.resize = max(config.data.resize, config.episode.image_size)
+        changes = {'model.classifier.classes': 4, **changes}
+        config.model = tiny_config(method, changes, width=4).model
+    learner, e = create_learner(config.model), config.episode
+    if method == 'vim':
+        learner = learner.clone(sampler=learner.sampler.clone(scan_network=TinyScan()))
+    clips = np.zeros((e.way, e.shot, e.frames, e.image_size, e.image_size, 3), np.uint8)
+    variables = random_variables(learner, clips, clips[:, 0])
+    return evaluation.TrainedModel(learner, variables, config, mesh)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('method', ['otam', 'ta2n', 'hyrsm', 'mastaf', 'vim'])
-def test_cached_equals_published_way_for_every_matcher(setting, method):
+def test_cached_equals_published_way_for_every_matcher(setting, shallow, method):
     (_, _, _, mesh), dataset = setting
-    config = make_config()
-    config.model = tiny_config(
-        method, {'model.classifier.classes': 4, **(SAMPLER if method == 'vim' else {})}, width=4
-    ).model
-    learner, episodes = create_learner(config.model), draw(dataset, config, 3)
-    variables = jax.jit(lambda: make_variables(learner, config))()
-    # Windows and offsets start without effect.
-    move = lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)
-    variables = {**variables, 'params': jax.tree.map(move, variables['params'])}
-    model = evaluation.TrainedModel(learner, variables, config, mesh)
+    model = tiny_model(mesh, method, SAMPLER if method == 'vim' else {})
+    episodes = draw(dataset, model.config, 3)
     cached, published = (
         evaluation.evaluate_episodes(model, dataset, episodes, cache) for cache in (True, False)
     )
-    close(cached.logits, published.logits)
+    close(cached.logits, published.logits, 2e-6)  # in float32, 1 − cosine is no more exact
     assert np.ptp(cached.logits, axis=-1).min() > 1e-4
 
 
@@ -95,22 +104,12 @@ def test_cached_equals_published_way_for_every_matcher(setting, method):
     ],
 )
 def test_frames_that_look_alike_in_all_episodes_are_embedded_once(
-    setting, changes, kept, monkeypatch
+    setting, shallow, changes, kept, monkeypatch
 ):
     (_, _, _, mesh), dataset = setting
-    config = make_config()
     changes = {f'model.{name}': value for name, value in changes.items()}
-    with config.unlocked():
-        config.episode.image_size = config.data.resize = 32
-        config.model = tiny_config(
-            'vim', {'model.classifier.classes': 4, **SAMPLER, **changes}, width=4
-        ).model
-    learner, episodes = create_learner(config.model), draw(dataset, config, 3)
-    learner = learner.clone(sampler=learner.sampler.clone(scan_network=TinyScan()))
-    variables = jax.jit(lambda: make_variables(learner, config))()
-    move = lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape)
-    variables = {**variables, 'params': jax.tree.map(move, variables['params'])}
-    model = evaluation.TrainedModel(learner, variables, config, mesh)
+    model = tiny_model(mesh, 'vim', SAMPLER | changes, image_size=32)
+    config, episodes = model.config, draw(dataset, model.config, 3)
     store = evaluation.embed_videos(model, dataset, [3, 4], 'embed_frames')
     assert store['frames'].shape == (2, *kept)
     done, progress = [], evaluation.Progress
