@@ -47,7 +47,7 @@ def conv(
     dtype: DTypeLike,
     name: str,
     kernel_init: nn.initializers.Initializer = KAIMING_FAN_OUT,
-) -> nn.Module:
+) -> nn.Conv | PointwiseConv:
     """Convolution without bias, padded by size // 2 on every side.
 
     'SAME' would pad an even map on the far side only at stride 2, and so shift the features.

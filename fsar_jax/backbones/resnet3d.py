@@ -21,7 +21,7 @@ from fsar_jax.fields import setting
 
 def conv3d(
     features: int, size: int, stride: int | tuple[int, int, int], dtype: DTypeLike, name: str
-) -> nn.Module:
+) -> nn.Conv | PointwiseConv:
     """Convolution over time and space without bias, padded by size // 2 on every side."""
     if size == 1:
         strides = (stride,) * 3 if isinstance(stride, int) else stride
