@@ -2,7 +2,7 @@
 # ./run.sh [flags of main.py]      set up, build the config's dataset where it is an embedded one, train
 #                                  and evaluate (STRM unless --config says otherwise)
 # ./run.sh test [pytest args]      set up, check lint and format (ruff) and types (mypy), run the tests
-#          test --quick            the fast ones, about 5 minutes, for people at work
+#          test --quick            the fast ones, about 3 minutes, for people at work
 #          test --oldest           the quick ones with the lowest versions that setup.cfg allows,
 #          test --newest           or with the newest that there are, in an environment of their own
 # ./run.sh lock                    write lock.txt and lock-oldest.txt anew from setup.cfg (docs/how_it_works.md)

@@ -70,6 +70,7 @@ def frozen_config(data_dir, method='trm', changes=None):
     return config_of(data_dir, method, {**FROZEN, 'episode.image_size': 24, **(changes or {})})
 
 
+@pytest.mark.slow
 def test_every_stored_frame_has_the_features_of_the_backbone(tiny_data, folders):
     """In all views: against the backbone on the frames, one clip at a time."""
     config = frozen_config(tiny_data, changes={'data.crop': 'random', 'data.flip': True})

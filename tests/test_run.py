@@ -87,6 +87,7 @@ def build(dataset, directory='data'):
     return f'-m fsar_jax.build --dataset=synthetic_actions/{dataset} --dir={directory}'
 
 
+@pytest.mark.slow
 def test_the_dataset_of_the_config_is_built_where_it_is_an_embedded_one(checkout):
     calls_of(checkout)
     assert calls_of(checkout) == [build('misaligned'), 'main.py --config=configs/strm.py']

@@ -152,7 +152,8 @@ def test_gradient_is_that_of_the_smoothed_function():
     np.testing.assert_allclose(ours, theirs, atol=0.05)
 
 
-@pytest.mark.parametrize('variant', ['code', pytest.param('paper', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('variant', ['code', 'paper'])
 def test_noise_of_less_variance_has_the_same_gradient_on_average(variant):
     scores = np.array([[0.3, -0.2, 0.5, 0.1, 0.0]], np.float32)
     y = np.asarray(jax.random.normal(jax.random.key(3), (1, 2, 5))) + 3
