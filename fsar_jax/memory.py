@@ -21,7 +21,10 @@ HARMS = ('', ' (results move by rounding)', ' (with other results)')  # of a `Sa
 def announced(step: Callable, mesh: jax.sharding.Mesh) -> Callable:
     """The jitted training step (state, batch) → (state, metrics), which at its first call prints
     what it will need: parameters, state and batch before it is compiled, and then the compiler's
-    count of everything, where the backend gives it."""
+    count of everything, where the backend gives it. A function that is not jitted stays as it
+    is."""
+    if not hasattr(step, 'lower'):
+        return step
     compiled: list[Any] = []
 
     def run(state, batch):

@@ -10,7 +10,8 @@ import zlib
 
 import pytest
 
-from fsar_jax import programs
+from fsar_jax import programs, train
+from fsar_jax.training import train as training
 
 
 class Config:
@@ -78,6 +79,15 @@ def test_half_written_and_long_unused_programs_are_removed(tmp_path):
         'other',
         'checked',
     }
+
+
+@pytest.mark.parametrize('given', [(), ('--config.keep_programs=False',)])
+def test_a_run_keeps_them_unless_told_otherwise(given, monkeypatch, tmp_path):
+    kept = []
+    monkeypatch.setattr(programs, 'keep_programs', lambda: kept.append(1))
+    monkeypatch.setattr(training, 'train_and_evaluate', lambda *_: {})
+    train.main(['main.py', '--config=protonet', f'--workdir={tmp_path}', *given])
+    assert len(kept) == (not given)
 
 
 PROCESS = """
