@@ -114,9 +114,11 @@ def main(arguments: list[str] | None = None) -> None:
     found |= null_tests(seen, truth, drawn, config)
     indices = seen['auxiliary'].get('query_indices')
     if indices is None and len(found) == 1:
+        why = 'neither chooses frames nor aligns clips'
+        if truth is None:
+            why += ' by M, and its dataset does not say where the action is'
         raise ValueError(
-            f'the method of the run in {printable(workdir, 1000)} neither chooses frames nor '
-            'aligns clips: there is nothing to measure'
+            f'nothing to measure: the method of the run in {printable(workdir, 1000)} {why}'
         )
     if indices is not None:
         found['selection'] = selection_measures(seen['auxiliary'], truth, config)

@@ -56,7 +56,7 @@ def test_a_run_that_chooses_is_measured_and_drawn(spliced, tmp_path, shallow, ca
 def test_a_run_that_neither_chooses_nor_aligns(tiny_data, tmp_path, shallow):
     config = tiny_config('protonet', {'data.dir': str(tiny_data)}, width=4)
     run = untrained(config, tmp_path / 'run')
-    with pytest.raises(ValueError, match='neither chooses frames nor aligns clips') as error:
+    with pytest.raises(ValueError, match='neither chooses frames nor aligns clips by M') as error:
         selection.main([f'--workdir={run}', '--pictures=0', '--episodes=2'])
     assert '\n' not in str(error.value) and not (run / 'selection').exists()
 
