@@ -8,6 +8,7 @@ import platform
 import time
 import warnings
 import zlib
+from typing import Any
 
 import jax
 
@@ -25,7 +26,8 @@ def keep_programs() -> None:
     may use the folder at once.
     """
     warnings.filterwarnings('ignore', message='Error (reading|writing) persistent compilation')
-    if not jax.config.jax_enable_compilation_cache or jax.config.jax_compilation_cache_dir:
+    config: Any = jax.config  # whose options have no types in older releases
+    if not config.jax_enable_compilation_cache or config.jax_compilation_cache_dir:
         return
     try:
         folder = programs_folder()
@@ -35,9 +37,9 @@ def keep_programs() -> None:
         tidy(folder)
     except (OSError, RuntimeError):  # the latter where the user has no home
         return
-    jax.config.update('jax_compilation_cache_dir', str(folder))
+    config.update('jax_compilation_cache_dir', str(folder))
     # However fast it was compiled: a run has hundreds of small programs.
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+    config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
 def programs_folder() -> pathlib.Path:
