@@ -103,8 +103,8 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     learner, steps = create_learner(config.model), config.train.num_steps
     if learner.backbone.takes_clips or learner.backbone.takes_maps or not learner.backbone_trained:
         raise ValueError(
-            f"config.model.backbone.name='{config.model.backbone.name}' learns nothing from single "
-            'frames here: choose a 2D backbone that is trained'
+            f'the backbone, {type(learner.backbone).__name__}, learns nothing from single frames '
+            'here: choose a 2D backbone that is trained'
         )
     dataset = open_training_split(config)
     directory = workdir / 'checkpoints'

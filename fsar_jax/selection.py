@@ -44,7 +44,6 @@ from fsar_jax.mesh import episode_mesh
 from fsar_jax.messages import one_line, printable
 from fsar_jax.progress import Progress
 from fsar_jax.samplers.task_adaptive import TaskAdaptiveSampler
-from fsar_jax.samplers.top_k import perturbed_top_k
 from fsar_jax.stages import frames_read
 from fsar_jax.training.inputs import open_split, open_training_split
 from fsar_jax.training.losses import episode_loss
@@ -167,7 +166,7 @@ def of_classes(
 def chooses_by_score(learner: nn.Module) -> bool:
     """Whether the frames of this learner are chosen by scores that are trained."""
     sampler = getattr(learner, 'sampler', None)
-    return isinstance(sampler, TaskAdaptiveSampler) and sampler.temporal and sampler.sigma > 0
+    return isinstance(sampler, TaskAdaptiveSampler) and sampler.learns_to_choose
 
 
 def push_of_scores(model: TrainedModel, count: int) -> dict:
@@ -194,17 +193,7 @@ def push_of_scores(model: TrainedModel, count: int) -> dict:
             hard, _, scores = call(features, guide, weights, False)
             scores = scores + moved[taken : taken + len(scores)]
             taken += len(scores)
-            soft = perturbed_top_k(
-                sampler.make_rng('sampler'),
-                scores,
-                sampler.frames,
-                sampler.sigma,
-                sampler.num_samples,
-                sampler.samples_per_chunk,
-                sampler.variant,
-                sampler.noise,
-            )
-            return hard, soft, scores
+            return hard, sampler.soft_choice(scores), scores
 
         rngs = {'dropout': key, 'sampler': jax.random.fold_in(key, 1)}
         with nn.intercept_methods(choose):

@@ -453,9 +453,14 @@ class TaskAdaptiveSampler(Sampler):
         hard = hard_top_k(scores, self.frames)
         if not train:
             return hard, hard, scores
+        return hard, self.soft_choice(scores, noise), scores
+
+    def soft_choice(self, scores: jax.Array, noise: jax.Array | None = None) -> jax.Array:
+        """The smoothed choice of training (VIM, Eq. 4 to 6): scores [B, M] → [B, T, M], with this
+        step's σ. noise: of `perturbed_top_k`; None draws it."""
         sigma = jnp.asarray(self.get_variable('schedule', 'sigma', self.sigma), jnp.float32)
         source = self.make_rng('sampler') if noise is None else noise
-        soft = perturbed_top_k(
+        return perturbed_top_k(
             source,
             scores,
             self.frames,
@@ -465,7 +470,11 @@ class TaskAdaptiveSampler(Sampler):
             self.variant,
             self.noise,
         )
-        return hard, soft, scores
+
+    @property
+    def learns_to_choose(self) -> bool:
+        """Whether scores that are trained choose the frames."""
+        return self.temporal and self.sigma > 0
 
     def resampled_by(
         self, scanned: dict[str, jax.Array], weights: dict[str, jax.Array]
