@@ -213,7 +213,7 @@ def complaint(known: Setting, value: Any) -> str:
             else f'must be {described(known)}'
         )
     if known.choices:
-        return '' if value in known.choices else f'is not one of {", ".join(known.choices)}'
+        return '' if value in list(known.choices) else f'is not one of {", ".join(known.choices)}'
     allowed: Any = {'path': str, float: (int, float)}.get(known.kind, known.kind)
     if not isinstance(value, allowed) or isinstance(value, bool) != (known.kind is bool):
         return f'must be {described(known)}'

@@ -192,5 +192,8 @@ def test_what_a_benchmark_imports_exists_and_its_usage_names_its_flags(name):
     if name != 'unrolled':  # the others import it
         assert f'python benchmarks/{name}.py' in usage
         source = (REPOSITORY / f'benchmarks/{name}.py').read_text()
+        for imported in re.findall(r'^import (\w+)$', source, re.MULTILINE):
+            shared = REPOSITORY / f'benchmarks/{imported}.py'
+            source += shared.read_text() if shared.exists() else ''
         defined = set(re.findall(r"DEFINE_\w+\(\s*'(\w+)'", source))
         assert set(re.findall(r'--(\w+)', usage)) <= defined | {'config'}
