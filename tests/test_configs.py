@@ -18,6 +18,7 @@ from tiny_run import (
     HEADS,
     REPOSITORY,
     TinyScan,
+    error_of,
     get_config,
     largest_difference,
     random_batch,
@@ -368,6 +369,7 @@ def test_every_value_is_read(tiny_data, tmp_path, monkeypatch, shallow):
     example_episode(tiny_config('trm', on_features))
     with pytest.raises(FileNotFoundError):
         with_features(tiny_config('trm', {**on_features, 'data.features': str(tmp_path)}))
+    error_of('--config=configs/strm.py', '--config.data.dir=/nowhere')  # what main.py reads itself
     monkeypatch.undo()
 
     def leaves(section, prefix=''):
