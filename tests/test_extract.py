@@ -121,7 +121,7 @@ def test_views_are_of_the_clip_alone_and_the_first_is_the_test_view(tiny_data):
 @pytest.mark.parametrize(
     'method, kind',
     [
-        ('trm', 'pooled'),
+        pytest.param('trm', 'pooled', marks=pytest.mark.slow),
         ('protonet', 'pooled'),
         pytest.param('strm', 'maps', marks=pytest.mark.slow),
     ],

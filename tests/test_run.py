@@ -110,9 +110,8 @@ def test_the_dataset_of_the_config_is_built_where_it_is_an_embedded_one(checkout
     ]
 
 
-@pytest.mark.parametrize(
-    'directory', ['data', *(pytest.param(x, marks=pytest.mark.slow) for x in ('a [x] b', '~/data'))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('directory', ['data', 'a [x] b', '~/data'])
 def test_what_is_built_is_not_built_again(checkout, directory):
     flags = [] if directory == 'data' else [f'--config.data.dir={directory}']
     calls_of(checkout, *flags)
@@ -124,6 +123,7 @@ def test_what_is_built_is_not_built_again(checkout, directory):
     assert len(calls_of(checkout, *flags)) == 1
 
 
+@pytest.mark.slow
 def test_a_second_call_installs_nothing_and_the_tests_add_what_they_need(checkout):
     venvs, [pip] = installed(calls_of(checkout))
     assert venvs == 1 and pip.endswith('--constraint lock.txt --editable .')
@@ -133,6 +133,7 @@ def test_a_second_call_installs_nothing_and_the_tests_add_what_they_need(checkou
     assert installed(calls_of(checkout, 'test')) == (0, []) == installed(calls_of(checkout))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'what',
     ['lock', *(pytest.param(x, marks=pytest.mark.slow) for x in ('settings', 'python', 'place'))],

@@ -59,6 +59,7 @@ def installed(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_everything_in_it_imports_and_finds_its_files(installed):
     """Six benchmarks: their class lists, and their lists of videos."""
     classes, lists = map(int, installed('-c', IMPORT_EVERYTHING, installed.site).split())

@@ -146,6 +146,7 @@ class SlowMobileNetV2:
         )
 
 
+@pytest.mark.slow
 def test_mobilenet_equals_a_slow_one():
     network, rng = create_scan_network('mobilenet_v2'), np.random.default_rng(0)
     weights = {}

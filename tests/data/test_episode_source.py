@@ -69,6 +69,7 @@ def test_grain_and_other_processes_take_it(dataset):
         np.testing.assert_array_equal(other[4]['support'], source[4]['support'])
 
 
+@pytest.mark.slow
 def test_a_built_dataset_by_name(tmp_path):
     flags = ['--dataset=synthetic_actions/aligned', f'--dir={tmp_path}', '--size=32']
     flags += ['--num_frames=10', '--clips_per_class=2', '--processes=0']

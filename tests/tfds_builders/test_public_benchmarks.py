@@ -376,6 +376,7 @@ def test_an_archive_without_a_program_that_extracts_it(small, tmp_path, monkeypa
         assert '\n' not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_an_archive_of_archives(small, tmp_path, monkeypatch):
     """A stand-in for unrar, as nothing here can write a .rar: it copies a folder that the 'archive'
     names."""

@@ -237,6 +237,7 @@ def test_tfrecord_is_refused_without_tensorflow(clips, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_workers_find_a_builder_that_tfds_build_imported(tmp_path, monkeypatch):
     """`tfds build` removes the folder above the builder's from sys.path again."""
     (tmp_path / 'my_clips').mkdir()

@@ -412,6 +412,7 @@ def test_what_cannot_be_written_is_told_before_training(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ['file']
 
 
+@pytest.mark.slow
 def test_odd_names_work(tmp_path, monkeypatch):
     """Every name is another run's: none reads or drops the checkpoints of the others."""
     names = [

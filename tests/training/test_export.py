@@ -59,6 +59,7 @@ def error_of(function, *arguments):
     return line
 
 
+@pytest.mark.slow
 def test_other_libraries_read_the_arrays_of_the_best_checkpoint(run, exported):
     arrays, best = load_file(exported), best_of_run(run, episode_mesh())
     expected = by_name(best.state.variables)

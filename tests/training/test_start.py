@@ -61,6 +61,7 @@ def test_only_parts_that_the_model_has_can_start():
     ]
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_what_pip_installed(monkeypatch, tmp_path, capsys):
     config = get_config('protonet')
     config.model.backbone.update(name='efficientnet_lite0', weights='pretrained')

@@ -147,6 +147,7 @@ def test_parts_in_sequence_change_nothing(strm, batch, after):
     assert metrics['losses'].shape == (2, 2)
 
 
+@pytest.mark.slow
 def test_dropout_belongs_to_the_episode_and_not_to_its_place(strm, batch, after):
     order = [2, 0, 3, 1]
     state, metrics = strm.step(permuted(batch, order))
