@@ -224,6 +224,7 @@ def test_training_draws_one_of_the_views_and_evaluation_takes_the_first(tiny_dat
     np.testing.assert_array_equal(out[:, 0, 0], stored[0, [1, 2, 4, 6]])
 
 
+@pytest.mark.slow
 def test_a_killed_extraction_goes_on_with_the_files_that_are_missing(
     tiny_data, folders, tmp_path, monkeypatch, capsys
 ):

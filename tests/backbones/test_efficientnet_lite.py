@@ -80,6 +80,7 @@ def narrow():
     return config, network, published, frames, reference
 
 
+@pytest.mark.slow
 def test_features_of_every_block_equal_the_reference(narrow):
     config, network, published, frames, reference = narrow
     maps, blocks = maps_and_blocks(network, backbone_from_torch(published, config), frames)

@@ -117,6 +117,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('case', CASES)
 def test_maps_and_gradients_equal_those_of_a_slow_one(case, monkeypatch):
     create, slow, of = CASES[case]
