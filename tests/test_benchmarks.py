@@ -128,6 +128,7 @@ def test_pictures_and_truth_takes_the_mean_over_episodes():
     assert second[2:] == (0.75, pytest.approx(1.96 * 0.25 / 2**0.5), 'chance', 0.5, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['offsets zero', 'M identity'])
 def test_a_replaced_part_of_ta2n_acts_as_its_row_says(name):
     """Against the same episode computed with the offsets or M set by hand."""

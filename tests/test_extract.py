@@ -257,6 +257,7 @@ def test_a_killed_extraction_goes_on_with_the_files_that_are_missing(
     assert 'is extracted already' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_cannot_be_extracted_is_refused_in_one_line(tiny_data, folders, tmp_path, monkeypatch):
     config = config_of(tiny_data)
     refused = lambda changes, folder=tmp_path / 'f', **flags: message_of(
@@ -337,6 +338,7 @@ def test_features_that_are_not_finite_are_named(tiny_data, folders, tmp_path):
         assert not all_finite(np.append(x, dtype(np.nan)))
 
 
+@pytest.mark.slow
 def test_values_that_a_format_cannot_hold_are_refused(tiny_data, tmp_path, monkeypatch):
     config = config_of(tiny_data, changes={'model.backbone.normalize': 'unit'})
     real = extract.backbone_variables

@@ -16,6 +16,7 @@ def gaussians(rho, samples=512, channels=64, seed=0):
     return x, rho * x + np.sqrt(1 - rho**2, dtype=np.float32) * noise
 
 
+@pytest.mark.slow
 def test_upper_bound_is_above_and_near_the_truth_for_gaussians():
     estimate = jax.jit(mi.feature_information)
     for rho in (0.0, 0.3, 0.6, -0.6, 0.9, 0.95):

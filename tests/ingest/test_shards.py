@@ -186,6 +186,7 @@ def test_slices_in_any_order_then_finish(unbroken, tmp_path, capsys):
     assert bytes_of(run(tmp_path, '--finish')) == unbroken
 
 
+@pytest.mark.slow
 def test_a_shard_of_another_list_is_not_taken_over(unbroken, tmp_path):
     run(tmp_path, '--shards=0/2', '--seed=1')
     with pytest.raises(ValueError, match='25 of 25 shards are not in'):

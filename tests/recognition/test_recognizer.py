@@ -159,6 +159,7 @@ def test_logits_are_those_of_an_evaluation_of_the_same_clips(files, monkeypatch,
     np.testing.assert_allclose(found.scores(queries), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_with_a_run_classes_may_have_different_numbers(monkeypatch):
     """The mean over draws of the smallest number, in which the examples of a class take turns."""
     model = model_of(tiny_config('trx', width=8))

@@ -97,6 +97,7 @@ def test_clip_is_a_pure_function_in_any_process():
     assert not np.array_equal(clip.frames, other.frames)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('config', renderer.CONFIGS)
 def test_shapes_and_truth_ranges(config):
     settings = ClipSettings(num_frames=24, config=config)

@@ -40,6 +40,7 @@ def test_fewer_time_steps_than_a_tuple_are_one_line(method, frames):
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.slow
 def test_just_enough_time_steps_are_taken():
     assert initial_shapes('trm', 17).logits.shape == (2, 2)
 
