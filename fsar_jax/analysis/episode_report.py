@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from fsar_jax.analysis.looking import part
 from fsar_jax.analysis.misalignment import (
     action_start,
     aem_score,
@@ -91,10 +92,7 @@ def look_at(
       ValueError: as `measure`.
     """
     learner, variables, config, _ = model
-    fields = ('support', 'query', 'labels', 'classes')
-    episodes = dataclasses.replace(
-        episodes, **{name: getattr(episodes, name)[:count] for name in fields}
-    )
+    episodes = part(episodes, range(min(count, len(episodes))))
     run = jax.jit(lambda variables, *clips: learner.apply(variables, *clips, method=describe))
     seen = [
         jax.tree.map(np.asarray, run(variables, batch['support'][0], batch['query'][0]))
