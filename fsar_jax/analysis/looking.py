@@ -74,11 +74,11 @@ def look(subject: Subject, numbers: Sequence[int]) -> Iterator[Seen]:
       ValueError: a clip that is too short or cannot be decoded; one line that names it.
     """
     episodes = part(subject.episodes, numbers)
-    for number, seen in zip(numbers, look_at(subject, episodes)):
+    for number, seen in zip(numbers, look_through(subject, episodes)):
         yield seen._replace(number=int(number))
 
 
-def look_at(subject: Subject, episodes: Episodes) -> Iterator[Seen]:
+def look_through(subject: Subject, episodes: Episodes) -> Iterator[Seen]:
     """As `look`, for episodes that need not be the subject's."""
     learner, variables, config, _ = subject.model
     explain = _compiled(learner)

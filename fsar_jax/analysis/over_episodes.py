@@ -8,7 +8,7 @@ import numpy as np
 
 from fsar_jax.analysis import figures, picture_truth
 from fsar_jax.analysis.episode_report import Truth
-from fsar_jax.analysis.looking import Seen, Subject, look_at, part
+from fsar_jax.analysis.looking import Seen, Subject, look_through, part
 from fsar_jax.analysis.run_report import Picture
 from fsar_jax.data.episodes import Episodes
 
@@ -101,7 +101,7 @@ def feature_pictures(subject: Subject, number: int) -> Iterator[Picture | str]:
     labels = episodes.labels.ravel()
     stages: dict[str, list] = {}
     right: dict[str, list] = {}
-    for seen in look_at(subject, episodes):
+    for seen in look_through(subject, episodes):
         for title, features in clip_features(seen.shown, seen.labels).items():
             stages.setdefault(title, []).append(features)
         near = {
