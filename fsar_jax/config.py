@@ -351,6 +351,22 @@ class Eval:
         saving=Saving(0, 'evaluation'),
         help='number of videos to embed at once in evaluation',
     )
+    embeddings: str = setting(
+        'auto',
+        choices=('auto', 'replicated', 'sharded'),
+        affects='cost',
+        help="where the embeddings of a split are kept: a copy on each device ('replicated'), or a "
+        "part of them on each ('sharded'), which takes 1/n of the memory on n devices and sends "
+        "clips between them; 'auto': copies where they fit, else parts, and where these do not fit "
+        'either, as with eval.cache=False (docs/costs.md)',
+    )
+    embeddings_gb: float | None = setting(
+        None,
+        at_least=0,
+        affects='cost',
+        help="for eval.embeddings 'auto': GB of each device that the embeddings of a split may "
+        'take; None: three quarters of what is free there',
+    )
     frame_cache_gb: float = setting(
         8.0,
         at_least=0,

@@ -70,7 +70,7 @@ from fsar_jax.ingest.feature_files import (
 )
 from fsar_jax.learner import FewShotLearner, create_learner
 from fsar_jax.machine import file_lock, usable_cores
-from fsar_jax.messages import listed, one_line, printable
+from fsar_jax.messages import decimal_size, listed, one_line, printable
 from fsar_jax.named_arrays import params_hash
 from fsar_jax.programs import keep_programs
 from fsar_jax.progress import Progress
@@ -374,24 +374,17 @@ def _check_disk(folder, header, shards) -> None:
     print(
         f'{header.dataset}: {features["kind"]} features of {sum(s.videos for s in shards):,} '
         f'clips, {frames:,} frames in {views} view{"s" * (views > 1)}, {list(header.row_shape)} in '
-        f'{features["dtype"]}: {_size(needed)} of the {_size(free)} that are free in '
+        f'{features["dtype"]}: {decimal_size(needed)} of the {decimal_size(free)} that are free in '
         f'{printable(folder, 1000)}',
         flush=True,
     )
     if needed > free:
         less = 'without --maps, ' if features['kind'] == 'maps' else ''
         raise ValueError(
-            f'--dir={printable(folder, 1000)} has {_size(free)} free, the features need '
-            f'{_size(needed)}: make room, name a folder on another disk, or extract less ({less}'
-            'fewer --views)'
+            f'--dir={printable(folder, 1000)} has {decimal_size(free)} free, the features need '
+            f'{decimal_size(needed)}: make room, name a folder on another disk, or extract less '
+            f'({less}fewer --views)'
         )
-
-
-def _size(count: float) -> str:
-    """'1.5 GB'."""
-    units = ('bytes', 'kB', 'MB', 'GB', 'TB')
-    power = min(len(units) - 1, max(0, len(f'{count:.0f}') - 1) // 3)
-    return f'{count / 1000**power:.{1 if power else 0}f} {units[power]}'
 
 
 # ── How ───────────────────────────────────────────────────────────────────────────────────────────

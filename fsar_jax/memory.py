@@ -83,6 +83,17 @@ def memory_of(device: jax.Device) -> int:
     return (device.memory_stats() or {}).get('bytes_limit', 0)
 
 
+def free_memory_of(device: jax.Device) -> float:
+    """Bytes that are free on an accelerator. Of a CPU, an equal share of the memory of its machine,
+    used or not, for each device that JAX makes of it. Infinite if unknown."""
+    if device.platform == 'cpu':
+        return memory_of(device) / len(jax.local_devices()) or math.inf
+    stats = device.memory_stats() or {}
+    if 'bytes_limit' not in stats:
+        return math.inf
+    return max(0, stats['bytes_limit'] - stats.get('bytes_in_use', 0))
+
+
 @contextlib.contextmanager
 def named_out_of_memory(config: ml_collections.ConfigDict, phase: str) -> Iterator[None]:
     """In the block, a device without enough memory raises MemoryError: one line with the settings

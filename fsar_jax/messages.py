@@ -6,6 +6,7 @@ line of a message or control the terminal.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 
@@ -27,6 +28,15 @@ def listed(names: Iterable[object], limit: int = 10) -> str:
     names = list(names)
     rest = f' and {len(names) - limit:,} more' if len(names) > limit else ''
     return ', '.join(printable(name) for name in names[:limit]) + rest
+
+
+def decimal_size(count: float) -> str:
+    """A number of bytes as '1.5 GB'."""
+    if not math.isfinite(count):
+        return 'unknown'
+    units = ('bytes', 'kB', 'MB', 'GB', 'TB')
+    power = min(len(units) - 1, max(0, len(f'{count:.0f}') - 1) // 3)
+    return f'{count / 1000**power:.{1 if power else 0}f} {units[power]}'
 
 
 def one_line(error: BaseException) -> str:

@@ -43,6 +43,13 @@ def from_first_process(value: Any) -> Any:
     return json.loads(bytes(multihost_utils.broadcast_one_to_all(text)))
 
 
+def smallest(value: float) -> float:
+    """The smallest value of all processes, in each of them; float32."""
+    if jax.process_count() == 1:
+        return value
+    return float(np.min(multihost_utils.process_allgather(np.float32(value))))
+
+
 def wait_for_all(where: str) -> None:
     """Returns when every process has called this with the same `where`."""
     if jax.process_count() > 1:

@@ -33,7 +33,7 @@ from fsar_jax.backbones import BACKBONES
 from fsar_jax.backbones.scan import SCAN_NETWORKS
 from fsar_jax.data.frame_sampling import RULES
 from fsar_jax.enrichment import PATCH_ENRICHMENTS, TOKEN_ENRICHMENTS
-from fsar_jax.evaluation import evaluate
+from fsar_jax.evaluation import embeddings
 from fsar_jax.learner import create_learner
 from fsar_jax.matchers import action_coordination, attention_fusion
 from fsar_jax.matchers.alignments import ALIGNMENTS
@@ -354,7 +354,8 @@ def test_every_value_is_read(tiny_data, tmp_path, monkeypatch, shallow):
     chosen = tiny_config('vim', {'model.sampler.spatial': 'none'})
     learner = create_learner(chosen.model)
     start = jax.eval_shape(learner.init, jax.random.key(0), *example_episode(chosen))
-    evaluate._frames_fit(evaluate.TrainedModel(learner, start, chosen, episode_mesh()), 1)
+    clips = jax.ShapeDtypeStruct((1, frames_read(chosen), 32, 32, 3), 'uint8')
+    embeddings.storage(embeddings.TrainedModel(learner, start, chosen, episode_mesh()), clips, 1)
     for method, changes in (
         *((method, {}) for method in METHODS),
         ('vim', {'model.sampler.name': 'motion_guided'}),

@@ -10,12 +10,9 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -25,26 +22,21 @@ from fsar_jax.data import loader
 from fsar_jax.data.dataset import Videos, content_hash, videos_present
 from fsar_jax.data.episodes import Episodes
 from fsar_jax.evaluation import results
+from fsar_jax.evaluation.embeddings import (
+    TrainedModel,
+    batch_of_clips,
+    batch_size,
+    delivered,
+    embed_into_storage,
+    exchanges,
+    row_of_each,
+    storage,
+)
+from fsar_jax.evaluation.embeddings import embed_videos as embed_videos
 from fsar_jax.memory import named_out_of_memory
 from fsar_jax.named_arrays import params_hash
 from fsar_jax.progress import Progress
 from fsar_jax.stages import frames_read
-
-
-class TrainedModel(NamedTuple):
-    """A learner with its variables, and how it runs.
-
-    Attributes:
-      learner: Flax module with `embed` and `match`; its fields must be hashable.
-      variables: {'params': …, 'batch_stats': …}.
-      config: the whole config.
-      mesh: the devices, see fsar_jax.mesh.
-    """
-
-    learner: nn.Module
-    variables: dict
-    config: ml_collections.ConfigDict
-    mesh: jax.sharding.Mesh
 
 
 class Outcome(NamedTuple):
@@ -83,50 +75,6 @@ class Description(NamedTuple):
     changed: dict[str, tuple] = {}
 
 
-def embed_videos(
-    model: TrainedModel,
-    dataset: Videos,
-    positions: Sequence[int] | np.ndarray | None = None,
-    method: str = 'embed',
-) -> dict[str, Any]:
-    """Embeds videos of a split, each once: test frames, centre crop, running batch statistics.
-
-    config.eval.videos_per_batch is rounded up to a multiple of the devices.
-
-    Args:
-      positions: int [N], which videos, in which order; None is all that config.data.short_videos
-        allows.
-      method: of the learner, 'embed' or 'embed_frames'.
-
-    Returns:
-      What the method returns, leading axis N, on every device of the mesh. With several
-      processes, each loads its part.
-    """
-    learner, variables, config, mesh = model
-    if positions is None:
-        dataset = loader.usable(dataset, config)
-        positions = np.arange(len(dataset))
-    positions = np.asarray(positions)
-    variables = meshes.replicate(mesh, variables)
-    batch = meshes.round_up(config.eval.videos_per_batch, mesh)
-    rows = meshes.local_rows(mesh, batch)
-    starts = range(0, len(positions), batch)
-    padded = _pad(positions, len(starts) * batch).reshape(-1, batch)
-    store: Any = None
-    batches = loader.video_batches(
-        dataset, config, padded[:, rows].ravel(), len(rows), frames_read(config)
-    )
-    with contextlib.closing(batches), Progress(len(positions), 'embedding', 'video') as progress:
-        for start, frames in zip(starts, batches, strict=True):
-            frames = meshes.shard(mesh, np.asarray(frames), 0)
-            if store is None:
-                store = _empty_store(learner, variables, frames, len(positions), mesh, method)
-            store = _embed_into(store, np.int32(start), learner, variables, frames, mesh, method)
-            progress.advance(min(batch, len(positions) - start))
-        jax.block_until_ready(store)
-    return store
-
-
 def evaluate_episodes(
     model: TrainedModel, dataset: Videos, episodes: Episodes, cache: bool | None = None
 ) -> Outcome:
@@ -135,8 +83,8 @@ def evaluate_episodes(
     Args:
       episodes: E of them, whose positions index `dataset`.
       cache: embed each video that occurs once, then match in chunks of eval.episodes_per_chunk.
-        False: load and embed all clips of every episode again, about eval.videos_per_batch clips at
-        a time. None: config.eval.cache.
+        False, or where the embeddings have no room: load and embed all clips of every episode
+        again, about eval.videos_per_batch clips at a time. None: config.eval.cache.
 
     Raises:
       ValueError: logits that are not finite, with the first such episode.
@@ -145,7 +93,8 @@ def evaluate_episodes(
     cache = model.config.eval.cache if cache is None else cache
     model = model._replace(variables=meshes.replicate(model.mesh, model.variables))
     with named_out_of_memory(model.config, 'evaluation'):
-        logits, seconds = (_run_cached if cache else _run_uncached)(model, dataset, episodes)
+        found = _run_cached(model, dataset, episodes) if cache else None
+        logits, seconds = found or _run_uncached(model, dataset, episodes)
     finite = np.isfinite(logits).all((1, 2))
     if not finite.all():
         raise ValueError(
@@ -289,31 +238,41 @@ def episodes_of(dataset: Videos, config: ml_collections.ConfigDict, num_episodes
 
 
 def _run_cached(model, dataset, episodes):
+    """(logits, seconds); None where the embeddings have no room."""
     learner, variables, config, mesh = model
     positions = np.concatenate([episodes.support.ravel(), episodes.query.ravel()])
     used, embedding = np.unique(positions, return_inverse=True)  # row of each clip's embedding
+    kept = storage(model, batch_of_clips(dataset, model), len(used))
+    if kept is None:
+        return None
+    started = time.perf_counter()
+    store = embed_into_storage(model, dataset, used, kept)
+    embedded = time.perf_counter()
+    if kept.parts > 1:
+        embedding = row_of_each(len(used), batch_size(model), mesh.size)[embedding]
     support, query = np.split(embedding.astype(np.int32), [episodes.support.size])
     support, query = support.reshape(episodes.support.shape), query.reshape(episodes.query.shape)
-    started = time.perf_counter()
-    by_frame, doing = learner.encodes_in_match and _frames_fit(model, len(used)), 'matching'
-    embeddings = embed_videos(model, dataset, used, 'embed_frames' if by_frame else 'embed')
-    embedded = time.perf_counter()
-    count = len(support)
-    chunk = config.eval.episodes_per_chunk
-    if by_frame:
+    count, chunk, doing = len(support), config.eval.episodes_per_chunk, 'matching'
+    if kept.method == 'embed_frames':
         learner = learner.on_embedded_frames()
     elif learner.encodes_in_match:  # as many clips at once as in embedding
         chunk = max(1, config.eval.videos_per_batch // (support[0].size + query[0].size))
         doing = 'encoding and matching'
     chunk = meshes.round_up(min(chunk, count), mesh)
-    rows = meshes.local_rows(mesh, chunk)
+    starts = range(0, count, chunk)
+    chunks = [
+        tuple(_pad(x[start : start + chunk], chunk) for x in (support, query)) for start in starts
+    ]
+    rows, devices = meshes.local_rows(mesh, chunk), meshes.local_rows(mesh, mesh.size)
+    if kept.parts > 1:
+        part = len(jax.tree.leaves(store)[0]) // kept.parts
+        chunks = exchanges(chunks, part, mesh.size)
     logits = []
     with Progress(count, doing, 'episode') as progress:
-        for start in range(0, count, chunk):
-            part = [_pad(x[start : start + chunk], chunk)[rows] for x in (support, query)]
-            answer = _match_chunk(
-                learner, variables, embeddings, *meshes.shard(mesh, part, 0), mesh
-            )
+        for start, of_chunk in zip(starts, chunks):
+            *send, support, query = of_chunk
+            local = [x[devices] for x in send], support[rows], query[rows]
+            answer = _match_chunk(learner, variables, store, *meshes.shard(mesh, local, 0), mesh)
             logits.append(np.asarray(answer)[: count - start])
             progress.advance(len(logits[-1]))
     return np.concatenate(logits), {
@@ -351,30 +310,25 @@ def _run_uncached(model, dataset, episodes):
     return np.concatenate(logits), {'episodes': time.perf_counter() - started}
 
 
-# The three compiled functions take the learner and the mesh as static arguments, so that a second
-# evaluation with the same learner, e.g. at the next checkpoint, does not compile again. Shapes are
-# constant: last batches are padded, not shorter.
-
-
-@functools.partial(jax.jit, static_argnames=('learner', 'mesh', 'method'), donate_argnames='store')
-def _embed_into(store, start, learner, variables, frames, mesh, method):
-    embeddings = learner.apply(variables, frames, method=method)
-    rows = start + jnp.arange(len(frames))
-    store = jax.tree.map(
-        lambda all_rows, new: all_rows.at[rows].set(new, mode='drop'), store, embeddings
-    )
-    return jax.lax.with_sharding_constraint(store, meshes.replicated(mesh))
+# Compiled as those of fsar_jax/evaluation/embeddings.py: static learner and mesh, constant shapes.
 
 
 @functools.partial(jax.jit, static_argnames=('learner', 'mesh'))
-def _match_chunk(learner, variables, embeddings, support, query, mesh):
-    def episode(support, query):
-        support, query = (jax.tree.map(lambda x: x[rows], embeddings) for rows in (support, query))
+def _match_chunk(learner, variables, store, send, support, query, mesh):
+    """Logits [E, Q, way]. `send` is [] where each device has all embeddings, else that of an
+    `Exchange` alone."""
+
+    def match(support, query):
         return learner.apply(variables, support, query, train=False, method='match').logits
 
-    return jax.lax.with_sharding_constraint(
-        jax.vmap(episode)(support, query), meshes.replicated(mesh)
-    )
+    def find_and_match(*rows):
+        return match(*(jax.tree.map(lambda x: x[of], store) for of in rows))
+
+    if send:
+        logits = jax.vmap(match)(*delivered(store, send[0], (support, query), mesh))
+    else:
+        logits = jax.vmap(find_and_match)(support, query)
+    return jax.lax.with_sharding_constraint(logits, meshes.replicated(mesh))
 
 
 @functools.partial(jax.jit, static_argnames=('learner', 'mesh'))
@@ -384,28 +338,6 @@ def _predict_chunk(learner, variables, support, query, mesh):
 
     return jax.lax.with_sharding_constraint(
         jax.vmap(episode)(support, query), meshes.replicated(mesh)
-    )
-
-
-def _frames_fit(model, count):
-    """Whether the embeddings of all frames of `count` videos may be kept (eval.frame_cache_gb)."""
-    learner, variables, config, _ = model
-    if not learner.chooses_embedded_frames:
-        return False
-    side = config.episode.image_size
-    video = jax.ShapeDtypeStruct((1, frames_read(config), side, side, 3), np.uint8)
-    embed = functools.partial(learner.apply, method='embed_frames')
-    kept = jax.tree.leaves(jax.eval_shape(embed, variables, video))
-    return count * sum(x.size * x.dtype.itemsize for x in kept) <= 1e9 * config.eval.frame_cache_gb
-
-
-def _empty_store(learner, variables, frames, count, mesh, method):
-    """Zeros shaped as the embeddings of `count` videos, on every device."""
-    embed = functools.partial(learner.apply, method=method)
-    one_batch = jax.eval_shape(embed, variables, frames)
-    sharding = meshes.replicated(mesh)
-    return jax.tree.map(
-        lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype, device=sharding), one_batch
     )
 
 

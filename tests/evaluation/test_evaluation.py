@@ -20,6 +20,7 @@ from tiny_scan import TinyScan
 from fsar_jax import mesh as meshes
 from fsar_jax.data import episodes as episode_lists
 from fsar_jax.data import loader
+from fsar_jax.evaluation import embeddings
 from fsar_jax.evaluation import evaluate as evaluation
 from fsar_jax.learner import create_learner
 
@@ -113,7 +114,8 @@ def test_frames_that_look_alike_in_all_episodes_are_embedded_once(
     store = evaluation.embed_videos(model, dataset, [3, 4], 'embed_frames')
     assert store['frames'].shape == (2, *kept)
     done, progress = [], evaluation.Progress
-    monkeypatch.setattr(evaluation, 'Progress', lambda *x: (done.append(x[1]), progress(*x))[-1])
+    for module in (embeddings, evaluation):
+        monkeypatch.setattr(module, 'Progress', lambda *x: (done.append(x[1]), progress(*x))[-1])
     logits = []
     for gigabytes in (8.0, 0.0):
         config.eval.frame_cache_gb = gigabytes
@@ -235,42 +237,127 @@ def test_diverged_parameters_are_an_error_not_chance(setting):
 
 ON_THESE_DEVICES = '''
     import json, sys
-    import jax
+    import jax, numpy as np
+    from test_evaluation import draw, tiny_model
     from tiny_evaluation import TinyDataset, TinyLearner, make_config, make_variables
+    from tiny_run import SAMPLER, shallow_networks
+    from fsar_jax.evaluation import embeddings
     from fsar_jax.evaluation import evaluate as evaluation
     from fsar_jax.mesh import episode_mesh
-    learner, dataset = TinyLearner(), TinyDataset()
+
+    def logits_of(model, layout, **settings):
+        model.config.eval.update(embeddings=layout, **settings)
+        episodes = draw(odd, model.config, 11)
+        return evaluation.evaluate_episodes(model, odd, episodes).logits
+
+    learner, dataset, odd = TinyLearner(), TinyDataset(), TinyDataset(clips=5)
     variables = make_variables(learner, make_config())
     found = []
-    for cache in (True, False):
-        config = make_config(cache=cache)
-        model = evaluation.TrainedModel(learner, variables, config, episode_mesh())
+    for settings in ({}, {'cache': False}, {'embeddings': 'sharded'}):
+        model = evaluation.TrainedModel(
+            learner, variables, make_config(**settings), episode_mesh()
+        )
         found.append(evaluation.evaluate(model, dataset, 11))
+    copies, parts = (logits_of(model, layout) for layout in ('replicated', 'sharded'))
+    np.testing.assert_array_equal(copies, parts)
+
+    clips = embeddings.batch_of_clips(odd, model)
+    kept = embeddings.storage(model, clips, 25)
+    store = embeddings.embed_into_storage(model, odd, np.arange(25), kept)
+    whole = embeddings.embed_videos(model, odd)
+    rows = embeddings.row_of_each(25, embeddings.batch_size(model), 8)
+    for part, copy in zip(*map(jax.tree.leaves, (store, whole))):
+        # four batches of eight clips, of which each device keeps one
+        assert {shard.data.shape[0] for shard in part.addressable_shards} == {4}
+        np.testing.assert_array_equal(np.asarray(part)[rows], copy)
+
+    # What fits a device decides: copies of 25 clips are 25 * 30 float32 on each.
+    for room, where in ((3000, 'a copy'), (2999, 'a part'), (374, 'embeds its clips again')):
+        embeddings.say.cache_clear()
+        close = logits_of(model, 'auto', embeddings_gb=room / 1e9) - copies
+        assert np.abs(close).max() < 1e-5 and (where == 'embeds its clips again' or not close.any())
+        print('room', room, where)
+    if '--vim' in sys.argv:
+        with shallow_networks():
+            vim = tiny_model(episode_mesh(), 'vim', SAMPLER | {'model.sampler.at_test': False})
+        for frames in (8.0, 0.0):
+            copies, parts = (
+                logits_of(vim, layout, frame_cache_gb=frames)
+                for layout in ('replicated', 'sharded')
+            )
+            np.testing.assert_array_equal(copies, parts)
+            assert np.ptp(copies) > 1e-3
     print(json.dumps([jax.device_count(), *found]))
 '''
 
 
 @pytest.mark.slow
 def test_eight_devices_give_the_counts_of_one(setting):
+    """With copies of the embeddings on each, and with a part on each, which gives the same logits:
+    also of a sampler that chooses among embedded frames, and of one that encodes in `match`."""
     model, dataset = setting
     tests = pathlib.Path(__file__).parents[1]
     env = {
         **os.environ,
         **with_devices(8),
         'JAX_PLATFORMS': 'cpu',
-        'PYTHONPATH': f'{tests.parent}{os.pathsep}{tests}',
+        'PYTHONPATH': os.pathsep.join(map(str, (tests.parent, tests, tests / 'evaluation'))),
     }
     done = subprocess.run(
-        [sys.executable, '-c', textwrap.dedent(ON_THESE_DEVICES)],
+        [sys.executable, '-c', textwrap.dedent(ON_THESE_DEVICES), '--vim'],
         env=env,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    devices, cached, published = json.loads(done.stdout.splitlines()[-1])
+    *said, last = done.stdout.splitlines()
+    devices, *found = json.loads(last)
     one = evaluation.evaluate(model, dataset, 11)
-    assert devices == 8
-    for eight in (cached, published):
+    assert devices == 8 and len(found) == 3
+    for eight in found:
         assert eight['correct'] == one['correct'] and eight['confusion'] == one['confusion']
         assert eight['params_hash'] == one['params_hash']
+    before = {line: said[number - 1] for number, line in enumerate(said)}
+    assert (
+        before['room 3000 a copy'] == 'embeddings of 25 clips: 3.0 kB, a copy on each of 8 devices'
+    )
+    assert (
+        before['room 2999 a part']
+        == 'embeddings of 25 clips: 375 bytes, a part on each of 8 devices'
+    )
+    note = before['room 374 embeds its clips again']
+    assert 'need 3.0 kB of a device, 375 bytes of each of 8 in parts, and 374 bytes are for' in note
+    assert '9 such devices or' in note
+
+
+def test_a_clip_is_sent_once_to_each_device_that_uses_it():
+    """By a slow loop: what arrives at the device of an episode are the rows of its clips."""
+    rng = np.random.default_rng(0)
+    for devices, count, batch in ((1, 5, 3), (2, 9, 4), (4, 37, 8)):
+        rows = embeddings.row_of_each(count, batch, devices)
+        part = -(-count // batch) * batch // devices
+        store = np.full(part * devices, -1)
+        store[rows] = np.arange(count)
+        assert sorted(store[store >= 0]) == list(range(count))  # each has a place of its own
+        chunks, share = [], 2
+        for _ in range(3):
+            clips = rng.integers(0, count, (devices * share, 7))
+            chunks.append((clips[:, :6].reshape(-1, 3, 2), clips[:, 6:]))
+        found = embeddings.exchanges([(rows[s], rows[q]) for s, q in chunks], part, devices)
+        assert len({x.send.shape for x in found}) == 1
+        used = 0
+        for (support, query), exchange in zip(chunks, found):
+            for device in range(devices):
+                mine = slice(device * share, (device + 1) * share)
+                sent = exchange.send[:, device]  # [n, K]
+                arrived = (store.reshape(devices, part)[np.arange(devices)[:, None], sent]).ravel()
+                np.testing.assert_array_equal(arrived[exchange.support[mine]], support[mine])
+                np.testing.assert_array_equal(arrived[exchange.query[mine]], query[mine])
+                once = np.unique(
+                    np.concatenate([exchange.support[mine].ravel(), exchange.query[mine].ravel()])
+                )
+                asked = np.union1d(support[mine], query[mine])
+                assert len(once) == len(asked)
+                used = max(used, np.bincount(rows[asked] // part).max())
+        assert found[0].send.shape == (devices, devices, used)

@@ -228,6 +228,7 @@ def test_one_process_with_two_of_three_devices_and_two_processes(tiny_data, tmp_
         'train.num_steps': 3,
         'train.checkpoint_steps': 2,
         'train.episodes_per_step': 4,
+        'eval.embeddings': 'sharded',
     }
     method, program = 'trm', ('-c', SHALLOW_MAIN)
     plan = run_main(

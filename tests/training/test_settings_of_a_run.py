@@ -28,6 +28,8 @@ COST = {
     'eval.cache',
     'eval.episodes_per_chunk',
     'eval.videos_per_batch',
+    'eval.embeddings',
+    'eval.embeddings_gb',
     'eval.frame_cache_gb',
 }
 # Read once, when a run begins.
