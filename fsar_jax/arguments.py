@@ -47,3 +47,23 @@ class Parser(argparse.ArgumentParser):
     def _unknown(self, flag: str) -> str:
         near = difflib.get_close_matches(flag, self.flags, 1)
         return f'unknown flag {printable(flag)}' + (f': did you mean {near[0]}?' if near else '')
+
+
+def slice_of(text: str | None) -> tuple[int, int] | None:
+    """(i, n) of --shards=i/n; None without it.
+
+    Raises:
+      ValueError: it is no such pair.
+    """
+    if text is None:
+        return None
+    try:
+        i, n = map(int, text.split('/'))
+    except ValueError:
+        i, n = -1, 0
+    if not 0 <= i < n:
+        raise ValueError(
+            f'--shards={printable(text)} should be I/N with I from 0 to N - 1: --shards=0/16 to '
+            '--shards=15/16'
+        )
+    return i, n

@@ -13,6 +13,11 @@ are 0/16 to 15/16. When all are built, one last call with --finish makes them a 
 
     python -m fsar_jax.build --dataset=NAME --videos=DIR --dir=data --shards=$SLURM_ARRAY_TASK_ID/16
     python -m fsar_jax.build --dataset=NAME --videos=DIR --dir=data --finish
+
+On a Ray cluster whose nodes share the folders, --ray does all of that (`pip install
+'fsar_jax[ray]'`):
+
+    python -m fsar_jax.build --dataset=NAME --videos=DIR --dir=data --ray
 """
 
 from __future__ import annotations
@@ -45,8 +50,9 @@ import time
 
 try:
     import tensorflow_datasets as tfds
+    from tqdm import tqdm
 
-    from fsar_jax.arguments import Parser
+    from fsar_jax.arguments import Parser, slice_of
     from fsar_jax.data.dataset import described, version_directory
     from fsar_jax.files import local_path
     from fsar_jax.ingest import benchmark_builder, video_builder
@@ -62,6 +68,7 @@ try:
     from fsar_jax.ingest.video_files import decoder_generation
     from fsar_jax.machine import file_lock
     from fsar_jax.messages import one_line, printable
+    from fsar_jax.on_ray import PARTS_PER_SLOT, Cluster, spelled_out
     from tfds_builders.activitynet100 import activitynet100_dataset_builder as activitynet100
     from tfds_builders.hmdb51_arn import hmdb51_arn_dataset_builder as hmdb51_arn
     from tfds_builders.kinetics100_cmn import kinetics100_cmn_dataset_builder as kinetics100_cmn
@@ -151,6 +158,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help='check that all slices are built and make them a dataset; reads no video',
     )
     parser.add_argument(
+        '--ray',
+        metavar='ADDRESS',
+        help='build the slices as tasks on a Ray cluster, one core each (or --processes); without '
+        'ADDRESS, on that of RAY_ADDRESS or of this machine',
+    )
+    parser.add_argument(
         '--strict', action='store_true', help='stop at the first file that cannot be used'
     )
     parser.add_argument(
@@ -170,7 +183,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     for name, meaning in CONFIG_FLAGS.items():
         parser.add_argument(f'--{name}', type=int, help=meaning)
-    return parser.parse(arguments)
+    return parser.parse(spelled_out(sys.argv[1:] if arguments is None else arguments))
 
 
 def make_config(
@@ -250,34 +263,69 @@ def build(args: argparse.Namespace) -> pathlib.Path:
     Raises:
       ValueError, OSError: in one line; finished shards are kept.
     """
+    start = time.monotonic()
     args = _with_local_paths(args)
     builder_class, config = make_config(args)
     check_can_write(args.file_format)
     if args.processes is not None and args.processes < 0:
         raise ValueError(f'--processes={args.processes} must be at least 0')
-    slice_ = _slice(args.shards)
+    slice_ = slice_of(args.shards)
     if slice_ and args.finish:
         raise ValueError('--shards builds a slice and --finish ends the build: give one of them')
+    if args.ray and (slice_ or args.finish):
+        raise ValueError('--ray builds all slices and ends the build: give no --shards or --finish')
     settings = config.settings()
     folder = pathlib.Path(args.dir) / args.dataset
     folder.mkdir(parents=True, exist_ok=True)
     # Two builds of one dataset would remove each other's files; slices only add to them.
     busy = f'another process is building {printable(folder, 1000)}: wait for it to end'
+    directory = folder / str(builder_class.VERSION)
+    if args.ray and (args.overwrite or not _built_before(args, directory)):
+        with file_lock(folder / '.lock', busy, shared=True):
+            _build_on_ray(args, builder_class, config, directory.with_name('incomplete'))
+        args.finish = True
     with file_lock(folder / '.lock', busy, shared=slice_ is not None):
-        directory = folder / str(builder_class.VERSION)
         built = _built_before(args, directory)
         if built and not args.overwrite:
             remove_notes(built)  # of a build that was killed in its last moment
             print(_already_built(args, built, settings))
             return built
-        builder = builder_class(
-            config=config,
-            data_dir=directory.with_name('incomplete'),
-            processes=args.processes,
-            strict=args.strict,
-            file_format=args.file_format,
-        )
-        return _build(args, builder, slice_, directory, built)
+        builder = _builder(args, builder_class, config)
+        return _build(args, builder, slice_, directory, built, start)
+
+
+def _builder(args, builder_class, config) -> video_builder.VideoBuilder:
+    return builder_class(
+        config=config,
+        data_dir=pathlib.Path(args.dir) / args.dataset / 'incomplete',
+        processes=args.processes,
+        strict=args.strict,
+        file_format=args.file_format,
+    )
+
+
+def _build_on_ray(args, builder_class, config, unfinished) -> None:
+    """Builds all shards that are not finished, in slices that run elsewhere."""
+    builder = _builder(args, builder_class, config)
+    shards = builder.plan(builder.download_manager(pathlib.Path(args.dir) / 'downloads'))
+    videos = {f'{shard.file_name}.json': len(shard.sources) for shard in shards}
+    done = lambda: sum(videos.get(path.name, 0) for path in unfinished.glob('*.json'))
+    processes = 1 if args.processes is None else args.processes
+    with Cluster(args.ray) as cluster:
+        room = cluster.room_for(max(1, processes))
+        count = min(len(shards), PARTS_PER_SLOT * room.slots)
+        given = vars(args) | {'ray': None, 'processes': processes}
+        parts = [argparse.Namespace(**given | {'shards': f'{i}/{count}'}) for i in range(count)]
+        print(f'{len(shards)} shards in {count} slices, {room.slots} at once', flush=True)
+        with tqdm(
+            total=sum(videos.values()),
+            initial=done(),
+            desc=builder.info.full_name,
+            unit=' videos',
+            mininterval=0.5 if sys.stderr.isatty() else 15,
+        ) as progress:
+            for _ in cluster.run('fsar_jax.build:build', parts, room.options):
+                progress.update(max(0, done() - progress.n))
 
 
 def _with_local_paths(args):
@@ -343,10 +391,9 @@ def _check_same(name, built, settings):
         )
 
 
-def _build(args, builder, slice_, directory, built) -> pathlib.Path:
+def _build(args, builder, slice_, directory, built, start) -> pathlib.Path:
     """Builds a slice, or all, in the builder's `incomplete` folder, which then becomes `directory`
-    in the place of `built`."""
-    start = time.monotonic()
+    in the place of `built`. `start` is when the command began, in seconds."""
     unfinished = directory.with_name('incomplete')
     tfds.display_progress_bar(False)  # ours counts videos
     shards = []
@@ -404,22 +451,6 @@ def _replace(directory, unfinished, built):
 
 def _count_finished(shards, folder):
     return sum(read_note(folder, shard) is not None for shard in shards)
-
-
-def _slice(text):
-    """(i, n) of --shards=i/n, None without it."""
-    if text is None:
-        return None
-    try:
-        i, n = map(int, text.split('/'))
-    except ValueError:
-        i, n = -1, 0
-    if not 0 <= i < n:
-        raise ValueError(
-            f'--shards={printable(text)} should be I/N with I from 0 to N - 1: --shards=0/16 to '
-            '--shards=15/16'
-        )
-    return i, n
 
 
 def _other_decoder(made_with):

@@ -14,6 +14,10 @@ config does not matter. By default the features are the mean over each frame; --
 which some methods need. --views=4 keeps four views of each frame: the centre crop, which evaluation
 uses, and random crops and mirrored frames, as config.data.crop and config.data.flip say, for
 training. To continue an extraction that was stopped, repeat the command.
+
+On a cluster, machines that share the folders can extract one slice each, in any order: with 16
+slices --shards=0/16 to --shards=15/16. The last one to end makes the folder whole. On a Ray
+cluster, --ray does all of that (pip install 'fsar_jax[ray]').
 """
 
 import sys
@@ -43,6 +47,7 @@ from absl import flags, logging
 
 from fsar_jax import mesh as meshes
 from fsar_jax import train
+from fsar_jax.arguments import slice_of
 from fsar_jax.backbones import ON_FEATURES, extractor
 from fsar_jax.checksums import write_sums
 from fsar_jax.config import check_values, flatten, resolve_paths, validate
@@ -56,22 +61,35 @@ from fsar_jax.data.dataset import (
     open_dataset,
     version_directory,
 )
-from fsar_jax.data.features import DTYPES, Header, Shard, is_whole, read_header
+from fsar_jax.data.features import (
+    DTYPES,
+    HEADER,
+    Header,
+    Shard,
+    files_of,
+    is_whole,
+    open_header,
+    read_header,
+)
 from fsar_jax.data.loader import keep_freed_memory
 from fsar_jax.evaluation.results import versions
 from fsar_jax.files import check_output_folder, local_path
 from fsar_jax.ingest.feature_files import (
     cut_into_files,
+    read_notes,
     remove_drafts,
     remove_features,
+    remove_notes,
     strangers,
     write_header,
+    write_note,
     write_shard,
 )
 from fsar_jax.learner import FewShotLearner, create_learner
 from fsar_jax.machine import file_lock, usable_cores
 from fsar_jax.messages import decimal_size, listed, one_line, printable
 from fsar_jax.named_arrays import params_hash
+from fsar_jax.on_ray import PARTS_PER_SLOT, Cluster, spelled_out, without_ray
 from fsar_jax.programs import keep_programs
 from fsar_jax.progress import Progress
 from fsar_jax.stage import ArrayTree
@@ -109,6 +127,10 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
         lower_bound=0,
         flag_values=values,
     )
+    text('shards', None, 'I/N: only slice I (from 0) of N; any machine may extract any slice.')
+    text(
+        'ray', None, 'ADDRESS: extract slices as tasks on a Ray cluster; no ADDRESS: the local one.'
+    )
     flags.DEFINE_boolean('overwrite', False, 'Replace other features in --dir.', flag_values=values)
     flags.DEFINE_boolean('help', False, 'Print this text.', flag_values=values)
     return values
@@ -124,9 +146,11 @@ def main(argv: list[str]) -> None:
       ValueError, OSError: one line about what is wrong with the input.
       SystemExit: the same, for flags that cannot be parsed.
     """
-    given = train.parse(argv, define_flags)
+    given = train.parse(spelled_out(argv), define_flags)
     if given.help:
-        names = 'config dataset dir maps views dtype videos_per_shard overwrite help'.split()
+        names = (
+            'config dataset dir maps views dtype videos_per_shard shards ray overwrite help'.split()
+        )
         print('\n'.join([__doc__, 'Flags:', *(f'  --{n:<17} {given[n].help}' for n in names)]))
         return
     if given.config is None or given.dir is None:
@@ -135,20 +159,30 @@ def main(argv: list[str]) -> None:
             f'no {missing} given: python -m fsar_jax.extract --config=trm --dataset=NAME '
             '--dir=FOLDER, with the backbone and its weights as --help shows them'
         )
+    slice_ = slice_of(given.shards)
+    if slice_ and (given.ray or given.overwrite):
+        raise ValueError(
+            f'--shards={printable(given.shards)} is a slice of what other calls extract too: give '
+            f'no {"--ray" if given.ray else "--overwrite"} with it'
+        )
     config = given.config
     if config.keep_programs:
         keep_programs()
     if given.dataset:
         config = config.copy_and_resolve_references()
         config.data.dataset = given.dataset
+    folder = local_path(given.dir, '--dir')
+    if given.ray:
+        return extract_on_ray(argv, config, folder, given)
     extract(
         config,
-        local_path(given.dir, '--dir'),
+        folder,
         maps=given.maps,
         views=given.views,
         dtype=given.dtype,
         videos_per_shard=given.videos_per_shard,
         overwrite=given.overwrite,
+        slice_=slice_,
     )
 
 
@@ -160,6 +194,7 @@ def extract(
     dtype: str = 'float16',
     videos_per_shard: int = 0,
     overwrite: bool = False,
+    slice_: tuple[int, int] | None = None,
 ) -> Header:
     """Writes the features of all stored frames of all clips of config.data.dataset.
 
@@ -172,6 +207,7 @@ def extract(
       dtype: 'float16', 'bfloat16' or 'float32'.
       videos_per_shard: clips in a file; 0 for about 4,096 frames.
       overwrite: replace what the folder holds of other features.
+      slice_: (i, n), only every n-th file from the i-th on. Slices may run at once.
 
     Returns:
       What features.json says.
@@ -201,23 +237,30 @@ def extract(
     header = _header(config, datasets, variables, views, features, videos_per_shard, made_by)
 
     folder.mkdir(parents=True, exist_ok=True)
-    busy = f'another process is extracting to {printable(folder, 1000)}: wait for it to end'
-    with file_lock(folder / '.lock', busy):
-        header = _go_on(folder, header, overwrite)
+    with file_lock(folder / '.lock', _busy(folder), shared=slice_ is not None):
+        with _one_slice_at_a_time(folder, slice_):
+            header = _go_on(folder, header, overwrite, slice_)
+            if slice_ and not (folder / HEADER).exists():
+                write_header(folder, header)
+        i, n = slice_ or (0, 1)
         shards = header.all_shards()
-        todo = [(split, shard) for split, shard in shards if shard.file not in header.done]
-        if not todo:
+        mine = shards[i::n]
+        todo = [(split, shard) for split, shard in mine if shard.file not in header.done]
+        if len(header.done) == len(shards) and not read_notes(folder):
             print(f'{header.dataset} is extracted already: {printable(folder, 1000)}')
             return header
-        _check_disk(folder, header, [shard for _, shard in todo])
-        rows = sum(shard.rows for _, shard in shards)
+        if todo:
+            _check_disk(folder, header, [shard for _, shard in todo])
+        if not slice_:
+            write_header(folder, header)
+            remove_notes(folder)
+        rows = sum(shard.rows for _, shard in mine)
         left = sum(shard.rows for _, shard in todo)
         if left < rows:
             print(
-                f'{len(shards) - len(todo)} of {len(shards)} files are there from an earlier call',
+                f'{len(mine) - len(todo)} of {len(mine)} files are there from an earlier call',
                 flush=True,
             )
-        write_header(folder, header)
         keep_freed_memory()
         threads = config.data.num_threads or usable_cores()
         batch = meshes.round_up(config.eval.videos_per_batch * config.episode.frames, mesh)
@@ -228,14 +271,98 @@ def extract(
                 counted = _counting(blocks, progress)
                 with contextlib.closing(chunks):
                     header.done[shard.file] = write_shard(folder, header, shard, counted)
-                write_header(folder, header)
-        write_sums(folder, header.done)
-    print(
+                if slice_:
+                    write_note(folder, shard, header.done[shard.file])
+                else:
+                    write_header(folder, header)
+        if slice_:
+            header = _end_of_slice(folder, header)
+            print(
+                f'slice {i}/{n} of {header.dataset}: {len(todo)} files extracted, '
+                f'{len(mine) - len(todo)} were there, {len(header.done)} of {len(shards)} in all '
+                'slices'
+            )
+        else:
+            write_sums(folder, header.done)
+    if len(header.done) == len(shards):
+        print(_ended(header, folder, start))
+    return header
+
+
+def _busy(folder):
+    return f'another process is extracting to {printable(folder, 1000)}: wait for it to end'
+
+
+def _ended(header, folder, start):
+    return (
         f'extracted {header.dataset} in {time.monotonic() - start:.0f} s: '
         f'{printable(folder, 1000)}\ntrain on it with {ON_FEATURES} '
         f'--config.data.dataset={printable(header.dataset)} '
         f'--config.data.features={printable(folder, 1000)}'
     )
+
+
+def extract_on_ray(
+    argv: list[str], config: ml_collections.ConfigDict, folder: pathlib.Path, given: Any
+) -> None:
+    """`extract` of the command line `argv`, in slices that are tasks on a Ray cluster.
+
+    Args:
+      given: the flags.
+
+    Raises:
+      ValueError, OSError: one line; finished files are kept.
+    """
+    start = time.monotonic()
+    jax.config.update('jax_platforms', 'cpu')  # the accelerators are for the slices
+    datasets = _open_splits(_checked(config, given.views))
+    check_output_folder(folder, '--dir')
+    folder.mkdir(parents=True, exist_ok=True)
+    if given.overwrite:
+        with file_lock(folder / '.lock', _busy(folder)):
+            remove_features(folder)
+    rows: dict[str, int] = {}
+    for split, dataset in datasets.items():
+        frames = dataset.num_frames.tolist()
+        of_each = cut_into_files(frames, given.videos_per_shard)
+        rows |= {shard.file: shard.rows for shard in files_of(split, of_each, frames, given.views)}
+    done = lambda: sum(rows.get(path.name, 0) for path in folder.glob('*.npy'))
+    flags_of_parts = [word for word in without_ray(argv) if not word.startswith('--overwrite')]
+    before = done()
+    with Cluster(given.ray) as cluster:
+        room = cluster.room_for()
+        count = min(len(rows), PARTS_PER_SLOT * room.slots)
+        parts = [[*flags_of_parts, f'--shards={i}/{count}'] for i in range(count)]
+        print(f'{len(rows)} files in {count} slices, {room.slots} at once', flush=True)
+        with Progress(sum(rows.values()), 'extracting', 'frame', before) as progress:
+            for _ in cluster.run('fsar_jax.extract:main', parts, room.options):
+                now = done()
+                if now > before:
+                    progress.advance(now - before)
+                    before = now
+    header = open_header(folder)
+    print(_ended(header, folder, start))
+
+
+def _one_slice_at_a_time(folder, slice_):
+    """A block in which slices look at what all of them have written."""
+    return file_lock(folder / '.slices') if slice_ else contextlib.nullcontext()
+
+
+def _end_of_slice(folder, header) -> Header:
+    """The header with all files that are finished now. If these are all, features.json gets them in
+    the place of the notes."""
+    with _one_slice_at_a_time(folder, True):
+        written = read_header(folder)
+        done = (written.done if written else {}) | read_notes(folder)
+        found, shards = dataclasses.replace(header, done=done), header.all_shards()
+        whole = [shard.file for _, shard in shards if is_whole(folder, found, shard)]
+        header = dataclasses.replace(header, done={file: done[file] for file in whole})
+        if len(whole) == len(shards):
+            write_header(folder, header)
+            remove_notes(folder)
+            remove_drafts(folder)  # of slices that were lost
+            write_sums(folder, header.done)
     return header
 
 
@@ -323,20 +450,24 @@ def _header(config, datasets, variables, views, features, videos_per_shard, made
     return Header(**json.loads(json.dumps(dataclasses.asdict(header))))  # as it is read again
 
 
-def _go_on(folder, header, overwrite) -> Header:
-    """The header, with the files that the folder holds of these features already.
+def _go_on(folder, header, overwrite, slice_=None) -> Header:
+    """The header, with the files that the folder holds of these features already. A slice leaves
+    what others have written as it is.
 
     Raises:
       ValueError: it holds something else.
     """
     shown = f'--dir={printable(folder, 1000)}'
-    remove_drafts(folder)
+    if not slice_:
+        remove_drafts(folder)
     if overwrite:
         remove_features(folder)
     before = read_header(folder)
-    if before is not None and not before.done:  # only its description
-        remove_features(folder)
-        before = None
+    if before is not None:
+        before.done.update(read_notes(folder))
+        if not before.done and not slice_:  # only its description
+            remove_features(folder)
+            before = None
     if before is None:
         others = strangers(folder)
         if others:

@@ -14,6 +14,9 @@ run the same row and seed at once, and --rows=i/n gives each its own share:
 
     sbatch --array=0-15 --gpus=1 --wrap='python -m fsar_jax.sweep vim-t4 \\
         --root=/shared/runs --rows=$SLURM_ARRAY_TASK_ID/16 --config.data.dir=/shared/data'
+
+--ray[=ADDRESS] runs them as tasks on a Ray cluster, with one GPU each where it has any, and prints
+the table at the end (pip install 'fsar_jax[ray]').
 """
 
 import os
@@ -57,6 +60,7 @@ from fsar_jax.evaluation.table import as_markdown, table
 from fsar_jax.files import local_path, write_whole
 from fsar_jax.machine import file_lock
 from fsar_jax.messages import listed, one_line, printable
+from fsar_jax.on_ray import Cluster, spelled_out, without_ray
 from fsar_jax.progress import METRICS_FILE, Progress
 from fsar_jax.stopping import finish_first
 from fsar_jax.training.inputs import with_features
@@ -273,9 +277,55 @@ def sweep(runs: Sequence[Run], title: str) -> list[Outcome]:
             outcomes.append(outcome)
             if outcome.state == FINISHED:
                 shown.reach(size)
-            tqdm.tqdm.write(f'[{number}/{len(runs)}] {run.title}: {outcome.line}', file=sys.stdout)
-            sys.stdout.flush()
+            _say(f'[{number}/{len(runs)}] {run.title}: {outcome.line}')
     return outcomes
+
+
+def sweep_on_ray(
+    address: str, arguments: Sequence[str], runs: Sequence[Run], title: str
+) -> list[Outcome]:
+    """The same in tasks on a Ray cluster: a run and its evaluations in each.
+
+    Args:
+      arguments: the command line that the runs are of.
+      runs: all runs of that command line.
+    """
+    episodes = [episodes_of(run) for run in runs]
+    titles = {run.folder: run.title for run in runs}
+    outcomes: dict[pathlib.Path, Outcome] = {}
+    parts = len({run.source for run in runs})
+    with Cluster(address) as cluster, Progress(sum(episodes), title, 'episode') as progress:
+        shown = {run.folder: Shown(progress, size) for run, size in zip(runs, episodes)}
+        room = cluster.room_for()
+        print(f'{parts} parts, {room.slots} at once', flush=True)
+        rows = [[*without_ray(arguments), f'--rows={i}/{parts}'] for i in range(parts)]
+        for ended in cluster.run('fsar_jax.sweep:run_share', rows, room.options):
+            for _, found in ended:
+                for folder, outcome in found:
+                    outcomes[folder] = outcome
+                    shown[folder].reach(sys.maxsize)
+                    _say(f'[{len(outcomes)}/{len(runs)}] {titles[folder]}: {outcome.line}')
+            for run in runs:
+                if run.folder not in outcomes and not run.of:
+                    with contextlib.suppress(ValueError):
+                        steps = config_of(run.flags).train.episodes_per_step
+                        shown[run.folder].reach(steps_done(run.folder) * steps)
+    return [outcomes[run.folder] for run in runs]
+
+
+def run_share(arguments: Sequence[str]) -> list[tuple[pathlib.Path, Outcome]]:
+    """Runs the part that --rows=i/n of the arguments names; (folder of a run, what became of it)
+    of each."""
+    jax.config.update('jax_platforms', 'cpu')  # an accelerator is for the runs
+    args, flags = parsed(arguments)
+    mine = runs_of(chosen_rows(args), args.seeds, local_path(args.root, '--root'), flags, args.rows)
+    outcomes = sweep(mine, listed(args.tables))
+    return [(run.folder, outcome) for run, outcome in zip(mine, outcomes)]
+
+
+def _say(line):
+    tqdm.tqdm.write(line, file=sys.stdout)  # above the bar
+    sys.stdout.flush()
 
 
 class Shown:
@@ -444,12 +494,9 @@ def main(arguments: list[str] | None = None) -> int:
         for known in read_tables():
             print(f'{", ".join(known.names):<22} {len(known.rows):>4} rows  {known.title}')
         return 0
-    everything = rows_of(args.tables)
-    chosen = [row for row in everything if fnmatch.fnmatch(row.name, args.only)]
-    needed = {row.name for row in chosen} | {row.evaluates for row in chosen}
-    rows = [row for row in everything if row.name in needed]
-    if not rows:
-        raise ValueError(f"no row's name is like --only={printable(args.only)}: --list has them")
+    if args.ray and args.rows != (0, 1):
+        raise ValueError('--ray runs all parts: give no --rows with it')
+    rows = chosen_rows(args)
     root = local_path(args.root, '--root')
     runs = runs_of(rows, args.seeds, root, flags)
     if args.list:
@@ -460,7 +507,12 @@ def main(arguments: list[str] | None = None) -> int:
         if not row.mode:
             print(f'{row.name}: {row.command or row.here}: not a row that a sweep runs')
     print(f'{len(mine)} of {len(runs)} runs, in {root}', flush=True)
-    outcomes = sweep(mine, listed(args.tables))
+    title = listed(args.tables)
+    if args.ray:
+        given = sys.argv[1:] if arguments is None else arguments
+        outcomes = sweep_on_ray(args.ray, given, mine, title)
+    else:
+        outcomes = sweep(mine, title)
     print_table(runs)
     failed = [run.title for run, outcome in zip(mine, outcomes) if outcome.state == FAILED]
     elsewhere = [run.title for run, outcome in zip(mine, outcomes) if outcome.state == ELSEWHERE]
@@ -471,7 +523,18 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def parsed(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+def chosen_rows(args: argparse.Namespace) -> list[Row]:
+    """The rows that --only names, with those that they evaluate. ValueError if there are none."""
+    everything = rows_of(args.tables)
+    chosen = [row for row in everything if fnmatch.fnmatch(row.name, args.only)]
+    needed = {row.name for row in chosen} | {row.evaluates for row in chosen}
+    rows = [row for row in everything if row.name in needed]
+    if not rows:
+        raise ValueError(f"no row's name is like --only={printable(args.only)}: --list has them")
+    return rows
+
+
+def parsed(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The flags of the sweep, and those for every row."""
     parser = Parser(
         prog='python -m fsar_jax.sweep',
@@ -483,10 +546,12 @@ def parsed(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add('--root', default='runs/tables', help='folder of all runs; default runs/tables')
     add('--seeds', type=_seeds, default=(0, 1, 2), help='default 0,1,2')
     add('--rows', type=_share, default=(0, 1), metavar='I/N', help='only part I (from 0) of N')
+    add('--ray', metavar='ADDRESS', help='run the parts as tasks on a Ray cluster')
     add('--only', default='*', metavar='PATTERN', help="rows with such a name: '*ucf101*'")
     add('--list', action='store_true', help='print the rows and how far they are, and run nothing')
     add('--config.KEY', dest='_', metavar='VALUE', help='a setting for every row')
-    args, others = parser.parse_known_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    args, others = parser.parse_known_args(spelled_out(given))
     flags: list[str] = []
     for word in others:
         if flags and '=' not in flags[-1] and not word.startswith('-'):

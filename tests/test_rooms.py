@@ -28,7 +28,7 @@ ROWS = (
     # single files that rooms share
     'fields layers mesh mutual_information named_arrays processes programs progress recipe stage',
     'torch_names',
-    'arguments checksums files machine messages moved stopping',
+    'arguments checksums files machine messages moved on_ray stopping',
 )
 # Read and write videos in processes and threads that would wait seconds for JAX.
 WITHOUT_JAX = ('build', 'data', 'ingest', 'tfds_builders', 'verify')

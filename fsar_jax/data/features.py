@@ -95,13 +95,8 @@ class Header:
 
     def shards(self, split: str) -> list[Shard]:
         """The files of a split, in order."""
-        of, found, first = self.splits[split], [], 0
-        for number, videos in enumerate(of['shards']):
-            file = f'{split}-{number:05d}-of-{len(of["shards"]):05d}.npy'
-            rows = sum(of['num_frames'][first : first + videos]) * self.views
-            found.append(Shard(file, first, videos, rows))
-            first += videos
-        return found
+        of = self.splits[split]
+        return files_of(split, of['shards'], of['num_frames'], self.views)
 
     def all_shards(self) -> list[tuple[str, Shard]]:
         """(split, file) of all splits."""
@@ -111,6 +106,21 @@ class Header:
         """Size of the features in these files."""
         row = int(np.prod(self.row_shape)) * self.dtypes[1].itemsize
         return row * sum(shard.rows for shard in shards)
+
+
+def files_of(split: str, videos: list[int], num_frames: list[int], views: int) -> list[Shard]:
+    """The files of a split, in order.
+
+    Args:
+      videos: number of clips in each file.
+      num_frames: of each clip.
+    """
+    found, first = [], 0
+    for number, count in enumerate(videos):
+        file = f'{split}-{number:05d}-of-{len(videos):05d}.npy'
+        found.append(Shard(file, first, count, sum(num_frames[first : first + count]) * views))
+        first += count
+    return found
 
 
 def read_header(folder: pathlib.Path) -> Header | None:

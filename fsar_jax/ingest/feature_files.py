@@ -1,15 +1,18 @@
 """Writes the files of extracted features (fsar_jax/data/features.py says what they hold).
 
 features.json is written first, and again whenever a file is finished: a file that it does not list
-under 'done' does not count, and is written again.
+under 'done' does not count, and is written again. Slices (--shards), which may run at once, leave a
+note beside each file in its place, until all files are finished.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
+import socket
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -20,9 +23,10 @@ from fsar_jax.files import naming, write_whole
 from fsar_jax.ingest.shards import DISK_FULL
 from fsar_jax.messages import printable
 
+LOCKS = '.lock', '.slices'
 # What a killed extraction computes again is at most a file; a reader opens them all.
 FRAMES_PER_FILE, FILES_PER_SPLIT = 4096, 128
-_DRAFT = '.part'
+_DRAFT, _NOTE = '.part', '.sha256'
 
 
 def cut_into_files(num_frames: list[int], videos_per_file: int = 0) -> list[int]:
@@ -46,6 +50,26 @@ def write_header(folder: pathlib.Path, header: Header) -> None:
     write_whole(folder / HEADER, json.dumps(dataclasses.asdict(header), ensure_ascii=False) + '\n')
 
 
+def write_note(folder: pathlib.Path, shard: Shard, digest: str) -> None:
+    """Notes that a file is finished, beside it. OSError with the path."""
+    write_whole(folder / f'{shard.file}{_NOTE}', digest)
+
+
+def read_notes(folder: pathlib.Path) -> dict[str, str]:
+    """{file: SHA-256} of the files that have a note."""
+    found = {}
+    for path in folder.glob(f'*.npy{_NOTE}'):
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile, as all are finished
+            found[path.name.removesuffix(_NOTE)] = path.read_text()
+    return found
+
+
+def remove_notes(folder: pathlib.Path) -> None:
+    """Removes the notes, which features.json has taken over."""
+    for path in folder.glob(f'*.npy{_NOTE}'):
+        path.unlink(missing_ok=True)
+
+
 def write_shard(
     folder: pathlib.Path,
     header: Header,
@@ -63,7 +87,9 @@ def write_shard(
     Raises:
       OSError: with the path; nothing of this file is left.
     """
-    draft, stored = folder / f'.{shard.file}{_DRAFT}', header.dtypes[1]
+    # Two machines may write the same file at once, when the one is thought to be lost.
+    by = f'{socket.gethostname()}.{os.getpid()}'
+    draft, stored = folder / f'.{shard.file}.{by}{_DRAFT}', header.dtypes[1]
     row_bytes = header.num_bytes([shard]) // shard.rows
     try:
         with naming(draft), open(draft, 'wb') as file:
@@ -96,7 +122,7 @@ def _runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
 
 def remove_drafts(folder: pathlib.Path) -> None:
     """Removes what a killed extraction has left of a file."""
-    for path in folder.glob(f'.*.npy{_DRAFT}'):
+    for path in folder.glob(f'.*.npy*{_DRAFT}'):
         path.unlink()
 
 
@@ -104,9 +130,10 @@ def remove_features(folder: pathlib.Path) -> None:
     """Removes the features in a folder, the description first."""
     for path in [folder / HEADER, folder / SUMS, *folder.glob('*-?????-of-?????.npy')]:
         path.unlink(missing_ok=True)
+    remove_notes(folder)
 
 
 def strangers(folder: pathlib.Path) -> list[str]:
     """Names of what lies in a folder that an extraction has not written."""
-    own = lambda name: name == '.lock' or name.endswith(f'.npy{_DRAFT}')
+    own = lambda name: name in LOCKS or (name.startswith('.') and name.endswith(_DRAFT))
     return sorted(path.name for path in folder.iterdir() if not own(path.name))
