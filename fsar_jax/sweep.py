@@ -314,12 +314,16 @@ def sweep_on_ray(
 
 
 def run_share(arguments: Sequence[str]) -> list[tuple[pathlib.Path, Outcome]]:
-    """Runs the part that --rows=i/n of the arguments names; (folder of a run, what became of it)
-    of each."""
+    """Runs the part that --rows=i/n of the arguments names, and waits for what other processes work
+    on. (folder of a run, what became of it) of each."""
     jax.config.update('jax_platforms', 'cpu')  # an accelerator is for the runs
     args, flags = parsed(arguments)
     mine = runs_of(chosen_rows(args), args.seeds, local_path(args.root, '--root'), flags, args.rows)
     outcomes = sweep(mine, listed(args.tables))
+    for number, run in enumerate(mine):
+        while outcomes[number].state == ELSEWHERE:  # a lost worker may have left its run behind
+            time.sleep(10 * LOOK_SECONDS)
+            outcomes[number : number + 1] = sweep([run], run.title)
     return [(run.folder, outcome) for run, outcome in zip(mine, outcomes)]
 
 

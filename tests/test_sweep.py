@@ -1,10 +1,12 @@
 """Sweeps: what runs, what is skipped, what goes on, and that no run is done twice at once."""
 
+import contextlib
 import json
 import pathlib
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 from tiny_run import CPU, REPOSITORY, TINY, get_config, shared_programs
@@ -226,6 +228,22 @@ def test_the_shares_are_all_runs_once_and_keep_evaluations_with_their_runs(folde
     for share in shares:
         folders = {run.folder for run in share}
         assert all(run.source in folders for run in share)
+
+
+def test_a_part_waits_for_what_another_process_works_on(folder):
+    """As a task on a Ray cluster does, whose worker was lost and has left its run behind."""
+    workdir = folder / 'out' / 'protonet' / 'seed0'
+    workdir.mkdir(parents=True)
+    held = contextlib.ExitStack()
+    held.enter_context(sweep.file_lock(workdir / 'lock'))
+    threading.Timer(0.5, held.close).start()
+    arguments = ['rows.txt', '--root=out', '--seeds=0', '--only=protonet*']
+    found = dict(sweep.run_share([*arguments, '--rows=0/1']))
+    assert {str(path) for path in found} == {
+        'out/protonet/seed0',
+        'out/protonet-episode.shot=2-evaluated/seed0',
+    }
+    assert {outcome.state for outcome in found.values()} == {sweep.FINISHED}
 
 
 SWEEP = (

@@ -99,8 +99,13 @@ def clips_by_class(dataset: Videos) -> list[tuple[int, np.ndarray]]:
         sorted(range(len(dataset)), key=lambda position: dataset.video_ids[position]), np.int32
     )
     labels = np.asarray(dataset.labels)
-    present = sorted(np.unique(labels).tolist(), key=lambda label: dataset.class_names[label])
-    return [(label, order[labels[order] == label]) for label in present]
+    order = order[np.argsort(labels[order], kind='stable')]  # by class, by id in each
+    found, starts = np.unique(labels[order], return_index=True)
+    of_each = dict(zip(found.tolist(), np.split(order, starts[1:])))
+    return [
+        (label, of_each[label])
+        for label in sorted(of_each, key=lambda label: dataset.class_names[label])
+    ]
 
 
 def limited(dataset: Videos, clips: int | None, seed: int) -> Videos:
