@@ -319,12 +319,15 @@ def run_share(arguments: Sequence[str]) -> list[tuple[pathlib.Path, Outcome]]:
     jax.config.update('jax_platforms', 'cpu')  # an accelerator is for the runs
     args, flags = parsed(arguments)
     mine = runs_of(chosen_rows(args), args.seeds, local_path(args.root, '--root'), flags, args.rows)
-    outcomes = sweep(mine, listed(args.tables))
-    for number, run in enumerate(mine):
-        while outcomes[number].state == ELSEWHERE:  # a lost worker may have left its run behind
-            time.sleep(10 * LOOK_SECONDS)
-            outcomes[number : number + 1] = sweep([run], run.title)
-    return [(run.folder, outcome) for run, outcome in zip(mine, outcomes)]
+    outcomes = dict(zip((run.folder for run in mine), sweep(mine, listed(args.tables))))
+    # A worker that was lost may have left its run behind.
+    while busy := {run.source for run in mine if outcomes[run.folder].state == ELSEWHERE}:
+        time.sleep(10 * LOOK_SECONDS)
+        again = [
+            run for run in mine if run.source in busy and outcomes[run.folder].state != FINISHED
+        ]
+        outcomes |= zip((run.folder for run in again), sweep(again, listed(args.tables)))
+    return list(outcomes.items())
 
 
 def _say(line):
