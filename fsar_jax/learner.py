@@ -329,12 +329,17 @@ class FewShotLearner(nn.Module):
     def feature_maps(self, videos: jax.Array, train: bool = False) -> jax.Array:
         """The backbone: videos [B, L, H, W, 3] → maps [B, L, h, w, C]."""
         videos, train = frames_as_floats(videos), train and self.backbone_trained
-        if self.backbone.takes_clips:
-            maps = self.backbone(videos, train)
-        else:
-            maps = self.backbone(videos.reshape(-1, *videos.shape[2:]), train)
-            maps = maps.reshape(*videos.shape[:2], *maps.shape[1:])
-        return maps if self.backbone_trained else jax.lax.stop_gradient(maps)
+
+        def run(backbone, videos):
+            if backbone.takes_clips:
+                return backbone(videos, train)
+            maps = backbone(videos.reshape(-1, *videos.shape[2:]), train)
+            return maps.reshape(*videos.shape[:2], *maps.shape[1:])
+
+        if not self.backbone_trained and not self.is_initializing():
+            # Of its weights alone: a sampler before it learns through it.
+            run = nn.map_variables(run, 'params', jax.lax.stop_gradient)
+        return run(self.backbone, videos)
 
     def frame_features(self, frames: jax.Array, pooled: bool) -> jax.Array:
         """What `python -m fsar_jax.extract` stores of frames [B, H, W, 3]: their maps [B, h, w, C],
