@@ -254,6 +254,15 @@ class FewShotLearner(nn.Module):
         return {name: stage for name in names if (stage := getattr(self, name)) is not None}
 
     @property
+    def rates(self) -> dict[str, float]:
+        """{stage: its learning rate, times that of the rest}, where that is not 1; 0 for one that
+        stays as it starts."""
+        rates = {name: stage.rate for name, stage in self.stages.items()}
+        if not self.backbone_trained:
+            rates['backbone'] = 0.0
+        return {name: rate for name, rate in rates.items() if rate != 1}
+
+    @property
     def stages_on_maps(self) -> list[str]:
         """The stages that look at places in a frame, so that features which are pooled over the
         frame will not do."""

@@ -77,6 +77,7 @@ class Stage(nn.Module):
     takes_clips = False  # whether a backbone takes clips [B, L, H, W, 3] in place of frames
     published_start = ''  # pretrained weights that the authors start from; '' for random weights
     batch_norm_momentum = 0.9  # of its running statistics (fsar_jax/backbones/batch_norm.py)
+    rate = 1.0  # its learning rate, times that of the rest
 
     @property
     def needs_maps(self) -> bool:

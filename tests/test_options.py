@@ -62,6 +62,7 @@ MODEL = {
     'model.sampler.sigma_end': (*LINEAR, 0.05),
     'model.sampler.sigma_factor': (*STEPS, 0.5),
     'model.sampler.sigma_steps': (*STEPS, 7),
+    'model.sampler.rate': (*VIM, 0.5),
     'model.sampler.at_test': MOTION,
     'model.sampler.intra_weight': (*VIM, 0.25),
     'model.backbone.batch_norm': ('protonet', {}),
@@ -168,7 +169,7 @@ def computation(method, changes):
         variables, support, query, jax.random.key(0), jnp.arange(config.episode.way)
     )
     sigma = [[float(at(step)) for step in range(20)] for at in jax.tree.leaves(schedules)]
-    return f'{trace} {[str(x) for x in trace.consts]} {sigma}'
+    return f'{trace} {[str(x) for x in trace.consts]} {sigma} {learner.rates}'
 
 
 @pytest.mark.parametrize('method, changes, key, value', cases())

@@ -175,6 +175,12 @@ class TaskAdaptiveSampler(Sampler):
         affects='model',
         help="for sigma_schedule 'steps': number of optimiser steps between changes of sigma",
     )
+    rate: float = setting(
+        1.0,
+        at_least=0,
+        affects='training',
+        help='learning rate of the sampler, times train.learning_rate; published: 1',
+    )
     at_test: bool = setting(True, help=AT_TEST)
     intra_weight: float = setting(
         0.0,

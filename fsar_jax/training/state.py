@@ -126,8 +126,6 @@ def make_train_step(
     (`fold_running_statistics`).
     """
     optimizer = create_optimizer(config.train)
-    # The stages that stay as they start.
-    kept = () if learner.backbone_trained else ('backbone',)
     mirrored = not learner.backbone.takes_maps  # stored features come as they are
     schedules = learner.schedules(config.train.num_steps)
 
@@ -181,10 +179,9 @@ def make_train_step(
         (gradients, batch_stats), (losses, accuracies) = run_in_sequence(accumulate, start, batch)
         gradients = jax.tree.map(lambda g: g / losses.shape[0], gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        # Weight decay would shrink what has no gradient.
-        updates = updates | {
-            stage: jax.tree.map(jnp.zeros_like, updates[stage])
-            for stage in kept
+        updates = updates | {  # at a rate of 0, weight decay does nothing either
+            stage: jax.tree.map(lambda update: rate * update, updates[stage])
+            for stage, rate in learner.rates.items()
             if stage in updates
         }
         state = TrainState(

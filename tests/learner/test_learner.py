@@ -212,22 +212,31 @@ def test_batch_norm_sees_support_and_query_as_the_config_says(small, mode):
     np.testing.assert_allclose(stem(updated), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_no_gradient_goes_through_a_backbone_that_is_not_trained():
-    """Of maps, for which the backbone is the identity: so what comes before it has none either."""
+def test_a_sampler_learns_through_a_backbone_that_is_not_trained():
+    """No gradient for the weights of the backbone, but one for the frames before it."""
     rng = np.random.default_rng(0)
-    support, query = (rng.normal(size=(*n, 3, 2, 2, 5)).astype(np.float32) for n in ((2, 1), (4,)))
+    support, query = (rng.random((*n, 2, 8, 8, 3)).astype(np.float32) for n in ((2, 1), (4,)))
 
     def gradients(trained):
         config = fsar_jax.default_config()
         config.model.matcher.name = 'prototypes'
-        config.model.backbone.update(name='features', trained=trained)
+        config.model.backbone.update(name='resnet_small', trained=trained, batch_norm='frozen')
+        with config.unlocked():
+            config.model.backbone.width = 2
         learner = fsar_jax.create_learner(config.model)
-        return jax.grad(lambda *x: learner.apply({}, *x, train=True).logits[0, 0], (0, 1))
+        variables = random_variables(learner, support, query)
 
-    inputs = support, query
-    trained, not_trained = jax.jit(lambda: [gradients(x)(*inputs) for x in (True, False)])()
-    assert all(np.abs(x).max() > 0 for x in trained)
-    assert not any(np.any(x) for x in not_trained)
+        def logit(params, support):
+            return learner.apply(variables | {'params': params}, support, query).logits[0, 0]
+
+        return jax.grad(logit, (0, 1))(variables['params'], support)
+
+    (weights, frames), (kept, same_frames) = jax.jit(
+        lambda: [gradients(x) for x in (True, False)]
+    )()
+    assert any(np.any(x) for x in jax.tree.leaves(weights)) and np.any(frames)
+    assert not any(np.any(x) for x in jax.tree.leaves(kept))
+    np.testing.assert_allclose(same_frames, frames, rtol=1e-5, atol=1e-7)
 
 
 def test_bfloat16_compute_keeps_float32_parameters_and_float32_logits_close(small):

@@ -42,6 +42,7 @@ TRAINING = {
     'model.backbone.trained',
     'model.backbone.drop_connect',
     'model.backbone.dropout',
+    'model.sampler.rate',
 }
 # Of the look at test, on which neither the parameters nor the selection depend.
 TEST = {'eval.split', 'eval.num_episodes', 'eval.episodes_file', 'eval.measured_episodes'}

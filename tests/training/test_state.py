@@ -10,6 +10,7 @@ import pytest
 from tiny_run import largest_difference, random_batch, shallow_networks, tiny_config
 
 from fsar_jax.learner import create_learner
+from fsar_jax.matchers.cross_transformer import CrossTransformer
 from fsar_jax.mesh import episode_mesh, replicate, shard
 from fsar_jax.training.state import (
     create_optimizer,
@@ -214,6 +215,21 @@ def test_folding_statistics_equals_a_loop():
     folded = fold_running_statistics({'mean': jnp.asarray(start, jnp.float32)}, alone, decay)
     np.testing.assert_allclose(folded['mean'], sequence, rtol=1e-5)
     assert fold_running_statistics({}, {}, decay) == {}
+
+
+@pytest.mark.slow
+def test_a_stage_has_a_learning_rate_of_its_own(monkeypatch):
+    def moved(rate):
+        monkeypatch.setattr(CrossTransformer, 'rate', rate)
+        run = Run('trm', {'train.episodes_per_step': 1, 'model.backbone.trained': False})
+        after, _ = run.step(random_batch(run.config))
+        return jax.tree.map(lambda a, b: a - b, after.params, run.start.params)
+
+    usual, half = moved(1.0), moved(0.5)
+    assert not any(np.any(x) for x in jax.tree.leaves(usual['backbone']))
+    for ours, theirs in zip(jax.tree.leaves(half['matcher']), jax.tree.leaves(usual['matcher'])):
+        np.testing.assert_allclose(ours, theirs / 2, rtol=1e-3, atol=1e-7)
+    assert any(np.any(x) for x in jax.tree.leaves(usual['matcher']))
 
 
 def test_flips_mirror_the_width_of_flagged_clips_only():
