@@ -141,12 +141,19 @@ class FewShotLearner(nn.Module):
         maps = self.feature_maps(every['frames'])
         if not self.stages_on_maps:
             maps = computed(maps).mean((-3, -2), keepdims=True)
+        if self.temporal_transform is not None:
+            maps = self.temporal_transform.prepare(maps)
         return every | {'frames': maps}
 
     @nn.nowrap
     def on_embedded_frames(self) -> 'FewShotLearner':
         """This learner, with the same variables, for embeddings of `embed_frames`."""
-        return self.clone(backbone=Features(), sampler=self.sampler.without_resampling())
+        transform = self.temporal_transform
+        return self.clone(
+            sampler=self.sampler.without_resampling(),
+            backbone=Features(),
+            temporal_transform=transform and transform.clone(prepared=True),
+        )
 
     @property
     def chooses_embedded_frames(self) -> bool:

@@ -12,6 +12,7 @@ from fsar_jax.fields import setting
 from fsar_jax.layers import Linear, linear_interpolation, torch_start
 from fsar_jax.stage import Shared, Stage
 
+WIDTHS = (64, 128)  # of the two convolutions
 WINDOW_START = (2.0, 0.0)  # before tanh: at first nearly the whole clip, (a, b) = (0.964, 0)
 
 
@@ -27,6 +28,7 @@ class TemporalTransform(Stage):
       dropout: rate on the maps, before everything else, while training.
       frozen: batch norm uses running statistics in training too.
       align_at_test: False leaves test clips as they are, (a, b) = (1, 0).
+      prepared: for a test whose frames come as `prepare` makes them.
       dtype: compute dtype; positions and (a, b) are float32.
 
     Input maps [B, L, h, w, C]; output (maps [B, L, h, w, C], window float32 [B, 2] = (a, b)).
@@ -39,26 +41,48 @@ class TemporalTransform(Stage):
     )
     frozen: bool = False
     align_at_test: bool = Shared.align_at_test
+    prepared: bool = False
     dtype: Any = jnp.float32
+
+    def prepare(self, maps: jax.Array) -> jax.Array:
+        """What depends on one frame alone, so that a test computes it once per frame and not once
+        per clip that is made of it: maps [..., h, w, C] → [..., h, w, C + 192], behind the map what
+        the three time steps of the first kernel make of it. `over_time` adds these up."""
+        kernel = self.get_variable('params', 'conv1')['kernel'].astype(self.dtype)
+        steps, *sides, channels, features = kernel.shape
+        maps = maps.astype(self.dtype)
+        products = jax.lax.conv_general_dilated(
+            maps.reshape(-1, *maps.shape[-3:]),
+            jnp.moveaxis(kernel, 0, 3).reshape(*sides, channels, steps * features),
+            (1, 1),
+            'SAME',
+            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        )
+        return jnp.concatenate([maps, products.reshape(*maps.shape[:-1], -1)], -1)
 
     @nn.compact
     def __call__(self, maps: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
         chex.assert_rank(maps, 5)
+        if self.prepared:
+            maps, products = jnp.split(maps, [maps.shape[-1] - 3 * WIDTHS[0]], -1)
         if not (train or self.align_at_test or self.is_initializing()):
             return maps, jnp.broadcast_to(jnp.array([1.0, 0.0]), (len(maps), 2))
         maps = nn.Dropout(self.dropout)(maps.astype(self.dtype), deterministic=not train)
         x = maps
-        for i, features in enumerate((64, 128), start=1):
-            start = torch_start(27 * x.shape[-1])
-            x = nn.Conv(
-                features,
-                (3, 3, 3),
-                padding=1,
-                kernel_init=start,
-                bias_init=start,
-                dtype=self.dtype,
-                name=f'conv{i}',
-            )(x)
+        for i, features in enumerate(WIDTHS, start=1):
+            if i == 1 and self.prepared:
+                x = over_time(products) + self.get_variable('params', 'conv1')['bias']
+            else:
+                start = torch_start(27 * x.shape[-1])
+                x = nn.Conv(
+                    features,
+                    (3, 3, 3),
+                    padding=1,
+                    kernel_init=start,
+                    bias_init=start,
+                    dtype=self.dtype,
+                    name=f'conv{i}',
+                )(x)
             x = BatchNorm(frozen=self.frozen, dtype=self.dtype, name=f'bn{i}')(x, train)
             x = nn.relu(_halve(x))
         x = nn.relu(Linear(32, dtype=self.dtype, name='linear')(x.max((1, 2, 3))))
@@ -71,6 +95,14 @@ class TemporalTransform(Stage):
         )
         window = jnp.tanh(last(x))
         return warp(maps, window), window
+
+
+def over_time(products: jax.Array) -> jax.Array:
+    """A convolution over three time steps from what each step makes of each frame: products
+    [B, L, ..., 3·F] → [B, L, ..., F], beyond the clip zero."""
+    before, same, after = jnp.split(products, 3, -1)
+    moved = lambda x, pad: jnp.pad(x, [(0, 0), pad] + [(0, 0)] * (x.ndim - 2))
+    return moved(before[:, :-1], (1, 0)) + same + moved(after[:, 1:], (0, 1))
 
 
 def warp(maps: jax.Array, window: jax.Array) -> jax.Array:

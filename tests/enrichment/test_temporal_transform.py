@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_run import random_variables
 
 from fsar_jax.enrichment import TemporalTransform
 from fsar_jax.enrichment.temporal_transform import warp
@@ -90,3 +91,23 @@ def test_it_starts_with_nearly_the_whole_clip_and_learns_from_there():
     gradient, window = jax.jit(jax.grad(total, has_aux=True))(variables['params'])
     np.testing.assert_allclose(window, np.tile(np.tanh([2.0, 0.0]), (3, 1)), atol=1e-6)
     assert np.abs(gradient['window']['kernel']).max() > 0
+
+
+@pytest.mark.parametrize('length', [1, 5])
+def test_frames_that_are_prepared_alone_give_the_same(length):
+    x = np.random.default_rng(0).normal(size=(2, 7, 5, 4, 3)).astype(np.float32)
+    chosen = np.sort(np.random.default_rng(1).permuted(np.tile(np.arange(7), (2, 1)), axis=1))
+    chosen = chosen[:, :length]
+    plain, prepared = TemporalTransform(), TemporalTransform(prepared=True)
+    variables = random_variables(plain, x[:, :length])
+    take = lambda x: np.take_along_axis(np.asarray(x), chosen[..., None, None, None], 1)
+
+    @jax.jit
+    def both(variables, x, of_clip, prepared_clip):
+        return plain.apply(variables, of_clip), prepared.apply(variables, prepared_clip)
+
+    frames = take(plain.apply(variables, x, method='prepare'))
+    assert frames.shape == (2, length, 5, 4, 3 + 192)
+    expected, found = both(variables, x, take(x), frames)
+    for ours, theirs in zip(found, expected):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)

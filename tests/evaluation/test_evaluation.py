@@ -101,7 +101,7 @@ def test_cached_equals_published_way_for_every_matcher(setting, shallow, method)
     [
         # Averaged over places where the matcher takes frames, as maps where a stage takes maps.
         ({'sampler.at_test': False}, (6, 1, 1, 16)),
-        ({'sampler.variant': 'code', 'enrichment.temporal_transform': True}, (6, 2, 2, 16)),
+        ({'sampler.variant': 'code', 'enrichment.temporal_transform': True}, (6, 2, 2, 16 + 192)),
     ],
 )
 def test_frames_that_look_alike_in_all_episodes_are_embedded_once(
