@@ -48,7 +48,7 @@ class TemporalTransform(Stage):
         """What depends on one frame alone, so that a test computes it once per frame and not once
         per clip that is made of it: maps [..., h, w, C] → [..., h, w, C + 192], behind the map what
         the three time steps of the first kernel make of it. `over_time` adds these up."""
-        kernel = self.get_variable('params', 'conv1')['kernel'].astype(self.dtype)
+        kernel: jax.Array = self.get_variable('params', 'conv1')['kernel'].astype(self.dtype)
         steps, *sides, channels, features = kernel.shape
         maps = maps.astype(self.dtype)
         products = jax.lax.conv_general_dilated(
