@@ -1,12 +1,18 @@
 """How fast a run on extracted features trains: python benchmarks/features.py
-[--methods=protonet,trm,trx] [--channels=1280] [--backbone=resnet18] [--steps=50]
+[--methods=protonet,trm,trx] [--channels=1280] [--backbone=resnet18] [--steps=50] [--clock=cpu]
 
 5-way 1-shot with 3 queries per class, 8 of 64 stored frames. The first column is the whole training
 step with its loader; the second the matrix products of that step alone: every dot_general in it, on
-random arrays of the same shapes. The last line compares with the same step on 224 px frames through
-the frozen backbone, whose clips are random, so that nothing is read or decoded.
+random arrays of the same shapes. Ten steps and ten times the products take turns. The last line
+compares with the same step on 224 px frames through the frozen backbone, whose clips are random, so
+that nothing is read or decoded.
+
+On a busy machine, measure the CPU time of one core: taskset -c 0 python benchmarks/features.py
+--clock=cpu
 """
 
+import contextlib
+import itertools
 import pathlib
 import statistics
 import tempfile
@@ -32,6 +38,8 @@ BACKBONE = flags.DEFINE_string(
     'backbone', 'resnet18', "That the features are compared with; '' for none."
 )
 STEPS = flags.DEFINE_integer('steps', 50, 'Timed steps.')
+CLOCKS = {'wall': time.perf_counter, 'cpu': time.process_time}
+CLOCK = flags.DEFINE_enum('clock', 'wall', list(CLOCKS), 'Whose seconds count.')
 CLASSES, CLIPS, FRAMES = 20, 20, 64
 
 
@@ -95,28 +103,23 @@ def started(config):
     )
 
 
-def seconds_of_run(config, dataset, steps):
-    """Median seconds of a step with what the loader gives for it, as the training loop runs it."""
+def seconds_of_steps(config, dataset):
+    """Seconds of each step with what the loader gives for it, as the training loop runs it."""
     step, state = started(config)
-    batches, mesh, times, waiting = (
-        loader.training_batches(dataset, config, 0),
-        episode_mesh(1),
-        [],
-        None,
-    )
-    for _ in range(steps + 3):
-        start = time.perf_counter()
-        state, metrics = step(state, shard(mesh, next(batches), axis=1))
-        if waiting is not None:  # one step behind, as the loop logs
-            jax.block_until_ready(waiting)
-        waiting = metrics
-        times.append(time.perf_counter() - start)
-    batches.close()
-    return statistics.median(times[3:])
+    mesh, clock, waiting = episode_mesh(1), CLOCKS[CLOCK.value], None
+    with contextlib.closing(loader.training_batches(dataset, config, 0)) as batches:
+        while True:
+            start = clock()
+            state, metrics = step(state, shard(mesh, next(batches), axis=1))
+            if waiting is not None:  # one step behind, as the loop logs
+                jax.block_until_ready(waiting)
+            waiting = metrics
+            yield clock() - start
 
 
 def products_of(jaxpr):
-    """(shapes and types of both operands, parameters) of every dot_general in a jaxpr."""
+    """(shapes and types of both operands, parameters) of every dot_general in a jaxpr, as often as
+    it runs."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == 'dot_general':
             operands = tuple((x.aval.shape, x.aval.dtype) for x in equation.invars)
@@ -127,15 +130,14 @@ def products_of(jaxpr):
         ):
             inner = getattr(value, 'jaxpr', value)
             if hasattr(inner, 'eqns'):
-                yield from products_of(inner)
+                yield from list(products_of(inner)) * equation.params.get('length', 1)
 
 
-def seconds_of_products(config, dataset, steps):
-    """Median seconds of the matrix products of a step, and their gigaFLOP."""
+def products_of_step(config, dataset):
+    """The matrix products of a step: (jitted function, its operands)."""
     step, state = started(config)
-    batches = loader.training_batches(dataset, config, 0)
-    products = list(products_of(jax.make_jaxpr(step)(state, next(batches)).jaxpr))
-    batches.close()
+    with contextlib.closing(loader.training_batches(dataset, config, 0)) as batches:
+        products = list(products_of(jax.make_jaxpr(step)(state, next(batches)).jaxpr))
     rng = np.random.default_rng(0)
     operands = [
         [jnp.asarray(rng.random(shape, np.float32), dtype) for shape, dtype in of]
@@ -146,13 +148,28 @@ def seconds_of_products(config, dataset, steps):
     def run(operands):
         return [jax.lax.dot_general(*of, **how) for of, (_, how) in zip(operands, products)]
 
-    flops = run.lower(operands).cost_analysis()['flops']
-    times = []
-    for _ in range(steps + 3):
-        start = time.perf_counter()
-        jax.block_until_ready(run(operands))
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[3:]), flops / 1e9
+    return run, operands
+
+
+def seconds_of(function, operands):
+    """Seconds of each call."""
+    clock = CLOCKS[CLOCK.value]
+    while True:
+        start = clock()
+        jax.block_until_ready(function(operands))
+        yield clock() - start
+
+
+def medians_in_turn(*timed, count, at_once=10):
+    """Median of `count` numbers of each generator, after three: `at_once` of one, then of the
+    next."""
+    found = [[] for _ in timed]
+    for each in timed:
+        list(itertools.islice(each, 3))
+    while len(found[0]) < count:
+        for numbers, each in zip(found, timed):
+            numbers += itertools.islice(each, at_once)
+    return [statistics.median(numbers) for numbers in found]
 
 
 def seconds_of_frames(config, backbone):
@@ -176,12 +193,12 @@ def seconds_of_frames(config, backbone):
         'episode': np.zeros((1, 1), np.int64),
     }
     step, state = started(config)
-    times = []
+    clock, times = CLOCKS[CLOCK.value], []
     for _ in range(3):
-        start = time.perf_counter()
+        start = clock()
         state, metrics = step(state, batch)
         jax.block_until_ready(metrics)
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return min(times[1:])
 
 
@@ -190,7 +207,7 @@ def main(_):
     device = jax.devices()[0]
     print(
         f'{jax.device_count()} x {device.device_kind} ({device.platform}), '
-        f'{CHANNELS.value} channels'
+        f'{CHANNELS.value} channels, {CLOCK.value} time'
     )
     print(f'{"method":<10} {"episodes/s":>11} {"products alone":>15} {"share":>6} {"GFLOP":>7}')
     with tempfile.TemporaryDirectory() as folder:
@@ -200,8 +217,11 @@ def main(_):
         for method in METHODS.value:
             config = config_of(method, folder)
             episodes = config.train.episodes_per_step
-            seconds = seconds_of_run(config, dataset, STEPS.value)
-            alone, flops = seconds_of_products(config, dataset, STEPS.value)
+            run, operands = products_of_step(config, dataset)
+            flops = run.lower(operands).cost_analysis()['flops'] / 1e9
+            seconds, alone = medians_in_turn(
+                seconds_of_steps(config, dataset), seconds_of(run, operands), count=STEPS.value
+            )
             print(
                 f'{method:<10} {episodes / seconds:>11.1f} {episodes / alone:>15.1f} '
                 f'{alone / seconds:>6.0%} {flops / episodes:>7.2f}',
