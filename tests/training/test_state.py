@@ -19,6 +19,7 @@ from fsar_jax.training.state import (
     fold_running_statistics,
     learning_rate_schedule,
     make_train_step,
+    may_convolve,
 )
 
 SMALL = {
@@ -29,6 +30,7 @@ SMALL = {
     'episode.query': 1,
     'model.matcher.dim': 8,
 }
+POOLED = {'model.backbone.name': 'features', 'data.feature_shape': (1, 1, 16)}
 
 
 class Run:
@@ -146,6 +148,40 @@ def test_parts_in_sequence_change_nothing(strm, batch, after):
     assert largest_difference(state.batch_stats, after[0].batch_stats) < 1e-6
     np.testing.assert_allclose(metrics['loss'], after[1]['loss'], rtol=1e-6)
     assert metrics['losses'].shape == (2, 2)
+
+
+@pytest.mark.slow
+def test_a_step_on_pooled_features_equals_its_episodes_one_by_one():
+    """There, all episodes pass in a loop, whatever the parts are."""
+    run = Run('trm', {**POOLED, 'train.accumulation_steps': 2})
+    e, rng, batch = run.config.episode, np.random.default_rng(0), random_batch(run.config)
+    for name, clips in (('support', (e.way, e.shot)), ('query', (e.way * e.query,))):
+        shape = (2, 2, *clips, e.frames, *run.config.data.feature_shape)
+        batch[name] = rng.normal(size=shape).astype(np.float32)
+        batch[f'{name}_flip'][:] = False
+    state, metrics = run.step(batch)
+    losses, gradient, _, accuracy = run.one_by_one(batch)
+    assert metrics['losses'].shape == (2, 2)
+    np.testing.assert_allclose(metrics['losses'].ravel(), losses, rtol=1e-5)
+    np.testing.assert_allclose(metrics['accuracy'], accuracy, rtol=1e-6)
+    by_hand = jax.tree.map(lambda p, g: p - 0.01 * g, run.start.params, gradient)
+    assert largest_difference(state.params, by_hand) < 1e-6
+    assert largest_difference(state.params, run.start.params) > 1e-4
+    assert 'scan' in str(jax.make_jaxpr(run.train_step)(run.start, batch))
+
+
+@pytest.mark.parametrize(
+    'method, changes, found',
+    [
+        ('trx', {}, True),
+        ('trx', POOLED, False),
+        ('hyrsm', POOLED, False),
+        ('ta2n', POOLED, True),
+        ('strm', POOLED, True),
+    ],
+)
+def test_heads_that_may_convolve_are_not_run_in_a_loop(method, changes, found):
+    assert may_convolve(create_learner(tiny_config(method, changes).model)) == found
 
 
 @pytest.mark.slow
