@@ -220,9 +220,7 @@ def extract(
     datasets = _open_splits(config)
     check_output_folder(folder, '--dir')
     mesh, learner = meshes.episode_mesh(), create_learner(config.model)
-    key, weights = start_of_backbone(config)
-    if not weights:
-        print(f'note: config.{key} is not set: these are features of random weights', flush=True)
+    weights = _weights_of(config)
     variables = backbone_variables(config, learner, mesh)
     embed = functools.partial(_features, learner=learner, mesh=mesh, pooled=not maps, dtype=dtype)
     size = config.episode.image_size
@@ -315,8 +313,10 @@ def extract_on_ray(
     """
     start = time.monotonic()
     jax.config.update('jax_platforms', 'cpu')  # the accelerators are for the slices
-    datasets = _open_splits(_checked(config, given.views))
+    config = _checked(config, given.views)
+    datasets = _open_splits(config)
     check_output_folder(folder, '--dir')
+    _weights_of(config)
     folder.mkdir(parents=True, exist_ok=True)
     if given.overwrite:
         with file_lock(folder / '.lock', _busy(folder)):
@@ -391,6 +391,14 @@ def _checked(config, views):
             '--config.data.crop=random, or give fewer views'
         )
     return resolve_paths(config)
+
+
+def _weights_of(config) -> str | None:
+    """What the backbone starts from; prints a note where that is chance."""
+    key, weights = start_of_backbone(config)
+    if not weights:
+        print(f'note: config.{key} is not set: these are features of random weights', flush=True)
+    return weights
 
 
 def _open_splits(config) -> dict[str, Videos]:

@@ -12,6 +12,8 @@ import contextlib
 import importlib
 import os
 import pathlib
+import re
+import socket
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +21,8 @@ from fsar_jax.messages import one_line, printable
 
 LOOK_SECONDS = 2.0  # between looks at how far the parts are
 LOST = 10  # times that a part may lose its worker
+CONNECT_SECONDS = 10.0
+STARTED_HERE = pathlib.Path('/tmp/ray/ray_current_cluster')  # where `ray start` notes its address
 PARTS_PER_SLOT = 4  # so that nodes which are fast, or were lost, make little difference
 
 
@@ -77,6 +81,17 @@ def room_for(nodes: Sequence[dict[str, float]], cpus: int = 0) -> Room:
     return Room(options, max(1, int(sum(per_node))))
 
 
+def knock(address: str) -> None:
+    """OSError unless something listens at an address HOST:PORT, of which Ray itself would be sure
+    only after minutes. Addresses of other forms are left to Ray."""
+    if address == 'auto':
+        address = os.environ.get('RAY_ADDRESS', '')
+        with contextlib.suppress(OSError):
+            address = address or STARTED_HERE.read_text().strip()
+    if found := re.fullmatch(r'\[?([\w.:-]+?)\]?:(\d+)', address):
+        socket.create_connection((found[1], int(found[2])), CONNECT_SECONDS).close()
+
+
 class Cluster:
     """A connection to a Ray cluster. Use it as a context manager, whose end ends all parts.
 
@@ -97,6 +112,7 @@ class Cluster:
         package = os.fspath(pathlib.Path(__file__).parents[1])
         paths = [package, *filter(None, [os.environ.get('PYTHONPATH')])]
         try:
+            knock(address)
             ray.init(
                 address,
                 log_to_driver=False,
@@ -104,10 +120,10 @@ class Cluster:
                 runtime_env={'env_vars': {'PYTHONPATH': os.pathsep.join(paths)}},
             )
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+            why = printable(one_line(error)).rstrip('.')
             raise ValueError(
-                f'--ray={printable(address)}: there is no Ray cluster to connect to '
-                f'({printable(one_line(error))}): start one with `ray start --head`, or name its '
-                'address: --ray=HOST:6379'
+                f'--ray={printable(address)}: there is no Ray cluster to connect to ({why}): start '
+                'one with `ray start --head`, or name its address: --ray=HOST:6379'
             ) from None
         self._ray = ray
 

@@ -5,6 +5,7 @@ import contextlib
 import importlib.util
 import os
 import pathlib
+import socket
 import sys
 import threading
 import time
@@ -79,6 +80,13 @@ class RayTaskError(RayError):
         self.cause = cause
 
 
+@pytest.fixture
+def address():
+    """HOST:PORT at which something listens."""
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        yield f'127.0.0.1:{server.getsockname()[1]}'
+
+
 def stand_in_for_ray(lost=(), bug=None):
     """The calls of Ray that `Cluster` makes, here, one part after the other, the last one first."""
     ray, asked = types.ModuleType('ray'), []
@@ -103,17 +111,17 @@ def stand_in_for_ray(lost=(), bug=None):
     return ray, asked
 
 
-def test_parts_are_returned_as_they_end(monkeypatch):
+def test_parts_are_returned_as_they_end(monkeypatch, address):
     ray, asked = stand_in_for_ray()
     monkeypatch.setitem(sys.modules, 'ray', ray)
-    with on_ray.Cluster('h:1') as cluster:
+    with on_ray.Cluster(address) as cluster:
         ended = list(cluster.run('test_on_ray:doubled', [1, 2, 3], {'num_cpus': 2}))
     assert [[(n, found) for n, (found, _) in part] for part in ended] == [
         [(2, 6)],
         [(1, 4)],
         [(0, 2)],
     ]
-    assert asked == ['h:1', {'max_retries': 10, 'num_cpus': 2}, 'shut down']
+    assert asked == [address, {'max_retries': 10, 'num_cpus': 2}, 'shut down']
 
 
 @pytest.mark.parametrize(
@@ -124,16 +132,18 @@ def test_parts_are_returned_as_they_end(monkeypatch):
         ([1], (), ImportError('no fsar_jax'), 'cannot import fsar_jax .no fsar_jax.: install it'),
     ],
 )
-def test_what_fails_ends_the_command_with_one_line(monkeypatch, parts, lost, bug, line):
+def test_what_fails_ends_the_command_with_one_line(monkeypatch, address, parts, lost, bug, line):
     ray, asked = stand_in_for_ray(lost, bug)
     monkeypatch.setitem(sys.modules, 'ray', ray)
     function = 'test_on_ray:fails' if parts == ['value'] else 'test_on_ray:doubled'
-    with pytest.raises(ValueError, match=line), on_ray.Cluster('auto') as cluster:
+    with pytest.raises(ValueError, match=line), on_ray.Cluster(address) as cluster:
         list(cluster.run(function, parts, {}))
     assert asked[-1] == 'shut down'
 
 
-def test_without_ray_or_a_cluster_the_command_says_what_to_do(monkeypatch):
+def test_without_ray_or_a_cluster_the_command_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.delenv('RAY_ADDRESS', raising=False)
+    monkeypatch.setattr(on_ray, 'STARTED_HERE', tmp_path / 'none')
     monkeypatch.setitem(sys.modules, 'ray', None)
     with pytest.raises(ValueError, match=r"not installed: pip install 'fsar_jax\[ray\]'"):
         on_ray.Cluster('auto')
@@ -148,6 +158,12 @@ def test_without_ray_or_a_cluster_the_command_says_what_to_do(monkeypatch):
         ValueError, match='--ray=auto: there is no Ray cluster .*`ray start --head`'
     ):
         on_ray.Cluster('auto')
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setenv('RAY_ADDRESS', f'127.0.0.1:{port}')  # nothing listens there any more
+    for address in (f'127.0.0.1:{port}', 'auto'):
+        with pytest.raises(ValueError, match=f'--ray={address}: .*Connection refused'):
+            on_ray.Cluster(address)
     for flags in (['--shards=0/2'], ['--finish']):
         with pytest.raises(ValueError, match='give no --shards or --finish'):
             build.build(build.parse(['--dataset=synthetic_actions/aligned', '--ray', *flags]))
@@ -275,7 +291,7 @@ class TestOnACluster:
 
 
 @pytest.mark.slow
-def test_slices_of_features_together_are_those_of_one_process(tiny_data, tmp_path, capsys):
+def test_slices_of_features_together_are_those_of_one_process(tiny_data, tmp_path, shallow, capsys):
     settings = TINY | {'data.dir': tiny_data}
     flags = ['extract', '--config=trm', '--videos_per_shard=12']
     flags += [f'--config.{key}={value}' for key, value in settings.items()]
