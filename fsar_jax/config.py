@@ -355,6 +355,7 @@ class Eval:
         'auto',
         choices=('auto', 'replicated', 'sharded'),
         affects='cost',
+        saving=Saving(0, 'evaluation', value='sharded', devices=2),
         help="where the embeddings of a split are kept: a copy on each device ('replicated'), or a "
         "part of them on each ('sharded'), which takes 1/n of the memory on n devices and sends "
         "clips between them; 'auto': copies where they fit, else parts, and where these do not fit "

@@ -44,12 +44,14 @@ class Saving:
       phase: 'training', 'evaluation', or '' for both.
       value: the value that needs least; None: half of what it is.
       up_to: key of another setting, of which this one is a divisor; the next larger needs less.
+      devices: with fewer than so many it saves nothing.
     """
 
     harm: int
     phase: str = ''
     value: Any = None
     up_to: str = ''
+    devices: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

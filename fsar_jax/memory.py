@@ -117,6 +117,7 @@ def out_of_memory(config: ml_collections.ConfigDict, phase: str) -> str:
         for key, known in SETTINGS.items()
         if known.saving
         and known.saving.phase in ('', phase)
+        and known.saving.devices <= jax.device_count()
         and has_effect(config, key)
         and (less := smaller(known, setting_of(config, key), config))
     ]

@@ -42,6 +42,15 @@ def test_out_of_memory_in_an_evaluation_names_what_an_evaluation_reads():
     assert 'train.' not in line and 'remat' not in line and 'image_size' not in line
 
 
+def test_parts_of_the_embeddings_are_named_where_there_are_several_devices(monkeypatch):
+    config = get_config('strm')
+    assert 'embeddings' not in memory.out_of_memory(config, 'evaluation')
+    monkeypatch.setattr(jax, 'device_count', lambda: 8)
+    assert '--config.eval.embeddings=sharded, ' in memory.out_of_memory(config, 'evaluation')
+    config.eval.embeddings = 'sharded'
+    assert 'embeddings' not in memory.out_of_memory(config, 'evaluation')
+
+
 @pytest.mark.parametrize('exhausted', [True, False])
 def test_only_what_is_about_memory_is_renamed(exhausted):
     words = 'RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.' if exhausted else 'INTERNAL: x'

@@ -29,7 +29,6 @@ from fsar_jax.progress import Progress
 from fsar_jax.stage import ArrayTree
 from fsar_jax.stages import frames_read
 
-LAYOUTS = ('auto', 'replicated', 'sharded')  # config.eval.embeddings
 FOR_EMBEDDINGS = 0.75  # of a device's free memory; the rest is for the network and for matching
 
 
