@@ -90,7 +90,7 @@ from fsar_jax.machine import file_lock, usable_cores
 from fsar_jax.messages import decimal_size, listed, one_line, printable
 from fsar_jax.named_arrays import params_hash
 from fsar_jax.on_ray import PARTS_PER_SLOT, Cluster, spelled_out, without_ray
-from fsar_jax.programs import keep_programs
+from fsar_jax.programs import prepare
 from fsar_jax.progress import Progress
 from fsar_jax.stage import ArrayTree
 from fsar_jax.stages import build_stages, choice
@@ -166,8 +166,7 @@ def main(argv: list[str]) -> None:
             f'no {"--ray" if given.ray else "--overwrite"} with it'
         )
     config = given.config
-    if config.keep_programs:
-        keep_programs()
+    prepare(config.keep_programs)
     if given.dataset:
         config = config.copy_and_resolve_references()
         config.data.dataset = given.dataset

@@ -3,6 +3,7 @@ may work on."""
 
 import _thread
 import contextlib
+import ctypes
 import errno
 import fcntl
 import functools
@@ -13,6 +14,9 @@ from collections.abc import Iterator
 
 from fsar_jax.messages import printable
 
+# Parameters of glibc's mallopt.
+TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
+
 # Of Lustre without -o flock, and of NFS without its lock service.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
@@ -21,6 +25,28 @@ def usable_cores() -> int:
     """How many cores this process may use. A job (Slurm, taskset) may have only some of the cores
     of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def keep_freed_memory() -> bool:
+    """Lets the process keep memory that it frees for what it asks for next. It then never takes
+    less than it took at its peak. To be called before the threads that compute start.
+
+    A training step on a CPU frees large arrays and asks for as large ones all the time. glibc gives
+    those above 32 MB back to the system, which then has to find and clear each page of them again.
+    Nothing changes without glibc (macOS, Alpine), or where the environment says how memory is kept
+    (MALLOC_..., GLIBC_TUNABLES).
+
+    Returns:
+      Whether it does from now on.
+    """
+    if any(name.startswith('MALLOC_') or name == 'GLIBC_TUNABLES' for name in os.environ):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, TypeError, AttributeError):
+        return False
+    # With more than one arena, that of a thread would give back what the thread has freed.
+    return all([mallopt(*x) for x in ((ARENA_MAX, 1), (MMAP_MAX, 0), (TRIM_THRESHOLD, -1))])
 
 
 @functools.cache

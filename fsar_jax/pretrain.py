@@ -39,6 +39,7 @@ from fsar_jax.data.dataset import Videos
 from fsar_jax.files import local_path
 from fsar_jax.learner import FewShotLearner, create_learner
 from fsar_jax.messages import one_line, printable
+from fsar_jax.programs import prepare
 from fsar_jax.progress import MetricWriter, Progress
 from fsar_jax.samplers.task_adaptive import TaskAdaptiveSampler
 from fsar_jax.training.checkpoints import Checkpoints
@@ -69,6 +70,7 @@ def main(argv: list[str]) -> None:
             '--config.data.dataset=NAME'
         )
     workdir = local_path(given.workdir, '--workdir')
+    prepare(given.config.keep_programs)
     for name, accuracy in pretrain(given.config, workdir).items():
         print(f'{name}: {accuracy:.1%} of the last training frames')
     print(workdir)

@@ -1,4 +1,5 @@
-"""Keeps what JAX compiles for the next start (JAX's persistent compilation cache)."""
+"""What a command does before its first computation, so that computing is fast: it keeps compiled
+programs for the next start (JAX's persistent compilation cache), and on a CPU its memory."""
 
 import contextlib
 import hashlib
@@ -12,8 +13,21 @@ from typing import Any
 
 import jax
 
+from fsar_jax.machine import keep_freed_memory
+
 LIMIT = 2 * 2**30  # bytes of a folder at the start of a process
 UNFINISHED = 120.0  # seconds in which a file may still be in the hands of its writer
+
+
+def prepare(keep: bool = True) -> None:
+    """What a command does before its first computation.
+
+    keep: config.keep_programs.
+    """
+    if keep:
+        keep_programs()
+    if jax.default_backend() == 'cpu':
+        keep_freed_memory()
 
 
 def keep_programs() -> None:

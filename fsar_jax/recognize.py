@@ -65,11 +65,11 @@ def main(arguments: list[str] | None = None) -> None:
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)
-    from fsar_jax.programs import keep_programs
+    from fsar_jax.programs import prepare
     from fsar_jax.recognition.recognizer import Recognizer, check_unknown_below
     from fsar_jax.recognition.timelines import check_times
 
-    keep_programs()
+    prepare()
     check_unknown_below(args.unknown_below)
     if window:
         check_times(window, stride or window)

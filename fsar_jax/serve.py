@@ -82,10 +82,10 @@ def serve(args: argparse.Namespace) -> None:
 
     logging.set_verbosity(logging.ERROR)
     from fsar_jax.browser.app import Limits, web_app
-    from fsar_jax.programs import keep_programs
+    from fsar_jax.programs import prepare
     from fsar_jax.recognition.recognizer import Recognizer
 
-    keep_programs()
+    prepare()
 
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(listen(args.host, args.port))

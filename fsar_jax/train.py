@@ -78,10 +78,9 @@ def main(argv: list[str]) -> None:
 
     if given.distributed:
         start_distributed(given.distributed)
-    if given.config.keep_programs:
-        from fsar_jax.programs import keep_programs
+    from fsar_jax.programs import prepare
 
-        keep_programs()
+    prepare(given.config.keep_programs)
     from fsar_jax.training.export import exported_config, read_about
     from fsar_jax.training.run_settings import evaluation_config
     from fsar_jax.training.train import evaluate_only, train_and_evaluate

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -68,6 +69,37 @@ print(array_record_module.ArrayRecordReader(path).num_records())
         'memory'
     )
     assert count == '1'
+
+
+FREES = """
+import resource, sys
+import numpy as np
+from fsar_jax.machine import keep_freed_memory
+print(keep_freed_memory())
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+np.ones(2**24)
+before = faults()
+for _ in range(4):
+    np.ones(2**24)  # 128 MB
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='only glibc gives memory back so')
+@pytest.mark.parametrize('given', [{}, {'MALLOC_MMAP_THRESHOLD_': '1000000'}])
+def test_memory_that_is_freed_is_kept_unless_the_user_says_how(given):
+    env = {name: x for name, x in os.environ.items() if not name.startswith('MALLOC_')}
+    env.pop('GLIBC_TUNABLES', None)
+    found = subprocess.run(
+        [sys.executable, '-c', FREES],
+        cwd=REPOSITORY,
+        env=env | given,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert found[0] == str(not given)
+    assert (int(found[1]) < 1000) == (not given)  # 4 * 32,768 pages of 4 kB
 
 
 def test_cores_where_processes_are_not_bound_to_some(monkeypatch):
