@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from fsar_jax.messages import printable
 
 # Parameters of glibc's mallopt.
-TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -3, -4, -8
 
 # Of Lustre without -o flock, and of NFS without its lock service.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
@@ -28,25 +28,36 @@ def usable_cores() -> int:
 
 
 def keep_freed_memory() -> bool:
-    """Lets the process keep memory that it frees for what it asks for next. It then never takes
-    less than it took at its peak. To be called before the threads that compute start.
+    """Lets the process keep memory that it frees for what it asks for next. To be called before the
+    threads that compute start.
 
     A training step on a CPU frees large arrays and asks for as large ones all the time. glibc gives
     those above 32 MB back to the system, which then has to find and clear each page of them again.
-    Nothing changes without glibc (macOS, Alpine), or where the environment says how memory is kept
-    (MALLOC_..., GLIBC_TUNABLES).
+    Kept, they take up to twice the memory: small arrays settle in what was freed.
+    `give_back_freed_memory` ends it. Nothing changes without glibc (macOS, Alpine), or where the
+    environment says how memory is kept (MALLOC_..., GLIBC_TUNABLES).
 
     Returns:
       Whether it does from now on.
     """
+    # With more than one arena, that of a thread would give back what the thread has freed.
+    return _set_malloc((ARENA_MAX, 1), (MMAP_MAX, 0), (TRIM_THRESHOLD, -1))
+
+
+def give_back_freed_memory() -> bool:
+    """Undoes `keep_freed_memory`, for what is freed from now on. Whether it does."""
+    size = 2**25  # where glibc's own limits end up in a process with large arrays
+    return _set_malloc((MMAP_MAX, 2**16), (MMAP_THRESHOLD, size), (TRIM_THRESHOLD, 2 * size))
+
+
+def _set_malloc(*parameters):
     if any(name.startswith('MALLOC_') or name == 'GLIBC_TUNABLES' for name in os.environ):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, TypeError, AttributeError):
         return False
-    # With more than one arena, that of a thread would give back what the thread has freed.
-    return all([mallopt(*x) for x in ((ARENA_MAX, 1), (MMAP_MAX, 0), (TRIM_THRESHOLD, -1))])
+    return all([mallopt(*x) for x in parameters])
 
 
 @functools.cache

@@ -11,10 +11,12 @@ import ml_collections
 
 from fsar_jax.config import SETTINGS, setting_of
 from fsar_jax.fields import Setting
+from fsar_jax.machine import give_back_freed_memory
 from fsar_jax.plan import has_effect
 from fsar_jax.processes import print_once
 from fsar_jax.stage import ArrayTree
 
+KEEP_UP_TO = 1 / 4  # of a CPU's memory, by a step; freed memory that is kept may double it
 HARMS = ('', ' (results move by rounding)', ' (with other results)')  # of a `Saving`
 
 
@@ -36,8 +38,11 @@ def announced(step: Callable, mesh: jax.sharding.Mesh) -> Callable:
                 f'optimiser {gibibytes(whole)}, batch {gibibytes(part)} of each device'
             )
             compiled.append(step.lower(state, batch).compile())
-            if counted := counted_memory(compiled[0], mesh.devices.flat[0]):
-                print_once(counted)
+            if counted := counted_memory(compiled[0]):
+                device = mesh.devices.flat[0]
+                print_once(in_words(*counted, device))
+                if device.platform == 'cpu' and sum(counted) > KEEP_UP_TO * free_memory_of(device):
+                    give_back_freed_memory()
         return compiled[0](state, batch)
 
     return run
@@ -54,16 +59,20 @@ def gibibytes(size: float) -> str:
     return f'{gib:.1f} GiB' if gib >= 0.1 else f'{size / 2**20:.1f} MiB'
 
 
-def counted_memory(compiled: Any, device: jax.Device) -> str:
-    """One line with the compiler's count of a compiled step beside what `device` has; '' where the
-    backend does not count."""
+def counted_memory(compiled: Any) -> tuple[int, int] | None:
+    """The compiler's count of a compiled step, in bytes of each device: arguments and results, and
+    temporaries. None where the backend does not count."""
     try:
         count = compiled.memory_analysis()
         fixed = count.argument_size_in_bytes + count.output_size_in_bytes
-        fixed -= count.alias_size_in_bytes  # outputs in the place of donated arguments
-        temporary = count.temp_size_in_bytes
+        # Outputs in the place of donated arguments count once.
+        return fixed - count.alias_size_in_bytes, count.temp_size_in_bytes
     except (AttributeError, jax.errors.JaxRuntimeError, NotImplementedError):
-        return ''
+        return None
+
+
+def in_words(fixed: int, temporary: int, device: jax.Device) -> str:
+    """One line with a `counted_memory` beside what `device` has."""
     has = memory_of(device)
     line = (
         f'the training step needs {gibibytes(fixed + temporary)} of each device, '

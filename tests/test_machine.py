@@ -74,8 +74,10 @@ print(array_record_module.ArrayRecordReader(path).num_records())
 FREES = """
 import resource, sys
 import numpy as np
-from fsar_jax.machine import keep_freed_memory
+from fsar_jax.machine import give_back_freed_memory, keep_freed_memory
 print(keep_freed_memory())
+if sys.argv[1:] == ['back']:
+    give_back_freed_memory()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 np.ones(2**24)
 before = faults()
@@ -86,20 +88,19 @@ print(faults() - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='only glibc gives memory back so')
-@pytest.mark.parametrize('given', [{}, {'MALLOC_MMAP_THRESHOLD_': '1000000'}])
-def test_memory_that_is_freed_is_kept_unless_the_user_says_how(given):
+@pytest.mark.parametrize(
+    'given, back, kept',
+    [({}, [], True), ({}, ['back'], False), ({'MALLOC_MMAP_THRESHOLD_': '1000000'}, [], False)],
+)
+def test_memory_that_is_freed_is_kept_until_it_is_to_be_given_back(given, back, kept):
     env = {name: x for name, x in os.environ.items() if not name.startswith('MALLOC_')}
     env.pop('GLIBC_TUNABLES', None)
+    command = [sys.executable, '-c', FREES, *back]
     found = subprocess.run(
-        [sys.executable, '-c', FREES],
-        cwd=REPOSITORY,
-        env=env | given,
-        capture_output=True,
-        text=True,
-        check=True,
+        command, cwd=REPOSITORY, env=env | given, capture_output=True, text=True, check=True
     ).stdout.split()
     assert found[0] == str(not given)
-    assert (int(found[1]) < 1000) == (not given)  # 4 * 32,768 pages of 4 kB
+    assert (int(found[1]) < 1000) == kept  # 4 * 32,768 pages of 4 kB
 
 
 def test_cores_where_processes_are_not_bound_to_some(monkeypatch):

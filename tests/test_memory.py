@@ -78,3 +78,14 @@ def test_a_step_prints_what_it_needs_and_is_compiled_once(capsys):
     before, counted = capsys.readouterr().out.splitlines()
     assert '1.00 M parameters' in before and 'state with optimiser 3.8 MiB' in before
     assert 'needs 7.6 MiB of each device' in counted and len(traced) == 1
+
+
+@pytest.mark.parametrize('mebibytes, gives_back', [(30, True), (31, False)])
+def test_a_large_step_on_a_cpu_gives_its_memory_back(mebibytes, gives_back, monkeypatch):
+    """Of 7.6 MiB, which may be twice as much where freed memory is kept."""
+    done = []
+    monkeypatch.setattr(memory, 'give_back_freed_memory', lambda: done.append(1))
+    monkeypatch.setattr(memory, 'free_memory_of', lambda device: mebibytes * 2**20)
+    step = jax.jit(lambda state, batch: state.params + batch.sum())
+    memory.announced(step, episode_mesh(1))(State(jnp.zeros((1000, 1000))), jnp.ones((4, 256)))
+    assert bool(done) == gives_back
