@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from absl import flags
 from tiny_run import REPOSITORY, random_batch, random_variables, tiny_config
+from tiny_scan import TinyScan
 
 from fsar_jax import create_learner
 from fsar_jax.analysis.picture_truth import TRUTH, Measure
@@ -69,6 +70,20 @@ def test_the_body_of_a_loop_is_counted_every_time(monkeypatch, loop):
     with loops_unrolled():
         assert products <= counted() < 1.2 * products
     assert counted() < products / 2
+
+
+@pytest.mark.slow
+def test_a_scan_network_with_labels_finds_the_frames():
+    """Bright frames among dark ones, three of seven."""
+    benchmark = definitions('scan_with_labels')
+    rng = np.random.default_rng(0)
+    labels = rng.permuted(np.tile([True] * 3 + [False] * 4, (40, 1)), axis=1)
+    clips = rng.integers(0, 120, (40, 7, 16, 16, 3)) + 120 * labels[..., None, None, None]
+    clips = clips.astype(np.uint8)
+    scorer = benchmark['FrameScorer'](TinyScan(), 8)
+    found = benchmark['trained'](scorer, clips[:20], labels[:20], 40)
+    chosen = benchmark['best_frames'](scorer, found, clips[20:], 3)
+    np.testing.assert_array_equal(chosen, [np.flatnonzero(row) for row in labels[20:]])
 
 
 def test_the_rules_of_frames_by_rule(tiny_data):
