@@ -212,6 +212,7 @@ def test_batch_norm_sees_support_and_query_as_the_config_says(small, mode):
     np.testing.assert_allclose(stem(updated), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_sampler_learns_through_a_backbone_that_is_not_trained():
     """No gradient for the weights of the backbone, but one for the frames before it."""
     rng = np.random.default_rng(0)
