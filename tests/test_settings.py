@@ -161,7 +161,12 @@ def test_a_field_that_is_filled_from_elsewhere_has_the_default_of_its_setting():
         'tuples_seed': 'model.matcher.tuples_seed',
         'tuples_share_in_training': 'model.matcher.tuples_share_in_training',
     }
-    built = {'frozen': False, 'dtype': jnp.float32, 'scan_network': dataclasses.MISSING}
+    built = {
+        'frozen': False,
+        'dtype': jnp.float32,
+        'scan_network': dataclasses.MISSING,
+        'prepared': False,  # only for frames that a test embeds alone
+    }
     met = set()
     for name, module in STAGES.items():
         fields = dataclasses.fields(getattr(module, 'func', module))
