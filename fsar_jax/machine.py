@@ -47,7 +47,8 @@ def keep_freed_memory() -> bool:
 def give_back_freed_memory() -> bool:
     """Undoes `keep_freed_memory`, for what is freed from now on. Whether it does."""
     size = 2**25  # where glibc's own limits end up in a process with large arrays
-    return _set_malloc((MMAP_MAX, 2**16), (MMAP_THRESHOLD, size), (TRIM_THRESHOLD, 2 * size))
+    limits = (MMAP_MAX, 2**16), (MMAP_THRESHOLD, size), (TRIM_THRESHOLD, 2 * size)
+    return _set_malloc((ARENA_MAX, 0), *limits)
 
 
 def _set_malloc(*parameters):

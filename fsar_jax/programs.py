@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from fsar_jax.machine import keep_freed_memory
+from fsar_jax.machine import give_back_freed_memory, keep_freed_memory
 
 LIMIT = 2 * 2**30  # bytes of a folder at the start of a process
 UNFINISHED = 120.0  # seconds in which a file may still be in the hands of its writer
@@ -26,8 +26,9 @@ def prepare(keep: bool = True) -> None:
     """
     if keep:
         keep_programs()
-    if jax.default_backend() == 'cpu':
-        keep_freed_memory()
+    keep_freed_memory()  # before the backend starts its threads
+    if jax.default_backend() != 'cpu':
+        give_back_freed_memory()
 
 
 def keep_programs() -> None:
