@@ -8,12 +8,10 @@ places in every clip gains what the last three rows gain. Needs a dataset whose 
 action happens (synthetic_actions).
 """
 
-import copy
-
 import numpy as np
 from absl import app, flags, logging
+from chosen_frames import with_frames
 
-from fsar_jax.analysis.selection import share_inside
 from fsar_jax.data.frame_sampling import frame_indices
 from fsar_jax.evaluation.evaluate import TrainedModel, episodes_of, evaluate_episodes
 from fsar_jax.evaluation.results import accuracy_with_interval
@@ -75,15 +73,7 @@ def by_rule(dataset, records, rule, length):
         [rule(len(r['frames']), int(r['action_start']), int(r['action_end'])) for r in records]
     )
     assert chosen.shape == (len(records), length)
-    short = copy.copy(dataset)
-    short.num_frames = np.full(len(records), length, np.int32)
-    short.read = lambda position: (
-        records[position] | {'frames': [records[position]['frames'][i] for i in chosen[position]]}
-    )
-    start, end = (
-        np.array([int(record[key]) for record in records]) for key in ('action_start', 'action_end')
-    )
-    return short, share_inside(chosen, start, end)
+    return with_frames(dataset, records, chosen)
 
 
 def main(_):

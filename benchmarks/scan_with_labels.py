@@ -8,16 +8,14 @@ inside the action, no sampler with this scan network can be expected to find. Ne
 records say when the action happens (synthetic_actions), and memory for all frames of a split.
 """
 
-import copy
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import app, flags, logging
+from chosen_frames import with_frames
 
-from fsar_jax.analysis.selection import share_inside
 from fsar_jax.data import loader
 from fsar_jax.data.frame_sampling import frame_indices
 from fsar_jax.evaluation.evaluate import TrainedModel, episodes_of, evaluate_episodes
@@ -107,16 +105,6 @@ def best_frames(scorer, variables, clips, frames):
     return np.sort(np.argsort(-np.concatenate(scores)[: len(clips)], 1)[:, :frames], 1)
 
 
-def with_frames(dataset, records, chosen):
-    """The dataset, whose clips are `records`, with the frames int [N, L] alone."""
-    short = copy.copy(dataset)
-    short.num_frames = np.full(len(records), chosen.shape[1], np.int32)
-    short.read = lambda position: (
-        records[position] | {'frames': [records[position]['frames'][i] for i in chosen[position]]}
-    )
-    return short
-
-
 def main(_):
     logging.set_verbosity(logging.WARNING)
     config, mesh = run_config(WORKDIR.value), episode_mesh()
@@ -147,9 +135,9 @@ def main(_):
     model = TrainedModel(create_learner(config.model), variables, config, mesh)
     print(f'{"frames":<32} {"inside":>7} {"accuracy":>16}')
     for name, chosen in choices.items():
-        outcome = evaluate_episodes(model, with_frames(test_set, records, chosen), episodes)
+        short, inside = with_frames(test_set, records, chosen)
+        outcome = evaluate_episodes(model, short, episodes)
         accuracy = accuracy_with_interval(outcome.correct, episodes.labels.shape[1])
-        inside = share_inside(chosen, start, end)
         interval = '{:.2f} ± {:.2f}'.format(*(100 * x for x in accuracy))
         print(f'{name:<32} {inside:>7.3f} {interval:>16}', flush=True)
 
