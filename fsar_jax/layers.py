@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 
 class Linear(nn.Module):
@@ -46,6 +47,15 @@ def torch_start(inputs: int) -> nn.initializers.Initializer:
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
         key, shape, dtype, -bound, bound
     )
+
+
+def torch_conv3d(x: jax.Array, features: int, dtype: DTypeLike, name: str) -> jax.Array:
+    """In a compact module: a 3 × 3 × 3 convolution `name` with bias, as torch starts it, [B, L, h,
+    w, C] → [B, L, h, w, features]."""
+    start = torch_start(27 * x.shape[-1])
+    return nn.Conv(
+        features, (3, 3, 3), padding=1, kernel_init=start, bias_init=start, dtype=dtype, name=name
+    )(x)
 
 
 def frames_as_floats(frames: jax.Array) -> jax.Array:

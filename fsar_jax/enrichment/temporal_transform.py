@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from fsar_jax.backbones.batch_norm import BatchNorm
 from fsar_jax.fields import setting
-from fsar_jax.layers import Linear, linear_interpolation, torch_start
+from fsar_jax.layers import Linear, linear_interpolation, torch_conv3d
 from fsar_jax.stage import Shared, Stage
 
 WIDTHS = (64, 128)  # of the two convolutions
@@ -73,16 +73,7 @@ class TemporalTransform(Stage):
             if i == 1 and self.prepared:
                 x = over_time(products) + self.get_variable('params', 'conv1')['bias']
             else:
-                start = torch_start(27 * x.shape[-1])
-                x = nn.Conv(
-                    features,
-                    (3, 3, 3),
-                    padding=1,
-                    kernel_init=start,
-                    bias_init=start,
-                    dtype=self.dtype,
-                    name=f'conv{i}',
-                )(x)
+                x = torch_conv3d(x, features, self.dtype, f'conv{i}')
             x = BatchNorm(frozen=self.frozen, dtype=self.dtype, name=f'bn{i}')(x, train)
             x = nn.relu(_halve(x))
         x = nn.relu(Linear(32, dtype=self.dtype, name='linear')(x.max((1, 2, 3))))

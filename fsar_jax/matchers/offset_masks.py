@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fsar_jax.backbones.batch_norm import BatchNorm
-from fsar_jax.layers import Linear, linear_interpolation, torch_start
+from fsar_jax.layers import Linear, linear_interpolation, torch_conv3d, torch_start
 
 OFFSET_SCALE = 0.75  # row A5 of docs/paper_vs_code.md
 DIRECTIONS: tuple[tuple[int, int], ...] = (
@@ -79,16 +79,7 @@ class OffsetPredictor(nn.Module):
         x = nn.relu(
             _halve_space(BatchNorm(frozen=self.frozen, dtype=self.dtype, name='bn1')(x, train))
         )
-        start = torch_start(27 * width)
-        x = nn.Conv(
-            width,
-            (3, 3, 3),
-            padding=1,
-            kernel_init=start,
-            bias_init=start,
-            dtype=self.dtype,
-            name='conv2',
-        )(x)
+        x = torch_conv3d(x, width, self.dtype, 'conv2')
         x = nn.relu(
             _halve_space(BatchNorm(frozen=self.frozen, dtype=self.dtype, name='bn2')(x, train))
         )
