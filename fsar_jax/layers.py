@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from fsar_jax.convolution import convolution
+
 
 class Linear(nn.Module):
     """y = x W + b with the initialisation of torch.nn.Linear: W and b uniform in ±1/√fan_in.
@@ -54,7 +56,14 @@ def torch_conv3d(x: jax.Array, features: int, dtype: DTypeLike, name: str) -> ja
     w, C] → [B, L, h, w, features]."""
     start = torch_start(27 * x.shape[-1])
     return nn.Conv(
-        features, (3, 3, 3), padding=1, kernel_init=start, bias_init=start, dtype=dtype, name=name
+        features,
+        (3, 3, 3),
+        padding=1,
+        kernel_init=start,
+        bias_init=start,
+        dtype=dtype,
+        conv_general_dilated=convolution,
+        name=name,
     )(x)
 
 

@@ -27,7 +27,7 @@ ROWS = (
     'backbones data enrichment matchers samplers',
     # single files that rooms share
     'fields layers mesh mutual_information named_arrays processes programs progress recipe stage',
-    'torch_names',
+    'convolution torch_names',
     'arguments checksums files machine messages moved on_ray stopping',
 )
 # Read and write videos in processes and threads that would wait seconds for JAX.

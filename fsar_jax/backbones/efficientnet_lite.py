@@ -14,6 +14,7 @@ from fsar_jax.backbones.batch_norm import BatchNorm
 from fsar_jax.backbones.depthwise import DepthwiseConv
 from fsar_jax.backbones.pointwise import PointwiseConv
 from fsar_jax.backbones.resnet import KAIMING_FAN_OUT, NORMALIZE, FrameNetwork, normalize_frames
+from fsar_jax.convolution import convolution
 from fsar_jax.fields import setting
 
 # Of Lite0: kernel, stride of the first block, expansion, output channels, blocks.
@@ -171,6 +172,7 @@ class EfficientNetLite(FrameNetwork):
             kernel_init=KAIMING_FAN_OUT,
             dtype=self.dtype,
             param_dtype=jnp.float32,
+            conv_general_dilated=convolution,
             name='conv_stem',
         )
         x = normal('bn0', stem(x))

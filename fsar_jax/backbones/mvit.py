@@ -12,6 +12,7 @@ import numpy as np
 from fsar_jax.backbones.positions import cubic_weights, linear_weights, resize_positions
 from fsar_jax.backbones.resnet import NORMALIZE, normalize_frames
 from fsar_jax.backbones.vit import START, TransformerNetwork, dense, drop_branch, gelu, layer_norm
+from fsar_jax.convolution import convolution
 from fsar_jax.fields import setting
 
 Grid = tuple[int, ...]  # time steps, rows, columns of the tokens
@@ -60,6 +61,7 @@ class MViT(TransformerNetwork):
             padding=[(1, 1), (3, 3), (3, 3)],
             kernel_init=START,
             dtype=self.dtype,
+            conv_general_dilated=convolution,
             name='conv_proj',
         )(x)
         grid = x.shape[1:4]

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from fsar_jax.backbones.batch_norm import BatchNorm
 from fsar_jax.backbones.pointwise import PointwiseConv
+from fsar_jax.convolution import convolution
 from fsar_jax.fields import Saving, setting
 from fsar_jax.stage import Stage
 
@@ -64,6 +65,7 @@ def conv(
         kernel_init=kernel_init,
         dtype=dtype,
         param_dtype=jnp.float32,
+        conv_general_dilated=convolution,
         name=name,
     )
 

@@ -16,6 +16,7 @@ from fsar_jax.backbones.resnet import (
     normalize_frames,
     residual_stage,
 )
+from fsar_jax.convolution import convolution
 from fsar_jax.fields import setting
 
 
@@ -35,6 +36,7 @@ def conv3d(
         kernel_init=KAIMING_FAN_OUT,
         dtype=dtype,
         param_dtype=jnp.float32,
+        conv_general_dilated=convolution,
         name=name,
     )
 

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from fsar_jax.backbones.positions import resize_positions
 from fsar_jax.backbones.resnet import NORMALIZE, PixelNetwork, normalize_frames
+from fsar_jax.convolution import convolution
 from fsar_jax.fields import setting
 
 START = nn.initializers.truncated_normal(0.02)  # of weights and positions, as timm and DINOv2
@@ -200,6 +201,7 @@ class ViT(TransformerNetwork):
             use_bias=not self.clip,
             kernel_init=START,
             dtype=self.dtype,
+            conv_general_dilated=convolution,
             name='patches',
         )(x)
         rows, columns = x.shape[1:3]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fsar_jax.backbones.batch_norm import BatchNorm
+from fsar_jax.convolution import convolution
 from fsar_jax.fields import setting
 from fsar_jax.layers import Linear, linear_interpolation, torch_conv3d
 from fsar_jax.stage import Shared, Stage
@@ -51,7 +52,7 @@ class TemporalTransform(Stage):
         kernel: jax.Array = self.get_variable('params', 'conv1')['kernel'].astype(self.dtype)
         steps, *sides, channels, features = kernel.shape
         maps = maps.astype(self.dtype)
-        products = jax.lax.conv_general_dilated(
+        products = convolution(
             maps.reshape(-1, *maps.shape[-3:]),
             jnp.moveaxis(kernel, 0, 3).reshape(*sides, channels, steps * features),
             (1, 1),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fsar_jax.backbones.batch_norm import BatchNorm
+from fsar_jax.convolution import convolution
 from fsar_jax.layers import Linear, linear_interpolation, torch_conv3d, torch_start
 
 OFFSET_SCALE = 0.75  # row A5 of docs/paper_vs_code.md
@@ -224,7 +225,7 @@ def offset_weights(height: int, width: int, step: float = 1.0) -> tuple[np.ndarr
 
 def _conv(x, kernel):
     flat = x.reshape(-1, *x.shape[-4:]).astype(kernel.dtype)
-    y = jax.lax.conv_general_dilated(
+    y = convolution(
         flat, kernel, (1, 1, 1), [(1, 1)] * 3, dimension_numbers=('NDHWC', 'DHWIO', 'NDHWC')
     )
     return y.reshape(*x.shape[:-1], -1)

@@ -175,14 +175,10 @@ def make_train_step(
             }
             return (jax.tree.map(jnp.add, gradients, new), batch_stats), (losses, accuracies)
 
-        # XLA runs a convolution inside a loop ~50 times slower on a CPU.
-        in_loop = jax.default_backend() != 'cpu' or not may_convolve(learner)
-        alone = in_loop and faster_one_by_one(state.params, mesh)
+        alone = faster_one_by_one(state.params, mesh)
         parts = jax.tree.map(lambda x: x.reshape(-1, 1, *x.shape[2:]), batch) if alone else batch
         start = (jax.tree.map(jnp.zeros_like, state.params), state.batch_stats)
-        (gradients, batch_stats), (losses, accuracies) = run_in_sequence(
-            accumulate, start, parts, in_loop
-        )
+        (gradients, batch_stats), (losses, accuracies) = run_in_sequence(accumulate, start, parts)
         gradients = jax.tree.map(lambda g: g / losses.shape[0], gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         updates = updates | {  # at a rate of 0, weight decay does nothing either
@@ -222,36 +218,25 @@ def for_each_episode(run_episode: Callable) -> Callable:
     return run
 
 
-def may_convolve(learner: FewShotLearner) -> bool:
-    """Whether the learner may have convolutions: it sees frames, or its stages look at places of
-    feature maps."""
-    return not learner.backbone.takes_maps or bool(learner.stages_on_maps)
-
-
 def faster_one_by_one(params: ArrayTree, mesh: jax.sharding.Mesh) -> bool:
-    """Whether a part of a step should be a single episode, where there are no convolutions: on one
-    CPU, if the parameters are few.
+    """Whether a part of a step should be a single episode: on one CPU, if the parameters are few.
 
-    The arrays of one episode fit in the caches, and in memory that the process holds. For all at
-    once, the system clears new pages in every step, a quarter of the time of TRX. But each part
-    adds its gradients to a sum, and for the 16 M parameters of HyRSM that takes longer.
+    The arrays of one episode fit in the caches. For all at once, the system also clears new pages
+    in every step, a quarter of the time of TRX. But each part adds its gradients to a sum, and for
+    the 16 M parameters of HyRSM that takes longer.
     """
     parameters = sum(x.size for x in jax.tree.leaves(params))
     return jax.default_backend() == 'cpu' and mesh.size == 1 and parameters < 2**22
 
 
 def run_in_sequence(
-    function: Callable, carry: ArrayTree, batch: ArrayTree, in_loop: bool
+    function: Callable, carry: ArrayTree, batch: ArrayTree
 ) -> tuple[ArrayTree, ArrayTree]:
-    """`jax.lax.scan`; unrolled for a single part, and where `in_loop` is False."""
-    parts = len(jax.tree.leaves(batch)[0])
-    if parts > 1 and in_loop:
+    """`jax.lax.scan`; without a loop for a single part."""
+    if len(jax.tree.leaves(batch)[0]) > 1:
         return jax.lax.scan(function, carry, batch)
-    outputs = []
-    for part in range(parts):
-        carry, output = function(carry, jax.tree.map(lambda x: x[part], batch))
-        outputs.append(output)
-    return carry, jax.tree.map(lambda *x: jnp.stack(x), *outputs)
+    carry, output = function(carry, jax.tree.map(lambda x: x[0], batch))
+    return carry, jax.tree.map(lambda x: x[None], output)
 
 
 def flip_clips(clips: jax.Array, flip: jax.Array) -> jax.Array:

@@ -130,24 +130,37 @@ def test_maps_and_gradients_equal_those_of_a_slow_one(case, monkeypatch):
     # Along one direction of one weight: in numpy by finite differences, here by its derivative.
     step = rng.normal(size=weights[of].shape).astype(np.float32)
     tangent = {name: step if name == of else np.zeros_like(x) for name, x in weights.items()}
-    run = lambda params: create().apply(read(weights) | {'params': params}, frames)
-    maps, slopes = jax.jit(functools.partial(jax.jvp, run))(
-        (read(weights)['params'],), (read(tangent)['params'],)
-    )
+
+    def run(params):
+        maps = create().apply(read(weights) | {'params': params}, frames)
+        return *maps.stages, maps.last, maps.features
+
+    (*maps, features), pull = jax.vjp(jax.jit(run), read(weights)['params'])
     expected = slow(weights)(channels_first)
     moved = [
         slow(weights | {of: weights[of].astype(np.float64) + side * 1e-6 * step})(channels_first)
         for side in (1, -1)
     ]
-    for i, name in enumerate((0, 1, 2, 'last')):
-        found, slope = (x.last if name == 'last' else x.stages[name] for x in (maps, slopes))
-        finite = (moved[0][i] - moved[1][i]) / 2e-6
-        for ours, reference in ((found, expected[i]), (slope, finite)):
-            assert np.std(reference) > 1e-2
-            np.testing.assert_allclose(
-                ours.transpose(0, 3, 1, 2), reference, atol=2e-4 * max(1, np.abs(reference).max())
+    for i, found in enumerate(maps):
+        finite = ((moved[0][i] - moved[1][i]) / 2e-6).transpose(0, 2, 3, 1)
+        assert min(np.std(finite), np.std(expected[i])) > 1e-2
+        np.testing.assert_allclose(
+            found.transpose(0, 3, 1, 2), expected[i], atol=2e-4 * max(1, np.abs(expected[i]).max())
+        )
+        # Pulled back from one direction of this map: one number for each of several draws.
+        for _ in range(3):
+            direction = rng.normal(size=found.shape).astype(np.float32)
+            only = [jnp.zeros_like(y) for y in (*maps, features)]
+            only[i] = direction
+            (gradient,) = pull(tuple(only))
+            slope = sum(
+                (g * t).sum()
+                for g, t in zip(jax.tree.leaves(gradient), jax.tree.leaves(read(tangent)['params']))
             )
-    np.testing.assert_allclose(maps.features, expected[-1].mean((2, 3)), atol=1e-4)
+            np.testing.assert_allclose(
+                slope, (direction * finite).sum(), atol=2e-4 * np.linalg.norm(finite)
+            )
+    np.testing.assert_allclose(features, expected[-1].mean((2, 3)), atol=1e-4)
 
 
 def parameters(network):

@@ -19,7 +19,6 @@ from fsar_jax.training.state import (
     fold_running_statistics,
     learning_rate_schedule,
     make_train_step,
-    may_convolve,
 )
 
 SMALL = {
@@ -168,20 +167,6 @@ def test_a_step_on_pooled_features_equals_its_episodes_one_by_one():
     assert largest_difference(state.params, by_hand) < 1e-6
     assert largest_difference(state.params, run.start.params) > 1e-4
     assert 'scan' in str(jax.make_jaxpr(run.train_step)(run.start, batch))
-
-
-@pytest.mark.parametrize(
-    'method, changes, found',
-    [
-        ('trx', {}, True),
-        ('trx', POOLED, False),
-        ('hyrsm', POOLED, False),
-        ('ta2n', POOLED, True),
-        ('strm', POOLED, True),
-    ],
-)
-def test_heads_that_may_convolve_are_not_run_in_a_loop(method, changes, found):
-    assert may_convolve(create_learner(tiny_config(method, changes).model)) == found
 
 
 @pytest.mark.slow
