@@ -1,8 +1,11 @@
-"""1x1 convolutions as convolutions and as dot products: python benchmarks/convolutions.py
-[--images=8] [--repeats=5]
+"""Convolutions as the library has them and as `fsar_jax` computes them on a CPU:
+python benchmarks/convolutions.py [--images=8] [--repeats=5]
 
-Forward pass, and forward and backward pass together, of layers of ResNet-50 at 224 px and of the
-embedded network, in ms of this machine's default backend (the shortest of the repeats).
+First 1x1 convolutions as convolutions and as dot products: forward pass, and forward and backward
+pass together. Then larger kernels: both passes with the library's gradients and with those of
+`fsar_jax.convolution`, all images at once and half of them after the other half in a loop. The
+layers are of ResNet-50 at 224 px and of the embedded network. In ms of this machine's default
+backend (the shortest of the repeats).
 """
 
 import time
@@ -10,7 +13,8 @@ import time
 import jax
 from absl import app, flags
 
-from fsar_jax.backbones.pointwise import convolution, dot_product
+from fsar_jax import convolution
+from fsar_jax.backbones import pointwise
 
 IMAGES = flags.DEFINE_integer('images', 8, 'Images of a batch.')
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed calls; the shortest counts.')
@@ -32,6 +36,20 @@ LAYERS = (
     (32, 24, 24, 1),
     (112, 16, 96, 1),
 )
+# The same, with the taps of a side before the stride.
+LARGER = (
+    (224, 3, 64, 7, 2),
+    (56, 64, 64, 3, 1),
+    (56, 128, 128, 3, 2),
+    (28, 128, 128, 3, 1),
+    (14, 256, 256, 3, 1),
+    (7, 512, 512, 3, 1),
+    (64, 3, 32, 5, 4),
+    (16, 32, 32, 3, 1),
+    (16, 32, 64, 3, 2),
+    (8, 64, 64, 3, 1),
+    (4, 128, 128, 3, 1),
+)
 
 
 def milliseconds(function, *arguments):
@@ -44,6 +62,35 @@ def milliseconds(function, *arguments):
     return 1e3 * min(times)
 
 
+def passes(form, x, kernel):
+    """Forward pass, and forward and backward pass, of (x, kernel, weight of y)."""
+    forward = lambda x, kernel, _: form(x, kernel)
+
+    def both(x, kernel, weight):
+        y, pull = jax.vjp(form, x, kernel)
+        return y, pull(weight)
+
+    shape = jax.eval_shape(form, x, kernel).shape
+    return forward, both, (x, kernel, jax.random.normal(jax.random.key(2), shape))
+
+
+def in_loop(both):
+    """`both` of one half of the images after the other."""
+
+    def run(x, kernel, weight):
+        halves = jax.tree.map(lambda x: x.reshape(2, -1, *x.shape[1:]), (x, weight))
+        return jax.lax.scan(lambda _, half: (None, both(half[0], kernel, half[1])), None, halves)
+
+    return run
+
+
+def random_layer(size, inputs, outputs, taps):
+    return (
+        jax.random.normal(jax.random.key(0), (IMAGES.value, size, size, inputs)),
+        jax.random.normal(jax.random.key(1), (taps, taps, inputs, outputs)),
+    )
+
+
 def main(_):
     device = jax.devices()[0]
     print(f'jax {jax.__version__}, {device.device_kind} ({device.platform}), {IMAGES.value} images')
@@ -51,26 +98,32 @@ def main(_):
         f"{'map':>4} {'in':>5} {'out':>5} {'stride':>6}   forward: conv    dot   both: conv    dot"
     )
     for size, inputs, outputs, stride in LAYERS:
-        x = jax.random.normal(jax.random.key(0), (IMAGES.value, size, size, inputs))
-        kernel = jax.random.normal(jax.random.key(1), (1, 1, inputs, outputs))
         line = f'{size:>4} {inputs:>5} {outputs:>5} {stride:>6}  '
-        for both in (False, True):
-            line += ' ' * (7 if both else 8)
-            for form in (convolution, dot_product):
-                forward = lambda x, k, form=form: form(x, k, (stride, stride))
-                y = jax.eval_shape(forward, x, kernel)
-                weight = jax.random.normal(jax.random.key(2), y.shape)
-
-                def gradients(x, k, weight, forward=forward):
-                    y, pull = jax.vjp(forward, x, k)
-                    return y, pull(weight)
-
-                ms = (
-                    milliseconds(jax.jit(gradients), x, kernel, weight)
-                    if both
-                    else milliseconds(jax.jit(forward), x, kernel)
+        for which in (0, 1):
+            line += ' ' * (7 if which else 8)
+            for form in (pointwise.convolution, pointwise.dot_product):
+                *functions, arrays = passes(
+                    lambda x, k, form=form: form(x, k, (stride, stride)),
+                    *random_layer(size, inputs, outputs, 1),
                 )
-                line += f' {ms:>6.1f}'
+                line += f' {milliseconds(jax.jit(functions[which]), *arrays):>6.1f}'
+        print(line, flush=True)
+    print(
+        f"\n{'map':>4} {'in':>5} {'out':>5} {'taps':>4} {'stride':>6}"
+        '   at once: library   ours   in a loop: library   ours'
+    )
+    layout = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')}
+    for size, inputs, outputs, taps, stride in LARGER:
+        line = f'{size:>4} {inputs:>5} {outputs:>5} {taps:>4} {stride:>6}  '
+        how = (stride, stride), [(taps // 2, taps // 2)] * 2
+        for wrap, width in ((lambda both: both, 17), (in_loop, 19)):
+            for form in (jax.lax.conv_general_dilated, convolution.convolution):
+                _, both, arrays = passes(
+                    lambda x, k, form=form: form(x, k, *how, **layout),
+                    *random_layer(size, inputs, outputs, taps),
+                )
+                line += f' {milliseconds(jax.jit(wrap(both)), *arrays):>{width}.1f}'
+                width = 6
         print(line, flush=True)
 
 

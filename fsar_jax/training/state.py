@@ -175,7 +175,7 @@ def make_train_step(
             }
             return (jax.tree.map(jnp.add, gradients, new), batch_stats), (losses, accuracies)
 
-        alone = faster_one_by_one(state.params, mesh)
+        alone = faster_one_by_one(learner, state.params, mesh)
         parts = jax.tree.map(lambda x: x.reshape(-1, 1, *x.shape[2:]), batch) if alone else batch
         start = (jax.tree.map(jnp.zeros_like, state.params), state.batch_stats)
         (gradients, batch_stats), (losses, accuracies) = run_in_sequence(accumulate, start, parts)
@@ -218,15 +218,17 @@ def for_each_episode(run_episode: Callable) -> Callable:
     return run
 
 
-def faster_one_by_one(params: ArrayTree, mesh: jax.sharding.Mesh) -> bool:
-    """Whether a part of a step should be a single episode: on one CPU, if the parameters are few.
+def faster_one_by_one(learner: FewShotLearner, params: ArrayTree, mesh: jax.sharding.Mesh) -> bool:
+    """Whether a part of a step should be a single episode: on one CPU, where frames are embedded,
+    or the parameters are few.
 
     The arrays of one episode fit in the caches. For all at once, the system also clears new pages
-    in every step, a quarter of the time of TRX. But each part adds its gradients to a sum, and for
-    the 16 M parameters of HyRSM that takes longer.
+    in every step, a quarter of the time of TRX on features. But each part adds its gradients to a
+    sum, and for the 16 M parameters of HyRSM on features that takes longer.
     """
     parameters = sum(x.size for x in jax.tree.leaves(params))
-    return jax.default_backend() == 'cpu' and mesh.size == 1 and parameters < 2**22
+    small = parameters < 2**22 or not learner.backbone.takes_maps
+    return jax.default_backend() == 'cpu' and mesh.size == 1 and small
 
 
 def run_in_sequence(
