@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -49,7 +50,7 @@ class Parser(argparse.ArgumentParser):
         return f'unknown flag {printable(flag)}' + (f': did you mean {near[0]}?' if near else '')
 
 
-def slice_of(text: str | None) -> tuple[int, int] | None:
+def slice_of(text: str | None, flag: str = '--shards') -> tuple[int, int] | None:
     """(i, n) of --shards=i/n; None without it.
 
     Raises:
@@ -57,13 +58,11 @@ def slice_of(text: str | None) -> tuple[int, int] | None:
     """
     if text is None:
         return None
-    try:
-        i, n = map(int, text.split('/'))
-    except ValueError:
-        i, n = -1, 0
-    if not 0 <= i < n:
+    found = re.fullmatch(r'(\d+)/(\d+)', text)
+    i, n = (int(found[1]), int(found[2])) if found else (0, 0)
+    if i >= n:
         raise ValueError(
-            f'--shards={printable(text)} should be I/N with I from 0 to N - 1: --shards=0/16 to '
-            '--shards=15/16'
+            f'{flag}={printable(text)} should be I/N with I from 0 to N - 1: {flag}=0/16 to '
+            f'{flag}=15/16'
         )
     return i, n

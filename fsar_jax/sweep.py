@@ -46,7 +46,7 @@ import ml_collections
 import tqdm
 
 from fsar_jax import train
-from fsar_jax.arguments import Parser
+from fsar_jax.arguments import Parser, slice_of
 from fsar_jax.config import (
     flatten,
     keys_that_affect,
@@ -552,13 +552,14 @@ def parsed(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
     add('tables', nargs='*', metavar='TABLE', help='vim-t4, or a file of rows')
     add('--root', default='runs/tables', help='folder of all runs; default runs/tables')
     add('--seeds', type=_seeds, default=(0, 1, 2), help='default 0,1,2')
-    add('--rows', type=_share, default=(0, 1), metavar='I/N', help='only part I (from 0) of N')
+    add('--rows', metavar='I/N', help='only part I (from 0) of N')
     add('--ray', metavar='ADDRESS', help='run the parts as tasks on a Ray cluster')
     add('--only', default='*', metavar='PATTERN', help="rows with such a name: '*ucf101*'")
     add('--list', action='store_true', help='print the rows and how far they are, and run nothing')
     add('--config.KEY', dest='_', metavar='VALUE', help='a setting for every row')
     given = sys.argv[1:] if arguments is None else arguments
     args, others = parser.parse_known_args(spelled_out(given))
+    args.rows = slice_of(args.rows, '--rows') or (0, 1)
     flags: list[str] = []
     for word in others:
         if flags and '=' not in flags[-1] and not word.startswith('-'):
@@ -586,16 +587,6 @@ def _seeds(text: str) -> tuple[int, ...]:
             f'{printable(text)} should be whole numbers from 0: --seeds=0,1,2'
         )
     return seeds
-
-
-def _share(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r'(\d+)/(\d+)', text)
-    index, count = (int(found[1]), int(found[2])) if found else (0, 0)
-    if index >= count:
-        raise argparse.ArgumentTypeError(
-            f'{printable(text)} should be I/N with I from 0 to N - 1: --rows=0/16 to --rows=15/16'
-        )
-    return index, count
 
 
 def print_rows(rows: Sequence[Row], runs: Sequence[Run]) -> None:

@@ -32,7 +32,6 @@ from fsar_jax.evaluation.embeddings import (
     row_of_each,
     storage,
 )
-from fsar_jax.evaluation.embeddings import embed_videos as embed_videos
 from fsar_jax.memory import named_out_of_memory
 from fsar_jax.named_arrays import params_hash
 from fsar_jax.progress import Progress

@@ -111,7 +111,7 @@ def test_frames_that_look_alike_in_all_episodes_are_embedded_once(
     changes = {f'model.{name}': value for name, value in changes.items()}
     model = tiny_model(mesh, 'vim', SAMPLER | changes, image_size=32)
     config, episodes = model.config, draw(dataset, model.config, 3)
-    store = evaluation.embed_videos(model, dataset, [3, 4], 'embed_frames')
+    store = embeddings.embed_videos(model, dataset, [3, 4], 'embed_frames')
     assert store['frames'].shape == (2, *kept)
     done, progress = [], evaluation.Progress
     for module in (embeddings, evaluation):
@@ -140,10 +140,10 @@ def test_each_video_is_loaded_once_and_only_if_it_occurs(setting):
 
 def test_embeddings_have_a_row_per_video_in_order(setting):
     model, dataset = setting
-    embeddings = evaluation.embed_videos(model, dataset)
-    assert jax.tree.map(jnp.shape, embeddings) == {'frames': (20, 4, 6), 'video': (20, 6)}
-    some = evaluation.embed_videos(model, dataset, positions=[13, 2])
-    jax.tree.map(lambda a, b: close(b, np.asarray(a)[[13, 2]]), embeddings, some)
+    stored = embeddings.embed_videos(model, dataset)
+    assert jax.tree.map(jnp.shape, stored) == {'frames': (20, 4, 6), 'video': (20, 6)}
+    some = embeddings.embed_videos(model, dataset, positions=[13, 2])
+    jax.tree.map(lambda a, b: close(b, np.asarray(a)[[13, 2]]), stored, some)
 
 
 def test_counts_and_confusion_by_a_slow_loop(setting):
