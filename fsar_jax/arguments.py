@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def slice_of(text: str | None, flag: str = '--shards') -> tuple[int, int] | None:
-    """(i, n) of --shards=i/n; None without it.
+    """(i, n) of --shards=i/n, or of another flag; None without it.
 
     Raises:
       ValueError: it is no such pair.

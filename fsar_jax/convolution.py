@@ -18,7 +18,7 @@ def convolution(
     x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **how: Any
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated` for `nn.Conv(conv_general_dilated=convolution)`: x [N, …, C],
-    kernel [m, …, C, F], in two or three dimensions, channels last.
+    kernel [m, …, C, F], in two or three dimensions.
 
     On a CPU its gradients are `input_gradient` and `kernel_gradient`, unless `how` asks for groups
     or for dilation. Forward-mode derivatives (`jax.jvp`) do not exist there.
@@ -27,6 +27,7 @@ def convolution(
         n != 1 for key in ('lhs_dilation', 'rhs_dilation') for n in how.get(key) or ()
     )
     if jax.default_backend() != 'cpu' or not plain:
+        how = {'dimension_numbers': layout(x)} | how
         return lax.conv_general_dilated(x, kernel, strides, padding, **how)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:-1], kernel.shape[:-2], strides, padding)
@@ -37,7 +38,7 @@ def convolution(
 def _convolution(
     x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Pairs
 ) -> jax.Array:
-    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_layout(x))
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout(x))
 
 
 def _forward(x, kernel, strides, padding):
@@ -55,7 +56,8 @@ def _backward(strides, padding, inputs, dy):
 _convolution.defvjp(_forward, _backward)
 
 
-def _layout(x: jax.Array) -> tuple[str, str, str]:
+def layout(x: jax.Array) -> tuple[str, str, str]:
+    """Dimension numbers with channels last: of x [N, …, C], the kernel [m, …, C, F] and y."""
     space = 'DHW'[2 - x.ndim :]
     return f'N{space}C', f'{space}IO', f'N{space}C'
 
@@ -80,7 +82,7 @@ def input_gradient(
         for m, (before, _), n, s, k in zip(kernel.shape, padding, size, strides, dy.shape[1:])
     ]
     return lax.conv_general_dilated(
-        dy, mirrored, (1,) * len(size), around, lhs_dilation=strides, dimension_numbers=_layout(dy)
+        dy, mirrored, (1,) * len(size), around, lhs_dilation=strides, dimension_numbers=layout(dy)
     )
 
 
@@ -99,7 +101,8 @@ def kernel_gradient(
         (before, s * (k - 1) + m - n - before)
         for m, (before, _), n, s, k in zip(taps, padding, x.shape[1:], strides, dy.shape[1:])
     ]
-    images = _divisor(len(x), PLACES // math.prod(dy.shape[1:-1]))
+    most = max(PLACES // math.prod(dy.shape[1:-1]), 1)
+    images = max(n for n in range(1, len(x) + 1) if len(x) % n == 0 and n <= most)
 
     def add_images(total, some):
         x, dy = some
@@ -109,7 +112,7 @@ def kernel_gradient(
             (1,) * len(taps),
             around,
             rhs_dilation=strides,
-            dimension_numbers=_layout(x),
+            dimension_numbers=layout(x),
             preferred_element_type=dtype,
         )
         return total + jnp.moveaxis(new, 0, -2), None
@@ -117,8 +120,3 @@ def kernel_gradient(
     zeros = jnp.zeros((*taps, x.shape[-1], dy.shape[-1]), dtype)
     parts = jax.tree.map(lambda x: x.reshape(-1, images, *x.shape[1:]), (x, dy))
     return lax.scan(add_images, zeros, parts)[0]
-
-
-def _divisor(number: int, most: int) -> int:
-    """The largest divisor of a number up to `most`, at least 1."""
-    return max(n for n in range(1, number + 1) if number % n == 0 and n <= max(most, 1))

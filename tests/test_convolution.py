@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from fsar_jax import convolution as module
 from fsar_jax.convolution import convolution
@@ -41,10 +42,9 @@ def test_values_and_gradients_are_those_of_the_library(case, places, monkeypatch
     """With one image at a time, some, and all."""
     monkeypatch.setattr(module, 'PLACES', places)
     size, taps, strides, padding = CASES[case]
-    arrays = dict(conv_general_dilated=convolution, strides=strides, padding=padding)
     ours, theirs = (
-        nn.Conv(5, taps, use_bias=False, **how)
-        for how in (arrays, {k: v for k, v in arrays.items() if k != 'conv_general_dilated'})
+        nn.Conv(5, taps, strides, padding, use_bias=False, conv_general_dilated=form)
+        for form in (convolution, None)
     )
     x = np.random.default_rng(0).normal(size=(6, *size, 3)).astype(np.float32)
     variables = theirs.init(jax.random.key(0), x)
@@ -58,7 +58,7 @@ def test_values_and_gradients_are_those_of_the_library(case, places, monkeypatch
     pads = (
         jax.lax.padtype_to_pads(size, taps, strides, padding)
         if isinstance(padding, str)
-        else (padding)
+        else padding
     )
     by_hand = slow_kernel_gradient(x, dy, taps, strides, pads)
     found = module.kernel_gradient(x, dy, taps, strides, tuple(pads))
@@ -70,9 +70,7 @@ def test_finite_differences_in_float64():
         rng = np.random.default_rng(0)
         x, kernel = rng.normal(size=(2, 5, 5, 2)), rng.normal(size=(3, 3, 2, 3))
         f = lambda x, k: jnp.sin(convolution(x, k, (2, 1), ((1, 1), (0, 1)))).sum()
-        jax.test_util.check_grads(
-            f, (x, kernel), order=1, modes=['rev'], eps=1e-5, atol=1e-7, rtol=1e-7
-        )
+        check_grads(f, (x, kernel), order=1, modes=['rev'], eps=1e-5, atol=1e-7, rtol=1e-7)
 
 
 def test_episodes_apart_and_a_narrow_dtype():

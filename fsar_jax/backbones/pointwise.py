@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fsar_jax.convolution import layout
+
 
 class PointwiseConv(nn.Module):
     """y = x k at every place of a map, without bias: [N, h, w, C] → [N, ⌈h / s⌉, ⌈w / s⌉,
@@ -36,9 +38,7 @@ class PointwiseConv(nn.Module):
 def convolution(x: jax.Array, kernel: jax.Array, stride: tuple[int, ...]) -> jax.Array:
     """As the accelerators' libraries have it: x [N, h, w, C], kernel [1, 1, C, F]; or with one axis
     more each."""
-    space = 'DHW'[-len(stride) :]
-    layout = (f'N{space}C', f'{space}IO', f'N{space}C')
-    return jax.lax.conv_general_dilated(x, kernel, stride, 'VALID', dimension_numbers=layout)
+    return jax.lax.conv_general_dilated(x, kernel, stride, 'VALID', dimension_numbers=layout(x))
 
 
 def dot_product(x: jax.Array, kernel: jax.Array, stride: tuple[int, ...]) -> jax.Array:

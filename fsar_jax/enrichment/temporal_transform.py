@@ -57,7 +57,6 @@ class TemporalTransform(Stage):
             jnp.moveaxis(kernel, 0, 3).reshape(*sides, channels, steps * features),
             (1, 1),
             'SAME',
-            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
         )
         return jnp.concatenate([maps, products.reshape(*maps.shape[:-1], -1)], -1)
 

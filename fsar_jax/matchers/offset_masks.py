@@ -225,9 +225,7 @@ def offset_weights(height: int, width: int, step: float = 1.0) -> tuple[np.ndarr
 
 def _conv(x, kernel):
     flat = x.reshape(-1, *x.shape[-4:]).astype(kernel.dtype)
-    y = convolution(
-        flat, kernel, (1, 1, 1), [(1, 1)] * 3, dimension_numbers=('NDHWC', 'DHWIO', 'NDHWC')
-    )
+    y = convolution(flat, kernel, (1, 1, 1), [(1, 1)] * 3)
     return y.reshape(*x.shape[:-1], -1)
 
 
