@@ -10,7 +10,14 @@ Each network has a linear classifier of its own on its features of a frame, whic
 config says which backbone and, where its sampler scans, which scan network, on what data, and how
 they are trained: config.train with its steps, rate and schedule. A step sees the
 config.episode.frames frames of CLIPS clips. Real videos have better weights to start from: those of
-ImageNet, which both settings load too.
+ImageNet, which both settings load too. A backbone over whole clips learns from the mean answer of
+their frames, as TSN and TSM do.
+
+How misaligned the actions of a dataset are, by such a classifier (TA2N, Table 1 and Fig. 2):
+
+    python -m fsar_jax.pretrain --config=protonet --workdir=runs/tsm --evolution \\
+        --config.data.dataset=synthetic_actions/misaligned \\
+        --config.model.backbone.temporal_shift=True --config.train.num_steps=600
 """
 
 import sys
@@ -21,7 +28,9 @@ if __name__ == '__main__':  # what follows takes seconds to import
     on_signals('weights are written at the end: the same command starts again')
 
 import functools
+import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -33,17 +42,20 @@ import optax
 from absl import flags, logging
 
 from fsar_jax import train
+from fsar_jax.analysis.misalignment import action_start, aem_of_all_pairs
 from fsar_jax.config import resolve_paths, validate
 from fsar_jax.data import loader
 from fsar_jax.data.dataset import Videos
 from fsar_jax.files import local_path
 from fsar_jax.learner import FewShotLearner, create_learner
+from fsar_jax.mesh import episode_mesh
 from fsar_jax.messages import one_line, printable
 from fsar_jax.programs import prepare
 from fsar_jax.progress import MetricWriter, Progress
 from fsar_jax.samplers.task_adaptive import TaskAdaptiveSampler
 from fsar_jax.training.checkpoints import Checkpoints
 from fsar_jax.training.inputs import open_training_split
+from fsar_jax.training.start import with_pretrained_weights
 from fsar_jax.training.state import TrainState, create_optimizer, create_train_state, flip_clips
 from fsar_jax.training.workdir import lock_workdir
 
@@ -71,30 +83,46 @@ def main(argv: list[str]) -> None:
         )
     workdir = local_path(given.workdir, '--workdir')
     prepare(given.config.keep_programs)
-    for name, accuracy in pretrain(given.config, workdir).items():
-        print(f'{name}: {accuracy:.1%} of the last training frames')
+    accuracies, evolution = pretrain(given.config, workdir, given.evolution)
+    for name, accuracy in accuracies.items():
+        print(f'{name}: {accuracy:.1%} of what the last training steps saw')
+    if evolution is not None:
+        print(as_text(evolution))
     print(workdir)
 
 
-FLAGS = ('config', 'workdir', 'help')
+FLAGS = ('config', 'workdir', 'evolution', 'help')
 
 
 def define_flags(argv: list[str]) -> flags.FlagValues:
     """The flags of this command, not parsed yet."""
     values = train.config_flag(argv)
     flags.DEFINE_string('workdir', None, 'Folder for the weights, a new one.', flag_values=values)
+    flags.DEFINE_boolean(
+        'evolution',
+        False,
+        'Then also measure how misaligned the actions of the training clips are (AEM).',
+        flag_values=values,
+    )
     flags.DEFINE_boolean('help', False, 'Print this text.', flag_values=values)
     return values
 
 
-def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
+def pretrain(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, evolution: bool = False
+) -> tuple[dict[str, float], dict[str, Any] | None]:
     """Trains, and writes a checkpoint into `workdir` that the settings for starts read. Its other
     parts are as a run of this config starts.
 
     The same config gives the same weights (bit for bit on a CPU).
 
+    Args:
+      evolution: also measure the training clips with the backbone's classifier (`measure`), and
+        write that into evolution.json.
+
     Returns:
-      {'backbone': share of the frames of the last steps that it tells, 'scan network': the same}.
+      {'backbone': share of the frames of the last steps that it tells, or of the clips for a
+      backbone over clips, 'scan network': share of the frames}, and what `measure` found or None.
 
     Raises:
       ValueError, OSError: one line about what is wrong with the config, the data or the folder.
@@ -103,10 +131,10 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     validate(config)
     config = resolve_paths(config)
     learner, steps = create_learner(config.model), config.train.num_steps
-    if learner.backbone.takes_clips or learner.backbone.takes_maps or not learner.backbone_trained:
+    if learner.backbone.takes_maps or not learner.backbone_trained:
         raise ValueError(
-            f'the backbone, {type(learner.backbone).__name__}, learns nothing from single frames '
-            'here: choose a 2D backbone that is trained'
+            f'the backbone, {type(learner.backbone).__name__}, learns nothing here: choose one '
+            'that sees frames and is trained'
         )
     dataset = open_training_split(config)
     directory = workdir / 'checkpoints'
@@ -115,13 +143,14 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
             f'--workdir={printable(workdir, 1000)} holds a run already: name a new folder'
         )
     state = create_train_state(config, learner)
+    state = with_pretrained_weights(state, config, episode_mesh(1))
     with (
         lock_workdir(workdir),
         Checkpoints(directory, config=config) as checkpoints,
         MetricWriter(workdir, config.train.log_steps) as writer,
         Progress(steps, 'training on frames', 'step') as progress,
     ):
-        step_of, heads = make_step(config, learner, state.variables, dataset)
+        step_of, probabilities_of, heads = make_step(config, learner, state.variables, dataset)
         trained = {'learner': state.params, 'heads': heads}
         carried = trained, state.batch_stats, create_optimizer(config.train).init(trained)
         classes = np.unique(dataset.labels)
@@ -150,19 +179,74 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
             opt_state=state.opt_state,
         )
         checkpoints.save(steps, state, {})
+        found = None
+        if evolution:
+            answer = functools.partial(probabilities_of, trained, batch_stats)
+            found = measure(answer, dataset, config)
+            (workdir / 'evolution.json').write_text(json.dumps(found, indent=2) + '\n')
     last = accuracies[-RECENT:]
     return {
         name.removesuffix(' accuracy'): float(np.mean([a[name] for a in last])) for name in last[0]
+    }, found
+
+
+def measure(
+    probabilities_of: Callable[[np.ndarray, np.ndarray], Any],
+    dataset: Videos,
+    config: ml_collections.ConfigDict,
+) -> dict[str, Any]:
+    """How misaligned the actions of all clips of a dataset are to a classifier of its classes
+    (TA2N, supplement; row A20 of docs/paper_vs_code.md).
+
+    Args:
+      probabilities_of: (clips uint8 [B, L, S, S, 3], labels int [B]) → [B, L], the probability of
+        the true class at each frame.
+
+    Returns:
+      {'clips': N; 'aem': `aem_of_all_pairs` of them; 'action_start': how many clips start at frame
+      0 … L − 1, and how many never do; 'probability': the mean at each frame}.
+    """
+    dataset = loader.usable(dataset, config)
+    labels = np.searchsorted(np.unique(dataset.labels), dataset.labels)
+    every = loader.video_batches(dataset, config, np.arange(len(dataset)), CLIPS)
+    seen: list[np.ndarray] = []
+    with Progress(len(dataset), 'measuring', 'clip') as progress:
+        for clips in every:
+            begin = sum(map(len, seen))
+            seen.append(np.asarray(probabilities_of(clips, labels[begin : begin + len(clips)])))
+            progress.advance(len(clips))
+    probabilities = np.concatenate(seen)
+    starts = np.bincount(action_start(probabilities), minlength=probabilities.shape[1] + 1)
+    return {
+        'clips': len(dataset),
+        'aem': aem_of_all_pairs(probabilities),
+        'action_start': starts.tolist(),
+        'probability': [round(float(p), 4) for p in probabilities.mean(0)],
     }
+
+
+def as_text(evolution: dict[str, Any]) -> str:
+    """What `measure` found, in three lines."""
+    *starts, never = (count / evolution['clips'] for count in evolution['action_start'])
+    row = lambda numbers: '  '.join(f'{x:.2f}' for x in numbers)
+    return '\n'.join(
+        (
+            f'AEM of all pairs of {evolution["clips"]:,} clips: {evolution["aem"]:.3f}',
+            f'clips whose action starts at each frame: {row(starts)}, never {never:.2f}',
+            f'mean probability at each frame:          {row(evolution["probability"])}',
+        )
+    )
 
 
 def make_step(
     config: ml_collections.ConfigDict, learner: FewShotLearner, variables: dict, dataset: Videos
-) -> tuple[Any, dict]:
-    """(the jitted step, the classifiers it begins with).
+) -> tuple[Any, Any, dict]:
+    """(the jitted step, the jitted answer, the classifiers they begin with).
 
     The step: (params, batch_stats, opt_state), clips uint8 [B, L, S, S, 3], flip bool [B], labels
-    int [B] → the same three, {'loss', 'backbone accuracy', …}.
+    int [B] → the same three, {'loss', 'backbone accuracy', …}. The answer: (params, batch_stats),
+    clips, labels → float32 [B, L], what the backbone's classifier gives the true class at each
+    frame.
     """
     optimizer = create_optimizer(config.train)
     size, length = config.episode.image_size, config.episode.frames
@@ -183,6 +267,8 @@ def make_step(
         loss, accuracies = jnp.zeros(()), {}
         for name, of_frames in features.items():
             logits = classifier.apply(params['heads'][name], of_frames)
+            if name == 'backbone' and learner.backbone.takes_clips:
+                logits = logits.mean(1, keepdims=True)  # one answer for the clip
             each = jnp.broadcast_to(labels[:, None], logits.shape[:2])
             loss += optax.softmax_cross_entropy_with_integer_labels(logits, each).mean()
             accuracies[f'{NAMES[name]} accuracy'] = (logits.argmax(-1) == each).mean()
@@ -198,11 +284,18 @@ def make_step(
         params = optax.apply_updates(params, updates)
         return (params, batch_stats, opt_state), {'loss': loss, **accuracies}
 
-    return step, heads
+    @jax.jit
+    def probabilities(params, batch_stats, clips, labels):
+        variables = {'params': params['learner'], 'batch_stats': batch_stats}
+        features = learner.apply(variables, clips, method=features_of_frames)['backbone']
+        answer = jax.nn.softmax(classifier.apply(params['heads']['backbone'], features))
+        return jnp.take_along_axis(answer, labels[:, None, None], -1)[..., 0]
+
+    return step, probabilities, heads
 
 
 def features_of_frames(
-    learner: FewShotLearner, clips: jax.Array, train: bool
+    learner: FewShotLearner, clips: jax.Array, train: bool = False
 ) -> dict[str, jax.Array]:
     """{'backbone': [B, L, C], and 'sampler': [B, L, c] where it scans}, float32, of clips [B, L, H,
     W, 3]. To be called through `apply`."""

@@ -74,10 +74,14 @@ class Stage(nn.Module):
 
     # Whether a sampler or a backbone takes feature maps [..., h, w, C] in place of frames.
     takes_maps = False
-    takes_clips = False  # whether a backbone takes clips [B, L, H, W, 3] in place of frames
     published_start = ''  # pretrained weights that the authors start from; '' for random weights
     batch_norm_momentum = 0.9  # of its running statistics (fsar_jax/backbones/batch_norm.py)
     rate = 1.0  # its learning rate, times that of the rest
+
+    @property
+    def takes_clips(self) -> bool:
+        """Whether a backbone takes clips [B, L, H, W, 3] in place of frames."""
+        return False
 
     @property
     def needs_maps(self) -> bool:

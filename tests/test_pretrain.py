@@ -1,5 +1,7 @@
 """`python -m fsar_jax.pretrain`: frame classifiers whose weights a run starts from."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -26,7 +28,8 @@ def test_a_run_starts_from_what_frames_have_taught(tiny_data, tmp_path, shallow,
     create = lambda *given: begun.append(create_train_state(*given)) or begun[-1]
     monkeypatch.setattr(pretrain, 'create_train_state', create)
     config, folder = config_of(tiny_data, 25), tmp_path / 'frames'
-    found = pretrain.pretrain(config, folder)
+    found, evolution = pretrain.pretrain(config, folder)
+    assert evolution is None and not (folder / 'evolution.json').exists()
     assert found.keys() == {'backbone', 'scan network'}
     assert min(found.values()) > 0.5  # chance is one of four
 
@@ -55,6 +58,33 @@ def test_a_run_starts_from_what_frames_have_taught(tiny_data, tmp_path, shallow,
         pretrain.pretrain(config, folder)
 
 
+def test_clips_are_measured_by_a_classifier_that_knows_them(tiny_data, tmp_path, monkeypatch):
+    """TSM on squares that show their class at every frame: it tells them all, so all actions start
+    at once and go on alike. It starts from the weights that the config names."""
+    monkeypatch.setattr(pretrain, 'RECENT', 4)
+    shift = {'model.backbone.temporal_shift': True, 'train.num_steps': 80}
+    config = tiny_config('protonet', {**shift, 'data.dir': str(tiny_data)}, width=8)
+    found, evolution = pretrain.pretrain(config, tmp_path / 'tsm', evolution=True)
+    assert found.keys() == {'backbone'} and found['backbone'] > 0.9
+    stored = json.loads((tmp_path / 'tsm' / 'evolution.json').read_text())
+    assert stored == evolution
+    frames, clips = config.episode.frames, evolution['clips']
+    assert len(evolution['probability']) == frames and min(evolution['probability']) > 0.4
+    assert len(evolution['action_start']) == frames + 1 and sum(evolution['action_start']) == clips
+    assert evolution['action_start'][0] > clips / 2 and 0 <= evolution['aem'] < 0.1
+    text = pretrain.as_text(evolution)
+    assert f'AEM of all pairs of {clips} clips: {evolution["aem"]:.3f}' in text
+
+    seen: list = []
+    make = pretrain.make_step
+    monkeypatch.setattr(pretrain, 'make_step', lambda *given: seen.append(given[2]) or make(*given))
+    config.train.num_steps = 1
+    config.model.backbone.weights = str(tmp_path / 'tsm')
+    pretrain.pretrain(config, tmp_path / 'again')
+    start = best_of_run(tmp_path / 'tsm', episode_mesh()).state.params['backbone']
+    assert largest_difference(start, seen[0]['params']['backbone']) == 0
+
+
 def test_what_cannot_be_pretrained_is_one_line(tiny_data, tmp_path):
     for argv, words in (
         (['--config=vim'], 'no --workdir given'),
@@ -63,6 +93,6 @@ def test_what_cannot_be_pretrained_is_one_line(tiny_data, tmp_path):
         with pytest.raises(ValueError, match=words):
             pretrain.main(['pretrain', *argv])
     config = config_of(tiny_data, 1, **{'model.backbone.trained': False})
-    with pytest.raises(ValueError, match='learns nothing from single frames') as error:
+    with pytest.raises(ValueError, match='learns nothing here') as error:
         pretrain.pretrain(config, tmp_path / 'no')
     assert '\n' not in str(error.value) and not (tmp_path / 'no').exists()

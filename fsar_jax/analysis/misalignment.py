@@ -64,6 +64,14 @@ def aem_score(probabilities: np.ndarray, others: np.ndarray) -> float:
     return float((1.0 - cosine).mean())
 
 
+def aem_of_all_pairs(probabilities: np.ndarray) -> float:
+    """`aem_score` over all pairs of different videos: [N, L] → its mean, from 0 to 1."""
+    p = np.asarray(probabilities, np.float64)
+    unit = p / np.maximum(np.linalg.norm(p, axis=-1, keepdims=True), 1e-12)
+    count, total = len(p), unit.sum(0)
+    return float(1 - (total @ total - (unit * unit).sum()) / (count * (count - 1)))
+
+
 def alignment_cost(
     window: np.ndarray | None = None,
     evolution: np.ndarray | None = None,

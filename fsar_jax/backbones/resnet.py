@@ -1,9 +1,10 @@
 """ResNet-18, -34 and -50 as torchvision has them, so that its weights load (He et al. 2016, Table
-1)."""
+1), each also as TSM: with channels that move in time (Lin et al. 2019)."""
 
 import dataclasses
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -70,6 +71,29 @@ def conv(
     )
 
 
+def shift_in_time(x: jax.Array, clip_length: int) -> jax.Array:
+    """An eighth of the channels from the next frame of a clip, the next eighth from the previous
+    one, zeros beyond its ends; the rest stays (TSM: Lin et al. 2019, Sec. 3; offline, 1/4 shifted).
+
+    Args:
+      x: [B · L, h, w, C], clip by clip; clip_length: L. 0 returns x.
+    """
+    if not clip_length:
+        return x
+    clips, part = x.reshape(-1, clip_length, *x.shape[1:]), x.shape[-1] // 8
+    beyond = jnp.zeros_like(clips[:, :1, ..., :part])
+    following = jnp.concatenate([clips[:, 1:, ..., :part], beyond], 1)
+    previous = jnp.concatenate([beyond, clips[:, :-1, ..., part : 2 * part]], 1)
+    return jnp.concatenate([following, previous, clips[..., 2 * part :]], -1).reshape(x.shape)
+
+
+def clip_length_of(frames: jax.Array, temporal_shift: bool) -> int:
+    """L of clips [B, L, H, W, 3] for a network with temporal shift; 0 of frames [B, H, W, 3] for
+    one without."""
+    chex.assert_rank(frames, 5 if temporal_shift else 4)
+    return frames.shape[1] if temporal_shift else 0
+
+
 class BasicBlock(nn.Module):
     """relu(F(x) + x), F two 3×3 convolutions, the first with the stride (He et al. 2016, Fig. 5
     left).
@@ -79,6 +103,7 @@ class BasicBlock(nn.Module):
       stride: of the block; with it, or where the channels change, the shortcut is a 1×1 convolution
         and batch norm.
       norm: keyword arguments of every BatchNorm.
+      clip_length: above 0, F begins with `shift_in_time` of clips of so many frames.
 
     Input [B, h, w, C], output [B, ⌈h / stride⌉, ⌈w / stride⌉, width · expansion].
     """
@@ -88,10 +113,12 @@ class BasicBlock(nn.Module):
     stride: int
     norm: dict
     dtype: Any = jnp.float32
+    clip_length: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        y = conv(self.width, 3, self.stride, self.dtype, 'conv1')(x)
+        y = shift_in_time(x, self.clip_length)
+        y = conv(self.width, 3, self.stride, self.dtype, 'conv1')(y)
         y = nn.relu(BatchNorm(**self.norm, dtype=self.dtype, name='bn1')(y, train))
         y = conv(self.width, 3, 1, self.dtype, 'conv2')(y)
         y = BatchNorm(**self.norm, dtype=self.dtype, name='bn2')(y, train)
@@ -111,10 +138,12 @@ class BottleneckBlock(nn.Module):
     stride: int
     norm: dict
     dtype: Any = jnp.float32
+    clip_length: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        y = conv(self.width, 1, 1, self.dtype, 'conv1')(x)
+        y = shift_in_time(x, self.clip_length)
+        y = conv(self.width, 1, 1, self.dtype, 'conv1')(y)
         y = nn.relu(BatchNorm(**self.norm, dtype=self.dtype, name='bn1')(y, train))
         y = conv(self.width, 3, self.stride, self.dtype, 'conv2')(y)
         y = nn.relu(BatchNorm(**self.norm, dtype=self.dtype, name='bn2')(y, train))
@@ -145,16 +174,19 @@ def residual_stage(
     remat: bool,
     train: bool,
     stride: int | tuple[int, ...] = 2,
+    **options: int,
 ) -> jax.Array:
     """`count` blocks named layer<stage>_<i>; from stage 2 on the first has `stride`.
 
     With `remat` each block is computed again in the backward pass, and only its input kept.
+    `options` are further fields of the block.
     """
     if remat:
         block = nn.remat(block, static_argnums=(2,))  # 0 is the module, 1 x, 2 train
     for i in range(count):
         first = i == 0 and stage > 1
-        x = block(width, stride if first else 1, norm, dtype, name=f'layer{stage}_{i}')(x, train)
+        one = block(width, stride if first else 1, norm, dtype, name=f'layer{stage}_{i}', **options)
+        x = one(x, train)
     return x
 
 
@@ -167,6 +199,14 @@ NORMALIZE: dict[str, Any] = dict(
     help='input scaling after / 255: none, by mean and std of ImageNet (the default of DINOv2), by '
     'mean 0.45 and std 0.225 (of MViT), to (x - 127) / 128 of 0 … 255 (of EfficientNet-Lite), by '
     '0.5 and 0.5 (of the other ViTs), or by mean and std of CLIP (of clip and openclip)',
+)
+
+# The line of the setting that makes a ResNet a TSM.
+TEMPORAL_SHIFT: dict[str, Any] = dict(
+    kw_only=True,
+    affects='model',
+    help='every residual block exchanges a quarter of its channels with the frames before and '
+    'after (TSM), so the network takes clips',
 )
 
 
@@ -236,26 +276,43 @@ class ResNet(FrameNetwork):
       blocks: how many in each stage.
       width: channels of the stem and the first stage; later stages double them. 64 in every
         published network.
+      temporal_shift: TSM: every block begins with `shift_in_time`, and the network takes clips.
       batch_norm_groups, frozen, normalize, remat, dtype: as of `FrameNetwork`.
 
     Input frames [B, H, W, 3] float in [0, 1], output maps [B, ⌈H / 32⌉, ⌈W / 32⌉, 8 · width ·
-    expansion].
+    expansion]; with temporal_shift both have L frames after B.
     """
 
+    temporal_shift: bool = setting(False, **TEMPORAL_SHIFT)
     block: type[nn.Module] = BasicBlock
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     width: int = 64
 
+    @property
+    def takes_clips(self) -> bool:
+        """Whether frames of a clip see each other."""
+        return self.temporal_shift
+
     @nn.compact
     def __call__(self, frames: jax.Array, train: bool = False) -> jax.Array:
-        norm = self.norm
+        norm, clip_length = self.norm, clip_length_of(frames, self.temporal_shift)
         x = normalize_frames(frames, self.normalize).astype(self.dtype)
+        x = x.reshape(-1, *x.shape[-3:])
         x = conv(self.width, 7, 2, self.dtype, 'conv1')(x)
         x = nn.relu(BatchNorm(**norm, dtype=self.dtype, name='bn1')(x, train))
         x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         for stage, count in enumerate(self.blocks):
             width = self.width * 2**stage
             x = residual_stage(
-                x, stage + 1, count, self.block, width, norm, self.dtype, self.remat, train
+                x,
+                stage + 1,
+                count,
+                self.block,
+                width,
+                norm,
+                self.dtype,
+                self.remat,
+                train,
+                clip_length=clip_length,
             )
-        return x
+        return x.reshape(*frames.shape[:-3], *x.shape[1:])

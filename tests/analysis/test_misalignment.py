@@ -28,6 +28,14 @@ def test_aem_is_a_mean_over_pairs_of_one_minus_cosine():
     assert misalignment.aem_score([1, 0], [1, 1]) == pytest.approx(1 - 1 / np.sqrt(2))
 
 
+def test_aem_of_all_pairs_is_that_of_every_pair():
+    seen = np.random.default_rng(0).random((7, 4))
+    pairs = [(i, j) for i in range(7) for j in range(7) if i != j]
+    by_pair = misalignment.aem_score(*(seen[list(side)] for side in zip(*pairs)))
+    assert misalignment.aem_of_all_pairs(seen) == pytest.approx(by_pair)
+    assert misalignment.aem_of_all_pairs([[0, 2.0], [0, 5.0]]) == pytest.approx(0)
+
+
 def test_the_probability_of_a_class_is_the_answer_to_a_still_of_the_frame():
     support = jax.random.normal(jax.random.key(0), (3, 2, 4, 6))
     frames = jax.random.normal(jax.random.key(1), (5, 4, 6))
