@@ -51,10 +51,20 @@ def test_parts_of_the_embeddings_are_named_where_there_are_several_devices(monke
     assert 'embeddings' not in memory.out_of_memory(config, 'evaluation')
 
 
-@pytest.mark.parametrize('exhausted', [True, False])
-def test_only_what_is_about_memory_is_renamed(exhausted):
-    words = 'RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.' if exhausted else 'INTERNAL: x'
-    with pytest.raises(MemoryError if exhausted else jax.errors.JaxRuntimeError):
+# What backends say: a CPU and a GPU when they run, and libtpu 0.0.50 when it compiles.
+ON_CPU = 'RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.'
+ON_GPU = 'RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes.'
+ON_TPU = (
+    'RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory '
+    'required for HLO temporaries (26.84G) exceeds available HBM (15.75G). HLO module: jit_step.'
+)
+
+
+@pytest.mark.parametrize(
+    'words, renamed', [(ON_CPU, True), (ON_GPU, True), (ON_TPU, True), ('INTERNAL: x', False)]
+)
+def test_only_what_is_about_memory_is_renamed(words, renamed):
+    with pytest.raises(MemoryError if renamed else jax.errors.JaxRuntimeError):
         with memory.named_out_of_memory(get_config('protonet'), 'training'):
             raise jax.errors.JaxRuntimeError(words)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 from tiny_run import REPOSITORY, TinyScan
 
-from fsar_jax import create_learner, samplers, sweep
+from fsar_jax import create_learner, pretrain, samplers, sweep, train
 from fsar_jax.config import SETTINGS, settings_by_key, validate
 from fsar_jax.evaluation.paper_tables import TABLES, read_tables, rows_of
 from fsar_jax.stages import build_stages, frames_read
@@ -24,10 +24,18 @@ def commands():
     return {row: sweep.config_of(row.flags) for row in rows.values()}
 
 
+@functools.cache
+def classifiers():
+    """{row: config} of all rows that train a classifier."""
+    rows = [row for table in read_tables() for row in table.rows if 'pretrain' in row.command]
+    flags = lambda row: train.parse(shlex.split(row.command)[2:], pretrain.define_flags)
+    return {row: flags(row).config for row in rows}
+
+
 # Every experimental table and figure with its number in the paper.
 NAMES = [
     *(f'strm-{name}' for name in 't1 t2 t3 t4 a1 a2 fig6 fig7 fig8 fig9 figa1 figa2'.split()),
-    *(f'ta2n-{name}' for name in 't1 t2 t3 t4 fig9 supplement'.split()),
+    *(f'ta2n-{name}' for name in 't1 t2 t3 t4 fig2 fig9 supplement'.split()),
     *(f'mastaf-{name}' for name in 't1 t2 t3 fig1'.split()),
     *(f'vim-t{number}' for number in range(1, 20)),
     *(f'vim-fig{number}' for number in range(15, 23)),
@@ -44,7 +52,7 @@ def test_the_page_is_what_the_package_reads():
 
 
 def test_every_command_has_settings_that_fit_each_other():
-    for row, config in commands().items():
+    for row, config in (commands() | classifiers()).items():
         try:
             validate(config)
         except ValueError as error:
@@ -157,7 +165,8 @@ def test_the_model_of_every_command_can_be_built(monkeypatch):
         lambda name, **how: TinyScan() if name == SMALL else create(name, **how),
     )
     seen = set()
-    for row, config in commands().items():
+    assert classifiers()
+    for row, config in (commands() | classifiers()).items():
         backbone, of_scan, rest = parts(config)
         if {backbone, of_scan, rest} <= seen:
             continue
