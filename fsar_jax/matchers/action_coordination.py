@@ -1,6 +1,7 @@
 """TA2N's second stage: temporal and spatial coordination of each support-query pair, then
 frame-wise cosine distance."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ import optax
 from fsar_jax.enrichment import VideoFeatures
 from fsar_jax.fields import setting
 from fsar_jax.layers import Linear, einsum_float32, unit
-from fsar_jax.matchers.matcher import Matcher
+from fsar_jax.matchers.matcher import Matcher, clips_of_frames
 from fsar_jax.matchers.offset_masks import (
     DIRECTIONS,
     OffsetPredictor,
@@ -442,30 +443,47 @@ class ActionCoordination(Matcher):
         'enumerate'): by the cosine, each pair of frames at its own offset; by another metric, the
         pair of clips at one."""
 
-        def pooled(weights):
-            p = einsum_float32('ij,wlijc->wlc', weights[0].astype(self.dtype), prototypes)
-            q = einsum_float32('ij,qlijc->qlc', weights[1].astype(self.dtype), query)
-            return p, q
+        def alike(module, p, q):
+            """Frames [way, L, C] and [Q, L, C] at one offset → [Q, way, L], or [Q, way]."""
+            if module.temporal:  # M moves a query to each class in another way
+                q = q[:, None] + moved
+                if module.metric is None:
+                    return (unit(p) * unit(q)).sum(-1)
+                return module.similarity(jnp.broadcast_to(p, q.shape), q, train)[0]
+            if module.metric is None:
+                return einsum_float32('qlc,wlc->qwl', unit(q), unit(p))
+            p, q = (module.metric.project(clips_of_frames(x), train) for x in (p, q))
+            found = module.metric(jax.tree.map(lambda x: x[:, None], p), q, train)
+            return found[0] if isinstance(found, tuple) else found
 
-        def cosine(weights):
-            p, q = pooled(weights)
-            return (unit(p)[None] * unit(q[:, None] + moved)).sum(-1)
+        def pooled(subscripts, weights, maps):
+            return tuple(
+                einsum_float32(subscripts, w.astype(x.dtype), x) for w, x in zip(weights, maps)
+            )
 
-        def score(module, weights):
-            p, q = pooled(weights)
-            p, q = (jnp.broadcast_to(x, (len(q), *p.shape)) for x in (p, q[:, None] + moved))
-            return module.similarity(p, q, train)[0]
+        def best_of_columns(module, best, row):
+            maps = pooled('i,nlijc->nljc', row, (prototypes, query))
+            column = lambda module, weights: alike(module, *pooled('j,nljc->nlc', weights, maps))
+            step = lambda module, best, weights: (
+                jnp.maximum(best, nn.remat(column)(module, weights)),
+                None,
+            )
+            return over(step)(module, best, columns)
 
-        height, width = prototypes.shape[2:4]
-        weights = tuple(map(jnp.asarray, offset_weights(height, width, self.offset_step)))
-        if self.metric is None:
-            return -(1.0 - jax.lax.map(jax.checkpoint(cosine), weights).max(0)).sum(-1), {}
-        if self.is_initializing():
-            return score(self, jax.tree.map(lambda x: x[0], weights)), {}
-        best = nn.scan(
-            lambda module, best, x: (jnp.maximum(best, nn.remat(score)(module, x)), None),
+        over = functools.partial(
+            nn.scan,
             variable_broadcast=('params', 'batch_stats'),
             split_rngs={'params': False, 'dropout': False},
         )
-        lowest = jnp.full((len(query), len(prototypes)), -jnp.inf, jnp.float32)
-        return best(self, lowest, weights)[0], {}
+        rows, columns = (
+            tuple(map(jnp.asarray, offset_weights(size, self.offset_step)))
+            for size in prototypes.shape[2:4]
+        )
+        if self.is_initializing():
+            p, q = (x.astype(jnp.float32).mean((-3, -2)) for x in (prototypes, query))
+            best = alike(self, p, q)
+        else:
+            shape = len(query), *prototypes.shape[: 2 if self.metric is None else 1]
+            lowest = jnp.full(shape, -jnp.inf, jnp.float32)
+            best, _ = over(best_of_columns)(self, lowest, rows)
+        return (-(1.0 - best).sum(-1) if self.metric is None else best), {}

@@ -55,6 +55,10 @@ class Matcher(Stage):
 def of_pairs(project: Callable[[VideoFeatures], Any], frames: jax.Array) -> Any:
     """A per-video function such as `Matcher.project`, of clips that are different for every pair:
     frames [Q, way, L, C] → leaves [Q, way, …]."""
-    flat = frames.reshape(-1, *frames.shape[2:])
-    features = VideoFeatures(maps=flat[:, :, None, None], patch_level=flat, frames=flat)
+    features = clips_of_frames(frames.reshape(-1, *frames.shape[2:]))
     return jax.tree.map(lambda x: x.reshape(*frames.shape[:2], *x.shape[1:]), project(features))
+
+
+def clips_of_frames(frames: jax.Array) -> VideoFeatures:
+    """Clips of which only their frames are left: [B, L, C] → what `Matcher.project` takes."""
+    return VideoFeatures(maps=frames[:, :, None, None], patch_level=frames, frames=frames)

@@ -195,32 +195,20 @@ def grid_weights(offset: jax.Array, height: int, width: int) -> jax.Array:
     return along(offset[..., 1], height)[..., :, None] * along(offset[..., 0], width)[..., None, :]
 
 
-def offset_weights(height: int, width: int, step: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Averages over the intersection for every offset that is a multiple of `step` cells: float32
-    [offsets, height, width] of the support, and of the query. Between whole offsets, a cell at the
-    edge counts with the part of it that lies inside: the weights of the neighbours,
-    interpolated."""
+def offset_weights(size: int, step: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Averages over the intersection, along one axis of the maps, for every offset that is a
+    multiple of `step` cells: float32 [offsets, size] of the support, and of the query. Between
+    whole offsets, a cell at the edge counts with the part of it that lies inside: the weights of
+    the neighbours, interpolated."""
+    most = int((size - 1) / step + 1e-6)
+    offsets, cells = step * np.arange(-most, most + 1)[:, None], np.arange(size)
 
-    def along(size, o):
-        cells = np.arange(size)
-        inside = np.clip(1.0 - np.maximum(-(cells + o), cells + o - (size - 1)), 0.0, 1.0)
-        return inside / inside.sum()
+    def along(offsets):
+        beyond = np.maximum(-(cells + offsets), cells + offsets - (size - 1))
+        inside = np.clip(1.0 - beyond, 0.0, 1.0)
+        return (inside / inside.sum(-1, keepdims=True)).astype(np.float32)
 
-    def offsets(size):
-        most = int((size - 1) / step + 1e-6)
-        return step * np.arange(-most, most + 1)
-
-    support, query = (
-        np.stack(
-            [
-                np.outer(along(height, sign * y), along(width, sign * x))
-                for y in offsets(height)
-                for x in offsets(width)
-            ]
-        ).astype(np.float32)
-        for sign in (1, -1)
-    )
-    return support, query
+    return along(offsets), along(-offsets)
 
 
 def _conv(x, kernel):

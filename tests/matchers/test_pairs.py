@@ -293,9 +293,11 @@ def slow_weights(height, width, step):
 def test_offsets_between_whole_ones_weigh_the_cells_at_the_edge_by_their_part():
     for step in (1.0, 0.5):
         expected = np.moveaxis(np.array(list(slow_weights(3, 4, step))), 1, 0)
-        np.testing.assert_allclose(offset_weights(3, 4, step), expected, atol=1e-6)
-    whole, halves = (offset_weights(3, 3, step)[0] for step in (1.0, 0.5))
-    np.testing.assert_array_equal(whole, halves.reshape(9, 9, 3, 3)[::2, ::2].reshape(-1, 3, 3))
+        for side, rows, columns in zip(expected, *(offset_weights(n, step) for n in (3, 4))):
+            both = np.einsum('yi,xj->yxij', rows, columns)
+            np.testing.assert_allclose(both.reshape(-1, 3, 4), side, atol=1e-6)
+    whole, halves = (offset_weights(3, step)[0] for step in (1.0, 0.5))
+    np.testing.assert_array_equal(whole, halves[::2])
 
 
 @pytest.mark.parametrize('metric', [None, 'tuple_cosine'])
@@ -333,3 +335,20 @@ def test_exhaustive_alignment_equals_loops_over_the_offsets(metric):
     step = 1e-6 * change
     slope = (reference(maps + step) - reference(maps - step))[0, 1] / 2e-6
     np.testing.assert_allclose((gradient * change).sum(), slope, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize('metric', [None, 'tuple_cosine', 'cross_transformer'])
+def test_a_query_that_is_moved_nowhere_is_the_same_for_every_class(metric):
+    """The offsets are tried on pairs where M moves the query to each class, and once for all
+    classes where it does not: equal for values of zero."""
+    settings = dict(spatial='enumerate', metric=METRIC[metric][0] if metric else None)
+    support, query = np.random.default_rng(0).normal(size=(2, 3, L, 2, 3, D)).astype(np.float32)
+    moving, still = (ActionCoordination(temporal=t, **settings) for t in (True, False))
+    variables = random_variables(moving, support[:, None], query)
+    zero = lambda path, leaf: 0 * leaf if str(path[1].key).startswith('value') else leaf
+    variables = jax.tree_util.tree_map_with_path(zero, variables)
+    logits = [
+        jax.jit(matcher.apply)(variables, support[:, None], query)[0] for matcher in (moving, still)
+    ]
+    assert np.ptp(logits[0]) > 0.01
+    np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-5)
