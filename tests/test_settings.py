@@ -27,7 +27,7 @@ from fsar_jax.training import run_settings
 OLDER = REPOSITORY / 'tests/fixtures/config_of_an_older_run.json'
 # Fields of a network that the library may set.
 OF_NETWORKS = {
-    *('blocks', 'width', 'width_multiplier', 'depth_multiplier'),
+    *('block', 'blocks', 'stem', 'pool', 'width', 'width_multiplier', 'depth_multiplier'),
     *('patch', 'depth', 'heads', 'grid', 'registers', 'layer_scale', 'clip', 'quick_gelu'),
     *('published_start', 'version', 'frames', 'size'),
 }

@@ -87,13 +87,6 @@ def shift_in_time(x: jax.Array, clip_length: int) -> jax.Array:
     return jnp.concatenate([following, previous, clips[..., 2 * part :]], -1).reshape(x.shape)
 
 
-def clip_length_of(frames: jax.Array, temporal_shift: bool) -> int:
-    """L of clips [B, L, H, W, 3] for a network with temporal shift; 0 of frames [B, H, W, 3] for
-    one without."""
-    chex.assert_rank(frames, 5 if temporal_shift else 4)
-    return frames.shape[1] if temporal_shift else 0
-
-
 class BasicBlock(nn.Module):
     """relu(F(x) + x), F two 3×3 convolutions, the first with the stride (He et al. 2016, Fig. 5
     left).
@@ -201,14 +194,6 @@ NORMALIZE: dict[str, Any] = dict(
     '0.5 and 0.5 (of the other ViTs), or by mean and std of CLIP (of clip and openclip)',
 )
 
-# The line of the setting that makes a ResNet a TSM.
-TEMPORAL_SHIFT: dict[str, Any] = dict(
-    kw_only=True,
-    affects='model',
-    help='every residual block exchanges a quarter of its channels with the frames before and '
-    'after (TSM), so the network takes clips',
-)
-
 
 class PixelNetwork(Stage):
     """What all backbones that take frames or clips have in common.
@@ -266,7 +251,7 @@ class FrameNetwork(PixelNetwork):
 
 class ResNet(FrameNetwork):
     """7×7 stride-2 stem, 3×3 stride-2 max pool, four stages of residual blocks; no final pooling or
-    classifier.
+    classifier. `temporal_shift` makes it a TSM.
 
     Parameters: conv1, bn1, layer<1-4>_<i>/{conv1, bn1, …, downsample_conv, downsample_bn}, after
     torchvision.
@@ -276,17 +261,27 @@ class ResNet(FrameNetwork):
       blocks: how many in each stage.
       width: channels of the stem and the first stage; later stages double them. 64 in every
         published network.
-      temporal_shift: TSM: every block begins with `shift_in_time`, and the network takes clips.
+      stem: kernel size and stride of the first convolution.
+      pool: whether a max pool follows it.
+      temporal_shift: every block begins with `shift_in_time`, and the network takes clips.
       batch_norm_groups, frozen, normalize, remat, dtype: as of `FrameNetwork`.
 
     Input frames [B, H, W, 3] float in [0, 1], output maps [B, ⌈H / 32⌉, ⌈W / 32⌉, 8 · width ·
     expansion]; with temporal_shift both have L frames after B.
     """
 
-    temporal_shift: bool = setting(False, **TEMPORAL_SHIFT)
+    temporal_shift: bool = setting(
+        False,
+        kw_only=True,
+        affects='model',
+        help='every residual block exchanges a quarter of its channels with the frames before and '
+        'after (TSM), so the network takes clips',
+    )
     block: type[nn.Module] = BasicBlock
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     width: int = 64
+    stem: tuple[int, int] = (7, 2)
+    pool: bool = True
 
     @property
     def takes_clips(self) -> bool:
@@ -295,12 +290,13 @@ class ResNet(FrameNetwork):
 
     @nn.compact
     def __call__(self, frames: jax.Array, train: bool = False) -> jax.Array:
-        norm, clip_length = self.norm, clip_length_of(frames, self.temporal_shift)
+        chex.assert_rank(frames, 5 if self.takes_clips else 4)
+        norm, clip_length = self.norm, frames.shape[1] if self.takes_clips else 0
         x = normalize_frames(frames, self.normalize).astype(self.dtype)
-        x = x.reshape(-1, *x.shape[-3:])
-        x = conv(self.width, 7, 2, self.dtype, 'conv1')(x)
+        x = conv(self.width, *self.stem, self.dtype, 'conv1')(x.reshape(-1, *x.shape[-3:]))
         x = nn.relu(BatchNorm(**norm, dtype=self.dtype, name='bn1')(x, train))
-        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        if self.pool:
+            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         for stage, count in enumerate(self.blocks):
             width = self.width * 2**stage
             x = residual_stage(
