@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from finite_differences import gradient
 from test_backbones import backbone_config
 from tiny_run import random_variables, tiny_config
 
@@ -27,6 +28,14 @@ def test_channels_move_by_one_frame_within_a_clip():
     for clip_length in (1, 3, 4):
         np.testing.assert_array_equal(shift_in_time(x, clip_length), by_hand(x, clip_length))
     assert shift_in_time(x, 0) is x
+
+
+def test_the_gradient_moves_back():
+    """Against finite differences of the loops, in float64."""
+    x, weights = np.random.default_rng(2).standard_normal((2, 4, 1, 2, 17))
+    slow = gradient(lambda x: (weights * np.tanh(by_hand(x, 2))).sum(), x)
+    found = jax.grad(lambda x: (weights * jnp.tanh(shift_in_time(x, 2))).sum())(jnp.asarray(x))
+    np.testing.assert_allclose(found, slow, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('kind', [BasicBlock, BottleneckBlock])
