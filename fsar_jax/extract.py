@@ -380,7 +380,7 @@ def _checked(config, views):
     if backbone.takes_clips:
         raise ValueError(
             f'{name} looks at several frames at once, so there are no features of single frames: '
-            'choose a network that looks at one'
+            'choose a network that looks at one, without temporal_shift'
         )
     data = config.data
     if views > 1 and data.crop == 'centre' and not (data.flip and views == 2):
@@ -390,6 +390,11 @@ def _checked(config, views):
             '--config.data.crop=random, or give fewer views'
         )
     return resolve_paths(config)
+
+
+def _of_frames(extractor):
+    """Without the setting that only clips can have, which older features do not name."""
+    return {key: value for key, value in extractor.items() if key != 'temporal_shift'}
 
 
 def _weights_of(config) -> str | None:
@@ -423,7 +428,7 @@ def _header(config, datasets, variables, views, features, videos_per_shard, made
     assert directory is not None  # its splits are open
     header = Header(
         extractor={
-            'backbone': extractor(config.model),
+            'backbone': _of_frames(extractor(config.model)),
             'params_hash': params_hash(variables),
             'compute_dtype': config.model.dtype,
             'frames': {

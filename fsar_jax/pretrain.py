@@ -6,12 +6,12 @@ does for the papers: weights for methods that do not learn from random ones.
     python main.py --config=vim --workdir=runs/vim \\
         --config.model.backbone.weights=runs/frames --config.model.sampler.scan_weights=runs/frames
 
-Each network has a linear classifier of its own on its features of a frame, which is not kept. The
-config says which backbone and, where its sampler scans, which scan network, on what data, and how
-they are trained: config.train with its steps, rate and schedule. A step sees the
-config.episode.frames frames of CLIPS clips. Real videos have better weights to start from: those of
-ImageNet, which both settings load too. A backbone over whole clips learns from the mean answer of
-their frames, as TSN and TSM do.
+Each network has a linear classifier of its own on its features of a frame. The config says which
+backbone and, where its sampler scans, which scan network, on what data, and how they are trained:
+config.train with its steps, rate and schedule. A step sees the config.episode.frames frames of
+CLIPS clips. Real videos have better weights to start from: those of ImageNet, which both settings
+load too. A backbone over whole clips learns from the mean answer of their frames, as TSN and TSM
+do.
 
 How misaligned the actions of a dataset are, by such a classifier (TA2N, Table 1 and Fig. 2):
 
@@ -25,9 +25,11 @@ import sys
 from fsar_jax.stopping import on_signals
 
 if __name__ == '__main__':  # what follows takes seconds to import
-    on_signals('weights are written at the end: the same command starts again')
+    on_signals('a training that was finished is kept, the same command starts again with the rest')
 
+import contextlib
 import functools
+import io
 import json
 import pathlib
 from collections.abc import Callable
@@ -46,10 +48,11 @@ from fsar_jax.analysis.misalignment import action_start, aem_of_all_pairs
 from fsar_jax.config import resolve_paths, validate
 from fsar_jax.data import loader
 from fsar_jax.data.dataset import Videos
-from fsar_jax.files import local_path
+from fsar_jax.files import local_path, write_whole
 from fsar_jax.learner import FewShotLearner, create_learner
 from fsar_jax.mesh import episode_mesh
 from fsar_jax.messages import one_line, printable
+from fsar_jax.named_arrays import by_name
 from fsar_jax.programs import prepare
 from fsar_jax.progress import MetricWriter, Progress
 from fsar_jax.samplers.task_adaptive import TaskAdaptiveSampler
@@ -61,6 +64,7 @@ from fsar_jax.training.workdir import lock_workdir
 
 CLIPS = 16  # in a step
 RECENT = 20  # steps, of the accuracies that are printed at the end
+CLASSIFIERS, EVOLUTION = 'classifiers.npz', 'evolution.json'
 NAMES = {'backbone': 'backbone', 'sampler': 'scan network'}
 
 
@@ -101,7 +105,7 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_boolean(
         'evolution',
         False,
-        'Then also measure how misaligned the actions of the training clips are (AEM).',
+        'After training, measure how misaligned the actions of the training clips are (AEM).',
         flag_values=values,
     )
     flags.DEFINE_boolean('help', False, 'Print this text.', flag_values=values)
@@ -112,17 +116,18 @@ def pretrain(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, evolution: bool = False
 ) -> tuple[dict[str, float], dict[str, Any] | None]:
     """Trains, and writes a checkpoint into `workdir` that the settings for starts read. Its other
-    parts are as a run of this config starts.
+    parts are as a run of this config starts. The classifiers are beside it.
 
     The same config gives the same weights (bit for bit on a CPU).
 
     Args:
       evolution: also measure the training clips with the backbone's classifier (`measure`), and
-        write that into evolution.json.
+        write that into evolution.json. A folder that holds a finished training is only measured.
 
     Returns:
       {'backbone': share of the frames of the last steps that it tells, or of the clips for a
-      backbone over clips, 'scan network': share of the frames}, and what `measure` found or None.
+      backbone over clips, 'scan network': share of the frames}, {} without training; and what
+      `measure` found or None.
 
     Raises:
       ValueError, OSError: one line about what is wrong with the config, the data or the folder.
@@ -130,32 +135,65 @@ def pretrain(
     """
     validate(config)
     config = resolve_paths(config)
-    learner, steps = create_learner(config.model), config.train.num_steps
+    learner = create_learner(config.model)
     if learner.backbone.takes_maps or not learner.backbone_trained:
         raise ValueError(
             f'the backbone, {type(learner.backbone).__name__}, learns nothing here: choose one '
             'that sees frames and is trained'
         )
     dataset = open_training_split(config)
-    directory = workdir / 'checkpoints'
-    if directory.exists():
-        raise ValueError(
-            f'--workdir={printable(workdir, 1000)} holds a run already: name a new folder'
-        )
     state = create_train_state(config, learner)
     state = with_pretrained_weights(state, config, episode_mesh(1))
+    shapes = shapes_of_features(learner, state.variables, config)
+    steps_in_time = shapes['backbone'].shape[1]
+    if evolution and steps_in_time != config.episode.frames:
+        raise ValueError(
+            f'--evolution needs an answer at every frame, and the backbone leaves {steps_in_time} '
+            f'of {config.episode.frames}: choose one that keeps them all, such as a ResNet as TSM'
+        )
+    directory, found, accuracies = workdir / 'checkpoints', None, dict[str, float]()
+    with lock_workdir(workdir), Checkpoints(directory, config=config) as checkpoints:
+        step_of, answer_of, heads = make_step(config, learner, shapes, dataset)
+        if not checkpoints.steps:
+            state, heads, accuracies = train_on_clips(
+                config, state, heads, step_of, dataset, workdir
+            )
+            stored = io.BytesIO()
+            np.savez(stored, **by_name(heads))
+            write_whole(workdir / CLASSIFIERS, stored.getvalue())
+            checkpoints.save(config.train.num_steps, state, {})
+        elif evolution and (workdir / CLASSIFIERS).is_file():
+            state, _ = checkpoints.restore(state)
+            heads = _read_heads(workdir / CLASSIFIERS, heads)
+        else:
+            raise ValueError(
+                f'--workdir={printable(workdir, 1000)} holds a run already: name a new folder'
+            )
+        if evolution:
+            trained = {'learner': state.params, 'heads': heads}
+            answer = functools.partial(answer_of, trained, state.batch_stats)
+            found = measure(answer, dataset, config)
+            write_whole(workdir / EVOLUTION, json.dumps(found, indent=2) + '\n')
+    return accuracies, found
+
+
+def train_on_clips(
+    config: ml_collections.ConfigDict,
+    state: TrainState,
+    heads: dict,
+    step_of: Callable,
+    dataset: Videos,
+    workdir: pathlib.Path,
+) -> tuple[TrainState, dict, dict[str, float]]:
+    """config.train.num_steps steps → (state, heads, the accuracies of the last steps)."""
+    trained, steps = {'learner': state.params, 'heads': heads}, config.train.num_steps
+    carried = trained, state.batch_stats, create_optimizer(config.train).init(trained)
+    classes, reader = np.unique(dataset.labels), loader.reader(dataset, config)
+    accuracies: list[dict[str, float]] = []
     with (
-        lock_workdir(workdir),
-        Checkpoints(directory, config=config) as checkpoints,
         MetricWriter(workdir, config.train.log_steps) as writer,
-        Progress(steps, 'training on frames', 'step') as progress,
+        Progress(steps, 'training on clips', 'step') as progress,
     ):
-        step_of, probabilities_of, heads = make_step(config, learner, state.variables, dataset)
-        trained = {'learner': state.params, 'heads': heads}
-        carried = trained, state.batch_stats, create_optimizer(config.train).init(trained)
-        classes = np.unique(dataset.labels)
-        reader = loader.reader(dataset, config)
-        accuracies: list[dict[str, float]] = []
         for step in range(1, steps + 1):
             rng = np.random.default_rng([config.seed, step])
             positions = rng.choice(len(dataset), CLIPS, replace=len(dataset) < CLIPS)
@@ -171,27 +209,22 @@ def pretrain(
             writer.write(step, numbers)
             accuracies.append({name: numbers[name] for name in numbers if name != 'loss'})
             progress.advance()
-        (trained, batch_stats, _) = carried
-        state = TrainState(
-            step=jnp.asarray(steps, jnp.int32),
-            params=trained['learner'],
-            batch_stats=batch_stats,
-            opt_state=state.opt_state,
-        )
-        checkpoints.save(steps, state, {})
-        found = None
-        if evolution:
-            answer = functools.partial(probabilities_of, trained, batch_stats)
-            found = measure(answer, dataset, config)
-            (workdir / 'evolution.json').write_text(json.dumps(found, indent=2) + '\n')
+    trained, batch_stats, _ = carried
+    state = TrainState(
+        step=jnp.asarray(steps, jnp.int32),
+        params=trained['learner'],
+        batch_stats=batch_stats,
+        opt_state=state.opt_state,
+    )
     last = accuracies[-RECENT:]
-    return {
+    means = {
         name.removesuffix(' accuracy'): float(np.mean([a[name] for a in last])) for name in last[0]
-    }, found
+    }
+    return state, trained['heads'], means
 
 
 def measure(
-    probabilities_of: Callable[[np.ndarray, np.ndarray], Any],
+    answer: Callable[[np.ndarray, np.ndarray], tuple],
     dataset: Videos,
     config: ml_collections.ConfigDict,
 ) -> dict[str, Any]:
@@ -199,26 +232,27 @@ def measure(
     (TA2N, supplement; row A20 of docs/paper_vs_code.md).
 
     Args:
-      probabilities_of: (clips uint8 [B, L, S, S, 3], labels int [B]) → [B, L], the probability of
-        the true class at each frame.
+      answer: (clips uint8 [B, L, S, S, 3], labels int [B]) → the probability of the true class at
+        each frame, [B, L], and whether the mean of the frames' logits tells it, bool [B].
 
     Returns:
-      {'clips': N; 'aem': `aem_of_all_pairs` of them; 'action_start': how many clips start at frame
-      0 … L − 1, and how many never do; 'probability': the mean at each frame}.
+      {'clips': N; 'accuracy': the share that it tells; 'aem': `aem_of_all_pairs` of them;
+      'action_start': how many clips start at frame 0 … L − 1, and how many never do;
+      'probability': the mean at each frame}. Where the accuracy is low, the rest says nothing.
     """
-    dataset = loader.usable(dataset, config)
     labels = np.searchsorted(np.unique(dataset.labels), dataset.labels)
-    every = loader.video_batches(dataset, config, np.arange(len(dataset)), CLIPS)
-    seen: list[np.ndarray] = []
-    with Progress(len(dataset), 'measuring', 'clip') as progress:
-        for clips in every:
-            begin = sum(map(len, seen))
-            seen.append(np.asarray(probabilities_of(clips, labels[begin : begin + len(clips)])))
+    parts = np.split(labels, range(CLIPS, len(labels), CLIPS))
+    batches = loader.video_batches(dataset, config, np.arange(len(dataset)), CLIPS)
+    answers = []
+    with contextlib.closing(batches), Progress(len(dataset), 'measuring', 'clip') as progress:
+        for clips, part in zip(batches, parts, strict=True):
+            answers.append([np.asarray(x) for x in answer(clips, part)])
             progress.advance(len(clips))
-    probabilities = np.concatenate(seen)
+    probabilities, right = map(np.concatenate, zip(*answers))
     starts = np.bincount(action_start(probabilities), minlength=probabilities.shape[1] + 1)
     return {
         'clips': len(dataset),
+        'accuracy': float(right.mean()),
         'aem': aem_of_all_pairs(probabilities),
         'action_start': starts.tolist(),
         'probability': [round(float(p), 4) for p in probabilities.mean(0)],
@@ -226,35 +260,61 @@ def measure(
 
 
 def as_text(evolution: dict[str, Any]) -> str:
-    """What `measure` found, in three lines."""
+    """What `measure` found, in four lines."""
     *starts, never = (count / evolution['clips'] for count in evolution['action_start'])
     row = lambda numbers: '  '.join(f'{x:.2f}' for x in numbers)
     return '\n'.join(
         (
-            f'AEM of all pairs of {evolution["clips"]:,} clips: {evolution["aem"]:.3f}',
+            f'told right, with running statistics: {evolution["accuracy"]:.1%} of the '
+            f'{evolution["clips"]:,} training clips (if few, the next lines say nothing)',
+            f'AEM of all pairs of clips: {evolution["aem"]:.3f}',
             f'clips whose action starts at each frame: {row(starts)}, never {never:.2f}',
             f'mean probability at each frame:          {row(evolution["probability"])}',
         )
     )
 
 
+def _read_heads(path, heads):
+    with np.load(path) as stored:
+        found = {name: stored[name] for name in stored}
+    expected = by_name(heads)
+    if {name: x.shape for name, x in found.items()} != {n: x.shape for n, x in expected.items()}:
+        raise ValueError(
+            f'{printable(path, 1000)} has the classifiers of other classes or networks: give the '
+            'config with which they were trained, or name a new folder'
+        )
+    return jax.tree.unflatten(jax.tree.structure(heads), [found[name] for name in expected])
+
+
+def shapes_of_features(
+    learner: FewShotLearner, variables: dict, config: ml_collections.ConfigDict
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Of `features_of_frames` of one clip."""
+    size = config.episode.image_size
+    clip = jax.ShapeDtypeStruct((1, config.episode.frames, size, size, 3), np.uint8)
+    return jax.eval_shape(
+        functools.partial(learner.apply, method=features_of_frames), variables, clip
+    )
+
+
 def make_step(
-    config: ml_collections.ConfigDict, learner: FewShotLearner, variables: dict, dataset: Videos
+    config: ml_collections.ConfigDict,
+    learner: FewShotLearner,
+    shapes: dict[str, jax.ShapeDtypeStruct],
+    dataset: Videos,
 ) -> tuple[Any, Any, dict]:
-    """(the jitted step, the jitted answer, the classifiers they begin with).
+    """(the jitted step, the jitted answer, the classifiers they begin with); `shapes` are those of
+    `shapes_of_features`.
 
     The step: (params, batch_stats, opt_state), clips uint8 [B, L, S, S, 3], flip bool [B], labels
-    int [B] → the same three, {'loss', 'backbone accuracy', …}. The answer: (params, batch_stats),
-    clips, labels → float32 [B, L], what the backbone's classifier gives the true class at each
-    frame.
+    int [B] → the same three, {'loss', 'backbone accuracy', …}. The answer of the backbone's
+    classifier: (params, batch_stats), clips, labels → as of `measure`.
     """
     optimizer = create_optimizer(config.train)
-    size, length = config.episode.image_size, config.episode.frames
-    example = jax.ShapeDtypeStruct((1, length, size, size, 3), np.uint8)
     look = functools.partial(
         learner.apply, train=True, mutable=['batch_stats'], method=features_of_frames
     )
-    widths = {name: x.shape[-1] for name, x in jax.eval_shape(look, variables, example)[0].items()}
+    widths = {name: x.shape[-1] for name, x in shapes.items()}
     classifier = nn.Dense(len(np.unique(dataset.labels)))
     keys = jax.random.split(jax.random.key(config.seed), len(widths))
     heads = {
@@ -285,13 +345,14 @@ def make_step(
         return (params, batch_stats, opt_state), {'loss': loss, **accuracies}
 
     @jax.jit
-    def probabilities(params, batch_stats, clips, labels):
+    def answer(params, batch_stats, clips, labels):
         variables = {'params': params['learner'], 'batch_stats': batch_stats}
         features = learner.apply(variables, clips, method=features_of_frames)['backbone']
-        answer = jax.nn.softmax(classifier.apply(params['heads']['backbone'], features))
-        return jnp.take_along_axis(answer, labels[:, None, None], -1)[..., 0]
+        logits = classifier.apply(params['heads']['backbone'], features)
+        of_class = jnp.take_along_axis(jax.nn.softmax(logits), labels[:, None, None], -1)
+        return of_class[..., 0], logits.mean(1).argmax(-1) == labels
 
-    return step, probabilities, heads
+    return step, answer, heads
 
 
 def features_of_frames(

@@ -70,7 +70,7 @@ MODEL = {
     'model.backbone.normalize': ('protonet', {}),
     'model.backbone.remat': ('protonet', {}),
     'model.backbone.trained': ('protonet', {}),
-    'model.backbone.temporal_shift': ('protonet', {}),
+    'model.backbone.temporal_shift': ('protonet', {'model.backbone.width': 8}),
     'model.enrichment.patch': ('trm', MAPS),
     'model.enrichment.frame': ('trm', MAPS),
     'model.enrichment.temporal_transform': ('protonet', MAPS),

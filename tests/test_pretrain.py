@@ -58,7 +58,9 @@ def test_a_run_starts_from_what_frames_have_taught(tiny_data, tmp_path, shallow,
         pretrain.pretrain(config, folder)
 
 
-def test_clips_are_measured_by_a_classifier_that_knows_them(tiny_data, tmp_path, monkeypatch):
+def test_clips_are_measured_by_a_classifier_that_knows_them(
+    tiny_data, tmp_path, monkeypatch, capsys
+):
     """TSM on squares that show their class at every frame: it tells them all, so all actions start
     at once and go on alike. It starts from the weights that the config names."""
     monkeypatch.setattr(pretrain, 'RECENT', 4)
@@ -72,17 +74,31 @@ def test_clips_are_measured_by_a_classifier_that_knows_them(tiny_data, tmp_path,
     assert len(evolution['probability']) == frames and min(evolution['probability']) > 0.4
     assert len(evolution['action_start']) == frames + 1 and sum(evolution['action_start']) == clips
     assert evolution['action_start'][0] > clips / 2 and 0 <= evolution['aem'] < 0.1
+    assert evolution['accuracy'] > 0.9
     text = pretrain.as_text(evolution)
-    assert f'AEM of all pairs of {clips} clips: {evolution["aem"]:.3f}' in text
+    assert f'of the {clips} training clips' in text and f'{evolution["aem"]:.3f}' in text
+
+    # Measuring was stopped: the same command measures what was trained, and gives the same.
+    (tmp_path / 'tsm' / 'evolution.json').unlink()
+    forbidden = lambda *given: pytest.fail('it trains again')
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, 'train_on_clips', forbidden)
+        assert pretrain.pretrain(config, tmp_path / 'tsm', evolution=True) == ({}, evolution)
+        with pytest.raises(ValueError, match='holds a run already'):
+            pretrain.pretrain(config, tmp_path / 'tsm')
 
     seen: list = []
-    make = pretrain.make_step
-    monkeypatch.setattr(pretrain, 'make_step', lambda *given: seen.append(given[2]) or make(*given))
+    train = pretrain.train_on_clips
+    patched = lambda *given: seen.append(given[1].params) or train(*given)
+    monkeypatch.setattr(pretrain, 'train_on_clips', patched)
     config.train.num_steps = 1
     config.model.backbone.weights = str(tmp_path / 'tsm')
+    config.model.backbone.temporal_shift = False
+    capsys.readouterr()
     pretrain.pretrain(config, tmp_path / 'again')
     start = best_of_run(tmp_path / 'tsm', episode_mesh()).state.params['backbone']
-    assert largest_difference(start, seen[0]['params']['backbone']) == 0
+    assert largest_difference(start, seen[0]['backbone']) == 0
+    assert 'the backbone has temporal_shift False, and the run' in capsys.readouterr().out
 
 
 def test_what_cannot_be_pretrained_is_one_line(tiny_data, tmp_path):
@@ -96,3 +112,6 @@ def test_what_cannot_be_pretrained_is_one_line(tiny_data, tmp_path):
     with pytest.raises(ValueError, match='learns nothing here') as error:
         pretrain.pretrain(config, tmp_path / 'no')
     assert '\n' not in str(error.value) and not (tmp_path / 'no').exists()
+    config = config_of(tiny_data, 1, **{'model.backbone.name': 'resnet3d50'})
+    with pytest.raises(ValueError, match='leaves 1 of 4: choose one that keeps them all'):
+        pretrain.pretrain(config, tmp_path / 'no', evolution=True)

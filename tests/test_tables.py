@@ -27,7 +27,9 @@ def commands():
 @functools.cache
 def classifiers():
     """{row: config} of all rows that train a classifier."""
-    rows = [row for table in read_tables() for row in table.rows if 'pretrain' in row.command]
+    rows = [
+        row for table in read_tables() for row in table.rows if 'fsar_jax.pretrain ' in row.command
+    ]
     flags = lambda row: train.parse(shlex.split(row.command)[2:], pretrain.define_flags)
     return {row: flags(row).config for row in rows}
 

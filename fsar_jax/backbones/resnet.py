@@ -72,8 +72,8 @@ def conv(
 
 
 def shift_in_time(x: jax.Array, clip_length: int) -> jax.Array:
-    """An eighth of the channels from the next frame of a clip, the next eighth from the previous
-    one, zeros beyond its ends; the rest stays (TSM: Lin et al. 2019, Sec. 3; offline, 1/4 shifted).
+    """The first eighth of the channels from the following frame of a clip, the second eighth from
+    the preceding one, zeros beyond its ends; the rest stays (TSM: Lin et al. 2019, Sec. 3).
 
     Args:
       x: [B · L, h, w, C], clip by clip; clip_length: L. 0 returns x.

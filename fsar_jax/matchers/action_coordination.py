@@ -485,5 +485,5 @@ class ActionCoordination(Matcher):
         else:
             shape = len(query), *prototypes.shape[: 2 if self.metric is None else 1]
             lowest = jnp.full(shape, -jnp.inf, jnp.float32)
-            best, _ = over(best_of_columns)(self, lowest, rows)
+            best, _ = over(nn.remat(best_of_columns))(self, lowest, rows)
         return (-(1.0 - best).sum(-1) if self.metric is None else best), {}

@@ -8,13 +8,15 @@ import jax
 from ml_collections import ConfigDict
 
 from fsar_jax import weights
+from fsar_jax.backbones import extractor
 from fsar_jax.config import SETTINGS, flatten, setting_of
 from fsar_jax.files import local_path
 from fsar_jax.learner import FewShotLearner, create_learner
 from fsar_jax.mesh import replicate
-from fsar_jax.messages import one_line, printable
+from fsar_jax.messages import listed, one_line, printable
 from fsar_jax.processes import print_once
 from fsar_jax.stage import ArrayTree, Stage
+from fsar_jax.training.run_settings import run_config
 from fsar_jax.training.selected import best_of_run
 from fsar_jax.training.state import TrainState, create_train_state
 
@@ -95,6 +97,8 @@ def with_pretrained_weights(
                 path = str(weights.pretrained_file(start.network_name, start.setting))
                 note_other_scaling(start.network)
             loaded = part_of_run(start._replace(path=path), params, mesh)
+            if loaded and start.setting == start_of_backbone(config)[0]:
+                note_other_settings(config, path)
             loaded = loaded or weights.load_network(path, start.network, start.name)
             loaded = replicate(mesh, loaded)
             params = _replaced(params, start.part, loaded['params'])
@@ -120,6 +124,18 @@ def backbone_variables(
     state = with_pretrained_weights(state, config, mesh)
     kinds = {kind: tree.get('backbone', {}) for kind, tree in state.variables.items()}
     return replicate(mesh, {kind: {'backbone': tree} for kind, tree in kinds.items()})
+
+
+def note_other_settings(config: ConfigDict, run: str) -> None:
+    """Prints a line where the backbone of a run computes something else from the same weights."""
+    there, here = (extractor(c.model) for c in (run_config(run), config))
+    other = [key for key in here if here[key] != there.get(key)]
+    if other:
+        in_words = lambda found: listed(f'{key} {found.get(key)}' for key in other)
+        print_once(
+            f'note: the backbone has {in_words(here)}, and the run that it starts from, '
+            f'{printable(run, 1000)}, has {in_words(there)}'
+        )
 
 
 def note_other_scaling(network: Any) -> None:
