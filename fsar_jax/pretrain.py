@@ -25,9 +25,8 @@ import sys
 from fsar_jax.stopping import on_signals
 
 if __name__ == '__main__':  # what follows takes seconds to import
-    on_signals('a training that was finished is kept, the same command starts again with the rest')
+    on_signals('a finished training is kept, an unfinished one starts again')
 
-import contextlib
 import functools
 import io
 import json
@@ -44,7 +43,7 @@ import optax
 from absl import flags, logging
 
 from fsar_jax import train
-from fsar_jax.analysis.misalignment import action_start, aem_of_all_pairs
+from fsar_jax.analysis.evolution import as_text, measure
 from fsar_jax.config import resolve_paths, validate
 from fsar_jax.data import loader
 from fsar_jax.data.dataset import Videos
@@ -172,7 +171,7 @@ def pretrain(
         if evolution:
             trained = {'learner': state.params, 'heads': heads}
             answer = functools.partial(answer_of, trained, state.batch_stats)
-            found = measure(answer, dataset, config)
+            found = measure(answer, dataset, config, CLIPS)
             write_whole(workdir / EVOLUTION, json.dumps(found, indent=2) + '\n')
     return accuracies, found
 
@@ -221,57 +220,6 @@ def train_on_clips(
         name.removesuffix(' accuracy'): float(np.mean([a[name] for a in last])) for name in last[0]
     }
     return state, trained['heads'], means
-
-
-def measure(
-    answer: Callable[[np.ndarray, np.ndarray], tuple],
-    dataset: Videos,
-    config: ml_collections.ConfigDict,
-) -> dict[str, Any]:
-    """How misaligned the actions of all clips of a dataset are to a classifier of its classes
-    (TA2N, supplement; row A20 of docs/paper_vs_code.md).
-
-    Args:
-      answer: (clips uint8 [B, L, S, S, 3], labels int [B]) → the probability of the true class at
-        each frame, [B, L], and whether the mean of the frames' logits tells it, bool [B].
-
-    Returns:
-      {'clips': N; 'accuracy': the share that it tells; 'aem': `aem_of_all_pairs` of them;
-      'action_start': how many clips start at frame 0 … L − 1, and how many never do;
-      'probability': the mean at each frame}. Where the accuracy is low, the rest says nothing.
-    """
-    labels = np.searchsorted(np.unique(dataset.labels), dataset.labels)
-    parts = np.split(labels, range(CLIPS, len(labels), CLIPS))
-    batches = loader.video_batches(dataset, config, np.arange(len(dataset)), CLIPS)
-    answers = []
-    with contextlib.closing(batches), Progress(len(dataset), 'measuring', 'clip') as progress:
-        for clips, part in zip(batches, parts, strict=True):
-            answers.append([np.asarray(x) for x in answer(clips, part)])
-            progress.advance(len(clips))
-    probabilities, right = map(np.concatenate, zip(*answers))
-    starts = np.bincount(action_start(probabilities), minlength=probabilities.shape[1] + 1)
-    return {
-        'clips': len(dataset),
-        'accuracy': float(right.mean()),
-        'aem': aem_of_all_pairs(probabilities),
-        'action_start': starts.tolist(),
-        'probability': [round(float(p), 4) for p in probabilities.mean(0)],
-    }
-
-
-def as_text(evolution: dict[str, Any]) -> str:
-    """What `measure` found, in four lines."""
-    *starts, never = (count / evolution['clips'] for count in evolution['action_start'])
-    row = lambda numbers: '  '.join(f'{x:.2f}' for x in numbers)
-    return '\n'.join(
-        (
-            f'told right, with running statistics: {evolution["accuracy"]:.1%} of the '
-            f'{evolution["clips"]:,} training clips (if few, the next lines say nothing)',
-            f'AEM of all pairs of clips: {evolution["aem"]:.3f}',
-            f'clips whose action starts at each frame: {row(starts)}, never {never:.2f}',
-            f'mean probability at each frame:          {row(evolution["probability"])}',
-        )
-    )
 
 
 def _read_heads(path, heads):
