@@ -97,7 +97,7 @@ def with_pretrained_weights(
                 path = str(weights.pretrained_file(start.network_name, start.setting))
                 note_other_scaling(start.network)
             loaded = part_of_run(start._replace(path=path), params, mesh)
-            if loaded and start.setting == start_of_backbone(config)[0]:
+            if loaded and start.part == ('backbone',):
                 note_other_settings(config, path)
             loaded = loaded or weights.load_network(path, start.network, start.name)
             loaded = replicate(mesh, loaded)
