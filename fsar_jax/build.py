@@ -22,7 +22,7 @@ On a Ray cluster whose nodes share the folders, --ray does all of that (`pip ins
 
 from __future__ import annotations
 
-from fsar_jax.stopping import on_signals
+from fsar_jax.stopping import errors_in_one_line, on_signals
 
 if __name__ == '__main__':  # what follows takes seconds to import
     on_signals('the same command goes on with the shards that are not finished')
@@ -494,16 +494,15 @@ def _summary(builder):
 def main() -> None:
     try:
         build(parse())
-    except (ValueError, OSError) as error:
-        sys.exit(f'error: {one_line(error)}')
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and 'start new thread' not in str(error):
             raise  # a bug, to be seen as one
-        sys.exit(
-            f'error: the memory is used up ({one_line(error)}): raise the limit (ulimit -v, the '
-            'job), or give fewer --processes'
-        )
+        raise MemoryError(
+            f'the memory is used up ({one_line(error)}): raise the limit (ulimit -v, the job), or '
+            'give fewer --processes'
+        ) from error
 
 
 if __name__ == '__main__':
-    main()
+    with errors_in_one_line():
+        main()

@@ -7,7 +7,7 @@ narrower than the two separate intervals suggest.
 
 import sys
 
-from fsar_jax.stopping import on_signals
+from fsar_jax.stopping import errors_in_one_line, on_signals
 
 if __name__ == '__main__':  # what follows takes seconds to import
     on_signals('nothing was changed')
@@ -67,4 +67,5 @@ def _percent(fraction: float) -> str:
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    with errors_in_one_line():
+        sys.exit(main(sys.argv[1:]))

@@ -4,9 +4,7 @@ Each row shows a class: its name and the frames of one clip that a model would s
 the object if the record has one. Look at your clips before you train on them.
 """  # noqa: E501
 
-import sys
-
-from fsar_jax.stopping import on_signals
+from fsar_jax.stopping import errors_in_one_line, on_signals
 
 if __name__ == '__main__':  # what follows takes seconds to import
     on_signals('no picture was written')
@@ -15,7 +13,6 @@ from fsar_jax.analysis.contact_sheet import contact_sheet, write_sheet
 from fsar_jax.arguments import Parser
 from fsar_jax.data.dataset import open_dataset
 from fsar_jax.files import check_output, local_path
-from fsar_jax.messages import one_line
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -46,7 +43,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    try:
+    with errors_in_one_line():
         main()
-    except (ValueError, OSError) as error:
-        sys.exit(f'error: {one_line(error)}')

@@ -6,9 +6,7 @@ the file with the settings of the run, even after you have moved it: `python mai
 --config=configs/strm.py --mode=evaluate --weights=runs/strm/strm.safetensors`.
 """
 
-import sys
-
-from fsar_jax.stopping import on_signals
+from fsar_jax.stopping import errors_in_one_line, on_signals
 
 if __name__ == '__main__':  # what follows takes seconds to import
     on_signals('no file was left half written')
@@ -16,7 +14,7 @@ if __name__ == '__main__':  # what follows takes seconds to import
 from fsar_jax.arguments import Parser
 from fsar_jax.files import local_path
 from fsar_jax.mesh import episode_mesh
-from fsar_jax.messages import one_line, printable
+from fsar_jax.messages import printable
 from fsar_jax.training.export import SUFFIX, export_run
 from fsar_jax.training.workdir import METHOD, read_method
 
@@ -53,7 +51,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    try:
+    with errors_in_one_line():
         main()
-    except (ValueError, OSError) as error:
-        sys.exit(f'error: {one_line(error)}')

@@ -23,7 +23,7 @@ cluster, --ray does all of that (pip install 'fsar_jax[ray]').
 import sys
 from typing import Any
 
-from fsar_jax.stopping import on_signals
+from fsar_jax.stopping import errors_in_one_line, on_signals
 
 if __name__ == '__main__':  # what follows takes seconds to import
     on_signals('the same command goes on with the files that are not finished')
@@ -87,7 +87,7 @@ from fsar_jax.ingest.feature_files import (
 )
 from fsar_jax.learner import FewShotLearner, create_learner
 from fsar_jax.machine import file_lock, usable_cores
-from fsar_jax.messages import decimal_size, listed, one_line, printable
+from fsar_jax.messages import decimal_size, listed, printable
 from fsar_jax.named_arrays import params_hash
 from fsar_jax.on_ray import PARTS_PER_SLOT, Cluster, spelled_out, without_ray
 from fsar_jax.programs import prepare
@@ -643,7 +643,5 @@ if __name__ == '__main__':
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     flags.FLAGS.mark_as_parsed()
-    try:
+    with errors_in_one_line():
         main(sys.argv)
-    except (ValueError, OSError) as error:
-        sys.exit(f'error: {one_line(error)}')

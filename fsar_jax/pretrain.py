@@ -22,7 +22,7 @@ How misaligned the actions of a dataset are, by such a classifier (TA2N, Table 1
 
 import sys
 
-from fsar_jax.stopping import on_signals
+from fsar_jax.stopping import errors_in_one_line, on_signals
 
 if __name__ == '__main__':  # what follows takes seconds to import
     on_signals('a finished training is kept, an unfinished one starts again')
@@ -50,7 +50,7 @@ from fsar_jax.data.dataset import Videos
 from fsar_jax.files import local_path, write_whole
 from fsar_jax.learner import FewShotLearner, create_learner
 from fsar_jax.mesh import episode_mesh
-from fsar_jax.messages import one_line, printable
+from fsar_jax.messages import printable
 from fsar_jax.named_arrays import by_name
 from fsar_jax.programs import prepare
 from fsar_jax.progress import MetricWriter, Progress
@@ -318,7 +318,5 @@ if __name__ == '__main__':
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     flags.FLAGS.mark_as_parsed()
-    try:
+    with errors_in_one_line():
         main(sys.argv)
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f'error: {one_line(error)}')

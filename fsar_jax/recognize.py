@@ -19,7 +19,7 @@ import sys
 import warnings
 from typing import Any
 
-from fsar_jax.stopping import on_signals
+from fsar_jax.stopping import errors_in_one_line, on_signals
 
 # What takes seconds to import, JAX above all, is imported in `main`: the processes that read
 # videos, which import this file again, do without.
@@ -28,7 +28,7 @@ if __name__ == '__main__':
 
 from fsar_jax.arguments import Parser
 from fsar_jax.files import check_output, local_path, write_whole
-from fsar_jax.messages import one_line, printable
+from fsar_jax.messages import printable
 
 WIDEST = 48  # characters of a clip's name in the table
 
@@ -322,7 +322,5 @@ def _check_distinct(files):
 
 
 if __name__ == '__main__':
-    try:
+    with errors_in_one_line():
         main()
-    except (ValueError, OSError) as error:
-        sys.exit(f'error: {one_line(error)}')

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from fsar_jax.stopping import on_signals
+from fsar_jax.stopping import errors_in_one_line, on_signals
 
 if __name__ == '__main__':  # what follows takes seconds to import
     on_signals('nothing is written before all is measured')
@@ -41,7 +40,7 @@ from fsar_jax.evaluation.results import with_nulls
 from fsar_jax.files import check_output_folder, local_path, write_whole
 from fsar_jax.learner import create_learner
 from fsar_jax.mesh import episode_mesh
-from fsar_jax.messages import one_line, printable
+from fsar_jax.messages import printable
 from fsar_jax.progress import Progress
 from fsar_jax.samplers.task_adaptive import TaskAdaptiveSampler
 from fsar_jax.stages import frames_read
@@ -309,7 +308,5 @@ def draw(
 
 
 if __name__ == '__main__':
-    try:
+    with errors_in_one_line():
         main()
-    except (ValueError, OSError) as error:
-        sys.exit(f'error: {one_line(error)}')

@@ -12,7 +12,7 @@ folder, embedded and deleted; Ctrl-C ends the server and removes the folder.
 
 from __future__ import annotations
 
-from fsar_jax.stopping import finish_first, on_signals
+from fsar_jax.stopping import errors_in_one_line, finish_first, on_signals
 
 if __name__ == '__main__':  # what follows takes seconds to import
     on_signals('the server has ended, and keeps no clip')
@@ -31,7 +31,7 @@ from collections.abc import AsyncIterator
 
 from fsar_jax.arguments import Parser
 from fsar_jax.files import local_path
-from fsar_jax.messages import one_line, printable
+from fsar_jax.messages import printable
 
 PORT = 7860
 
@@ -172,7 +172,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    try:
+    with errors_in_one_line():
         main()
-    except (ValueError, OSError) as error:
-        sys.exit(f'error: {one_line(error)}')

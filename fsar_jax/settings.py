@@ -14,6 +14,7 @@ from fsar_jax.arguments import Parser
 from fsar_jax.config import SECTIONS, SETTINGS
 from fsar_jax.fields import AFFECTS, Setting, described
 from fsar_jax.messages import printable
+from fsar_jax.stopping import errors_in_one_line
 
 MEANING = dict(
     zip(
@@ -136,4 +137,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with errors_in_one_line():
+        main()

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM: one line, exit status 130 or 143, and nothing that was finished is lost.
+"""How a command ends before its time. Ctrl-C and SIGTERM: one line, exit status 130 or 143, and
+nothing that was finished is lost. Wrong input: one line, status 1.
 
 It imports nothing slow, so that a command can call `on_signals` before it imports the rest.
 """
@@ -8,11 +9,14 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import NoReturn, TextIO
+
+from fsar_jax.messages import one_line
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # What a run in a workdir prints, see `on_signals`.
@@ -52,6 +56,36 @@ def on_signals(message: str) -> None:
             signal.signal(number, lambda number, frame: None)
     if reading is not None:  # last: a signal that comes before the thread waits in the pipe for it
         threading.Thread(target=_wait_for_signal, args=(reading, message), daemon=True).start()
+
+
+@contextlib.contextmanager
+def errors_in_one_line(unless: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """In the block, what is wrong with the input ends the process with one line on stderr and
+    status 1. Where nobody reads its output any more (`| head`), it ends without a word, with the
+    status that a shell gives to such programs, 141.
+
+    Other exceptions are faults of the code and keep their traceback. So does every one where
+    `unless()` is true.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+        if isinstance(error, BrokenPipeError) and not _is_read(sys.stdout):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush
+            sys.exit(128 + signal.SIGPIPE)
+        if unless():
+            raise
+        sys.exit(f'error: {one_line(error)}')
+
+
+def _is_read(stream: TextIO) -> bool:
+    """False for a pipe whose other end is closed."""
+    poll = select.poll()
+    poll.register(stream, 0)
+    return not poll.poll(0)  # only errors are asked for
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ the table at the end (pip install 'fsar_jax[ray]').
 import os
 import sys
 
-from fsar_jax.stopping import PATIENCE, RUN_STOPPED, on_signals
+from fsar_jax.stopping import PATIENCE, RUN_STOPPED, errors_in_one_line, on_signals
 
 if __name__ == '__main__':  # what follows takes seconds to import
     on_signals(RUN_STOPPED)
@@ -620,8 +620,5 @@ def print_table(runs: Sequence[Run]) -> None:
 
 if __name__ == '__main__':
     jax.config.update('jax_platforms', 'cpu')  # an accelerator is for the runs
-    try:
-        status = main()
-    except (ValueError, OSError) as error:
-        sys.exit(f'error: {one_line(error)}')
-    sys.exit(status)
+    with errors_in_one_line():
+        sys.exit(main())

@@ -10,7 +10,7 @@ seeds before you believe it.
 
 import sys
 
-from fsar_jax.stopping import on_signals
+from fsar_jax.stopping import errors_in_one_line, on_signals
 
 if __name__ == '__main__':  # what follows takes seconds to import
     on_signals('nothing was changed')
@@ -18,7 +18,6 @@ if __name__ == '__main__':  # what follows takes seconds to import
 from fsar_jax.arguments import Parser
 from fsar_jax.evaluation.results import read_results
 from fsar_jax.evaluation.table import as_latex, as_markdown, table
-from fsar_jax.messages import one_line
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -40,7 +39,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    try:
+    with errors_in_one_line():
         main()
-    except (ValueError, OSError) as error:
-        sys.exit(f'error: {one_line(error)}')

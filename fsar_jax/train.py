@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from fsar_jax.stopping import RUN_STOPPED, on_signals
+from fsar_jax.stopping import RUN_STOPPED, errors_in_one_line, on_signals
 
 # What takes seconds to import, JAX above all, is imported in `main`: Ctrl-C is one line from the
 # start, and the processes that read videos, which import this file again, do without.
@@ -311,12 +311,8 @@ def run(argv: list[str]) -> None:
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)  # Orbax and TFDS log every file that they touch
     flags.FLAGS.mark_as_parsed()  # its logging flags are parsed here with ours
-    try:
+    with errors_in_one_line(unless=logging.level_debug):
         main(argv)
-    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-        if logging.level_debug():
-            raise
-        sys.exit(f'error: {one_line(error)}')
 
 
 if __name__ == '__main__':

@@ -23,7 +23,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from fsar_jax.stopping import on_signals
+from fsar_jax.stopping import errors_in_one_line, on_signals
 
 if __name__ == '__main__':  # what follows takes seconds to import
     on_signals('nothing was changed')
@@ -326,7 +326,5 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    try:
+    with errors_in_one_line():
         sys.exit(main())
-    except (ValueError, OSError) as error:
-        sys.exit(f'error: {one_line(error)}')

@@ -1,5 +1,8 @@
-"""A signal ends a command with one line and its exit status, after what is to be finished first."""
+"""What ends a command before its time: a signal, after what is to be finished first; wrong input;
+readers of its output that go away."""
 
+import errno
+import os
 import re
 import signal
 import subprocess
@@ -10,6 +13,7 @@ import pytest
 from tiny_run import REPOSITORY, start_main, tiny_flags
 
 from fsar_jax.progress import METRICS_FILE
+from fsar_jax.stopping import errors_in_one_line
 from fsar_jax.training.checkpoints import Checkpoints
 
 SCRIPT = """
@@ -119,3 +123,41 @@ def assert_one_line(process):
         err == 'stopped (Ctrl-C): what was finished is kept, the same command goes on from there\n'
     )
     assert process.returncode == 130
+
+
+def test_wrong_input_is_one_line_and_a_fault_of_the_code_is_not():
+    for error in (ValueError('a\nb'), FloatingPointError('a b'), MemoryError('a b')):
+        with pytest.raises(SystemExit) as ended, errors_in_one_line():
+            raise error
+        assert ended.value.code == 'error: a b'
+        with pytest.raises(type(error)), errors_in_one_line(unless=lambda: True):
+            raise error
+    with pytest.raises(KeyError), errors_in_one_line():
+        raise KeyError('a')
+
+
+@pytest.mark.parametrize('work', ['print("line " * 20000)', 'print("line")', 'sys.exit("x")'])
+def test_a_reader_that_goes_away_is_no_error(work):
+    """As `| head` does: while the output is printed, or before its last part is flushed."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    script = f"""import sys
+from fsar_jax.stopping import errors_in_one_line
+with errors_in_one_line():
+    print('first')
+    {work}"""
+    done = subprocess.run(
+        [sys.executable, '-c', script],
+        cwd=REPOSITORY,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        timeout=60,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b'')
+
+
+def test_a_pipe_of_something_else_is_an_error(capfd):
+    with pytest.raises(SystemExit) as ended, errors_in_one_line():
+        raise BrokenPipeError(errno.EPIPE, 'Broken pipe')
+    assert ended.value.code == 'error: Broken pipe'

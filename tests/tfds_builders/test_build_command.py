@@ -17,6 +17,7 @@ from fsar_jax import build, machine, stopping
 from fsar_jax.data.dataset import open_dataset
 from fsar_jax.ingest import archives, video_builder, workers
 from fsar_jax.ingest.video_files import write_video
+from fsar_jax.stopping import errors_in_one_line
 
 REPOSITORY = pathlib.Path(build.__file__).parents[1]
 NAME = 'video_folder/mine'
@@ -197,7 +198,7 @@ def test_errors_of_the_system_say_which_path(clips, tmp_path, monkeypatch, capsy
         'argv',
         ['build', f'--dataset={NAME}', f'--videos={clips}', f'--dir={tmp_path}/file/data'],
     )
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(SystemExit) as caught, errors_in_one_line():
         build.main()
     assert str(caught.value).startswith('error: ') and f'{tmp_path}/file' in str(caught.value)
     assert 'Errno' not in str(caught.value) and 'Not a directory' in str(caught.value)
