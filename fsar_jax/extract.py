@@ -87,7 +87,7 @@ from fsar_jax.ingest.feature_files import (
 )
 from fsar_jax.learner import FewShotLearner, create_learner
 from fsar_jax.machine import file_lock, usable_cores
-from fsar_jax.messages import decimal_size, listed, printable
+from fsar_jax.messages import decimal_size, differences, listed, printable
 from fsar_jax.named_arrays import params_hash
 from fsar_jax.on_ray import PARTS_PER_SLOT, Cluster, spelled_out, without_ray
 from fsar_jax.programs import prepare
@@ -488,16 +488,12 @@ def _go_on(folder, header, overwrite, slice_=None) -> Header:
                 'features (datasets are looked for in --config.data.dir)'
             )
         return header
-    then, now = (
-        flatten({'extractor': each.extractor, 'dataset': each.dataset, 'splits': each.splits})
-        for each in (before, header)
+    differing = differences(
+        *(
+            flatten(each.extractor | {'dataset': each.dataset, 'splits': each.splits})
+            for each in (before, header)
+        )
     )
-    differing = [
-        f'{key.removeprefix("extractor.")} {printable(then.get(key), 16)} there, '
-        f'{printable(now.get(key), 16)} here'
-        for key in sorted(then | now)
-        if then.get(key) != now.get(key)
-    ]
     if differing:
         more = f'; and {len(differing) - 4} more' if len(differing) > 4 else ''
         raise ValueError(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 def printable(text: object, limit: int = 200) -> str:
@@ -28,6 +29,17 @@ def listed(names: Iterable[object], limit: int = 10) -> str:
     names = list(names)
     rest = f' and {len(names) - limit:,} more' if len(names) > limit else ''
     return ', '.join(printable(name) for name in names[:limit]) + rest
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """['seed=0 there, 7 here', …]: where two flat dictionaries differ, by key. A key that one of
+    them lacks counts as None."""
+    shown = lambda value: printable(repr(value), 200 if isinstance(value, str) else 40)
+    return [
+        f'{printable(key)}={shown(there.get(key))} there, {shown(here.get(key))} here'
+        for key in sorted({*there, *here})
+        if there.get(key) != here.get(key)
+    ]
 
 
 def decimal_size(count: float) -> str:

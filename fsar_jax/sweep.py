@@ -38,7 +38,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import jax
@@ -59,7 +59,7 @@ from fsar_jax.evaluation.results import FILE, read_results
 from fsar_jax.evaluation.table import as_markdown, table
 from fsar_jax.files import local_path, write_whole
 from fsar_jax.machine import file_lock
-from fsar_jax.messages import listed, one_line, printable
+from fsar_jax.messages import differences, listed, one_line, printable
 from fsar_jax.on_ray import Cluster, spelled_out, without_ray
 from fsar_jax.progress import METRICS_FILE, Progress
 from fsar_jax.stopping import finish_first
@@ -192,8 +192,9 @@ def is_finished(run: Run) -> bool:
     return not differing(results, run)
 
 
-def differing(results: dict, run: Run) -> list[str]:
-    """The settings in which results are not those of a run, in words.
+def differing(results: dict, run: Run, only: Collection[str] = ()) -> list[str]:
+    """The settings in which results are not those of a run, in words; where `only` names some,
+    among these.
 
     What a run finds out for itself (a setting that is None) is not compared. An evaluation has the
     settings of its run, so only those that it gives are compared.
@@ -206,13 +207,13 @@ def differing(results: dict, run: Run) -> list[str]:
         given = {flag.partition('=')[0].removeprefix('--config.') for flag in run.flags}
         keys = [key for key in keys if key in given]
     file = lambda value: value and pathlib.Path(value).name  # wherever it lies now
-    return [
-        f'{key} {printable(there.get(key))} there, {printable(now[key])} here'
+    keys = [
+        key
         for key in keys
-        if key not in ignored
-        if there.get(key) != now[key]
+        if key not in ignored and (not only or key in only)
         if key not in STARTS or file(there.get(key)) != file(now[key])
     ]
+    return differences(*({key: each.get(key) for key in keys} for each in (there, now)))
 
 
 def steps_done(workdir: pathlib.Path) -> int:
@@ -392,8 +393,7 @@ def other_start(run: Run) -> str:
     see in its results. '' where it can."""
     if not (run.folder / FILE).exists() or run.row.mode == 'evaluate':
         return ''
-    found = differing(read_results(run.folder), run)
-    return other_settings(run, [line for line in found if line.partition(' ')[0] in STARTS])
+    return other_settings(run, differing(read_results(run.folder), run, STARTS))
 
 
 def other_settings(run: Run, found: list[str]) -> str:

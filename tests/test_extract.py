@@ -263,7 +263,7 @@ def test_what_cannot_be_extracted_is_refused_in_one_line(tiny_data, folders, tmp
     refused = lambda changes, folder=tmp_path / 'f', **flags: message_of(
         extract.extract, config_of(tiny_data, changes=changes), folder, **flags
     )
-    assert 'made in another way (frames.image_size 24 there, 32 here' in refused(
+    assert 'made in another way (frames.image_size=24 there, 32 here' in refused(
         {}, folders['pooled'], videos_per_shard=5
     )
     (tmp_path / 'mine').mkdir()
@@ -413,7 +413,7 @@ def test_a_run_trains_resumes_and_is_evaluated_on_features(tiny_data, folders, t
     assert after['correct'] == results['correct'] and before
     assert [path.name for path in whole.glob('results*')] == ['results.json']
     line = error_of(*evaluate, f'--config.data.features={folders["views"]}')
-    assert 'holds a model of other features (features.dtype float16 there, float32 here' in line
+    assert "holds a model of other features (features.dtype='float16' there, 'float32' here" in line
     line = error_of(*flags_of(tiny_data, whole, folders['maps'], **lasting))
     assert 'feature_shape' in line
     line = error_of(

@@ -152,7 +152,7 @@ def test_a_run_that_began_from_other_weights_is_refused(folder, capsys):
     assert start('--only=mine') == 0
     assert start('--only=mine', '--config.model.backbone.weights=resnet.pth') == 1
     assert (
-        'results.json is of other settings (model.backbone.weights None there, resnet.pth here): '
+        "results.json is of other settings (model.backbone.weights=None there, 'resnet.pth' here): "
         'use another --root'
     ) in capsys.readouterr().out
 

@@ -25,7 +25,7 @@ from fsar_jax.data.loader import usable
 from fsar_jax.evaluation.results import versions
 from fsar_jax.files import check_output, write_whole
 from fsar_jax.learner import create_learner
-from fsar_jax.messages import listed, one_line, printable
+from fsar_jax.messages import differences, listed, one_line, printable
 from fsar_jax.named_arrays import by_name, params_hash
 from fsar_jax.stages import build_stages, frames_read
 from fsar_jax.training.inputs import open_videos
@@ -223,14 +223,12 @@ def exported_config(
     before = flatten(json.loads(config.to_json()))
     config.update_from_flattened_dict(overrides)
     now = flatten(json.loads(config.to_json()))
-    changed = '; '.join(
-        f'{key}={printable(repr(before[key]))} there, {printable(repr(now[key]))} here'
-        for key in sorted(now)
-        if must_agree(key) and before[key] != now[key]
-    )
+    of_model = lambda settings: {key: settings[key] for key in settings if must_agree(key)}
+    changed = differences(of_model(before), of_model(now))
     if changed:
         raise ValueError(
-            f'{shown} holds a model with other settings ({changed}): leave these flags out'
+            f'{shown} holds a model with other settings ({"; ".join(changed)}): leave these flags '
+            'out'
         )
     return config.lock()
 

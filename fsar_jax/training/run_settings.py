@@ -17,7 +17,7 @@ from fsar_jax.config import (
 )
 from fsar_jax.learner import create_learner
 from fsar_jax.matchers.classifier import classes_as_counted
-from fsar_jax.messages import one_line, printable
+from fsar_jax.messages import differences, one_line, printable
 from fsar_jax.training.checkpoint_files import CONFIG_FILE, saved_settings, step_directories
 from fsar_jax.training.state import schedules
 from fsar_jax.training.workdir import METHOD, config_name, name_of_old_preset, read_method
@@ -139,9 +139,8 @@ def check_settings(
     """Raises ValueError, one line, where `config` differs from a run. Arguments as of
     `changed_settings`, and `name` as of `check_resumable`."""
     changed = changed_settings(directory, config, matters)
-    differing = '; '.join(
-        f'{key}={before!r} there, {now!r} here' for key, (before, now) in changed.items()
-    )
+    before, now = ({key: pair[i] for key, pair in changed.items()} for i in (0, 1))
+    differing = '; '.join(differences(before, now))
     if not changed:
         return
     # A run from before one of the settings may be of another meaning of the preset.

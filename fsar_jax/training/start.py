@@ -13,7 +13,7 @@ from fsar_jax.config import SETTINGS, flatten, setting_of
 from fsar_jax.files import local_path
 from fsar_jax.learner import FewShotLearner, create_learner
 from fsar_jax.mesh import replicate
-from fsar_jax.messages import listed, one_line, printable
+from fsar_jax.messages import differences, one_line, printable
 from fsar_jax.processes import print_once
 from fsar_jax.stage import ArrayTree, Stage
 from fsar_jax.training.run_settings import run_config
@@ -129,12 +129,11 @@ def backbone_variables(
 def note_other_settings(config: ConfigDict, run: str) -> None:
     """Prints a line where the backbone of a run computes something else from the same weights."""
     there, here = (extractor(c.model) for c in (run_config(run), config))
-    other = [key for key in here if here[key] != there.get(key)]
+    other = differences({key: there.get(key) for key in here}, here)
     if other:
-        in_words = lambda found: listed(f'{key} {found.get(key)}' for key in other)
         print_once(
-            f'note: the backbone has {in_words(here)}, and the run that it starts from, '
-            f'{printable(run, 1000)}, has {in_words(there)}'
+            f'note: the backbone starts from a run with another one, {printable(run, 1000)} '
+            f'({"; ".join(other)})'
         )
 
 

@@ -15,7 +15,7 @@ from fsar_jax.data.dataset import Videos, content_hash, videos_present
 from fsar_jax.data.episodes import clips_by_class
 from fsar_jax.files import read_json, write_whole
 from fsar_jax.machine import file_lock
-from fsar_jax.messages import printable
+from fsar_jax.messages import differences, printable
 
 TRAINED_ON, TESTED_ON, METHOD = 'trained_on.json', 'tested_on.json', 'method.txt'
 
@@ -114,12 +114,7 @@ def check_extractor(trained_on: dict, extractor: dict, where: str | os.PathLike[
     then = next((x['extractor'] for x in trained_on.values() if 'extractor' in x), None)
     if then is None or then == extractor:
         return
-    then, now = flatten(then), flatten(extractor)
-    differing = [
-        f'{key} {printable(then.get(key), 16)} there, {printable(now.get(key), 16)} here'
-        for key in sorted(then | now)
-        if then.get(key) != now.get(key)
-    ]
+    differing = differences(flatten(then), flatten(extractor))
     raise ValueError(
         f'{printable(where, 1000)} holds a model of other features ({"; ".join(differing)}): set '
         'config.data.features to a folder that the same backbone has made in the same way'
