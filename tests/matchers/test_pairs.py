@@ -337,6 +337,27 @@ def test_exhaustive_alignment_equals_loops_over_the_offsets(metric):
     np.testing.assert_allclose((gradient * change).sum(), slope, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.slow
+def test_in_training_the_offsets_share_one_dropout_mask_a_clip():
+    """Otherwise the best offset would be the one of the luckiest mask."""
+    metric = CrossTransformer(cardinalities=(2,), dim=6, dropout=0.3)
+    matcher = ActionCoordination(temporal=False, spatial='enumerate', metric=metric)
+    maps = np.random.default_rng(0).normal(size=(2, 3, L, 2, 3, D)).astype(np.float32)
+    params = random_variables(matcher, maps[0][:, None], maps[1])['params']
+    run = jax.jit(
+        lambda maps, key: matcher.apply(
+            {'params': params}, maps[0][:, None], maps[1], train=True, rngs={'dropout': key}
+        )[0]
+    )
+    for key in jax.random.split(jax.random.key(0), 3):
+        at_each = []
+        for weights in slow_weights(2, 3, 1.0):
+            of_offset = np.einsum('sij,snlijc->snlc', np.stack(weights), maps)
+            at_each.append(run(jnp.float32(of_offset[..., None, None, :]), key))
+        np.testing.assert_allclose(run(maps, key), np.max(at_each, 0), rtol=1e-4, atol=1e-4)
+    assert np.abs(run(maps, jax.random.key(1)) - run(maps, jax.random.key(2))).max() > 0.01
+
+
 @pytest.mark.parametrize('metric', [None, 'tuple_cosine', 'cross_transformer'])
 def test_a_query_that_is_moved_nowhere_is_the_same_for_every_class(metric):
     """The offsets are tried on pairs where M moves the query to each class, and once for all
