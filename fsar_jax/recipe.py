@@ -41,11 +41,16 @@ def note_on_shots(preset: str, shot: int) -> str:
       preset: as on the command line, 'ssv2' or 'trx-ssv2'; of a config of your own, any text.
       shot: config.episode.shot.
     """
-    if preset.rpartition('-')[2] not in PRESETS or shot == 5 or shot > 10:
+    recipe, _, end = preset.rpartition('-')
+    named = re.fullmatch(r'(\d+)shot', end, re.ASCII)
+    if not named:
+        recipe = preset
+    of_recipe = int(named[1]) if named else 5
+    if recipe.rpartition('-')[2] not in PRESETS or shot == of_recipe or shot > 10:
         return ''
     return (
-        f"note: the recipe of the preset '{preset}' is for 5 shots, and episode.shot={shot}: the "
-        f"preset '{preset}-{shot}shot' has one for {shot}"
+        f"note: the preset '{preset}' has a recipe for episode.shot={of_recipe}, and this run has "
+        f"{shot}: the preset '{recipe}-{shot}shot' has one for that"
     )
 
 

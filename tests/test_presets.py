@@ -525,14 +525,25 @@ def test_the_rate_of_ta2n_as_printed():
 
 def test_shots_that_are_changed_by_hand_are_noted():
     """The recipe of a preset without a number of shots is for 5."""
-    said = note_on_shots('trx-ssv2', 1)
-    assert said == (
-        "note: the recipe of the preset 'trx-ssv2' is for 5 shots, and episode.shot=1: the preset "
-        "'trx-ssv2-1shot' has one for 1"
-    )
+    for preset, shot, of_recipe, better in (
+        ('trx-ssv2', 1, 5, 'trx-ssv2-1shot'),
+        ('ssv2_full-5shot', 2, 5, 'ssv2_full-2shot'),
+        ('trx-ssv2-1shot', 5, 1, 'trx-ssv2-5shot'),
+    ):
+        assert note_on_shots(preset, shot) == (
+            f"note: the preset '{preset}' has a recipe for episode.shot={of_recipe}, and this run "
+            f"has {shot}: the preset '{better}' has one for that"
+        )
     assert get_config('vim', 'trx-ssv2-1shot').episode.shot == 1
     assert get_config('trx', 'ssv2').episode.shot == 5
-    for preset, shot in (('ssv2', 5), ('ssv2-1shot', 1), ('', 1), ('trx', 1), ('mine', 1)):
+    for preset, shot in (
+        ('ssv2', 5),
+        ('ssv2-1shot', 1),
+        ('', 1),
+        ('trx', 1),
+        ('mine-1shot', 2),
+        ('ssv2-2shot', 11),
+    ):
         assert note_on_shots(preset, shot) == ''
 
 
