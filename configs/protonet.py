@@ -14,6 +14,8 @@ pairs and triples of frames (temporal: 82.3, 36.5), over offsets of the maps (sp
 or both (83.9, 37.1).
     python main.py --config=configs/protonet.py:both --workdir=runs/exhaustive
     python main.py --config=configs/protonet.py:ucf101-1shot-both --config.data.dir=DIR
+These presets have the recipe of TRX. In Tables 18 and 19 ProtoNet is trained as VIM is, for which
+docs/tables.md has the commands.
 """
 
 from fsar_jax.config import default_config

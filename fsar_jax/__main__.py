@@ -9,6 +9,7 @@ import sys
 
 from fsar_jax import __version__
 from fsar_jax.messages import printable
+from fsar_jax.stopping import errors_in_one_line
 
 # command: (module, flags that it adds, what it does)
 COMMANDS = {
@@ -36,8 +37,9 @@ def main() -> None:
     none."""
     name, *arguments = sys.argv[1:] or ['--help']
     if name in ('-h', '--help', 'help'):
-        print('usage: fsar-jax COMMAND ...        fsar-jax COMMAND --help\n')
-        print('\n'.join(f'  {name:<14} {about}' for name, (*_, about) in COMMANDS.items()))
+        with errors_in_one_line():
+            print('usage: fsar-jax COMMAND ...        fsar-jax COMMAND --help\n')
+            print('\n'.join(f'  {name:<14} {about}' for name, (*_, about) in COMMANDS.items()))
     elif name == '--version':
         print(f'fsar_jax {__version__}')
     elif name.replace('-', '_') in COMMANDS:

@@ -34,7 +34,7 @@ def listed(names: Iterable[object], limit: int = 10) -> str:
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """['seed=0 there, 7 here', …]: where two flat dictionaries differ, by key. A key that one of
     them lacks counts as None."""
-    shown = lambda value: printable(repr(value), 200 if isinstance(value, str) else 40)
+    shown = lambda value: printable(repr(value))
     return [
         f'{printable(key)}={shown(there.get(key))} there, {shown(here.get(key))} here'
         for key in sorted({*there, *here})

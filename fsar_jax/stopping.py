@@ -70,22 +70,38 @@ def errors_in_one_line(unless: Callable[[], bool] = lambda: False) -> Iterator[N
     try:
         try:
             yield
-        finally:
-            sys.stdout.flush()
-    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-        if isinstance(error, BrokenPipeError) and not _is_read(sys.stdout):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush
-            sys.exit(128 + signal.SIGPIPE)
-        if unless():
+        except SystemExit:
+            _flush(sys.stdout)
             raise
-        sys.exit(f'error: {one_line(error)}')
+        _flush(sys.stdout)
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+        unread = isinstance(error, BrokenPipeError) and not _is_read(sys.stdout)
+        if unless() and not unread:
+            raise
+        try:
+            _flush(sys.stdout)
+        except OSError:  # a second error at the last flush would be a second line
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE if unread else f'error: {one_line(error)}')
 
 
-def _is_read(stream: TextIO) -> bool:
+def _flush(stream: TextIO | None) -> None:
+    if stream is not None:  # as where the program was started without one
+        stream.flush()
+
+
+def _is_read(stream: TextIO | None) -> bool:
     """False for a pipe whose other end is closed."""
+    try:
+        number = stream.fileno() if stream is not None else None
+    except (OSError, ValueError):  # no file of the system, or closed
+        number = None
+    if number is None:
+        return True
     poll = select.poll()
-    poll.register(stream, 0)
-    return not poll.poll(0)  # only errors are asked for
+    poll.register(number, select.POLLOUT)  # macOS says nothing where nothing is asked for
+    gone = select.POLLERR | select.POLLHUP | select.POLLNVAL
+    return not any(event & gone for _, event in poll.poll(0))
 
 
 @contextlib.contextmanager

@@ -98,7 +98,7 @@ def test_clips_are_measured_by_a_classifier_that_knows_them(
     pretrain.pretrain(config, tmp_path / 'again')
     start = best_of_run(tmp_path / 'tsm', episode_mesh()).state.params['backbone']
     assert largest_difference(start, seen[0]['backbone']) == 0
-    assert 'the backbone has temporal_shift False, and the run' in capsys.readouterr().out
+    assert 'temporal_shift=True there, False here' in capsys.readouterr().out
 
 
 def test_what_cannot_be_pretrained_is_one_line(tiny_data, tmp_path):

@@ -136,25 +136,45 @@ def test_wrong_input_is_one_line_and_a_fault_of_the_code_is_not():
         raise KeyError('a')
 
 
-@pytest.mark.parametrize('work', ['print("line " * 20000)', 'print("line")', 'sys.exit("x")'])
-def test_a_reader_that_goes_away_is_no_error(work):
-    """As `| head` does: while the output is printed, or before its last part is flushed."""
-    reading, writing = os.pipe()
-    os.close(reading)
+def end_of(work, **options):
+    """(exit status, stderr) of a command that prints a line and then does `work`."""
     script = f"""import sys
 from fsar_jax.stopping import errors_in_one_line
 with errors_in_one_line():
     print('first')
     {work}"""
+    buffered = {key: value for key, value in os.environ.items() if key != 'PYTHONUNBUFFERED'}
     done = subprocess.run(
         [sys.executable, '-c', script],
         cwd=REPOSITORY,
-        stdout=writing,
+        env=buffered,
         stderr=subprocess.PIPE,
+        text=True,
         timeout=60,
+        **options,
     )
-    os.close(writing)
-    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b'')
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize('work', ['print("line " * 20000)', 'print("line")', 'sys.exit("x")'])
+def test_a_reader_that_goes_away_is_no_error(work):
+    """As `| head` does: while the output is printed, or before its last part is flushed."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, 'wb') as pipe:
+        assert end_of(work, stdout=pipe) == (128 + signal.SIGPIPE, '')
+
+
+def test_what_is_wrong_is_said_wherever_the_output_goes():
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, 'wb') as pipe, open('/dev/full', 'wb') as full:
+        for where in ({'stdout': pipe}, {'stdout': full}, {'preexec_fn': lambda: os.close(1)}):
+            assert end_of('raise ValueError("bad")', **where) == (1, 'error: bad\n')
+        status, said = end_of('raise KeyError("a fault")', stdout=pipe)
+        assert status and "KeyError: 'a fault'" in said
+        assert end_of('pass', stdout=full) == (1, 'error: No space left on device\n')
+        assert end_of('pass', preexec_fn=lambda: os.close(1)) == (0, '')
 
 
 def test_a_pipe_of_something_else_is_an_error(capfd):

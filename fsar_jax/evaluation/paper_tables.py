@@ -1,7 +1,7 @@
 """Reads rows of experiments, each with its command: those of docs/tables.md, or of a file like it.
 
-docs/tables.md has one row for every number in the papers' tables and figures. A Markdown table of
-rows has the columns 'row' (its name), 'paper', 'measured here' and 'command', in any order; a
+docs/tables.md has one row for every accuracy in the papers' tables and figures. A Markdown table
+of rows has the columns 'row' (its name), 'paper', 'measured here' and 'command', in any order; a
 heading that begins with the table's name, such as '### vim-t4, …', stands above it. A file may also
 have one command on each line.
 """
