@@ -347,8 +347,11 @@ def test_chunks_of_pairs_change_neither_logits_nor_gradients(spatial):
 
     (gradients, outputs), (chunked_gradients, chunked_outputs) = map(run, matchers)
     assert jax.tree.structure(outputs) == jax.tree.structure(chunked_outputs)
+    # Sums of other parts round otherwise, by as much as their largest terms do.
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+        lambda a, b: np.testing.assert_allclose(
+            a, b, rtol=1e-4, atol=1e-4 + 1e-5 * np.abs(b).max()
+        ),
         (gradients, outputs),
         (chunked_gradients, chunked_outputs),
     )
