@@ -139,10 +139,10 @@ def check_settings(
     """Raises ValueError, one line, where `config` differs from a run. Arguments as of
     `changed_settings`, and `name` as of `check_resumable`."""
     changed = changed_settings(directory, config, matters)
-    before, now = ({key: pair[i] for key, pair in changed.items()} for i in (0, 1))
-    differing = '; '.join(differences(before, now))
     if not changed:
         return
+    before, now = ({key: pair[i] for key, pair in changed.items()} for i in (0, 1))
+    differing = '; '.join(differences(before, now))
     # A run from before one of the settings may be of another meaning of the preset.
     newer = changed.keys() - saved_settings(directory).keys()
     was = name_of_old_preset(name) if newer else ''

@@ -132,8 +132,8 @@ def note_other_settings(config: ConfigDict, run: str) -> None:
     other = differences({key: there.get(key) for key in here}, here)
     if other:
         print_once(
-            f'note: the backbone starts from a run with another one, {printable(run, 1000)} '
-            f'({"; ".join(other)})'
+            f'note: the backbone starts from a run whose own has other settings, '
+            f'{printable(run, 1000)} ({"; ".join(other)})'
         )
 
 
