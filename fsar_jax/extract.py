@@ -488,12 +488,8 @@ def _go_on(folder, header, overwrite, slice_=None) -> Header:
                 'features (datasets are looked for in --config.data.dir)'
             )
         return header
-    differing = differences(
-        *(
-            flatten(each.extractor | {'dataset': each.dataset, 'splits': each.splits})
-            for each in (before, header)
-        )
-    )
+    about = lambda of: flatten(of.extractor | {'dataset': of.dataset, 'splits': of.splits})
+    differing = differences(about(before), about(header))
     if differing:
         more = f'; and {len(differing) - 4} more' if len(differing) > 4 else ''
         raise ValueError(

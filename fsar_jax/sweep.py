@@ -213,7 +213,8 @@ def differing(results: dict, run: Run, only: Collection[str] = ()) -> list[str]:
         if key not in ignored and (not only or key in only)
         if key not in STARTS or file(there.get(key)) != file(now[key])
     ]
-    return differences(*({key: each.get(key) for key in keys} for each in (there, now)))
+    of_keys = lambda settings: {key: settings.get(key) for key in keys}
+    return differences(of_keys(there), of_keys(now))
 
 
 def steps_done(workdir: pathlib.Path) -> int:
