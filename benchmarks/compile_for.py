@@ -2,10 +2,11 @@
 --topology=v5e:2x2 --config=strm:ssv2[,protonet:ssv2…] [--dtype=bfloat16] [--of=train,match]
 
 Needs the extra tpu-compile (PyPI's libtpu). For each config, the training step and the matching of
-a chunk of test episodes: seconds to compile, GiB of each chip (arguments and outputs + temporaries)
-beside what it has, TFLOP and GB moved of each chip by the compiler's count, and the seconds that
-these take at the chip's peak (the larger of the two). The loop over the parts of a step
-(train.accumulation_steps) is counted once by the compiler, so the counts are of one part.
+a chunk of test episodes: seconds to trace and to compile, the latter in CPU time too, GiB of each
+chip (arguments and outputs + temporaries) beside what it has, TFLOP and GB moved of each chip by
+the compiler's count, and the seconds that these take at the chip's peak (the larger of the two).
+The loop over the parts of a step (train.accumulation_steps) is counted once by the compiler, so the
+counts are of one part.
 """
 
 import os
@@ -81,23 +82,24 @@ def row(name, lower, chip):
     # Ours choose by backend, and must choose as on the chip.
     with mock.patch.object(jax, 'default_backend', lambda: 'tpu'):
         lowered = lower()
-    traced = time.perf_counter()
+    traced, busy = time.perf_counter(), time.process_time()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         print(f'{name:<28} does not compile: {str(error).splitlines()[0][:200]}', flush=True)
         return
-    seconds = time.perf_counter() - traced
+    seconds, busy = time.perf_counter() - traced, time.process_time() - busy
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     fixed = memory.argument_size_in_bytes + memory.output_size_in_bytes
     fixed = (fixed - memory.alias_size_in_bytes) / 2**30
     temporary = memory.temp_size_in_bytes / 2**30
     tera, giga = cost['flops'] / 1e12, cost['bytes accessed'] / 1e9
+    roofline = max(tera / teraflops, giga / gigabytes)
     text = compiled.as_text()
     double = ' FLOAT64' if 'f64[' in text else ''
     print(
-        f'{name:<28} {traced - started:>7.0f} {seconds:>9.0f} {fixed:>6.2f} {temporary:>6.2f} '
-        f'{has:>4} {tera:>7.2f} {giga:>7.1f} {max(tera / teraflops, giga / gigabytes):>8.3f}'
+        f'{name:<28} {traced - started:>7.0f} {seconds:>9.0f} {busy:>6.0f} {fixed:>6.2f} '
+        f'{temporary:>6.2f} {has:>4} {tera:>7.2f} {giga:>7.1f} {roofline:>8.3f}'
         f'{double}{" TOO LARGE" if fixed + temporary > has else ""}',
         flush=True,
     )
@@ -110,8 +112,8 @@ def main(_):
     mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
     print(f'{len(devices)} x {devices[0].device_kind}, jax {jax.__version__}')
     print(
-        f"{'':<28} {'trace s':>7} {'compile s':>9} {'GiB':>6} {'temp.':>6} {'of':>4} {'TFLOP':>7} "
-        f"{'GB':>7} {'roofline s':>8}"
+        f"{'':<28} {'trace s':>7} {'compile s':>9} {'CPU s':>6} {'GiB':>6} {'temp.':>6} {'of':>4} "
+        f"{'TFLOP':>7} {'GB':>7} {'roofline s':>8}"
     )
     for given in CONFIGS.value:
         method, _, preset = given.partition(':')
