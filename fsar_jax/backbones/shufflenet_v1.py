@@ -78,8 +78,8 @@ class ShuffleUnit(nn.Module):
         y = nn.relu(normal('branch_main_1_1', y))
         y = DepthwiseConv(self.stride, TORCH_START, self.dtype, name='branch_main_1_3')(y)
         y = normal('branch_main_1_4', y)
-        by_group = y.reshape(*y.shape[:-1], self.groups, -1)
-        y = by_group.swapaxes(-1, -2).reshape(y.shape)
+        # In megvii's order, the inverse of the paper's: group g gets channels g, g + groups, …
+        y = y.reshape(*y.shape[:-1], -1, self.groups).swapaxes(-1, -2).reshape(y.shape)
         y = normal('branch_main_2_1', pointwise('branch_main_2_0', outputs, self.groups, y))
         if self.stride == 1:
             return nn.relu(x + y)
@@ -102,7 +102,8 @@ class ShuffleNetV1(Stage):
       frozen: batch norm uses the running statistics in training too.
       dtype: compute dtype; parameters are float32.
 
-    Input frames [N, s, s, 3] float in [0, 1], output `ScanMaps` whose `last` is that of stage 4.
+    Input frames [N, s, s, 3] float in [0, 1], RGB, which the first layer sees as BGR from 0 to 255,
+    as megvii trained it. Output `ScanMaps` whose `last` is that of stage 4.
     """
 
     published_start = 'ImageNet'
@@ -116,6 +117,7 @@ class ShuffleNetV1(Stage):
     @nn.compact
     def __call__(self, frames: jax.Array, train: bool = False) -> ScanMaps:
         stem, *widths = self.widths
+        frames = 255.0 * frames[..., ::-1]
         x = conv(stem, 3, 2, self.dtype, 'first_conv_0', TORCH_START)(frames.astype(self.dtype))
         normal = BatchNorm(frozen=self.frozen, dtype=self.dtype, name='first_conv_1')
         x, stages, place = nn.relu(normal(x, train)), [], 0

@@ -46,6 +46,7 @@ class Slow:
 class SlowShuffleNetV1(Slow):
     def __call__(self, x, blocks=(2, 1, 1), groups=3):
         relu = lambda x: np.maximum(x, 0)
+        x = 255 * x[:, ::-1]  # its ToBGRTensor
         x = relu(self.norm(self.conv(x, 'first_conv.0', 2), 'first_conv.1'))
         stages, place = [], 0
         for count in blocks:
@@ -55,8 +56,8 @@ class SlowShuffleNetV1(Slow):
                 y = relu(self.norm(y, f'{main}_1.1'))
                 y = self.norm(self.conv(y, f'{main}_1.3', stride, y.shape[1]), f'{main}_1.4')
                 each = y.shape[1] // groups
-                # Channel j of group i becomes channel i of what follows group j.
-                y = np.stack([y[:, i * each + j] for j in range(each) for i in range(groups)], 1)
+                # As megvii's channel_shuffle: each group gets every third channel.
+                y = np.stack([y[:, j * groups + i] for i in range(groups) for j in range(each)], 1)
                 y = self.norm(self.conv(y, f'{main}_2.0', 1, groups), f'{main}_2.1')
                 if stride == 1:
                     x = relu(x + y)
