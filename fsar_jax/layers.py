@@ -138,7 +138,18 @@ def combine_cardinalities(
 
 def frame_tuples(length: int, cardinality: int) -> np.ndarray:
     """All increasing frame index lists in lexicographic order: int32 [T, cardinality], T =
-    C(length, cardinality) (TRX, Π_ω)."""
+    C(length, cardinality) (TRX, Π_ω).
+
+    Raises:
+      ValueError: a clip of `length` time steps has no such tuple.
+    """
+    if length < cardinality:
+        raise ValueError(
+            f'tuples of {cardinality} frames need as many time steps, but the backbone leaves '
+            f'{length} of a clip: raise config.episode.frames (a backbone over clips may leave one '
+            'time step of 16 frames; a smaller temporal_stride of resnet3d50 leaves more), or '
+            'choose shorter tuples or another backbone'
+        )
     return np.array(list(itertools.combinations(range(length), cardinality)), np.int32).reshape(
         -1, cardinality
     )
@@ -181,18 +192,11 @@ class TupleLinear(nn.Module):
     @nn.compact
     def __call__(self, frames: jax.Array, tuples: np.ndarray | None = None) -> jax.Array:
         length, dim = frames.shape[-2:]
-        if length < self.cardinality:
-            raise ValueError(
-                f'tuples of {self.cardinality} frames need as many time steps, but the backbone '
-                f'leaves {length} of a clip: raise config.episode.frames (a backbone over clips '
-                'may leave one time step of 16 frames; a smaller temporal_stride of resnet3d50 '
-                'leaves more), or choose shorter tuples or another backbone'
-            )
+        tuples = frame_tuples(length, self.cardinality) if tuples is None else tuples
         start = torch_start(self.cardinality * dim)
         kernel = self.param('kernel', start, (self.cardinality * dim, self.features), jnp.float32)
         blocks = kernel.reshape(self.cardinality, dim, self.features).astype(self.dtype)
         frames = frames.astype(self.dtype)
-        tuples = frame_tuples(length, self.cardinality) if tuples is None else tuples
         products = (
             jnp.take(frames @ blocks[w], tuples[:, w], axis=-2) for w in range(self.cardinality)
         )
@@ -211,7 +215,7 @@ def frame_cosine(subscripts: str, x: jax.Array, y: jax.Array, margin: float = 0.
     """
     operands, pairs = subscripts.split('->')
     left, right = (axes[:-1] for axes in operands.split(','))
-    lengths = jnp.einsum(f'{left},{right}->{pairs}', norm(x), norm(y))
+    lengths = einsum_float32(f'{left},{right}->{pairs}', norm(x), norm(y))
     return einsum_float32(subscripts, x, y) / jnp.maximum(lengths + margin, 1e-12)
 
 

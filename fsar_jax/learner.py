@@ -162,6 +162,7 @@ class FewShotLearner(nn.Module):
         return (
             self.sampler.per_episode
             and self.sampler.frames_look_alike
+            and self.sampler.without_resampling().per_episode  # it chooses; maps alone do not
             and not self.backbone.takes_clips
         )
 

@@ -72,7 +72,7 @@ class BatchNorm(nn.Module):
             if count < 2:
                 raise ValueError(
                     'batch norm in training needs more than one value per channel: use larger '
-                    "frames or config.model.backbone.batch_norm='frozen'"
+                    "frames, more queries or config.model.backbone.batch_norm='frozen'"
                 )
             batch_mean, batch_var = (
                 jax.lax.stop_gradient(s[0].reshape(channels)) for s in (mean, var)

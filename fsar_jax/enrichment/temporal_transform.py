@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from fsar_jax.backbones.batch_norm import BatchNorm
 from fsar_jax.convolution import convolution
 from fsar_jax.fields import setting
-from fsar_jax.layers import Linear, linear_interpolation, torch_conv3d
+from fsar_jax.layers import Linear, einsum_float32, linear_interpolation, torch_conv3d
 from fsar_jax.stage import Shared, Stage
 
 WIDTHS = (64, 128)  # of the two convolutions
@@ -112,9 +112,8 @@ def warp(maps: jax.Array, window: jax.Array) -> jax.Array:
     position = (
         (window[:, :1] * times + window[:, 1:] + 1.0) / 2.0 * (length - 1)
     )  # [B, L], in frames
-    return jnp.einsum(
-        'bjs,bs...->bj...', linear_interpolation(position, length).astype(maps.dtype), maps
-    )
+    weights = linear_interpolation(position, length).astype(maps.dtype)
+    return einsum_float32('bjs,bs...->bj...', weights, maps).astype(maps.dtype)
 
 
 def _halve(x):

@@ -166,6 +166,11 @@ class ActionCoordination(Matcher):
                 "config.model.matcher.order='spatial_first' needs offsets that are predicted: set "
                 "config.model.matcher.spatial to 'mask', 'grid' or 'none'"
             )
+        if self.spatial == 'enumerate' and getattr(self.metric, 'classifier_weight', 0.0) > 0:
+            raise ValueError(
+                "config.model.matcher.spatial='enumerate' leaves no aligned clips to train a "
+                'classifier on: set config.model.classifier.weight to 0'
+            )
 
     def setup(self) -> None:
         linear = lambda: Linear(None, use_bias=False, dtype=self.dtype)
@@ -290,7 +295,9 @@ class ActionCoordination(Matcher):
             reference = self.reference_shots(support, train).mean((-3, -2))
             pooled = support.mean((-3, -2))
             aligned = self.evolution('wxc,wkyc->wkxy', self.key(reference), self.query(pooled))
-            moved = jnp.einsum('wkxy,wkyc->wkxc', aligned.astype(self.dtype), self.value(pooled))
+            aligned = aligned.astype(self.dtype)
+            moved = einsum_float32('wkxy,wkyc->wkxc', aligned, self.value(pooled))
+            moved = moved.astype(self.dtype)
             return (support + moved[..., None, None, :]).mean(1), query
         if shots == 1 and not self.is_initializing():
             return support[:, 0], query
@@ -301,7 +308,8 @@ class ActionCoordination(Matcher):
             self.query_multi(self.reference_shots(pooled, train)),
             self.key_multi(pooled),
         )
-        moved = jnp.einsum('wkyx,wkxijc->wyijc', aligned.astype(self.dtype), support) / shots
+        moved = einsum_float32('wkyx,wkxijc->wyijc', aligned.astype(self.dtype), support)
+        moved = moved.astype(self.dtype) / shots
         prototypes, projected = self.value_multi(moved), self.value_multi(query)
         return (support[:, 0], query) if shots == 1 else (prototypes, projected)
 

@@ -148,8 +148,8 @@ class AttentionFusion(Matcher):
         # attended map is built.
         places, at_cross = unit(query), None
         if self.fusion == 'both':
-            at_cross = jnp.einsum('qpc,qwc->qpw', places, pooled['class_cross'])
-        at_self = jnp.einsum('qpc,wc->qpw', places, pooled['class_self'])
+            at_cross = einsum_float32('qpc,qwc->qpw', places, pooled['class_cross'])
+        at_self = einsum_float32('qpc,wc->qpw', places, pooled['class_self'])
         auxiliary = {'position_matching': self.score_scale * self.fused(at_self, at_cross)}
         if self.classes:
             if self.fusion == 'both':
@@ -166,10 +166,10 @@ class AttentionFusion(Matcher):
     def cosines(self, pooled: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
         """Of `attended`: the cosines [Q, way] after self-attention and, where there is one, after
         cross-attention."""
-        by_self = jnp.einsum('qc,wc->qw', pooled['query_self'], pooled['class_self'])
+        by_self = einsum_float32('qc,wc->qw', pooled['query_self'], pooled['class_self'])
         if self.fusion != 'both':
             return by_self, None
-        return by_self, jnp.einsum('qwc,qwc->qw', pooled['query_cross'], pooled['class_cross'])
+        return by_self, einsum_float32('qwc,qwc->qw', pooled['query_cross'], pooled['class_cross'])
 
     def losses(
         self, outputs: Mapping[str, jax.Array], labels: jax.Array, classes: jax.Array | None = None
@@ -212,7 +212,7 @@ class AttentionFusion(Matcher):
         score, which is their weighted mean. Those that `fusion` leaves out are not there."""
         prototypes = self.prototypes(support)
         pooled = self.attended(self.attention(prototypes, query), prototypes, query)
-        plain = jnp.einsum('qc,wc->qw', *(unit(x.mean(1)) for x in (query, prototypes)))
+        plain = einsum_float32('qc,wc->qw', *(unit(x.mean(1)) for x in (query, prototypes)))
         by_self, by_cross = self.cosines(pooled)
         shown = {'cosine_plain': plain}
         if self.fusion != 'none':
@@ -233,15 +233,16 @@ class AttentionFusion(Matcher):
             return {'class_self': ones(prototypes), 'query_self': ones(query)}
         c, q = unit(prototypes), unit(query)
         many_classes, many_queries = (self.variant == 'paper' or len(x) > 1 for x in (c, q))
+        within = lambda x: einsum_float32('nxc,nyc->nxy', x, x)
         if self.fusion == 'self':
             return {
-                'class_self': self._attend(jnp.einsum('wxc,wyc->wxy', c, c), many_classes, train),
-                'query_self': self._attend(jnp.einsum('qxc,qyc->qxy', q, q), many_queries, train),
+                'class_self': self._attend(within(c), many_classes, train),
+                'query_self': self._attend(within(q), many_queries, train),
             }
-        cross = jnp.einsum('wxc,qyc->qwxy', c, q)
+        cross = einsum_float32('wxc,qyc->qwxy', c, q)
         return {
-            'class_self': self._attend(jnp.einsum('wxc,wyc->wxy', c, c), many_classes, train),
-            'query_self': self._attend(jnp.einsum('qxc,qyc->qxy', q, q), many_queries, train),
+            'class_self': self._attend(within(c), many_classes, train),
+            'query_self': self._attend(within(q), many_queries, train),
             'class_cross': self._attend(cross, many_classes, train),
             'query_cross': self._attend(cross.swapaxes(-1, -2), many_classes, train),
         }
@@ -249,7 +250,7 @@ class AttentionFusion(Matcher):
     def _attend(self, relation, normalize, train):
         mean = relation.mean(-2)
         kernel = mean if self.kernel == 'mean' else self.kernel_net(mean, normalize, train)
-        scores = jnp.einsum('...xy,...y->...x', relation, kernel) / relation.shape[-1]
+        scores = einsum_float32('...xy,...y->...x', relation, kernel) / relation.shape[-1]
         return jax.nn.softmax(scores / self.attention_temperature, axis=-1) + float(self.residual)
 
 

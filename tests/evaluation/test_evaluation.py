@@ -125,6 +125,20 @@ def test_frames_that_look_alike_in_all_episodes_are_embedded_once(
     assert np.ptp(logits[1], axis=-1).min() > 1e-4
 
 
+@pytest.mark.slow
+def test_a_sampler_that_only_resamples_is_left_out_where_it_is_off_in_tests(setting, shallow):
+    """VIM's Table 5 (SA + Ada) tested as in Table 17: all frames as they are, nothing to choose."""
+    (_, _, _, mesh), dataset = setting
+    changes = {'temporal': False, 'at_test': False, 'variant': 'paper', 'spatial': 'amplify'}
+    changes = {f'model.sampler.{name}': value for name, value in changes.items()}
+    model = tiny_model(mesh, 'vim', SAMPLER | changes, image_size=32)
+    episodes = draw(dataset, model.config, 3)
+    found = evaluation.evaluate_episodes(model, dataset, episodes).logits
+    assert np.ptp(found, axis=-1).min() > 1e-4
+    model.config.eval.frame_cache_gb = 0.0
+    close(found, evaluation.evaluate_episodes(model, dataset, episodes).logits)
+
+
 def test_each_video_is_loaded_once_and_only_if_it_occurs(setting):
     model, dataset = setting
     config = model.config

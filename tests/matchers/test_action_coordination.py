@@ -10,7 +10,7 @@ import pytest
 from tiny_run import random_variables
 
 import fsar_jax
-from fsar_jax.matchers import ActionCoordination, Prototypes
+from fsar_jax.matchers import ActionCoordination, Prototypes, SetMatching
 from fsar_jax.matchers.offset_masks import OffsetPredictor, offset_mask, offset_weights
 from fsar_jax.mutual_information import inter_video_loss
 from fsar_jax.training.losses import episode_loss
@@ -545,3 +545,11 @@ def test_a_perturbation_halves_and_is_off_at_test():
     assert np.abs(now - weights(constant(0.2), True)).max() > 1e-3
     np.testing.assert_allclose(weights(halving, True), weights(constant(0.2), True), atol=1e-6)
     np.testing.assert_array_equal(weights(halving, False), weights(constant(0.0), False))
+
+
+def test_a_classifier_that_nothing_would_train_is_refused():
+    metric = SetMatching(classes=3, classifier_weight=0.6)
+    ActionCoordination(spatial='mask', metric=metric).check(8)
+    with pytest.raises(ValueError, match="spatial='enumerate' leaves no aligned clips to train"):
+        ActionCoordination(spatial='enumerate', metric=metric).check(8)
+    ActionCoordination(spatial='enumerate', metric=metric.clone(classifier_weight=0.0)).check(8)

@@ -28,15 +28,27 @@ def initial_shapes(method, frames, **model):
     return jax.eval_shape(functools.partial(learner.apply, train=False), variables, support, query)
 
 
-@pytest.mark.parametrize('method, frames', [('trx', 32), ('strm', 8)])
-def test_fewer_time_steps_than_a_tuple_are_one_line(method, frames):
-    wanted, left = (3, 2) if method == 'trx' else (2, 1)
+@pytest.mark.parametrize(
+    'method, frames, model',
+    [
+        ('trx', 32, {}),
+        ('strm', 8, {}),
+        ('protonet', 8, {'model.matcher.name': 'tuple_cosine'}),
+        (
+            'protonet',
+            32,
+            {'model.matcher.name': 'tuple_cosine', 'model.matcher.cardinalities': (2, 3)},
+        ),
+    ],
+)
+def test_fewer_time_steps_than_a_tuple_are_one_line(method, frames, model):
+    wanted, left = (3, 2) if frames == 32 else (2, 1)
     with pytest.raises(
         ValueError,
         match=f'tuples of {wanted} frames need as many time steps, but the backbone '
         f'leaves {left} of a clip: raise config.episode.frames',
     ) as error:
-        initial_shapes(method, frames)
+        initial_shapes(method, frames, **model)
     assert '\n' not in str(error.value)
 
 
