@@ -227,6 +227,8 @@ def _benchmark_config(args, name, config_name):
             f"'{printable(args.dataset)}': after {name}/ comes nothing or a name of letters, "
             'digits, - and _'
         )
+    if config_name in ('incomplete', 'replaced'):  # folders of the build itself
+        raise ValueError(f"'{printable(args.dataset)}': choose another name after {name}/")
     return benchmark_builder.BenchmarkConfig(
         name=config_name or 'default',
         videos=args.videos or '',

@@ -263,7 +263,7 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):  # type: ignore[ca
     def annotation_folders(self) -> list[pathlib.Path]:
         """Folders that may hold other files of the authors than the videos."""
         roots = [
-            pathlib.Path(path) for path in (self.builder_config.videos, self._manual_dir()) if path
+            pathlib.Path(path) for path in (self._manual_dir(), self.builder_config.videos) if path
         ]
         folders = [
             folder
@@ -290,8 +290,9 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):  # type: ignore[ca
                 for path in paths
                 if path.is_file() and (sha := _sha256(path)) not in others
             }
+            first = next(iter(found), None)
             published = (path for path, sha in found.items() if sha == mirrors[0][split].sha256)
-            local[split] = next(published, next(iter(found), None))
+            local[split] = first if self.builder_config.own_lists else next(published, first)
         if not all(local.values()):
             if any(local.values()):
                 absent = next(split for split in SPLITS if not local[split])

@@ -192,6 +192,10 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
         videos, config = self.list_videos(), self.builder_config
         self.info.features['label'].names = videos.class_names
         self.notes = list(videos.notes)
+        if config.videos_per_shard < 0:
+            raise ValueError(
+                f'videos_per_shard={config.videos_per_shard} must be at least 1, or 0 to choose it'
+            )
         splits, self.skipped = _with_distinct_ids(videos)
         splits = {split: sources[:videos_per_split] for split, sources in splits.items()}
         if self.strict:

@@ -12,6 +12,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import pathlib
+import pickle
 import signal
 import sys
 import threading
@@ -40,8 +41,15 @@ def ordered_pool(processes: int, make_record: Callable[..., Any]) -> Iterator[Ca
     if not processes:
         yield functools.partial(map, attempt)
         return
-    before, starting = set(multiprocessing.active_children()), threading.Lock()
+    before, lock = set(multiprocessing.active_children()), threading.Lock()
     folder = _import_folder(make_record)
+    script = b'__main__' in pickle.dumps(make_record)
+
+    @contextlib.contextmanager
+    def starting():
+        with lock, _without_ctrl_c(), contextlib.nullcontext() if script else _without_script():
+            yield
+
     with _quiet_tracker():
         pool, single = _pool(processes, folder), _pool(1, folder)  # each starts with its first file
 
@@ -56,7 +64,7 @@ def ordered_pool(processes: int, make_record: Callable[..., Any]) -> Iterator[Ca
 
     def submit(source):
         nonlocal pool
-        with starting, _without_ctrl_c():
+        with starting():
             try:
                 return pool.submit(attempt, source)
             except concurrent.futures.process.BrokenProcessPool:
@@ -75,25 +83,25 @@ def ordered_pool(processes: int, make_record: Callable[..., Any]) -> Iterator[Ca
         is to blame, or another that was read at the time."""
         nonlocal single
         try:
-            with starting, _without_ctrl_c():
+            with starting():
                 future = single.submit(attempt, source)
             return future.result()
         except concurrent.futures.process.BrokenProcessPool:
             single.shutdown()
             single = _pool(1, folder)
         try:
-            with starting, _without_ctrl_c():
+            with starting():
                 future = single.submit(os.getpid)
             future.result()
         except concurrent.futures.process.BrokenProcessPool:
             raise ChildProcessError(
                 'worker processes die whatever they do: too little memory, or a script that starts '
-                "a build outside if __name__ == '__main__'; --processes=0 does without them"
+                "a build outside if __name__ == '__main__'; processes=0 does without them"
             ) from None
         return None, VideoError('ended the process', 'out of memory, or the decoder crashes')
 
     def kill():
-        starting.acquire()  # never released: no process starts any more
+        lock.acquire()  # never released: no process starts any more
         for child in set(multiprocessing.active_children()) - before:
             child.kill()
 
@@ -159,6 +167,19 @@ def _without_ctrl_c():
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextlib.contextmanager
+def _without_script():
+    """Processes that start in the block do not import the script of this one, which may be without
+    `if __name__ == '__main__'` and would start the same work again."""
+    main = vars(sys.modules['__main__'])
+    kept = {key: main[key] for key in ('__spec__', '__file__') if key in main}
+    main.update(dict.fromkeys(kept))
+    try:
+        yield
+    finally:
+        main.update(kept)
 
 
 @contextlib.contextmanager

@@ -185,6 +185,48 @@ def test_a_system_without_linux_signal_masks_and_core_lists(clips, tmp_path, mon
     run(clips, tmp_path)
 
 
+@pytest.mark.slow
+def test_a_script_without_a_main_guard_builds_with_processes(clips, tmp_path):
+    """As the lines of README, saved as a file: what is started must not run the file again."""
+    script = tmp_path / 'mine.py'
+    script.write_text(
+        'import tensorflow_datasets as tfds\n'
+        'import tfds_builders.video_folder\n'
+        "print('started')\n"
+        f"builder = tfds.builder('video_folder/mine', videos={str(clips)!r}, data_dir='data', "
+        'processes=2)\n'
+        'builder.download_and_prepare()\n'
+        "print(len(builder.as_data_source('test')), __file__)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env=os.environ | {'PYTHONPATH': str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines.count('started') == 1 and lines[-1] == f'1 {script}'
+    assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize(
+    'flags, words',
+    [
+        (['--dataset=ucf101_arn/replaced'], 'choose another name after ucf101_arn/'),
+        (['--dataset=ucf101_arn/incomplete'], 'choose another name after ucf101_arn/'),
+        (['--videos_per_shard=-5'], 'videos_per_shard=-5 must be at least 1'),
+        (['--dataset=synthetic_actions/aligned', '--seed=-1'], 'seed=-1 must be at least 0'),
+    ],
+)
+def test_values_that_no_build_can_have(flags, words, clips, tmp_path):
+    given = [f'--dataset={NAME}'] * (len(flags) == 1 and 'dataset' not in flags[0]) + flags
+    videos = [f'--videos={clips}'] * ('synthetic' not in given[0])
+    with pytest.raises(ValueError, match=words):
+        build.build(build.parse([*given, *videos, f'--dir={tmp_path}/data', '--processes=0']))
+
+
 def test_processes_that_start_never_see_ctrl_c():
     with workers._without_ctrl_c():
         assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())

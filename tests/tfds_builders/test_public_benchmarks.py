@@ -268,6 +268,11 @@ def test_lists_that_are_wrong(small, made, tmp_path, monkeypatch, capsys):
     assert open_dataset('activitynet100', tmp_path, 'test').settings['lists'] == 'own'
     with pytest.raises(ValueError, match='lists is own, asked for published'):
         copies.build_copy('activitynet100', tmp_path, videos, lists)
+    # The own ones also where the published ones lie beside the videos.
+    near = shutil.copytree(lists, tmp_path / 'near')
+    moved = shutil.copytree(videos, near / 'videos')
+    again = copies.build_copy('activitynet100', tmp_path / 'again', moved, own, '--own_lists')
+    assert skipped_in(again) == skipped_in(directory)
     (own / 'vallist03.txt').unlink()
     with pytest.raises(
         FileNotFoundError, match='vallist03.txt is not beside .*: all three lists must be there'

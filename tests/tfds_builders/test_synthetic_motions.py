@@ -296,6 +296,7 @@ def test_reversed_classes_hold_the_same_frames():
     'arguments, message',
     [
         ({'config': 'late'}, "config is 'late', expected one of aligned"),
+        ({'size': 65}, 'size is 65 pixels, a clip needs an even number from 16 on'),
         ({'num_frames': 2}, 'num_frames is 2, a clip needs at least 8'),
         ({'size': 4}, 'size is 4 pixels'),
     ],

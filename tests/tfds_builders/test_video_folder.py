@@ -401,6 +401,12 @@ def test_names_that_are_no_text(whole, tmp_path):
             ValueError, match=r"class folder '.*\\udce9' in .* is not a line of UTF-8: rename it"
         ):
             run(root, tmp_path / 'other')
+    for other in ('c\n', ' '):  # which a file of lines does not give back
+        moved = clip.parent.with_name(other)
+        os.rename(os.fsencode(clip.parent) + b'\xe9', moved)
+        with pytest.raises(ValueError, match='is not a line of UTF-8: rename it'):
+            run(folder, tmp_path / 'other')
+        os.rename(moved, os.fsencode(clip.parent) + b'\xe9')
     # text, though not all of it is printed.
     os.rename(os.fsencode(clip.parent) + b'\xe9', clip.parent.with_name('می\u200cدود\xa0x'))
     assert (

@@ -40,8 +40,8 @@ class ClipSettings:
             raise ValueError(f'config is {self.config!r}, expected one of {", ".join(CONFIGS)}')
         if self.num_frames < 8:
             raise ValueError(f'num_frames is {self.num_frames}, a clip needs at least 8')
-        if self.size < 16:
-            raise ValueError(f'size is {self.size} pixels, a clip needs at least 16')
+        if self.size < 16 or self.size % 2:
+            raise ValueError(f'size is {self.size} pixels, a clip needs an even number from 16 on')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -96,6 +96,8 @@ class Builder(VideoBuilder):
         config = self.builder_config
         if config.clips_per_class < 1:
             raise ValueError(f'clips_per_class={config.clips_per_class} must be at least 1')
+        if config.seed < 0:
+            raise ValueError(f'seed={config.seed} must be at least 0')
         classes = renderer.classes_of(config.name)
         label = {name: i for i, name in enumerate(classes.CLASSES)}
 

@@ -200,7 +200,7 @@ def _by_class(folders, classes):
     classes = {name: list(paths) for name, paths in classes.items()}
     for folder in folders:
         name = text(folder.name)
-        if not is_utf8(name) or len(name.splitlines()) > 1:
+        if not is_utf8(name) or name.splitlines() != [name] or not name.strip():
             raise ValueError(
                 f'class folder {folder.name!a} in {printable(os.path.dirname(folder.path), 1000)} '
                 'is not a line of UTF-8: rename it'
