@@ -36,7 +36,9 @@ from fsar_jax.data.dataset import (
     EmptySplitError,
     NoSplitError,
     VideoDataset,
+    check_format,
     command,
+    described,
     not_built,
     version_directory,
     videos_present,
@@ -160,10 +162,17 @@ def examine(
 
     Raises:
       FileNotFoundError: the dataset is not built.
+      ValueError: it is built in a format that cannot be read record by record.
     """
     directory = version_directory(name, data_dir)
     if directory is None:
         raise FileNotFoundError(not_built(name, data_dir))
+    try:
+        builder, _ = described(directory, name)
+    except ValueError:
+        pass  # damage, listed below
+    else:
+        check_format(builder, directory, name)
     datasets, empty, damage = _open_splits(directory, name)
     reports = {split: split_report(dataset) for split, dataset in datasets.items()}
     complete = not (damage or empty) and all(

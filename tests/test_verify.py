@@ -416,6 +416,13 @@ def test_commands_in_errors_can_be_typed(tiny_data, tmp_path):
     assert words == ['python', '-m', 'fsar_jax.verify', f'--dataset={NAME}', f'--dir={folder}']
 
 
+def test_another_format_is_no_damage(copy, capsys):
+    data_dir, directory = copy
+    change(directory / 'dataset_info.json', lambda info: info.update(fileFormat='tfrecord'))
+    with pytest.raises(ValueError, match='holds tfrecord files, which tfds.load reads'):
+        status(data_dir, capsys=capsys)
+
+
 def test_empty_and_absent_splits_are_no_damage(tiny_data, capsys):
     with pytest.raises(EmptySplitError, match='skipped.tsv'):
         open_dataset('video_folder/no_val', tiny_data, 'val')

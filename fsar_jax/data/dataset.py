@@ -156,7 +156,7 @@ class VideoDataset(Videos):
     def __init__(self, directory: pathlib.Path, name: str, split: str) -> None:
         self.name, self.split, self.directory = name, split, directory
         builder, metadata = described(directory, name)
-        _check_format(builder, directory, name)
+        check_format(builder, directory, name)
         index = metadata['videos']
         if split not in index and split not in builder.info.splits:
             raise NoSplitError(
@@ -363,7 +363,7 @@ def described(directory: pathlib.Path, name: str) -> tuple[tfds.core.DatasetBuil
     return builder, content
 
 
-def _check_format(builder, directory, name):
+def check_format(builder, directory, name):
     """ValueError, one line, where the records cannot be read one by one."""
     file_format = builder.info.file_format.value
     if file_format != 'array_record':

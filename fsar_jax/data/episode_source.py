@@ -15,6 +15,7 @@ from fsar_jax.data import episodes as episode_lists
 from fsar_jax.data import loader
 from fsar_jax.data.clips import Clips
 from fsar_jax.data.dataset import Videos, open_dataset
+from fsar_jax.files import local_path
 
 
 def episodes(
@@ -69,7 +70,9 @@ def episodes(
         raise ValueError(f'num_episodes={num_episodes} must be at least 1')
     if min(frames, image_size) < 1:
         raise ValueError(f'frames={frames} and image_size={image_size} must be at least 1')
-    videos = open_dataset(dataset, data_dir, split)
+    if seed < 0:
+        raise ValueError(f'seed={seed} must be at least 0')
+    videos = open_dataset(dataset, local_path(data_dir, 'data_dir'), split)
     if resize is None:
         stored = int(videos.settings.get('short_side') or 0) or image_size * 8
         resize = max(image_size, min(round(image_size * 8 / 7), stored))

@@ -343,9 +343,9 @@ class FeatureVideos(Videos):
 
 
 class FeatureClips:
-    """Reads the features of single clips, as `Clips` reads their frames: the same frames for the
-    same numbers of the generator. In training a clip shows one of its views, drawn after the
-    frames, and view 0 in evaluation.
+    """Reads the features of single clips, as `Clips` reads their frames, and in evaluation of the
+    same ones, in view 0. In training a clip shows one of its views, drawn after the frames; crops
+    and flips are not drawn, so the numbers of the generator give other frames than `Clips`.
 
     [h, w, C] is the shape of the features, 1 × 1 where they are pooled.
 

@@ -37,7 +37,9 @@ def decode_jpeg(data: bytes) -> np.ndarray:
         if simplejpeg is not None:
             return simplejpeg.decode_jpeg(data, colorspace='RGB', fastdct=False, fastupsample=False)
         if cv2 is not None:
-            frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+            # The others do not turn frames by their EXIF data either.
+            flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+            frame = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
             if frame is None:  # how cv2 reports damage
                 raise ValueError('cv2 could not decode it')
             return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)

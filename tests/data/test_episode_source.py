@@ -70,7 +70,7 @@ def test_grain_and_other_processes_take_it(dataset):
 
 
 @pytest.mark.slow
-def test_a_built_dataset_by_name(tmp_path):
+def test_a_built_dataset_by_name(tmp_path, monkeypatch):
     flags = ['--dataset=synthetic_actions/aligned', f'--dir={tmp_path}', '--size=32']
     flags += ['--num_frames=10', '--clips_per_class=2', '--processes=0']
     build.build(build.parse(flags))
@@ -85,12 +85,16 @@ def test_a_built_dataset_by_name(tmp_path):
     # 8/7 of 28 is 32, the size that is stored: a crop of stored pixels.
     np.testing.assert_array_equal(episode['support'], make(resize=32)[0]['support'])
     assert make(image_size=48, way=2)[0]['support'].shape == (2, 1, 8, 48, 48, 3)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    np.testing.assert_array_equal(make(data_dir='~')[0]['query'], episode['query'])
     assert not np.array_equal(make(seed=1)[0]['support'], episode['support'])
     for changes, message in (
         ({'way': 13}, '13-way episodes need 13'),
         ({'shot': 2}, 'has 2 clips, 2 support'),
         ({'num_episodes': 0}, 'num_episodes=0 must be at least 1'),
         ({'frames': 0}, 'frames=0'),
+        ({'seed': -1}, 'seed=-1 must be at least 0'),
+        ({'data_dir': 'gs://bucket/data'}, 'data_dir=gs://bucket/data: gs:// addresses'),
         ({'resize': 20}, 'image_size=28 is larger than'),
         ({'sampling': 'odd'}, "'odd'"),
     ):

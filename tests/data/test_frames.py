@@ -74,11 +74,16 @@ def test_every_decoder_gives_the_same_pixels(monkeypatch):
     data = frames.encode_jpeg(
         np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8), quality=90
     )
-    first = frames.decode_jpeg(data)
-    monkeypatch.setattr(frames, 'simplejpeg', None)
-    np.testing.assert_array_equal(frames.decode_jpeg(data), first)
-    monkeypatch.setattr(frames, 'cv2', None)
-    np.testing.assert_array_equal(frames.decode_jpeg(data), first)
+    turned = io.BytesIO()  # its EXIF data say: a quarter turn
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(io.BytesIO(data)).save(turned, 'jpeg', quality=90, exif=exif)
+    first = [frames.decode_jpeg(bytes_) for bytes_ in (data, turned.getvalue())]
+    assert first[1].shape == (37, 53, 3)
+    for decoder in ('simplejpeg', 'cv2'):
+        monkeypatch.setattr(frames, decoder, None)
+        for bytes_, expected in zip((data, turned.getvalue()), first):
+            np.testing.assert_array_equal(frames.decode_jpeg(bytes_), expected)
 
 
 def test_the_fallback_encoder_writes_420_jpeg_of_the_same_quality(monkeypatch):
