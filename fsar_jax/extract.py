@@ -205,7 +205,7 @@ def extract(
       views: of each frame.
       dtype: 'float16', 'bfloat16' or 'float32'.
       videos_per_shard: clips in a file; 0 for about 4,096 frames.
-      overwrite: replace what the folder holds of other features.
+      overwrite: replace finished features in the folder, and all other ones than these.
       slice_: (i, n), only every n-th file from the i-th on. Slices may run at once.
 
     Returns:
@@ -218,20 +218,8 @@ def extract(
     config = _checked(config, views)
     datasets = _open_splits(config)
     check_output_folder(folder, '--dir')
-    mesh, learner = meshes.episode_mesh(), create_learner(config.model)
-    weights = _weights_of(config)
-    variables = backbone_variables(config, learner, mesh)
-    embed = functools.partial(_features, learner=learner, mesh=mesh, pooled=not maps, dtype=dtype)
-    size = config.episode.image_size
-    one = jax.ShapeDtypeStruct((mesh.size, size, size, 3), np.uint8)
-    shape = jax.eval_shape(embed, variables, one)[0].shape[1:]
-    made_by = versions() | {'weights': weights, 'seed': config.seed}
-    features = {
-        'kind': 'maps' if maps else 'pooled',
-        'shape': [1] * (3 - len(shape)) + list(shape),
-        'dtype': dtype,
-    }
-    header = _header(config, datasets, variables, views, features, videos_per_shard, made_by)
+    mesh = meshes.episode_mesh()
+    embed, variables, header = _plan(config, datasets, mesh, maps, views, dtype, videos_per_shard)
 
     folder.mkdir(parents=True, exist_ok=True)
     with file_lock(folder / '.lock', _busy(folder), shared=slice_ is not None):
@@ -315,11 +303,14 @@ def extract_on_ray(
     config = _checked(config, given.views)
     datasets = _open_splits(config)
     check_output_folder(folder, '--dir')
-    _weights_of(config)
     folder.mkdir(parents=True, exist_ok=True)
     if given.overwrite:
+        of_features = (given.maps, given.views, given.dtype, given.videos_per_shard)
+        *_, header = _plan(config, datasets, meshes.episode_mesh(), *of_features)
         with file_lock(folder / '.lock', _busy(folder)):
-            remove_features(folder)
+            _make_room(folder, header)
+    else:
+        _weights_of(config)
     rows: dict[str, int] = {}
     for split, dataset in datasets.items():
         frames = dataset.num_frames.tolist()
@@ -420,6 +411,24 @@ def _open_splits(config) -> dict[str, Videos]:
     return datasets
 
 
+def _plan(config, datasets, mesh, maps, views, dtype, videos_per_shard):
+    """(the function that embeds frames, its variables, the description of the features)."""
+    learner, weights = create_learner(config.model), _weights_of(config)
+    variables = backbone_variables(config, learner, mesh)
+    embed = functools.partial(_features, learner=learner, mesh=mesh, pooled=not maps, dtype=dtype)
+    size = config.episode.image_size
+    one = jax.ShapeDtypeStruct((mesh.size, size, size, 3), np.uint8)
+    shape = jax.eval_shape(embed, variables, one)[0].shape[1:]
+    features = {
+        'kind': 'maps' if maps else 'pooled',
+        'shape': [1] * (3 - len(shape)) + list(shape),
+        'dtype': dtype,
+    }
+    made_by = versions() | {'weights': weights, 'seed': config.seed}
+    header = _header(config, datasets, variables, views, features, videos_per_shard, made_by)
+    return embed, variables, header
+
+
 def _header(config, datasets, variables, views, features, videos_per_shard, made_by) -> Header:
     """The description of the features, none of which is there yet."""
     data = config.data
@@ -473,7 +482,7 @@ def _go_on(folder, header, overwrite, slice_=None) -> Header:
     if not slice_:
         remove_drafts(folder)
     if overwrite:
-        remove_features(folder)
+        _make_room(folder, header)
     before = read_header(folder)
     if before is not None:
         before.done.update(read_notes(folder))
@@ -488,8 +497,7 @@ def _go_on(folder, header, overwrite, slice_=None) -> Header:
                 'features (datasets are looked for in --config.data.dir)'
             )
         return header
-    about = lambda of: flatten(of.extractor | {'dataset': of.dataset, 'splits': of.splits})
-    differing = differences(about(before), about(header))
+    differing = _differing(before, header)
     if differing:
         more = f'; and {len(differing) - 4} more' if len(differing) > 4 else ''
         raise ValueError(
@@ -499,6 +507,24 @@ def _go_on(folder, header, overwrite, slice_=None) -> Header:
     whole = {shard.file for _, shard in before.all_shards() if is_whole(folder, before, shard)}
     header.done.update({file: sha for file, sha in before.done.items() if file in whole})
     return header
+
+
+def _differing(before, header) -> list[str]:
+    """In what two descriptions of features differ."""
+    about = lambda of: flatten(of.extractor | {'dataset': of.dataset, 'splits': of.splits})
+    return differences(about(before), about(header))
+
+
+def _make_room(folder, header) -> None:
+    """Removes what --overwrite is to replace. Unfinished features as `header` describes them stay:
+    an earlier call of the same command has begun them, and this one goes on."""
+    before = None
+    with contextlib.suppress(OSError, ValueError):  # damaged, so it is replaced
+        before = read_header(folder)
+    if before is not None and not _differing(before, header):
+        if len(before.done | read_notes(folder)) < len(before.all_shards()):
+            return
+    remove_features(folder)
 
 
 def _check_disk(folder, header, shards) -> None:

@@ -1,6 +1,7 @@
 """Features that are extracted once: what is stored, and that runs on them are those on frames."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -255,6 +256,33 @@ def test_a_killed_extraction_goes_on_with_the_files_that_are_missing(
     assert first == second and len(first) == 10
     extract.extract(config, tmp_path / 'f', videos_per_shard=5)
     assert 'is extracted already' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_replacing_features_goes_on_where_an_earlier_call_has_begun(
+    tiny_data, folders, tmp_path, monkeypatch, capsys
+):
+    """--overwrite removes other features, and finished ones of the same kind."""
+    folder = shutil.copytree(folders['pooled'], tmp_path / 'f')
+    config = config_of(tiny_data, changes={'episode.image_size': 24, 'seed': 1})
+    again = functools.partial(extract.extract, config, folder, videos_per_shard=5, overwrite=True)
+    written = []
+
+    def dies_at_the_third(folder, header, shard, blocks):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(shard.file)
+        return feature_files.write_shard(folder, header, shard, blocks)
+
+    monkeypatch.setattr(extract, 'write_shard', dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        again()
+    monkeypatch.setattr(extract, 'write_shard', feature_files.write_shard)
+    capsys.readouterr()
+    again()
+    assert '2 of 10 files are there from an earlier call' in capsys.readouterr().out
+    again()
+    assert 'from an earlier call' not in capsys.readouterr().out
 
 
 @pytest.mark.slow
