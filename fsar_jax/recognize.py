@@ -54,8 +54,9 @@ def main(arguments: list[str] | None = None) -> None:
         clips, left_out = list_clips(local_path(path, '--clips') for path in args.clips)
     for clip, reason in left_out:
         print(f'note: {printable(clip, 1000)} is left out: {reason}', file=sys.stderr)
-    given = [('--clips', clip) for clip in clips]
-    given += [('--load', args.load)] if args.load else []
+    given: list[tuple[str, Any]] = [('--clips', clip) for clip in clips]
+    load = local_path(args.load, '--load') if args.load else None
+    given += [(flag, path) for flag, path in (('--load', load), ('--workdir', workdir)) if path]
     for flag, path in outputs.items():
         for source, file in given if path is not None and path.exists() else []:
             if (flag, source) != ('save', '--load'):  # the examples may be written back
@@ -75,13 +76,12 @@ def main(arguments: list[str] | None = None) -> None:
         check_times(window, stride or window)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)  # of examples left out: printed below
-        if args.load:
-            path = local_path(args.load, '--load')
-            recognizer = Recognizer.load(path, workdir, processes=processes)
+        if load:
+            recognizer = Recognizer.load(load, workdir, processes=processes)
         else:
             recognizer = Recognizer(workdir, processes=processes)
         for folder in examples:
-            (recognizer.add if args.load else recognizer.fit)(folder)
+            (recognizer.add if load else recognizer.fit)(folder)
     for class_name, name, reason in recognizer.skipped:
         print(
             f"note: example {name} of class '{printable(class_name)}' is left out: {reason}",
@@ -163,7 +163,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help='slide a window of this length over each clip, and say what it shows when',
     )
     parser.add_argument(
-        '--stride', metavar='1s', help='with --window: time from one window to the next'
+        '--stride',
+        metavar='1s',
+        help='with --window: time from one window to the next; default: the length of a window',
     )
     parser.add_argument(
         '--save', metavar='FILE.safetensors', help='write the examples, embedded, for --load'
@@ -217,7 +219,7 @@ def about(recognizer, unknown_below: float | None) -> dict:
         'examples': recognizer.examples,
         'skipped': [dict(zip(('class', 'name', 'reason'), row)) for row in recognizer.skipped],
         'expected_accuracy': expected.accuracy,
-        'expected_half_width': expected.half_width if expected.accuracy is not None else None,
+        'expected_interval': None if expected.accuracy is None else [expected.low, expected.high],
         'expected_from_classes': expected.tested,
         'expected': str(expected),
         'temperature': recognizer.temperature,
@@ -284,8 +286,8 @@ def _columns(rows, right=()):
 
 def _short(paths):
     """The paths without the folder that they share, and cut to WIDEST characters."""
-    files = [path for path in paths if os.sep in path]
-    shared = os.path.commonpath(map(os.path.dirname, files)) if len(files) == len(paths) else ''
+    comparable = all(os.sep in path for path in paths) and len(set(map(os.path.isabs, paths))) == 1
+    shared = os.path.commonpath(map(os.path.dirname, paths)) if comparable else ''
     names = [os.path.relpath(path, shared) if shared else path for path in paths]
     return [name if len(name) <= WIDEST else f'…{name[1 - WIDEST :]}' for name in names]
 

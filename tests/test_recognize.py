@@ -1,7 +1,9 @@
 """The command `recognize`: what it prints and writes, long recordings, and wrong input."""
 
 import json
+import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -251,9 +253,28 @@ def test_no_two_outputs_are_one_file_and_none_is_a_clip(folder, tmp_path):
     with pytest.raises(ValueError, match='--clips and --json both name .*of_green.mp4'):
         recognize.main([*given, f'--json={clip}'])
     assert clip.read_bytes() == before
-    (tmp_path / 'a').touch()
+    model = tmp_path / 'a.safetensors'
+    model.touch()
     with pytest.raises(ValueError, match='--load and --json both name'):
-        recognize.main([f'--load={tmp_path}/a', given[1], f'--json={tmp_path}/a'])
+        recognize.main([f'--load={model}', given[1], f'--json={model}'])
+    for flag in ('save', 'json'):
+        with pytest.raises(ValueError, match=f'--workdir and --{flag} both name'):
+            recognize.main([*given, f'--workdir={model}', f'--{flag}={model}'])
+
+
+def test_clips_of_relative_and_absolute_paths(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    clips = ['new/of_red.avi', folder / 'new/of_green.mp4']
+    printed = run(f'--examples={folder}/examples', '--clips', *clips, capsys=capsys)
+    rows = {line.split()[0]: line.split()[1] for line in printed.out.splitlines() if line}
+    assert rows['new/of_red.avi'] == 'red' and 'green' in rows.values()
+
+
+def test_a_class_folder_whose_name_is_no_text(folder, tmp_path, capsys):
+    shutil.copytree(folder / 'examples', tmp_path / 'examples')
+    (tmp_path / 'examples' / 'red').rename(tmp_path / 'examples' / os.fsdecode(b'caf\x82'))
+    with pytest.raises(ValueError, match=r"name of class 'caf\\udc82' is not UTF-8: rename it"):
+        run(f'--examples={tmp_path}/examples', f'--clips={folder}/new', capsys=capsys)
 
 
 def test_linked_folders_among_the_clips_are_followed_but_not_in_circles(folder, tmp_path):

@@ -18,28 +18,29 @@ class Expected:
     Attributes:
       accuracy: share of the left-out examples that the others recognised; None where no class has
         two examples.
-      half_width: of its 95% interval (Wilson 1927).
+      low, high: its 95% interval (Wilson 1927), from 0 to 1; None where accuracy is None.
       count: how many examples were left out, one after the other.
       way: number of classes.
       tested: in how many of them an example was left out; the others have one example.
     """
 
     accuracy: float | None
-    half_width: float
+    low: float | None
+    high: float | None
     count: int
     way: int
     tested: int
 
     def __str__(self) -> str:
-        if self.accuracy is None:
+        if self.accuracy is None or self.low is None or self.high is None:
             return (
                 'Expected accuracy on these classes: cannot be said, because every class has one '
                 'example; give two or more.'
             )
         return (
-            f'Expected accuracy on these classes: {100 * self.accuracy:.0f}% ± '
-            f'{100 * self.half_width:.0f}% (chance {100 / self.way:.0f}%; each of '
-            f'{self.count} examples recognised by the others; 95% interval).{self._untested()}'
+            f'Expected accuracy on these classes: {100 * self.accuracy:.0f}% (95% interval '
+            f'{100 * self.low:.0f}% to {100 * self.high:.0f}%; chance {100 / self.way:.0f}%; each '
+            f'of {self.count} examples recognised by the others).{self._untested()}'
         )
 
     def _untested(self):
@@ -78,11 +79,14 @@ def expected_accuracy(scores: np.ndarray, labels: np.ndarray, way: int) -> Expec
     """Of left-out examples: scores float [N, way], their classes int [N]."""
     count = len(labels)
     if not count:
-        return Expected(None, 0.0, 0, way, 0)
+        return Expected(None, None, None, 0, way, 0)
     accuracy = float((scores.argmax(-1) == labels).mean())
     spread = accuracy * (1 - accuracy) / count + Z**2 / (4 * count**2)
-    half_width = float(Z * np.sqrt(spread) / (1 + Z**2 / count))
-    return Expected(accuracy, half_width, count, way, len(np.unique(labels)))
+    half_width = Z * np.sqrt(spread) / (1 + Z**2 / count)
+    # The middle lies nearer to 1/2 than the accuracy: 9 of 9 right is 70% to 100%.
+    middle = (accuracy + Z**2 / (2 * count)) / (1 + Z**2 / count)
+    low, high = np.clip([middle - half_width, middle + half_width], 0, 1).tolist()
+    return Expected(accuracy, low, high, count, way, len(np.unique(labels)))
 
 
 def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:

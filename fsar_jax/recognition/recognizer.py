@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import itertools
 import numbers
 import os
 import warnings
@@ -22,6 +23,7 @@ import numpy as np
 
 from fsar_jax.ingest.clip_folders import list_examples
 from fsar_jax.ingest.clip_reader import Clip, ReadClip, as_clip, read_clips
+from fsar_jax.ingest.skipped import is_utf8
 from fsar_jax.ingest.video_files import REASONS, VideoError
 from fsar_jax.messages import listed, one_line, printable
 from fsar_jax.progress import Progress
@@ -421,8 +423,11 @@ class Recognizer:
         found, skipped = [], []
         with Progress(len(flat), 'embedding examples', 'clip') as progress:
             reads = self._read([clip for _, clip in flat])
-            for (class_name, _), (name, read, error) in zip(flat, reads, strict=True):
+            for i, (class_name, clip) in enumerate(flat):
+                name, read, error = next(reads)
                 progress.advance()
+                if isinstance(clip, np.ndarray):
+                    name = _unused_name(clip, i, {example.name for example in (*before, *found)})
                 if read is None:
                     skipped.append((class_name, name, reason_of(error)))
                     continue
@@ -485,6 +490,11 @@ def clip_name(clip: Clip, index: int) -> str:
     return printable(os.fspath(clip), 1000)
 
 
+def _unused_name(clip, index, taken):
+    """The first name of an array from 'clip <index> (…)' on that is not taken."""
+    return next(name for i in itertools.count(index) if (name := clip_name(clip, i)) not in taken)
+
+
 def reason_of(error: VideoError) -> str:
     """Why a clip cannot be read, one line: 'no video stream: only audio'."""
     return printable(one_line(error), 300) if error.detail else f'{error}: {REASONS[error.reason]}'
@@ -522,6 +532,8 @@ def _of_folder(examples):
     for name, clips in given.items():
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f'the name of a class is a text, not {name!r}')
+        if not is_utf8(name):
+            raise ValueError(f"the name of class '{printable(name)}' is not UTF-8: rename it")
         if not clips:
             why = listed((f'{clip}: {why}' for of, clip, why in left_out if of == name), 3)
             raise ValueError(
