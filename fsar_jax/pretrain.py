@@ -22,7 +22,7 @@ How misaligned the actions of a dataset are, by such a classifier (TA2N, Table 1
 
 import sys
 
-from fsar_jax.stopping import errors_in_one_line, on_signals
+from fsar_jax.stopping import errors_in_one_line, finish_first, on_signals
 
 if __name__ == '__main__':  # what follows takes seconds to import
     on_signals('a finished training is kept, an unfinished one starts again')
@@ -31,6 +31,7 @@ import functools
 import io
 import json
 import pathlib
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -57,13 +58,15 @@ from fsar_jax.progress import MetricWriter, Progress
 from fsar_jax.samplers.task_adaptive import TaskAdaptiveSampler
 from fsar_jax.training.checkpoints import Checkpoints
 from fsar_jax.training.inputs import open_training_split
+from fsar_jax.training.run_settings import MAY_CHANGE_ON_RESUME, check_settings
 from fsar_jax.training.start import with_pretrained_weights
 from fsar_jax.training.state import TrainState, create_optimizer, create_train_state, flip_clips
-from fsar_jax.training.workdir import lock_workdir
+from fsar_jax.training.train import wait_until_saved
+from fsar_jax.training.workdir import CLASSIFIERS, lock_workdir
 
 CLIPS = 16  # in a step
 RECENT = 20  # steps, of the accuracies that are printed at the end
-CLASSIFIERS, EVOLUTION = 'classifiers.npz', 'evolution.json'
+EVOLUTION = 'evolution.json'
 NAMES = {'backbone': 'backbone', 'sampler': 'scan network'}
 
 
@@ -151,7 +154,12 @@ def pretrain(
             f'of {config.episode.frames}: choose one that keeps them all, such as a ResNet as TSM'
         )
     directory, found, accuracies = workdir / 'checkpoints', None, dict[str, float]()
-    with lock_workdir(workdir), Checkpoints(directory, config=config) as checkpoints:
+    saving = threading.Lock()
+    with (
+        lock_workdir(workdir),
+        Checkpoints(directory, config=config) as checkpoints,
+        finish_first(lambda: wait_until_saved(checkpoints, saving)),
+    ):
         step_of, answer_of, heads = make_step(config, learner, shapes, dataset)
         if not checkpoints.steps:
             state, heads, accuracies = train_on_clips(
@@ -160,8 +168,10 @@ def pretrain(
             stored = io.BytesIO()
             np.savez(stored, **by_name(heads))
             write_whole(workdir / CLASSIFIERS, stored.getvalue())
-            checkpoints.save(config.train.num_steps, state, {})
+            with saving:
+                checkpoints.save(config.train.num_steps, state, {})
         elif evolution and (workdir / CLASSIFIERS).is_file():
+            check_settings(directory, config, lambda key: key not in MAY_CHANGE_ON_RESUME)
             state, _ = checkpoints.restore(state)
             heads = _read_heads(workdir / CLASSIFIERS, heads)
         else:
@@ -173,6 +183,7 @@ def pretrain(
             answer = functools.partial(answer_of, trained, state.batch_stats)
             found = measure(answer, dataset, config, CLIPS)
             write_whole(workdir / EVOLUTION, json.dumps(found, indent=2) + '\n')
+        checkpoints.wait_for_files()
     return accuracies, found
 
 

@@ -9,6 +9,7 @@ from tiny_run import SAMPLER, largest_difference, tiny_config
 
 from fsar_jax import pretrain
 from fsar_jax.mesh import episode_mesh
+from fsar_jax.training import train
 from fsar_jax.training.selected import best_of_run
 from fsar_jax.training.start import with_pretrained_weights
 from fsar_jax.training.state import create_train_state
@@ -56,6 +57,10 @@ def test_a_run_starts_from_what_frames_have_taught(tiny_data, tmp_path, shallow,
 
     with pytest.raises(ValueError, match='holds a run already: name a new folder'):
         pretrain.pretrain(config, folder)
+    with config.unlocked():
+        config.model.backbone.weights = config.model.sampler.scan_weights = None
+    with pytest.raises(ValueError, match='holds what fsar_jax.pretrain has trained: name another'):
+        train.train_and_evaluate(config, folder, 'vim')
 
 
 def test_clips_are_measured_by_a_classifier_that_knows_them(
@@ -86,6 +91,10 @@ def test_clips_are_measured_by_a_classifier_that_knows_them(
         assert pretrain.pretrain(config, tmp_path / 'tsm', evolution=True) == ({}, evolution)
         with pytest.raises(ValueError, match='holds a run already'):
             pretrain.pretrain(config, tmp_path / 'tsm')
+        config.data.flip = not config.data.flip
+        with pytest.raises(ValueError, match='holds a run with other settings .data.flip='):
+            pretrain.pretrain(config, tmp_path / 'tsm', evolution=True)
+        config.data.flip = not config.data.flip
 
     seen: list = []
     train = pretrain.train_on_clips

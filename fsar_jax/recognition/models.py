@@ -24,11 +24,10 @@ from PIL import Image
 from fsar_jax import weights
 from fsar_jax.config import default_config
 from fsar_jax.data.clips import Clips
-from fsar_jax.data.dataset import Videos, described, version_directory
+from fsar_jax.data.dataset import Videos
 from fsar_jax.data.features import Header, read_header
 from fsar_jax.data.frames import centre_crop_offset, decode_jpeg
-from fsar_jax.evaluation import results
-from fsar_jax.files import local_path, read_json
+from fsar_jax.files import local_path
 from fsar_jax.ingest.clip_reader import ReadClip, ReadSettings
 from fsar_jax.ingest.records import RecordSettings
 from fsar_jax.learner import FewShotLearner, create_learner
@@ -36,7 +35,13 @@ from fsar_jax.mesh import episode_mesh
 from fsar_jax.messages import one_line, printable
 from fsar_jax.named_arrays import params_hash
 from fsar_jax.stages import frames_read
-from fsar_jax.training.export import exported_config, exported_variables, read_about
+from fsar_jax.training.export import (
+    exported_config,
+    exported_variables,
+    read_about,
+    records_of_run,
+    records_there,
+)
 from fsar_jax.training.run_settings import run_config
 from fsar_jax.training.selected import best_of_run
 from fsar_jax.training.start import backbone_variables
@@ -372,13 +377,11 @@ def _without_log():
 def _model_of_run(workdir):
     config = run_config(workdir)
     selected = best_of_run(workdir, episode_mesh(1))
-    noted = workdir / results.FILE
-    records = read_json(noted, 'remove it').get('records') if noted.is_file() else None
     model = Model(
         learner=create_learner(config.model),
         variables=jax.device_put(jax.tree.map(np.asarray, selected.state.variables)),
         config=config,
-        records=_records_of(config, records),
+        records=_record_settings(records_of_run(workdir, config)),
         source=os.fspath(workdir),
         about=f'the model of {printable(workdir, 1000)}, selected on {printable(selected.how)}',
     )
@@ -398,7 +401,7 @@ def _exported_model(path):
         learner=create_learner(config.model),
         variables=jax.device_put(exported_variables(path, config)),
         config=config,
-        records=_records_of(config, None),
+        records=_record_settings(about.get('records') or records_there(config)),
         source=os.fspath(path),
         about=f'the model of {printable(path, 1000)}, selected on '
         f'{printable(about["selected_on"])}',
@@ -466,17 +469,9 @@ def _features_of(config) -> Header | None:
     return None
 
 
-def _records_of(config, noted) -> RecordSettings:
-    """How the clips of a run's dataset were stored: as its features or the built dataset say, else
-    as results.json of the run says (`noted`), else as a build stores them by default."""
+def _record_settings(noted) -> RecordSettings:
+    """How a run stored its clips; as a build does it by default where that is not known."""
     settings = noted if isinstance(noted, dict) else {}
-    header = _features_of(config)
-    with contextlib.suppress(OSError, ValueError):
-        name = config.data.dataset
-        if header is not None:
-            settings = header.settings
-        elif (directory := version_directory(name, config.data.dir)) is not None:
-            settings = described(directory, name)[1]['settings']
     known = {field.name for field in dataclasses.fields(RecordSettings)}
     given = {key: settings[key] for key in known & settings.keys()}
     return dataclasses.replace(RecordSettings(**given), min_frames=1)

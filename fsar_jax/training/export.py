@@ -20,10 +20,11 @@ from safetensors.numpy import save
 
 from fsar_jax.checksums import sha256_of
 from fsar_jax.config import default_config, flatten, with_newer_settings
-from fsar_jax.data.dataset import content_hash
+from fsar_jax.data.dataset import content_hash, described, version_directory
+from fsar_jax.data.features import read_header
 from fsar_jax.data.loader import usable
-from fsar_jax.evaluation.results import versions
-from fsar_jax.files import check_output, write_whole
+from fsar_jax.evaluation.results import FILE, versions
+from fsar_jax.files import check_output, read_json, write_whole
 from fsar_jax.learner import create_learner
 from fsar_jax.messages import differences, listed, one_line, printable
 from fsar_jax.named_arrays import by_name, params_hash
@@ -111,6 +112,7 @@ def export_run(
         'damaged_checkpoints': selected.damaged,
         'params_hash': params_hash(selected.state.params),
         'config': json.loads(config.to_json()),
+        'records': records_of_run(workdir, config),
         'input': input_of(config),
         'layouts': LAYOUTS,
         'arrays': {
@@ -155,6 +157,33 @@ def input_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
         'scaling': {'rule': '(x / 255 - mean) / std, per channel', **backbone.input_scaling()},
         'compute_dtype': config.model.dtype,
     }
+
+
+def records_of_run(
+    workdir: str | os.PathLike[str], config: ml_collections.ConfigDict
+) -> dict[str, Any] | None:
+    """How the clips were stored on which a run was trained: short side, frames kept, JPEG quality,
+    … trained_on.json says it, but not that of earlier releases: then see `records_there`, or else
+    results.json. None where nothing says it."""
+    for note in read_note(pathlib.Path(workdir) / TRAINED_ON).values():
+        if 'records' in note:
+            return note['records']
+    tested = pathlib.Path(workdir) / FILE
+    noted = read_json(tested, 'remove it').get('records') if tested.is_file() else None
+    return records_there(config) or noted
+
+
+def records_there(config: ml_collections.ConfigDict) -> dict[str, Any] | None:
+    """The same of the features or the dataset that lie where the settings say now; None where they
+    do not."""
+    with contextlib.suppress(OSError, ValueError):
+        name = config.data.dataset
+        header = read_header(pathlib.Path(config.data.features)) if config.data.features else None
+        if header is not None:
+            return header.settings
+        if (directory := version_directory(name, config.data.dir)) is not None:
+            return described(directory, name)[1]['settings']
+    return None
 
 
 def training_classes(config: ml_collections.ConfigDict, trained_on: dict) -> list[str] | None:

@@ -62,6 +62,7 @@ from fsar_jax.training.workdir import (
     note_test,
     note_videos,
     read_note,
+    refuse_classifiers,
 )
 
 
@@ -125,10 +126,13 @@ def train_and_evaluate(
         print_once('note: the model has no parameters, so training changes nothing')
 
     # ── Resume: from the checkpoint with the highest step, or start ───────────────────────────────
+    saving = threading.Lock()
     with (
         lock_workdir(workdir),
         Checkpoints(directory, keep=train.keep_checkpoints, config=config) as checkpoints,
+        finish_first(lambda: wait_until_saved(checkpoints, saving)),
     ):
+        refuse_classifiers(workdir)
         resumed, start = checkpoints.resume(state)
         note_videos(workdir, start, [d for d in (train_set, val_set) if d is not None])
         if start < train.num_steps:
@@ -146,10 +150,9 @@ def train_and_evaluate(
         processes = jax.process_index(), jax.process_count()
         batches = loader.training_batches(train_set, config, start, *processes, frames_read(config))
         episodes, first_episode = (n * train.episodes_per_step for n in (train.num_steps, start))
-        not_logged, saving = None, threading.Lock()
+        not_logged = None
         with (
             named_out_of_memory(config, 'training'),
-            finish_first(lambda: wait_until_saved(checkpoints, saving)),
             contextlib.closing(batches),
             MetricWriter(workdir, train.log_steps, resume_step=start) as writer,
             Progress(episodes, 'training', 'episode', first_episode) as progress,

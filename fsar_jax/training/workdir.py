@@ -18,6 +18,7 @@ from fsar_jax.machine import file_lock
 from fsar_jax.messages import differences, printable
 
 TRAINED_ON, TESTED_ON, METHOD = 'trained_on.json', 'tested_on.json', 'method.txt'
+CLASSIFIERS = 'classifiers.npz'  # of fsar_jax.pretrain
 
 
 @contextlib.contextmanager
@@ -55,6 +56,15 @@ def make_workdir(workdir: str | os.PathLike[str]) -> None:
         raise type(error)(error.errno, error.strerror, str(workdir)) from None
 
 
+def refuse_classifiers(workdir: pathlib.Path) -> None:
+    """ValueError where the folder is of fsar_jax.pretrain: its checkpoint is no step of a run."""
+    if (workdir / CLASSIFIERS).exists():
+        raise ValueError(
+            f'{printable(workdir, 1000)} holds what fsar_jax.pretrain has trained: name another '
+            '--workdir, and give this one as the weights to start from'
+        )
+
+
 def note_videos(workdir: pathlib.Path, start: int, datasets: list[Videos]) -> None:
     """Notes which videos a run is trained and selected on, for its results.
 
@@ -67,7 +77,7 @@ def note_videos(workdir: pathlib.Path, start: int, datasets: list[Videos]) -> No
     path = workdir / TRAINED_ON
     now = {
         dataset.split: videos_present(dataset)
-        | {'content': content_hash(dataset)}
+        | {'content': content_hash(dataset), 'records': dataset.settings}
         | ({'extractor': dataset.extractor} if dataset.extractor else {})
         | ({'limited_to': ids_by_class(dataset)} if dataset.clips_per_class else {})
         for dataset in datasets

@@ -32,9 +32,10 @@ from fsar_jax.recognition.calibration import (
 from fsar_jax.recognition.models import Model, PretrainedFeatures, draws
 from fsar_jax.recognition.saved import read_examples
 from fsar_jax.training.checkpoints import Checkpoints
+from fsar_jax.training.export import records_of_run
 from fsar_jax.training.inputs import with_features
 from fsar_jax.training.state import create_train_state, example_episode
-from fsar_jax.training.workdir import METHOD, TRAINED_ON, make_workdir
+from fsar_jax.training.workdir import METHOD, TRAINED_ON, make_workdir, note_videos
 
 COLOURS = {'red': (200, 40, 40), 'green': (40, 200, 40), 'blue': (40, 40, 200)}
 
@@ -263,6 +264,15 @@ def test_adding_and_removing_embeds_nothing_again(fitted, blank, monkeypatch):
     np.testing.assert_allclose(fitted.predict_proba(query), fresh.predict_proba(query), rtol=1e-5)
 
 
+def test_no_two_examples_have_one_name(blank):
+    found = blank().fit({'red': [clip_of('red', i) for i in range(2)], 'blue': clip_of('blue', 0)})
+    found.add({'red': clip_of('red', 2)}).remove('red', found.examples['red'][0])
+    found.add({'red': [clip_of('red', i) for i in (3, 4)]})
+    names = found.examples['red']
+    assert len(set(names)) == 4
+    assert found.remove('red', names[0]).examples['red'] == names[1:]
+
+
 @pytest.mark.parametrize('method', [None, pytest.param('strm', marks=pytest.mark.slow)])
 def test_what_is_saved_gives_the_same_answers(fitted, monkeypatch, tmp_path, method):
     if method:
@@ -325,12 +335,15 @@ def test_a_few_examples_that_are_all_recognised_do_not_make_answers_certain():
 def test_the_expected_accuracy_counts_examples_that_the_others_recognise(fitted):
     expected = fitted.expected
     assert (expected.accuracy, expected.count, expected.way) == (1.0, 5, 3)  # green has only one
-    assert str(expected).startswith('Expected accuracy on these classes: 100% ± 22% (chance 33%')
+    assert str(expected).startswith(
+        'Expected accuracy on these classes: 100% (95% interval 57% to '
+    )
+    assert ' to 100%; chance 33%; each of 5 examples' in str(expected)
     assert 'It rests on 2 of the 3 classes: the other has one example' in str(expected)
     many = expected_accuracy(np.eye(9)[[0, 0]], np.zeros(2, int), 9)
     assert 'It rests on 1 of the 9 classes: the other 8 have one example' in str(many)
     both = expected_accuracy(np.eye(2)[[0, 1]], np.arange(2), 2)
-    assert str(both).endswith('95% interval).')
+    assert str(both).endswith('by the others).')
     one_each = fitted.fit({name: clip_of(name, 0) for name in COLOURS})
     assert one_each.expected.accuracy is None
     assert 'cannot be said, because every class has one example' in str(one_each.expected)
@@ -361,9 +374,16 @@ def test_a_smaller_class_loses_nothing_to_a_larger_one():
 
 
 def test_the_interval_is_that_of_wilson():
-    """8 of 10: 0.490 to 0.943."""
-    expected = expected_accuracy(np.eye(2)[[0] * 8 + [1] * 2], np.zeros(10, int), 2)
-    assert expected.accuracy == 0.8 and expected.half_width == pytest.approx(0.2267, abs=1e-3)
+    """The borders are those accuracies from which the observed one is 1.96 of their standard
+    deviations away; it is not the middle between them."""
+    for right, low, high in ((8, 0.490, 0.943), (10, 0.722, 1.0), (0, 0.0, 0.278)):
+        expected = expected_accuracy(
+            np.eye(2)[[0] * right + [1] * (10 - right)], np.zeros(10, int), 2
+        )
+        assert expected.accuracy == right / 10
+        assert (expected.low, expected.high) == pytest.approx((low, high), abs=1e-3)
+        for p in {expected.low, expected.high} - {0.0, 1.0}:
+            assert abs(right / 10 - p) == pytest.approx(1.96 * (p * (1 - p) / 10) ** 0.5)
 
 
 # ── Where models come from ────────────────────────────────────────────────────────────────────────
@@ -397,15 +417,27 @@ def test_the_model_of_a_run_is_that_of_its_exported_file(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_where_the_dataset_is_gone_results_json_says_how_its_clips_were_stored(run):
+def test_where_the_dataset_is_gone_results_json_says_how_its_clips_were_stored(run, tmp_path):
     assert models.load_model(run).records == RecordSettings(short_side=48, min_frames=1)
+    export.main([f'--workdir={run}', f'--out={tmp_path}/trm.safetensors'])
+    exported = models.load_model(tmp_path / 'trm.safetensors')
+    assert exported.records == RecordSettings(short_side=48, min_frames=1)
 
 
-def test_clips_are_stored_as_those_of_the_runs_dataset(tiny_data):
-    config = tiny_config('trm', {'data.dir': str(tiny_data)})
-    assert models._records_of(config, {'short_side': 48}).short_side == 32
-    config = tiny_config('trm', {'data.dir': '/nowhere'})
-    assert models._records_of(config, None) == RecordSettings(min_frames=1)
+def test_clips_are_stored_as_those_on_which_the_run_was_trained(tiny_data, tmp_path):
+    """A dataset that lies at config.data.dir meanwhile may be another one."""
+    stored = lambda config: models._record_settings(records_of_run(tmp_path, config))
+    there, gone = (
+        tiny_config('trm', {'data.dir': str(folder)}) for folder in (tiny_data, '/nowhere')
+    )
+    assert stored(gone) == RecordSettings(min_frames=1)
+    assert stored(there).short_side == 32  # a run of an earlier release
+    note_videos(tmp_path, 0, [open_dataset('video_folder/tiny', tiny_data, 'train')])
+    assert stored(gone).short_side == 32
+    note = json.loads((tmp_path / TRAINED_ON).read_text())
+    note['train']['records']['short_side'] = 48
+    (tmp_path / TRAINED_ON).write_text(json.dumps(note))
+    assert stored(there).short_side == 48
 
 
 def test_without_the_pretrained_weights_one_line_says_what_to_install(monkeypatch):

@@ -24,7 +24,12 @@ from fsar_jax.training.selected import best_of_run
 from fsar_jax.training.state import create_train_state
 from fsar_jax.training.workdir import METHOD, make_workdir, note_videos
 
-SETTINGS = {'model.backbone.width': 4, 'eval.num_episodes': 20, 'eval.query': 1}
+SETTINGS = {
+    'model.backbone.width': 4,
+    'train.num_steps': 4,
+    'eval.num_episodes': 20,
+    'eval.query': 1,
+}
 
 
 @pytest.fixture(scope='module')
@@ -75,6 +80,7 @@ def test_the_json_says_what_another_framework_must_know(run, exported, tiny_data
     assert (about['method'], about['step'], about['val_accuracy']) == ('strm.py', 2, 0.75)
     assert about['selected_on'] == 'val accuracy at step 2' and not about['damaged_checkpoints']
     assert about['config'] == json.loads((run / 'checkpoints' / 'config.json').read_text())
+    assert about['records'] == open_dataset('video_folder/tiny', tiny_data, 'train').settings
     assert about['arrays'].keys() == load_file(exported).keys()
     assert about['arrays']['params/backbone/conv1/kernel'] == {
         'shape': [5, 5, 3, 4],
