@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
       ValueError, OSError: one line about a flag or the run.
     """
-    parser = Parser(prog='python -m fsar_jax.selection', description=__doc__.partition('\n\n')[2])
+    parser = Parser(prog='python -m fsar_jax.selection', description=__doc__)
     parser.add_argument('--workdir', required=True, help='workdir of the run')
     parser.add_argument(
         '--episodes', default='200', help='test episodes, at least 2. Default %(default)s'
@@ -201,7 +201,7 @@ def push_of_scores(model: TrainedModel, count: int) -> dict:
             )
         return episode_loss(prediction, labels, config, classes)
 
-    clips = e.way * e.shot + episodes.query.shape[1]
+    clips, of_split = e.way * e.shot + episodes.query.shape[1], np.unique(dataset.labels)
     zero = jnp.zeros((clips, frames_read(config)))
     push = jax.jit(lambda *given: -jax.grad(loss)(zero, *given))
     batches = loader.episode_batches(dataset, config, episodes, 1, frames_read(config))
@@ -210,7 +210,7 @@ def push_of_scores(model: TrainedModel, count: int) -> dict:
         for index, batch in enumerate(batches):
             keys = (jax.random.key(2 * index + draw) for draw in range(2))
             given = batch['support'][0], batch['query'][0], episodes.labels[index]
-            classes = np.asarray(episodes.classes[index])
+            classes = np.searchsorted(of_split, episodes.classes[index]).astype(np.int32)
             pushes.append([np.asarray(push(key, *given, classes)) for key in keys])
             progress.advance()
     truth = Truth.of(dataset, episodes)

@@ -2,7 +2,8 @@
 
     python -m fsar_jax.sweep --list                          the tables of docs/tables.md
     python -m fsar_jax.sweep vim-t4 --list                   its rows, and how far each is
-    python -m fsar_jax.sweep vim-t4 --config.data.dir=DATA   runs them, then prints the table
+    python -m fsar_jax.sweep vim-t4 --config.data.dir=DATA --config.model.backbone.weights=FILE
+                                                             runs them, then prints the table
     python -m fsar_jax.sweep mine.txt --seeds=0,1            your own rows: a command on each line
 
 Each run has the folder ROOT/<row>/seed<k>, with its results.json and what it printed, log.txt. To
@@ -72,6 +73,7 @@ FINISHED, FAILED, ELSEWHERE = 'finished', 'failed', 'elsewhere'
 PROGRAM = sys.executable, '-m', 'fsar_jax.train'
 STARTED = '$ python -m fsar_jax.train'  # in log.txt, the first line of each try
 STARTS = keys_that_affect('start')
+FILES = (*STARTS, *keys_that_affect('list'))  # compared by name, wherever they lie
 
 
 class Run(NamedTuple):
@@ -200,9 +202,9 @@ def differing(results: dict, run: Run, only: Collection[str] = ()) -> list[str]:
     settings of its run, so only those that it gives are compared.
     """
     config = with_features(config_of(run.flags))
-    ignored = keys_that_affect('cost', 'list')
+    ignored = keys_that_affect('cost')
     now, there = settings_by_key(config), with_newer_settings(flatten(results.get('config') or {}))
-    keys = [key for key, value in now.items() if value is not None or key in STARTS]
+    keys = [key for key, value in now.items() if value is not None or key in FILES]
     if run.row.mode == 'evaluate':
         given = {flag.partition('=')[0].removeprefix('--config.') for flag in run.flags}
         keys = [key for key in keys if key in given]
@@ -211,7 +213,7 @@ def differing(results: dict, run: Run, only: Collection[str] = ()) -> list[str]:
         key
         for key in keys
         if key not in ignored and (not only or key in only)
-        if key not in STARTS or file(there.get(key)) != file(now[key])
+        if key not in FILES or file(there.get(key)) != file(now[key])
     ]
     of_keys = lambda settings: {key: settings.get(key) for key in keys}
     return differences(of_keys(there), of_keys(now))
@@ -363,6 +365,11 @@ def outcome_of(run: Run, shown: Shown) -> Outcome:
             if is_finished(run):
                 return Outcome(FINISHED, f'{accuracy_of(run)}, as it was')
             config = config_of(run.flags)
+            if config.eval.split != 'test' and not run.of:
+                return Outcome(
+                    FAILED,
+                    f'config.eval.split={config.eval.split}: a sweep tests on the test split',
+                )
             if run.of and not is_finished(run.of):
                 busy = is_busy(run.source)
                 return Outcome(
@@ -558,21 +565,23 @@ def parsed(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
     add('--only', default='*', metavar='PATTERN', help="rows with such a name: '*ucf101*'")
     add('--list', action='store_true', help='print the rows and how far they are, and run nothing')
     add('--config.KEY', dest='_', metavar='VALUE', help='a setting for every row')
-    given = sys.argv[1:] if arguments is None else arguments
-    args, others = parser.parse_known_args(spelled_out(given))
-    args.rows = slice_of(args.rows, '--rows') or (0, 1)
-    flags: list[str] = []
-    for word in others:
-        if flags and '=' not in flags[-1] and not word.startswith('-'):
+    own: list[str] = []
+    flags: list[str] = []  # taken out first: argparse reads one with a space as a table
+    before = ''
+    for word in spelled_out(sys.argv[1:] if arguments is None else arguments):
+        if before.startswith('--config.') and '=' not in before and not word.startswith('-'):
             flags[-1] += f'={word}'
         else:
-            flags.append(word)
+            (flags if word.startswith('--config.') else own).append(word)
+        before = word
+    args, others = parser.parse_known_args(own)
+    args.rows = slice_of(args.rows, '--rows') or (0, 1)
+    if others:
+        raise ValueError(
+            f"unexpected argument '{printable(others[0])}': settings for every row look like "
+            '--config.train.num_steps=1000'
+        )
     for flag in flags:
-        if not flag.startswith('--config.'):
-            raise ValueError(
-                f"unexpected argument '{printable(flag)}': settings for every row look like "
-                '--config.train.num_steps=1000'
-            )
         if flag.partition('=')[0] == '--config.seed':
             raise ValueError('--config.seed is given to every run by --seeds=0,1,2')
     return args, flags

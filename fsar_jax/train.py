@@ -112,6 +112,8 @@ def start_distributed(spec: str) -> None:
         try:
             address, *numbers = spec.split(',')
             count, index = map(int, numbers)
+            if not re.fullmatch(r'.+:\d{1,5}', address):
+                raise ValueError('no port')
         except ValueError:
             raise ValueError(
                 f"--distributed={printable(spec)} should be 'auto' or 'host:port,count,index', "

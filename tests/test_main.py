@@ -369,6 +369,10 @@ BAD = {
         ['--distributed=two'],
         "--distributed=two should be 'auto' or 'host:port,count,index'",
     ),
+    'cluster without a port': (
+        ['--distributed=localhost,1,0'],
+        "--distributed=localhost,1,0 should be 'auto' or 'host:port,count,index'",
+    ),
     'unknown matcher': (
         ['--config.model.matcher.name=dtw'],
         "config.model.matcher.name='dtw' is not one of ",

@@ -157,6 +157,33 @@ def test_a_run_that_began_from_other_weights_is_refused(folder, capsys):
     ) in capsys.readouterr().out
 
 
+def test_results_on_another_list_of_episodes_are_not_taken_for_finished(folder):
+    assert start('--only=mine') == 0
+    done = sweep.runs_of(sweep.rows_of(['rows.txt']), [0], folder / 'out')
+    other = ['--config.eval.episodes_file=list.jsonl']
+    listed = sweep.runs_of(sweep.rows_of(['rows.txt']), [0], folder / 'out', other)
+    finished = lambda runs: [sweep.is_finished(run) for run in runs if run.row.name == 'mine']
+    assert finished(done) == [True] and finished(listed) == [False]
+
+
+def test_a_sweep_on_val_is_refused_before_it_trains(folder, capsys):
+    assert start('--only=mine', '--config.eval.split=val') == 1
+    assert 'config.eval.split=val: a sweep tests on the test split' in capsys.readouterr().out
+    assert calls(folder) == []
+
+
+def test_flags_with_spaces_and_in_any_order():
+    for words in (
+        ['vim-t4', '--config.data.dir=/my data', '--config.data.flip', 'False', '--seeds=1'],
+        ['--config.data.dir', '/my data', '--config.data.flip=False', 'vim-t4', '--seeds', '1'],
+    ):
+        args, flags = sweep.parsed(words)
+        assert (args.tables, args.seeds) == (['vim-t4'], (1,))
+        assert flags == ['--config.data.dir=/my data', '--config.data.flip=False']
+    with pytest.raises(ValueError, match="unexpected argument '--confg.data.dir=x'"):
+        sweep.parsed(['vim-t4', '--confg.data.dir=x'])
+
+
 def test_an_evaluation_waits_for_its_run(folder, capsys):
     (folder / 'rows.txt').write_text(
         '--config=trm --config.train.learning_rate=0 --workdir=a\n'

@@ -131,7 +131,11 @@ def _settings(results: dict) -> dict:
 
 def _identity(results: dict) -> tuple:
     """Equal for runs that differ in the seed alone."""
-    trained_on = results.get('trained_on')
+    # The clips of a training on few of each class are drawn by the seed.
+    trained_on = {
+        split: {key: value for key, value in note.items() if key != 'limited_to'}
+        for split, note in (results.get('trained_on') or {}).items()
+    }
     clips = [results.get(key) for key in ('content', 'extractor')]
     parts = (results['method'], _episodes(results), _settings(results), trained_on, clips)
     return tuple(json.dumps(part, sort_keys=True) for part in parts)

@@ -10,6 +10,7 @@ from fsar_jax.learner import create_learner
 from fsar_jax.mesh import replicated
 from fsar_jax.messages import listed
 from fsar_jax.stage import ArrayTree
+from fsar_jax.training.checkpoint_files import step_directories
 from fsar_jax.training.checkpoints import Checkpoints
 from fsar_jax.training.run_settings import run_config
 from fsar_jax.training.state import TrainState, create_train_state
@@ -24,6 +25,7 @@ class Selected(NamedTuple):
       how: how it was chosen, in words.
       damaged: steps that may be better, but are damaged.
       metrics: as saved with it, {'val_accuracy': …}.
+      to_come: the last step of a run that has not done it yet; 0 of a finished one.
     """
 
     state: TrainState
@@ -31,11 +33,14 @@ class Selected(NamedTuple):
     how: str
     damaged: list[int]
     metrics: dict[str, float]
+    to_come: int = 0
 
     @property
     def changed(self) -> dict[str, tuple]:
-        """As of `departures`: a damaged checkpoint may be the best, and another one is used."""
-        return {'checkpoint': (max(self.damaged), self.step)} if self.damaged else {}
+        """As of `departures`: another checkpoint than this one may be the best, one that is damaged
+        or that the run has not reached."""
+        others = [*self.damaged, *filter(None, [self.to_come])]
+        return {'checkpoint': (max(others), self.step)} if others else {}
 
 
 def best_of_run(workdir: str | os.PathLike[str], mesh: jax.sharding.Mesh) -> Selected:
@@ -49,7 +54,10 @@ def best_of_run(workdir: str | os.PathLike[str], mesh: jax.sharding.Mesh) -> Sel
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), like
         )
-        return select(checkpoints, like)
+        selected = select(checkpoints, like)
+    last = max(int(path.name) for path in step_directories(directory))
+    steps = config.train.num_steps
+    return selected._replace(to_come=steps if last < steps else 0)
 
 
 def select(checkpoints: Checkpoints, like: ArrayTree) -> Selected:

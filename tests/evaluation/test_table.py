@@ -68,6 +68,22 @@ def test_three_seeds_of_two_methods_by_hand():
     assert rows[0].difference is None and rows[1].starred and not rows[0].starred
 
 
+def test_seeds_that_draw_other_training_clips_are_averaged():
+    """config.data.train_clips_per_class: the clips of a class are drawn by the seed of the run."""
+    trained_on = lambda seed, **more: {
+        'train': {'hash': 'h', 'limited_to': {'wave': [f'clip{seed}']}, **more}
+    }
+    limit = {'settings': {'data.train_clips_per_class': 10}}
+    found = {
+        str(seed): run('protonet', seed, [2, 3], trained_on=trained_on(seed), **limit)
+        for seed in range(3)
+    }
+    rows, notes = table(found)
+    assert [row.seeds for row in rows] == [(0, 1, 2)] and not notes
+    found['2']['trained_on'] = trained_on(2, hash='other')
+    assert [row.seeds for row in table(found)[0]] == [(0, 1), (2,)]
+
+
 def test_the_order_of_the_files_does_not_matter_within_a_row():
     backwards = dict(reversed(list(runs().items())))
     rows, _ = table(backwards, against='protonet')

@@ -1,5 +1,7 @@
 """What is tested and reported is the checkpoint that was best on val, not the last one."""
 
+import shutil
+
 import pytest
 from tiny_run import tiny_config
 
@@ -53,3 +55,20 @@ def test_the_best_on_val_is_tested(tiny_data, tmp_path, monkeypatch, shallow, lo
         assert results['selected_on'] == (
             'val accuracy at step 2' if look_at_val else 'last step (3)'
         )
+
+
+def test_a_look_at_a_run_that_is_not_over_is_not_its_result(tiny_data, tmp_path, shallow):
+    config = tiny_config('protonet', {**SETTINGS, 'data.dir': str(tiny_data)}, width=2)
+    with config.unlocked():
+        config.train.keep_checkpoints = 3
+    whole = train.train_and_evaluate(config, tmp_path, 'protonet')
+    shutil.rmtree(tmp_path / 'checkpoints' / '3')  # as if it had been stopped before that
+    (tmp_path / 'results.json').unlink()
+    train.evaluate_only(config, tmp_path, 'protonet')
+    assert [path.name for path in tmp_path.glob('results*.json')] in (
+        ['results.checkpoint=1.json'],
+        ['results.checkpoint=2.json'],
+    )
+    again = train.train_and_evaluate(config, tmp_path, 'protonet')
+    for key in ('params_hash', 'correct', 'selected_on'):
+        assert again[key] == whole[key] == read_results(tmp_path)[key]
