@@ -373,9 +373,9 @@ class Eval:
         at_least=0,
         affects='cost',
         saving=Saving(0, 'evaluation'),
-        help='a sampler that adapts to the episode: embed every frame of the split once where that '
-        'takes at most this many GB of each device, and the frames that an episode chooses again '
-        'in each episode where it takes more (docs/costs.md)',
+        help='for a sampler that adapts to the episode: if the embeddings of all frames of the '
+        'split take at most this many GB of each device, they are computed once; otherwise each '
+        'episode embeds the frames that it chooses (docs/costs.md)',
     )
     measured_episodes: int = setting(
         0,

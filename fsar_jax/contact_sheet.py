@@ -30,9 +30,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         '--dir', default='data', help='folder of the built datasets; default %(default)s'
     )
-    parser.add_argument('--split', default='test')
+    parser.add_argument('--split', default='test', help='train, val or test; default %(default)s')
     parser.add_argument('--clip', type=int, default=0, help='which clip of each class')
-    parser.add_argument('--frames', type=int, default=8)
+    parser.add_argument('--frames', type=int, default=8, help='of each clip; default %(default)s')
     parser.add_argument('--out', required=True, help='the picture to write, .png or .jpg')
     args = parser.parse(arguments)
     data_dir, out = local_path(args.dir, '--dir'), local_path(args.out, '--out')

@@ -1,6 +1,6 @@
 """Draws what a run did, on one page: python -m fsar_jax.report --workdir=runs/strm
 
-This writes runs/strm/report/index.html, which needs no network and no second file, and beside it
+This writes WORKDIR/report/index.html, which needs no network and no second file, and beside it
 every figure as PNG and as PDF: training curves, test accuracy, confusion matrix, classes; for some
 test episodes the frames that the method compares, where it looks and how it aligns; and t-SNE of
 features. With --against=RUN2 it compares the two, episode by episode and class by class. A figure
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
       ValueError, OSError: one line about a flag or the run.
     """
-    parser = Parser(prog='python -m fsar_jax.report', description=__doc__.partition('\n\n')[2])
+    parser = Parser(prog='python -m fsar_jax.report', description=__doc__)
     parser.add_argument('--workdir', required=True, help='workdir of the run')
     parser.add_argument('--against', help='workdir of another run, to compare with')
     parser.add_argument(

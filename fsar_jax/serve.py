@@ -53,7 +53,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         '--max-mb', type=float, default=200, help='size of a clip at most; default %(default)s'
     )
     parser.add_argument(
-        '--max-seconds', type=float, default=120, help='length of a clip; default %(default)s'
+        '--max-seconds',
+        type=float,
+        default=120,
+        help='length of a clip at most, in seconds; default %(default)s',
     )
     args = parser.parse(arguments)
     for flag, value in (('--max-mb', args.max_mb), ('--max-seconds', args.max_seconds)):

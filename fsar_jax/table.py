@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
       ValueError, OSError: one line about a file or a flag.
     """
-    parser = Parser(prog='python -m fsar_jax.table', description=__doc__.partition('\n\n')[2])
+    parser = Parser(prog='python -m fsar_jax.table', description=__doc__)
     parser.add_argument('results', nargs='+', help='results.json files, or the workdirs of runs')
     parser.add_argument('--against', help='the method to compare with; default: the first row')
     parser.add_argument('--latex', action='store_true', help='LaTeX in place of Markdown')

