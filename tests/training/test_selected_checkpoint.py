@@ -5,6 +5,7 @@ import shutil
 import pytest
 from tiny_run import tiny_config
 
+from fsar_jax import stopping
 from fsar_jax.evaluation.results import read_results
 from fsar_jax.learner import create_learner
 from fsar_jax.named_arrays import params_hash
@@ -35,6 +36,12 @@ def test_the_best_on_val_is_tested(tiny_data, tmp_path, monkeypatch, shallow, lo
         found = original(model, dataset, *args, **kwargs)
         return {**found, 'accuracy': next(seen)} if dataset.split == 'val' else found
 
+    def select(checkpoints, state):
+        assert stopping._finish_first  # a signal waits for the last save, which may be going on
+        return selected(checkpoints, state)
+
+    selected = train.select
+    monkeypatch.setattr(train, 'select', select)
     monkeypatch.setattr(train, 'evaluate', evaluate)
     found = train.train_and_evaluate(config, tmp_path, 'protonet')
     before_test = [split for split in looked_at if split != 'test']
