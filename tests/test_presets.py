@@ -137,6 +137,7 @@ OF_METHOD = {
         'model.matcher.loss_weight': 0.5,  # M4
         'model.classifier.weight': 1.0,  # M4
         'model.backbone.name': 'resnet3d50',  # M9
+        'model.backbone.batch_norm': 'joint',  # M11
         'model.backbone.batch_norm_groups': 1,
         'episode.frames': 16,
         'model.sampler.frames': 16,
@@ -185,9 +186,11 @@ TA2N_KINETICS = TA2N | {
     'train.schedule_factor': 0.9,
     'train.checkpoint_steps': 20 * 200 // 8,
 }
-# HyRSM: its released configs, row H7.
+# HyRSM: its released configs, rows H7 and H8.
 HYRSM = {
     'model.backbone.batch_norm_groups': 1,
+    'data.sampling': 'segment',
+    'data.test_jitter': True,
     'model.classifier.weight': 0.15,
     'train.optimizer': 'adam',
     'train.schedule': 'steps',
@@ -211,6 +214,8 @@ HYRSM_SSV2 = HYRSM | {
 HYRSM_KINETICS = HYRSM | {
     'model.classifier.weight': 0.4,
     'model.matcher.position': (2048.0, 0.01),
+    'data.sampling': 'trx',
+    'data.test_jitter': False,
     'train.learning_rate': 2.2e-5,
     'train.weight_decay': 5e-4,
     'train.warmup_steps': 100 // 4,
