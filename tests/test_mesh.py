@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import types
 
 import jax
 import numpy as np
@@ -97,3 +98,16 @@ def test_two_processes_put_their_parts_together():
             process.kill()
     assert [process.returncode for process in both] == [0, 0], said
     assert [out.split('\n')[-2] for out, _ in said] == ['[0, 1, 2, 3]', '[4, 5, 6, 7]']
+
+
+def test_the_devices_of_a_process_are_neighbours():
+    """As a TPU pod lists them, along its wires; the loader gives each process its share in turn."""
+    pod = [types.SimpleNamespace(process_index=p, id=i) for i, p in enumerate([0, 0, 1, 1, 0, 1])]
+    assert [(d.process_index, d.id) for d in meshes.in_order(reversed(pod))] == [
+        (0, 0),
+        (0, 1),
+        (0, 4),
+        (1, 2),
+        (1, 3),
+        (1, 5),
+    ]

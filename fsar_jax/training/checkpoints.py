@@ -99,8 +99,12 @@ class Checkpoints:
     def __enter__(self) -> 'Checkpoints':
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or jax.process_count() == 1:
+            return self.close()
+        # The other processes may be anywhere: to wait for them would be to wait for ever.
+        self.wait_for_files()
+        self._writer.shutdown()
 
     @property
     def steps(self) -> list[int]:

@@ -227,3 +227,16 @@ def test_saved_on_eight_devices_restored_on_one(tmp_path):
     np.testing.assert_array_equal(state['params'], np.arange(6.0))
     np.testing.assert_array_equal(state['rows'], np.arange(16.0))
     assert state['rows'].sharding == here
+
+
+def test_an_error_in_one_of_several_processes_waits_for_no_other(tmp_path, monkeypatch):
+    """The others are in their step, and will not come to a meeting."""
+    meeting = lambda *given: pytest.fail('it waits for the other processes')
+    with pytest.raises(ValueError, match='a file is gone'):
+        with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
+            checkpoints.save(1, make_state(1))
+            checkpoints.wait_for_files()
+            monkeypatch.setattr(jax, 'process_count', lambda: 2)
+            monkeypatch.setattr('fsar_jax.training.checkpoints._in_all_processes', meeting)
+            raise ValueError('a file is gone')
+    assert (tmp_path / 'checkpoints' / '1').is_dir()
