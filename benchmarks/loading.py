@@ -14,6 +14,7 @@ from absl import app, flags
 from fsar_jax import default_config
 from fsar_jax.data import frames, loader
 from fsar_jax.data.dataset import Videos
+from fsar_jax.machine import keep_what_readers_free
 
 SECONDS = flags.DEFINE_float('seconds', 3.0, 'measure each row for about this long')
 QUALITY = 95
@@ -68,7 +69,7 @@ def main(_):
         dataset = SyntheticVideos(width, height, num_frames)
         stored, config = dataset.stored[:16], default_config()
         config.data.resize, config.episode.image_size, config.episode.frames = height, crop, 8
-        loader.keep_freed_memory()
+        keep_what_readers_free()
         clips = loader.Clips(dataset, config)
         out = clips.empty()
         # By CPU time: one thread, and other programs on the machine do not count.

@@ -17,6 +17,8 @@ from fsar_jax.messages import printable
 # Parameters of glibc's mallopt.
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -3, -4, -8
 
+_kept: list[bool] = []  # not empty while this process keeps all freed memory
+
 # Of Lustre without -o flock, and of NFS without its lock service.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
@@ -41,13 +43,22 @@ def keep_freed_memory() -> bool:
       Whether it does from now on.
     """
     # With more than one arena, that of a thread would give back what the thread has freed.
-    return _set_malloc((ARENA_MAX, 1), (MMAP_MAX, 0), (TRIM_THRESHOLD, -1))
+    kept = _set_malloc((ARENA_MAX, 1), (MMAP_MAX, 0), (TRIM_THRESHOLD, -1))
+    _kept[:] = [True] * kept
+    return kept
+
+
+def keep_what_readers_free() -> bool:
+    """Keeps up to 1 GiB of what is freed, unless `keep_freed_memory` keeps all of it. Otherwise
+    reading records and frames spends most of its time on page faults. Whether it does."""
+    return not _kept and _set_malloc((MMAP_THRESHOLD, 2**25), (TRIM_THRESHOLD, 2**30))
 
 
 def give_back_freed_memory() -> bool:
     """Undoes `keep_freed_memory`, for what is freed from now on. Whether it does."""
     size = 2**25  # where glibc's own limits end up in a process with large arrays
     limits = (MMAP_MAX, 2**16), (MMAP_THRESHOLD, size), (TRIM_THRESHOLD, 2 * size)
+    _kept.clear()
     return _set_malloc((ARENA_MAX, 0), *limits)
 
 

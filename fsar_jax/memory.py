@@ -144,9 +144,13 @@ def smaller(known: Setting, value: Any, config: ml_collections.ConfigDict) -> st
     assert saving
     if saving.up_to:  # a divisor of another setting, from which on there is no more to split
         most = setting_of(config, saving.up_to)
-        return next((str(n) for n in range(value + 1, most + 1) if most % n == 0), '')
+        devices = max(n for n in range(1, jax.device_count() + 1) if most % n == 0)
+        able = (n for n in range(value + 1, most + 1) if most % (n * devices) == 0)
+        return str(next(able, ''))
     if saving.value is not None:
         return '' if value == saving.value else f'{saving.value}'
     half = value // 2 if isinstance(value, int) else value / 2
     lowest = known.at_least or 0
+    if isinstance(value, int) and saving.phase == 'evaluation':  # rounded up to the devices
+        lowest = max(lowest, jax.device_count())
     return f'{half:g}' if value and half >= lowest and half != value else ''

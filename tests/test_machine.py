@@ -87,6 +87,16 @@ print(faults() - before)
 """
 
 
+def test_readers_keep_memory_only_where_nothing_keeps_all_of_it(monkeypatch):
+    calls = []
+    monkeypatch.setattr(machine, '_set_malloc', lambda *given: calls.append(given) or True)
+    monkeypatch.setattr(machine, '_kept', [])
+    assert machine.keep_what_readers_free() and machine.keep_freed_memory()
+    assert not machine.keep_what_readers_free() and len(calls) == 2
+    machine.give_back_freed_memory()
+    assert machine.keep_what_readers_free() and len(calls) == 4
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='only glibc gives memory back so')
 @pytest.mark.parametrize(
     'given, back, kept',

@@ -51,6 +51,18 @@ def test_parts_of_the_embeddings_are_named_where_there_are_several_devices(monke
     assert 'embeddings' not in memory.out_of_memory(config, 'evaluation')
 
 
+def test_what_cannot_be_split_further_over_several_devices_is_not_named(monkeypatch):
+    config = get_config('strm', 'ssv2')  # 16 episodes a step
+    monkeypatch.setattr(jax, 'device_count', lambda: 8)
+    config.train.accumulation_steps = 2  # an episode for each device
+    assert 'accumulation_steps' not in memory.out_of_memory(config, 'training')
+    config.train.accumulation_steps = 1
+    assert '--config.train.accumulation_steps=2' in memory.out_of_memory(config, 'training')
+    for videos, named in ((8, False), (16, True)):
+        config.eval.videos_per_batch = videos
+        assert ('eval.videos_per_batch=8' in memory.out_of_memory(config, 'evaluation')) == named
+
+
 # What backends say: a CPU and a GPU when they run, and libtpu 0.0.50 when it compiles.
 ON_CPU = 'RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.'
 ON_GPU = 'RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes.'

@@ -17,7 +17,6 @@ a sampler chooses from (fsar_jax.stages.frames_read).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import re
@@ -36,11 +35,10 @@ from fsar_jax.data import shared_memory
 from fsar_jax.data.clips import Clips
 from fsar_jax.data.dataset import Videos
 from fsar_jax.data.features import FeatureClips
-from fsar_jax.machine import usable_cores
+from fsar_jax.machine import keep_what_readers_free, usable_cores
 from fsar_jax.messages import printable
 
 ENDLESS = 1 << 40  # elements of the training stream: the caller decides when it ends
-MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # parameters of glibc's mallopt
 
 
 def usable(dataset: Videos, config: ConfigDict) -> Videos:
@@ -73,6 +71,7 @@ def training_batches(
     process_index: int = 0,
     process_count: int = 1,
     frames: int | None = None,
+    devices: int = 0,
 ) -> Generator[dict, None, None]:
     """Batches of step start_step, start_step + 1, … without end; `close()` stops the reading.
 
@@ -81,6 +80,7 @@ def training_batches(
 
     Args:
       frames: L; None for config.episode.frames.
+      devices: of all processes; 0 for one each. An evaluation on val reads a clip for each.
 
     Returns:
       An iterator of dicts (S: image_size):
@@ -116,7 +116,7 @@ def training_batches(
             key: value.reshape(parts, share, *value.shape[1:]) for key, value in batch.items()
         },
         shared_memory.bytes_for_validation(
-            config, source.clips.empty().nbytes, process_count, ENDLESS
+            config, source.clips.empty().nbytes, process_count, devices or process_count, ENDLESS
         ),
     )
 
@@ -375,7 +375,7 @@ def _elements(source, config, batch_size):
         )
         elements = elements.mp_prefetch(options, worker_init_fn=_start_worker)
     else:
-        keep_freed_memory()
+        keep_what_readers_free()
         ahead = max(threads, shared_memory.batches_ahead(config, batch_size))
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
         elements = elements.to_iter_dataset(options)
@@ -409,20 +409,11 @@ def _why_worker_ended(code):
     return f'{ended}{name}: see what it printed above, or set config.data.num_workers=0'
 
 
-def keep_freed_memory() -> None:
-    """Tells glibc to keep what is freed: reading records and frames otherwise spends most of its
-    time on page faults."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library: slower, not wrong
-        libc = ctypes.CDLL('libc.so.6')
-        libc.mallopt(MMAP_THRESHOLD, 32 << 20)
-        libc.mallopt(TRIM_THRESHOLD, 1 << 30)
-
-
 def _start_worker(worker, workers):
     del worker, workers
     # Ctrl-C reaches every process of a terminal; the parent ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    keep_freed_memory()
+    keep_what_readers_free()
 
     def watch():
         # A worker outlives a killed parent and would keep its shared memory. Returns at once where

@@ -37,18 +37,22 @@ def bytes_needed(
     )  # labels, flips and the like take a page each
 
 
-def bytes_for_validation(config: ConfigDict, clip: int, process_count: int, count: int) -> int:
+def bytes_for_validation(
+    config: ConfigDict, clip: int, process_count: int, devices: int, count: int
+) -> int:
     """What the evaluation on val (fsar_jax/evaluation/evaluate.py) needs. It runs while batches of
-    training are kept ready. Arguments as of `bytes_needed`."""
+    training are kept ready. Arguments as of `bytes_needed`; a batch is rounded up to `devices`,
+    those of all processes."""
     if not config.data.num_workers or not config.get('eval') or not config.eval.val_episodes:
         return 0
-    batch = -(-config.eval.videos_per_batch // process_count)
+    share = lambda size: -(-size // devices) * devices // process_count
+    videos = config.eval.videos_per_batch
     if config.eval.cache:
-        return bytes_needed(config, clip, 1, batch, count)
+        return bytes_needed(config, clip, 1, share(videos), count)
     episode = config.episode
     asked = episode.get('query_classes') or episode.way
     clips = episode.way * episode.shot + asked * config.eval.query
-    return bytes_needed(config, clip, clips, max(1, batch // clips), count)
+    return bytes_needed(config, clip, clips, share(max(1, videos // clips)), count)
 
 
 def check(config: ConfigDict, needed: int) -> None:

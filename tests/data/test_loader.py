@@ -15,6 +15,7 @@ import pytest
 from memory_videos import MemoryVideos, small_config
 
 import fsar_jax.data
+from fsar_jax import machine
 from fsar_jax.data import episodes as lists
 from fsar_jax.data import frames, loader
 from fsar_jax.data.dataset import Videos
@@ -538,7 +539,7 @@ def test_without_what_only_linux_has_the_same_is_read(dataset, monkeypatch):
     right = take(loader.training_batches(dataset, small_config(data__num_threads=0), 0), 2)
     free_shared_memory(monkeypatch, None, platform='darwin')
     monkeypatch.setattr(
-        loader.ctypes,
+        machine.ctypes,
         'CDLL',
         lambda name: (_ for _ in ()).throw(OSError(f'dlopen({name}): no such file')),
     )
