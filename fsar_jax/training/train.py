@@ -147,8 +147,15 @@ def train_and_evaluate(
 
         # ── The loop ──────────────────────────────────────────────────────────────────────────────
         train_step = announced(make_train_step(learner, config, mesh), mesh)
-        processes = jax.process_index(), jax.process_count()
-        batches = loader.training_batches(train_set, config, start, *processes, frames_read(config))
+        batches = loader.training_batches(
+            train_set,
+            config,
+            start,
+            jax.process_index(),
+            jax.process_count(),
+            frames_read(config),
+            mesh.size,
+        )
         episodes, first_episode = (n * train.episodes_per_step for n in (train.num_steps, start))
         not_logged = None
         with (
@@ -171,7 +178,14 @@ def train_and_evaluate(
                 not_logged, scores = None, {}
                 if val_set is not None:
                     model = TrainedModel(learner, state.variables, config, mesh)
-                    val = evaluate(model, val_set, config.eval.val_episodes)
+                    try:
+                        val = evaluate(model, val_set, config.eval.val_episodes)
+                    except Exception:
+                        if jax.process_count() == 1:  # else the others save nothing
+                            with saving:
+                                checkpoints.save(step, state, {})
+                            print_once(f'note: step {step} is saved without its val accuracy')
+                        raise
                     scores = {'val_accuracy': val['accuracy']}
                     writer.write(step, scores)
                     print_once(

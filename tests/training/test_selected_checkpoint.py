@@ -64,6 +64,25 @@ def test_the_best_on_val_is_tested(tiny_data, tmp_path, monkeypatch, shallow, lo
         )
 
 
+def test_steps_are_kept_where_their_test_on_val_fails(
+    tiny_data, tmp_path, monkeypatch, shallow, capsys
+):
+    config = tiny_config('protonet', {**SETTINGS, 'data.dir': str(tiny_data)}, width=2)
+    with config.unlocked():
+        config.train.keep_checkpoints = 3
+
+    def fails(model, dataset, *args, **kwargs):
+        raise MemoryError('a device has too little memory')
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(train, 'evaluate', fails)
+        train.train_and_evaluate(config, tmp_path, 'protonet')
+    assert 'note: step 1 is saved without its val accuracy' in capsys.readouterr().out
+    found = train.train_and_evaluate(config, tmp_path, 'protonet')
+    assert 'resumed from step 1' in capsys.readouterr().out
+    assert found['selected_on'] in ('val accuracy at step 2', 'val accuracy at step 3')
+
+
 def test_a_look_at_a_run_that_is_not_over_is_not_its_result(tiny_data, tmp_path, shallow):
     config = tiny_config('protonet', {**SETTINGS, 'data.dir': str(tiny_data)}, width=2)
     with config.unlocked():
