@@ -278,6 +278,8 @@ def build(args: argparse.Namespace) -> pathlib.Path:
         raise ValueError('--ray builds all slices and ends the build: give no --shards or --finish')
     settings = config.settings()
     folder = pathlib.Path(args.dir) / args.dataset
+    if isinstance(config, video_folder.VideoFolderConfig):
+        video_folder.check_outside(folder, config.root)
     folder.mkdir(parents=True, exist_ok=True)
     # Two builds of one dataset would remove each other's files; slices only add to them.
     busy = f'another process is building {printable(folder, 1000)}: wait for it to end'

@@ -71,10 +71,10 @@ from fsar_jax.data.features import (
     open_header,
     read_header,
 )
-from fsar_jax.data.loader import keep_freed_memory
 from fsar_jax.evaluation.results import versions
 from fsar_jax.files import check_output_folder, local_path
 from fsar_jax.ingest.feature_files import (
+    beside_features,
     cut_into_files,
     read_notes,
     remove_drafts,
@@ -86,7 +86,7 @@ from fsar_jax.ingest.feature_files import (
     write_shard,
 )
 from fsar_jax.learner import FewShotLearner, create_learner
-from fsar_jax.machine import file_lock, usable_cores
+from fsar_jax.machine import file_lock, keep_what_readers_free, usable_cores
 from fsar_jax.messages import decimal_size, differences, listed, printable
 from fsar_jax.named_arrays import params_hash
 from fsar_jax.on_ray import PARTS_PER_SLOT, Cluster, spelled_out, without_ray
@@ -166,6 +166,8 @@ def main(argv: list[str]) -> None:
             f'no {"--ray" if given.ray else "--overwrite"} with it'
         )
     config = given.config
+    if given.ray:
+        jax.config.update('jax_platforms', 'cpu')  # the accelerators are for the slices
     prepare(config.keep_programs)
     if given.dataset:
         config = config.copy_and_resolve_references()
@@ -246,7 +248,7 @@ def extract(
                 f'{len(mine) - len(todo)} of {len(mine)} files are there from an earlier call',
                 flush=True,
             )
-        keep_freed_memory()
+        keep_what_readers_free()
         threads = config.data.num_threads or usable_cores()
         batch = meshes.round_up(config.eval.videos_per_batch * config.episode.frames, mesh)
         with Progress(rows, 'extracting', 'frame', rows - left) as progress:
@@ -299,7 +301,6 @@ def extract_on_ray(
       ValueError, OSError: one line; finished files are kept.
     """
     start = time.monotonic()
-    jax.config.update('jax_platforms', 'cpu')  # the accelerators are for the slices
     config = _checked(config, given.views)
     datasets = _open_splits(config)
     check_output_folder(folder, '--dir')
@@ -478,7 +479,6 @@ def _go_on(folder, header, overwrite, slice_=None) -> Header:
     Raises:
       ValueError: it holds something else.
     """
-    shown = f'--dir={printable(folder, 1000)}'
     if not slice_:
         remove_drafts(folder)
     if overwrite:
@@ -490,23 +490,27 @@ def _go_on(folder, header, overwrite, slice_=None) -> Header:
             remove_features(folder)
             before = None
     if before is None:
-        others = strangers(folder)
-        if others:
-            raise ValueError(
-                f'{shown} holds other files ({listed(others, 3)}): name a new folder for the '
-                'features (datasets are looked for in --config.data.dir)'
-            )
+        _refuse_others(folder, strangers(folder))
         return header
     differing = _differing(before, header)
     if differing:
         more = f'; and {len(differing) - 4} more' if len(differing) > 4 else ''
         raise ValueError(
-            f'{shown} holds features that are made in another way ({"; ".join(differing[:4])}'
-            f'{more}): name another folder, or replace them with --overwrite'
+            f'--dir={printable(folder, 1000)} holds features that are made in another way '
+            f'({"; ".join(differing[:4])}{more}): name another folder, or replace them with '
+            '--overwrite'
         )
     whole = {shard.file for _, shard in before.all_shards() if is_whole(folder, before, shard)}
     header.done.update({file: sha for file, sha in before.done.items() if file in whole})
     return header
+
+
+def _refuse_others(folder, others) -> None:
+    if others:
+        raise ValueError(
+            f'--dir={printable(folder, 1000)} holds other files ({listed(others, 3)}): name a new '
+            'folder for the features (datasets are looked for in --config.data.dir)'
+        )
 
 
 def _differing(before, header) -> list[str]:
@@ -518,6 +522,7 @@ def _differing(before, header) -> list[str]:
 def _make_room(folder, header) -> None:
     """Removes what --overwrite is to replace. Unfinished features as `header` describes them stay:
     an earlier call of the same command has begun them, and this one goes on."""
+    _refuse_others(folder, beside_features(folder))
     before = None
     with contextlib.suppress(OSError, ValueError):  # damaged, so it is replaced
         before = read_header(folder)

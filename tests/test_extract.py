@@ -297,6 +297,16 @@ def test_what_cannot_be_extracted_is_refused_in_one_line(tiny_data, folders, tmp
     (tmp_path / 'mine').mkdir()
     (tmp_path / 'mine/notes.txt').touch()
     assert 'holds other files (notes.txt): name a new folder' in refused({}, tmp_path / 'mine')
+    assert 'is a built dataset: name a folder of features' in refused(
+        {}, tiny_data / 'video_folder/tiny/1.0.0'
+    )
+    # Refused before anything is removed, whatever is asked for.
+    shutil.copytree(tiny_data / 'video_folder/tiny/1.0.0', tmp_path / 'dataset')
+    (tmp_path / 'mine/features.json').write_text('{}')
+    for folder in (tmp_path / 'dataset', tmp_path / 'mine'):
+        before = {path.name for path in folder.iterdir()}
+        assert 'holds other files' in refused({}, folder, overwrite=True)
+        assert {path.name for path in folder.iterdir()} - {'.lock'} == before - {'.lock'}
     assert 'is none that sees frames' in refused({'model.backbone.name': 'features'})
     assert 'several frames at once' in refused({'model.backbone.name': 'resnet3d50'})
     assert '--views=2 would keep the same views more than once' in refused(

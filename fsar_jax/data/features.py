@@ -132,6 +132,11 @@ def read_header(folder: pathlib.Path) -> Header | None:
     path = folder / HEADER
     if not path.exists():
         return None
+    if (folder / 'dataset_info.json').exists():
+        raise ValueError(
+            f'{printable(folder, 1000)} is a built dataset: name a folder of features, which '
+            'fsar_jax.extract makes'
+        )
     advice = 'put back a copy of it, or extract the features again with --overwrite'
     content = read_json(path, advice)
     try:

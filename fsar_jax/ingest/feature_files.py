@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import socket
 from collections.abc import Iterable, Iterator
 
@@ -137,3 +138,13 @@ def strangers(folder: pathlib.Path) -> list[str]:
     """Names of what lies in a folder that an extraction has not written."""
     own = lambda name: name in LOCKS or (name.startswith('.') and name.endswith(_DRAFT))
     return sorted(path.name for path in folder.iterdir() if not own(path.name))
+
+
+def beside_features(folder: pathlib.Path) -> list[str]:
+    """Names of what `remove_features` would leave of a folder of features."""
+    features = re.compile(rf'.*-\d{{5}}-of-\d{{5}}\.npy({re.escape(_NOTE)})?')
+    return [
+        name
+        for name in strangers(folder)
+        if name not in (HEADER, SUMS) and not features.fullmatch(name)
+    ]

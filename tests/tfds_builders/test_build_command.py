@@ -211,6 +211,16 @@ def test_a_script_without_a_main_guard_builds_with_processes(clips, tmp_path):
     assert 'Traceback' not in done.stderr
 
 
+def test_a_dataset_among_its_own_clips_is_refused(clips, tmp_path):
+    folder = shutil.copytree(clips, tmp_path / 'clips')
+    (tmp_path / 'link').symlink_to(folder)
+    for data in (folder / 'data', tmp_path / 'link' / 'data'):
+        with pytest.raises(ValueError, match='lies in the folder of the clips, .*: give a --dir'):
+            run(folder, data)
+        assert not data.exists()
+    run(folder, tmp_path / 'clips2')  # beside it, with a name that begins alike
+
+
 @pytest.mark.parametrize(
     'flags, words',
     [

@@ -67,10 +67,20 @@ class Builder(VideoBuilder):
         return str(next(place for place in places if place.is_dir()))
 
     def list_videos(self):
+        check_outside(pathlib.Path(self.data_path), self.builder_config.root)
         return list_folder(self.builder_config.root)
 
     def record_maker(self):
         return functools.partial(file_record, settings=self.builder_config.record_settings())
+
+
+def check_outside(folder: pathlib.Path, root: str | os.PathLike) -> None:
+    """ValueError where the dataset would be written among the clips, which it would then be."""
+    if pathlib.Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(root)):
+        raise ValueError(
+            f'{printable(folder, 1000)} lies in the folder of the clips, {printable(root, 1000)}: '
+            'give a --dir (data_dir) outside it'
+        )
 
 
 def list_folder(root: str | os.PathLike) -> VideoList:
