@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     args = parse(arguments)
     window, stride = seconds(args.window, '--window'), seconds(args.stride, '--stride')
-    examples = [local_path(args.examples, '--examples')] if args.examples else []
+    examples = [local_path(path, '--examples') for path in args.examples or []]
     workdir = local_path(args.workdir, '--workdir') if args.workdir else None
     outputs = output_paths(args)
 
@@ -57,10 +57,17 @@ def main(arguments: list[str] | None = None) -> None:
     given: list[tuple[str, Any]] = [('--clips', clip) for clip in clips]
     load = local_path(args.load, '--load') if args.load else None
     given += [(flag, path) for flag, path in (('--load', load), ('--workdir', workdir)) if path]
+    given += [('--examples', folder) for folder in examples]
     for flag, path in outputs.items():
-        for source, file in given if path is not None and path.exists() else []:
+        if path is None or not path.exists():
+            continue
+        for source, file in given:
             if (flag, source) != ('save', '--load'):  # the examples may be written back
                 _check_distinct({source: file, f'--{flag}': path})
+            if source != '--workdir' and path.resolve().is_relative_to(os.path.realpath(file)):
+                raise ValueError(
+                    f'--{flag}={printable(path, 1000)} is a file of {source}: write to another one'
+                )
     processes = usable_cores() if args.processes is None else args.processes
 
     from absl import logging
@@ -80,8 +87,8 @@ def main(arguments: list[str] | None = None) -> None:
             recognizer = Recognizer.load(load, workdir, processes=processes)
         else:
             recognizer = Recognizer(workdir, processes=processes)
-        for folder in examples:
-            (recognizer.add if load else recognizer.fit)(folder)
+        for i, folder in enumerate(examples):
+            (recognizer.add if load or i else recognizer.fit)(folder)
     for class_name, name, reason in recognizer.skipped:
         print(
             f"note: example {name} of class '{printable(class_name)}' is left out: {reason}",
@@ -136,11 +143,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         description='Says which of your classes clips show, given a few examples of each.',
     )
     parser.add_argument(
-        '--examples', help='folder with <class>/<clip>: two classes or more, one clip or more each'
+        '--examples',
+        action='append',
+        metavar='DIR',
+        help='folder with <class>/<clip>: two classes or more, one clip or more each',
     )
     parser.add_argument(
         '--clips',
         nargs='+',
+        action='extend',
         metavar='FILE_OR_DIR',
         help='the clips to recognise: files, folders of clips, folders of .jpg frames',
     )

@@ -61,7 +61,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse(arguments)
     for flag, value in (('--max-mb', args.max_mb), ('--max-seconds', args.max_seconds)):
         if not 0 < value < 1e6:
-            raise ValueError(f'{flag}={value:g} should be more than 0')
+            raise ValueError(f'{flag}={value:g} should be more than 0 and less than 1,000,000')
     if not 0 <= args.port <= 65535:
         raise ValueError(f'--port={args.port} should be from 0 to 65535')
     return args

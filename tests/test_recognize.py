@@ -257,6 +257,13 @@ def test_no_two_outputs_are_one_file_and_none_is_a_clip(folder, tmp_path):
     model.touch()
     with pytest.raises(ValueError, match='--load and --json both name'):
         recognize.main([f'--load={model}', given[1], f'--json={model}'])
+    example = folder / 'examples/red/1.mp4'
+    frame = next((folder / 'new/of_blue').iterdir())
+    for output, source in ((example, '--examples'), (frame, '--clips')):
+        before = output.read_bytes()
+        with pytest.raises(ValueError, match=f'--json=.* is a file of {source}: write to another'):
+            recognize.main([*given, f'--json={output}'])
+        assert output.read_bytes() == before
     for flag in ('save', 'json'):
         with pytest.raises(ValueError, match=f'--workdir and --{flag} both name'):
             recognize.main([*given, f'--workdir={model}', f'--{flag}={model}'])
@@ -268,6 +275,26 @@ def test_clips_of_relative_and_absolute_paths(folder, tmp_path, monkeypatch, cap
     printed = run(f'--examples={folder}/examples', '--clips', *clips, capsys=capsys)
     rows = {line.split()[0]: line.split()[1] for line in printed.out.splitlines() if line}
     assert rows['new/of_red.avi'] == 'red' and 'green' in rows.values()
+
+
+def test_flags_that_are_given_twice_add_up(folder, tmp_path, capsys):
+    shutil.copytree(folder / 'examples' / 'blue', tmp_path / 'more' / 'blue 2')
+    (tmp_path / 'more' / 'blue 2' / '1.mp4').unlink()
+    shutil.copytree(folder / 'examples', tmp_path / 'first')
+    shutil.rmtree(tmp_path / 'first' / 'blue')
+    printed = run(
+        f'--examples={tmp_path}/first', f'--examples={tmp_path}/more',
+        f'--clips={folder}/new/of_red.avi', f'--clips={folder}/new/of_green.mp4', capsys=capsys,
+    )  # fmt: skip
+    assert 'examples: green 2, red 2, blue 2 1' in printed.out
+    assert 'of_red.avi ' in printed.out and 'of_green.mp4 ' in printed.out
+
+
+@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='root reads all')
+def test_a_folder_that_cannot_be_listed_is_called_that(tmp_path):
+    (tmp_path / 'sub').mkdir(mode=0)
+    with pytest.raises(ValueError, match='cannot be listed'):
+        list_clips([tmp_path])
 
 
 def test_a_class_folder_whose_name_is_no_text(folder, tmp_path, capsys):

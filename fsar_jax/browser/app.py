@@ -29,7 +29,7 @@ import shutil
 import sys
 import threading
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import anyio
@@ -168,10 +168,10 @@ def web_app(
         return JSONResponse(await in_thread(listing, browsers.of(_key(request))))
 
     async def add_example(request: Request) -> Response:
-        class_name = _class_name(request)
+        examples = browsers.own(_key(request))
+        class_name = _class_name(request, examples.recognizer.classes)
         async with _received(request, folder, limits) as path:
             await in_thread(_check_length, path, limits)
-            examples = browsers.own(_key(request))
             await in_thread(examples.add, class_name, path, limits.clips)
         return JSONResponse(await in_thread(listing, examples.recognizer))
 
@@ -181,7 +181,8 @@ def web_app(
         if number is not None and not number.is_integer():
             raise HTTPException(400, f'?example={number:g} should be a whole number')
         number = None if number is None else int(number)
-        await in_thread(examples.remove, _class_name(request), number)
+        class_name = _class_name(request, examples.recognizer.classes)
+        await in_thread(examples.remove, class_name, number)
         return JSONResponse(await in_thread(listing, examples.recognizer))
 
     async def reset(request: Request) -> Response:
@@ -338,8 +339,12 @@ def _file_name(given: str) -> str:
     return (f'{stem[:60]}{dot}{suffix}' if stem else name[:60]) or 'clip'
 
 
-def _class_name(request: Request) -> str:
-    name = ' '.join(request.query_params.get('class', '').split())
+def _class_name(request: Request, known: Sequence[str]) -> str:
+    """The name in the request. A new class has one line of at most LONGEST_NAME characters."""
+    given = request.query_params.get('class', '')
+    if given in known:
+        return given
+    name = ' '.join(given.split())
     if not name or len(name) > LONGEST_NAME or not name.isprintable():
         raise HTTPException(
             400, f'?class= should name a class, with 1 to {LONGEST_NAME} printable characters'

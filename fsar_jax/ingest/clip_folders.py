@@ -106,6 +106,8 @@ def _clips_below(folder, above=frozenset()):
     for path, reason in _clips_in(folder):
         if reason is None:
             clips.append(path)
+        elif path == os.fspath(folder):  # which cannot be listed
+            left_out.append((path, reason))
         elif os.path.isdir(path) and os.path.realpath(path) in above:
             left_out.append((path, 'a link to a folder that it lies in'))
         elif os.path.isdir(path):

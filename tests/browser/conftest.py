@@ -31,9 +31,9 @@ def started(tmp_path, clips, monkeypatch):
     app = pytest.importorskip('fsar_jax.browser.app')
     servers = []
 
-    def start(**limits):
+    def start(classes=('red', 'green'), **limits):
         recognizer = tiny_recognizer(monkeypatch)
-        recognizer.fit({'red': [clips('red')], 'green': [clips('green')]})
+        recognizer.fit(dict(zip(classes, ([clips('red')], [clips('green')]))))
         folder = tmp_path / 'uploads'
         folder.mkdir()
         limits = app.Limits(**{'megabytes': 0.1, 'seconds': 20} | limits)

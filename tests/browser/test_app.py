@@ -55,6 +55,17 @@ def test_two_browsers_do_not_see_each_others_examples(started, clips):
     assert Client(port).classes() == ['red', 'green']
 
 
+def test_a_class_of_the_folder_keeps_its_name(started, clips):
+    """However long it is, and with whatever spaces: its clips are added to it, and removed."""
+    names = ['push  left', 'Putting something that cannot actually stand upright upright on ' * 2]
+    port, _ = started(classes=names)
+    client = Client(port)
+    for i, name in enumerate(names):
+        assert client.add(name, clips('blue', i))[0] == 200 and client.classes() == names
+    assert client.send('POST', f'/remove?class={quote(names[1])}')[0] == 200
+    assert client.classes() == names[:1]
+
+
 def test_examples_that_come_at_once_are_all_kept(started, clips):
     port, _ = started()
     client = Client(port)
