@@ -127,7 +127,7 @@ def main() -> None:
     args = parser.parse()
     prefix = args.prefix.removeprefix('config.')
     if args.markdown:
-        sys.stdout.write(markdown())
+        print(markdown(), end='')
         return
     found = text(prefix)
     if not found:

@@ -44,6 +44,7 @@ def on_signals(message: str) -> None:
     After the last line of the program, while the interpreter shuts down, both signals are ignored,
     because everything is done and the exit status should say so.
     """
+    open_missing_streams()
     reading = None
     if not _listening:
         reading, writing = os.pipe()  # neither is inherited by other processes
@@ -67,6 +68,7 @@ def errors_in_one_line(unless: Callable[[], bool] = lambda: False) -> Iterator[N
     Other exceptions are faults of the code and keep their traceback. So does every one where
     `unless()` is true.
     """
+    open_missing_streams()
     try:
         try:
             yield
@@ -83,6 +85,14 @@ def errors_in_one_line(unless: Callable[[], bool] = lambda: False) -> Iterator[N
         except OSError:  # a second error at the last flush would be a second line
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE if unread else f'error: {one_line(error)}')
+
+
+def open_missing_streams() -> None:
+    """Lets a program that was started without stdout or stderr (`>&-`) print to nowhere. Else the
+    next file that it opens would have their number, and other code would print into it."""
+    for name in ('stdout', 'stderr'):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, 'w'))
 
 
 def _flush(stream: TextIO | None) -> None:
@@ -143,7 +153,7 @@ def _finish(over: threading.Event) -> None:
     try:
         for wait in reversed(_finish_first):
             wait()
-        sys.stdout.flush()
+        _flush(sys.stdout)
     finally:
         over.set()
 

@@ -158,6 +158,20 @@ with errors_in_one_line():
     return done.returncode, done.stderr
 
 
+def test_without_streams_everything_goes_nowhere_and_not_into_a_file(tmp_path):
+    work = f"""file = open({str(tmp_path / 'a')!r}, 'w')
+    sys.stdout.write('x')
+    sys.stderr.write('y')
+    file.write('z')"""
+    script = (
+        'import sys\nfrom fsar_jax.stopping import errors_in_one_line\n'
+        f'with errors_in_one_line():\n    {work}\n'
+    )
+    command = ['sh', '-c', 'exec "$0" -c "$1" >&- 2>&-', sys.executable, script]
+    assert subprocess.run(command, cwd=REPOSITORY, timeout=60).returncode == 0
+    assert (tmp_path / 'a').read_text() == 'z'
+
+
 @pytest.mark.parametrize('work', ['print("line " * 20000)', 'print("line")', 'sys.exit("x")'])
 def test_a_reader_that_goes_away_is_no_error(work):
     """As `| head` does: while the output is printed, or before its last part is flushed."""

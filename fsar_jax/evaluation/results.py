@@ -197,12 +197,17 @@ def contradiction(results: dict) -> str:
         return f"'correct' has {len(correct)} entries, 'num_episodes' is {results['num_episodes']}"
     for key, right in zip(('accuracy', 'ci95'), accuracy_with_interval(correct, queries)):
         value = results[key]
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not abs(value - right) <= 1e-6
-        ):
+        if not _is_number(value) or not right - 1e-6 <= value <= right + 1e-6:
             return f"'{key}' is {shown(value)}, 'correct' gives {right:.6f}"
+    chance = results.get('chance', 0.0)
+    if not _is_number(chance) or not 0 <= chance <= 1:
+        return f"'chance' is {shown(chance)}, not a number from 0 to 1"
+    for key in ('way', 'shot'):
+        if ('way' in results or 'shot' in results) and not _whole(results.get(key)):
+            return f"'{key}' is {shown(results.get(key))}, not a whole number"
+    notes = results.get('trained_on') or {}
+    if not isinstance(notes, dict) or not all(isinstance(note, dict) for note in notes.values()):
+        return f"'trained_on' is {shown(notes)}, not what is noted of each split"
     return _class_contradiction(results)
 
 
@@ -231,6 +236,10 @@ def _class_contradiction(results: dict) -> str:
 
 def _whole(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _dump(value) -> str:

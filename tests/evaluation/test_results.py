@@ -181,3 +181,20 @@ def test_reading_something_else_is_one_line(tmp_path):
         match='no method, dataset, split, ci95, num_episodes, queries, episodes_hash, correct',
     ):
         results.read_results(tmp_path / 'other.json')
+
+
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        ({'accuracy': 10**400}, "'accuracy' is 1000"),
+        ({'chance': None}, "'chance' is null, not a number from 0 to 1"),
+        ({'shot': None}, "'shot' is null, not a whole number"),
+        ({'trained_on': {'train': None}}, "'trained_on' is {.*, not what is noted of each split"),
+        ({'trained_on': ['x']}, "'trained_on' is .*, not what is noted of each split"),
+    ],
+)
+def test_values_that_no_evaluation_writes_are_named(change, words, tmp_path):
+    (tmp_path / 'results.json').write_text(json.dumps(make_results() | change))
+    with pytest.raises(ValueError, match=words) as raised:
+        results.read_results(tmp_path)
+    assert '\n' not in str(raised.value)
