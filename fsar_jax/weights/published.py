@@ -208,7 +208,10 @@ def sampler_from_torch(state_dict: Mapping[str, Any], model: ConfigDict) -> dict
     )
     chosen = entries_of(vim.SAMPLER, shapes)
     entries = scan | chosen
-    unused = rf'{COUNTER}|{vim.UNUSED if chosen else vim.UNUSED_CHOICE}|backbone\.({CLASSIFIER})'
+    rest = vim.UNUSED if chosen else vim.UNUSED_CHOICE
+    if chosen and not any('generator' in entry for entry in chosen):
+        rest = rf'{rest}|{vim.UNUSED_GENERATOR}'
+    unused = rf'{COUNTER}|{rest}|backbone\.({CLASSIFIER})'
     found = find_names({(): state_dict}, _expected(entries, unused))
     return convert(found.arrays, entries, unused, found.notes, found.place)
 
@@ -309,11 +312,7 @@ def _vit_from(
     vit.check_size(found.arrays, source, network)
     arrays, notes = vit.with_our_positions(found.arrays, source, network)
     notes = [*found.notes, *notes, *_left_out(arrays, source.classifier, what)]
-    if source.normalize and network.normalize != source.normalize:
-        notes.append(
-            f"the weights of {source.name} were trained with the input scaling "
-            f"normalize='{source.normalize}', and the {what} has '{network.normalize}'"
-        )
+    notes += vit.notes_on_scaling(source, network, what)
     return convert(arrays, entries, source.classifier, notes, found.place)
 
 

@@ -3,7 +3,9 @@ torchvision's under 'backbone.'."""
 
 from fsar_jax.torch_names import Table
 
-UNUSED = r'evaluator\.0\.pe'  # the position code, which is computed here
+# The position code, which is computed here; and the generator, where the sampler does not adapt.
+UNUSED = r'evaluator\.0\.pe'
+UNUSED_GENERATOR = r'generator\.(encoder|gen)\.(weight|bias)'
 UNUSED_CHOICE = r'(evaluator|generator)\..*'  # where a model takes evenly spaced frames
 
 SCAN = '/sampler/scan_network/'  # ours, of torchvision's names

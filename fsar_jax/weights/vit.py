@@ -230,6 +230,23 @@ def size_of(network: ViT) -> Size:
     return Size(**{name: getattr(network, name) for name in Size._fields})
 
 
+def notes_on_scaling(source: Source, network: ViT, what: str) -> list[str]:
+    """A line where the input scaling is not, or may not be, that of the weights; `what` names the
+    network in it."""
+    ours = f"the {what} has '{network.normalize}'"
+    if source.name == 'CLIP' and network.patch == 14 and not network.quick_gelu:
+        return [
+            "weights of open_clip's ViT-L/14 were trained with the input scaling normalize='half' "
+            f"(LAION-2B) or 'clip' (all others): {ours}"
+        ]
+    if source.normalize in ('', network.normalize):
+        return []
+    return [
+        f'the weights of {source.name} were trained with the input scaling '
+        f"normalize='{source.normalize}', and {ours}"
+    ]
+
+
 def check_size(arrays: Mapping[str, Any], source: Source, network: ViT) -> None:
     """ValueError, one line, where a file holds a ViT of another size than `network`."""
     ours = {to: theirs for theirs, (to, _) in source.table.items()}

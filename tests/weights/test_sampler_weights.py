@@ -30,7 +30,9 @@ def sampler_config(adaptive):
 def released(published, adaptive):
     """Names as in the fixtures of the published class, at the width of the scan network's
     features."""
-    names = published('vim_selector_1shot_a' if adaptive else 'vim_selector_plain_a').weights
+    # The class has its generator, used or not; the fixture without adaptation leaves it out.
+    kinds = ('vim_selector_1shot_a', 'vim_selector_plain_a')[: 1 if adaptive else 2]
+    names = {name: None for kind in kinds for name in published(kind).weights}
     width = PUBLISHED[SCAN]['conv5.0.weight'][0]
     shapes = {
         'evaluator.0.pe': (1, 20, 2 * width),

@@ -12,6 +12,7 @@ from fsar_jax.backbones.mvit import MViT
 from fsar_jax.backbones.positions import resize_positions
 from fsar_jax.backbones.resnet_small import ResNetSmall
 from fsar_jax.backbones.vit import ViT
+from fsar_jax.weights import vit
 from fsar_jax.weights.published import network_from
 
 TINY = functools.partial(ViT, patch=4, width=24, depth=2, heads=2, grid=3, normalize='unit')
@@ -52,6 +53,16 @@ def test_what_is_left_out_and_the_input_scaling_are_said(published, notes):
         notes.clear()
         loaded(published(fixture).weights, build(normalize=scaling))
         assert not any('scaling' in note for note in notes), (fixture, notes)
+
+
+def test_the_scaling_of_a_large_open_clip_is_said_to_be_of_two_kinds(published, notes):
+    """Its file does not tell whether it is LAION-2B's."""
+    weights, network = published('vit_clip_a').weights, functools.partial(TINY, clip=True)
+    clip = vit.source_of({(): weights})[0]
+    for normalize in ('clip', 'half'):
+        [line] = vit.notes_on_scaling(clip, network(patch=14, normalize=normalize), 'backbone')
+        assert "'half' (LAION-2B) or 'clip' (all others)" in line and f"'{normalize}'" in line
+    assert not vit.notes_on_scaling(clip, network(patch=14, quick_gelu=True, normalize='clip'), 'x')
 
 
 def test_older_names_of_torchvision(published):
