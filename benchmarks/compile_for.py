@@ -69,6 +69,7 @@ def lowered_match(config, learner, mesh):
         learner,
         placed(state.variables, whole),
         placed(embeddings, whole),
+        [],
         placed(support, split),
         placed(query, split),
         mesh,

@@ -52,7 +52,7 @@ def batch_shapes(config):
     leading = (train.accumulation_steps, train.episodes_per_step // train.accumulation_steps)
     clip, queries = (
         (frames_read(config), episode.image_size, episode.image_size, 3),
-        episode.way * episode.query,
+        (episode.query_classes or episode.way) * episode.query,
     )
     shapes = {
         'support': (np.uint8, (episode.way, episode.shot, *clip)),
@@ -77,7 +77,8 @@ def random_batch(config):
         else rng.random(x.shape) < 0.5
         for key, x in batch_shapes(config).items()
     }
-    labels = np.repeat(np.arange(episode.way, dtype=np.int32), episode.query)
+    asked = episode.query_classes or episode.way
+    labels = np.repeat(np.arange(asked, dtype=np.int32), episode.query)
     return batch | {'labels': np.broadcast_to(labels, batch['labels'].shape)}
 
 
