@@ -42,8 +42,8 @@ def get_config(preset: str = ''):
 
 
 def released_recipe(config, dataset: str) -> None:
-    """Sets what the released configs say (rows H7 and H8): as many clips for any number of shots, 8 of a
-    class; 16 episodes a step, for HMDB51 8."""
+    """Sets what the released configs say (rows H7 and H8): as many clips for any number of shots, 8
+    of a class; 16 episodes a step, for HMDB51 8."""
     rate, decay, (warm_up, drops, steps), weight = RELEASED[dataset]
     config.episode.query = max(8 - config.episode.shot, 3)
     config.model.backbone.batch_norm_groups = 1

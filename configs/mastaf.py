@@ -23,7 +23,9 @@ def get_config(preset: str = ''):
     if preset:
         published_recipe(config, preset, loss_reduction='mean')
         config.model.backbone.update(
-            name='resnet3d50', batch_norm='joint', batch_norm_groups=1  # M11
+            name='resnet3d50',
+            batch_norm='joint',
+            batch_norm_groups=1,  # M11
         )
         config.episode.frames = 16
         config.data.crop = 'centre'  # M8
