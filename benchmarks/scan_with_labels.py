@@ -44,10 +44,13 @@ class FrameScorer(nn.Module):
 
     scan_network: nn.Module
     hidden: int
+    size: int
 
     @nn.compact
     def __call__(self, clips, train):
         frames = frames_as_floats(clips.reshape(-1, *clips.shape[2:]))
+        small = len(frames), self.size, self.size, frames.shape[-1]
+        frames = frames if frames.shape == small else jax.image.resize(frames, small, 'bilinear')
         features = self.scan_network(frames, train).features.reshape(*clips.shape[:2], -1)
         features = nn.standardize(features)
         guide = jnp.broadcast_to(features.mean(1, keepdims=True), features.shape)
@@ -63,7 +66,7 @@ def clips_and_labels(dataset, config):
     labels = []
     for position in range(len(dataset)):
         record = dataset.read(position)
-        read = np.asarray(frame_indices(len(record['frames']), dense, 'trx'))
+        read = np.asarray(frame_indices(len(record['frames']), dense, config.data.sampling))
         labels.append((read >= int(record['action_start'])) & (read <= int(record['action_end'])))
     return clips, np.stack(labels)
 
@@ -114,18 +117,19 @@ def main(_):
         config.episode.frames,
         frames_read(config),
     )
-    scorer = FrameScorer(sampler.scan_network.clone(), sampler.hidden)
+    scorer = FrameScorer(sampler.scan_network.clone(), sampler.hidden, sampler.scan_size)
+    rule = config.data.sampling
     found = trained(scorer, *clips_and_labels(open_split(config, 'train', 1), config), STEPS.value)
 
     test_set = open_split(config, 'test', config.eval.query)
     clips, _ = clips_and_labels(test_set, config)
     records = [test_set.read(position) for position in range(len(test_set))]
     start, end = (np.array([int(r[f'action_{of}']) for r in records]) for of in ('start', 'end'))
-    every = np.stack([frame_indices(len(r['frames']), dense, 'trx') for r in records])
+    every = np.stack([frame_indices(len(r['frames']), dense, rule) for r in records])
     rated = best_frames(scorer, found, clips, frames)
     choices = {
         'evenly over the clip': np.stack(
-            [frame_indices(len(r['frames']), frames, 'trx') for r in records]
+            [frame_indices(len(r['frames']), frames, rule) for r in records]
         ),
         'of a scan network with labels': np.take_along_axis(every, rated, 1),
         'evenly inside the action': np.rint(np.linspace(start, end, frames).T).astype(int),

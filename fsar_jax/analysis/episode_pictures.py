@@ -20,6 +20,7 @@ from fsar_jax.analysis.over_episodes import (
 )
 from fsar_jax.analysis.picture_truth import Clips, Measure
 from fsar_jax.analysis.run_report import Picture
+from fsar_jax.analysis.selection import is_resampled
 from fsar_jax.matchers.cross_transformer import compared_tuples
 from fsar_jax.messages import printable
 from fsar_jax.samplers import amplifier
@@ -266,8 +267,8 @@ def _activations(seen, subject, other, against, clips):
 
 def _objects(seen, subject, clips):
     """[L, 4], the boxes of the drawn query's object, from 0 to 1 of a frame; None where they are
-    not known, or where amplified frames show it elsewhere."""
-    if clips is None or 'query_saliency' in seen.shown:
+    not known, or where amplified or cropped frames show it elsewhere."""
+    if clips is None or is_resampled(seen.shown):
         return None
     return _boxes_of_query(seen, subject, clips)
 

@@ -24,7 +24,7 @@ from fsar_jax.analysis.misalignment import (
     stored_positions,
     temporal_overlap,
 )
-from fsar_jax.analysis.selection import box_share, saliency_density, share_inside
+from fsar_jax.analysis.selection import box_share, is_resampled, saliency_density, share_inside
 from fsar_jax.data import loader
 from fsar_jax.data.dataset import Videos
 from fsar_jax.data.episodes import Episodes, jitter_generator, jitter_seed
@@ -151,8 +151,7 @@ def alignment_measures(
     if truth is None:
         return found
     windows = of_clips(auxiliary, 'window')
-    # Amplified frames show the object elsewhere than the records say.
-    offsets = None if 'query_saliency' in auxiliary else offsets
+    offsets = None if is_resampled(auxiliary) else offsets
     return found | {
         'truth': truth_measures(
             truth, episodes, config, windows, offsets, of_clips(auxiliary, 'indices')
@@ -301,7 +300,8 @@ def truth_measures(
     Args:
       truth: of these episodes.
       windows: [E, clips, 2], or None.
-      offsets: [E, Q, L, 2] of each query and the support of its class, or None.
+      offsets: [E, Q, L', 2] of each query and the support of its class, or None. L' is smaller
+        than L where a backbone over clips leaves fewer time steps.
       chosen: [E, clips, L], which of the frames read a sampler took; None for all.
 
     Returns:
@@ -326,8 +326,10 @@ def truth_measures(
     if offsets is None:
         return found
 
-    times = window[..., :1] * np.linspace(-1, 1, config.episode.frames) + window[..., 1:]
-    boxes = truth.boxes(config, stored_positions(times, indices))  # [E, clips, L, 4]
+    steps = offsets.shape[2]
+    read = indices[..., frame_indices(indices.shape[-1], steps, 'segment')]
+    times = window[..., :1] * np.linspace(-1, 1, steps) + window[..., 1:]
+    boxes = truth.boxes(config, stored_positions(times, read))  # [E, clips, L', 4]
     centres = (boxes[..., :2] + boxes[..., 2:]) / config.episode.image_size  # half a frame is 1
     split = episodes.support[0].size
     support = centres[:, :split].reshape(*episodes.support.shape, *centres.shape[2:])

@@ -13,7 +13,9 @@ from ml_collections import ConfigDict
 from fsar_jax.analysis.episode_report import Truth, of_clips, truth_measures
 from fsar_jax.analysis.misalignment import aem_score, stored_positions
 from fsar_jax.analysis.picture_truth import path_measures
+from fsar_jax.analysis.selection import is_resampled
 from fsar_jax.data.episodes import Episodes
+from fsar_jax.data.frame_sampling import frame_indices
 
 
 def null_tests(
@@ -47,8 +49,7 @@ def null_tests(
         whole = overlap(windows)['temporal_overlap']['whole_clip']
         of_window = lambda x: overlap(x)['temporal_overlap']['window']
         found['window'] = {'overlap': {'whole_clip': whole, **both(of_window, windows)}}
-    amplified = 'query_saliency' in auxiliary  # then the object is elsewhere than the records say
-    if 'offsets' in auxiliary and truth is not None and not amplified:
+    if 'offsets' in auxiliary and truth is not None and not is_resampled(auxiliary):
         of_offsets = lambda x: truth_measures(truth, episodes, config, windows, x, chosen)
         own, other = both(of_offsets, of_class(auxiliary['offsets'])).values()
         found['offsets'] = {
@@ -66,7 +67,7 @@ def null_tests(
         moves = of_class(auxiliary['evolution'])  # [E, Q, L of the support, L of the query]
         found['moves'] = {'aem': both(lambda m: _aem(m, seen, labels), moves)}
         if truth is not None:
-            moments = _moments(truth, config, chosen, windows)
+            moments = _moments(truth, config, chosen, windows, moves.shape[-1])
             split = episodes.support[0].size
             support = moments[:, :split].reshape(*episodes.support.shape, -1)[:, :, 0]
             support = np.take_along_axis(support, labels[..., None], 1)
@@ -90,12 +91,15 @@ def _aem(moves, seen, labels):
     return aem_score(np.einsum('eqxy,eqy->eqx', moves, query)[:, :, None], own)
 
 
-def _moments(truth, config, chosen, windows):
-    """How far the action is, from 0 to 1, at each compared frame: [E, clips, L], NaN beyond the
-    clip."""
-    read = truth.stored(config, chosen).astype(float)
+def _moments(truth, config, chosen, windows, steps):
+    """How far the action is, from 0 to 1, at each compared time step: [E, clips, steps], NaN beyond
+    the clip."""
+    stored = truth.stored(config, chosen)
+    # A backbone over clips leaves fewer time steps than there are frames.
+    stored = stored[..., frame_indices(stored.shape[-1], steps, 'segment')]
+    read = stored.astype(float)
     if windows is not None:
-        times = windows[..., :1] * np.linspace(-1, 1, read.shape[-1]) + windows[..., 1:]
-        read = stored_positions(times, truth.stored(config, chosen))
+        times = windows[..., :1] * np.linspace(-1, 1, steps) + windows[..., 1:]
+        read = stored_positions(times, stored)
     start, end = truth.start[..., None], truth.end[..., None]
     return np.clip((read - start) / np.maximum(end - start, 1), 0, 1)

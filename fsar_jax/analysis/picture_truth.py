@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from fsar_jax.analysis.episode_figures import middle_frames
 from fsar_jax.analysis.episode_report import Truth
 from fsar_jax.analysis.misalignment import stored_positions, temporal_overlap
-from fsar_jax.analysis.selection import box_share
+from fsar_jax.analysis.selection import box_share, is_resampled
 from fsar_jax.samplers import amplifier
 
 TRUTH = 'the truth'
@@ -292,9 +292,9 @@ def measures_of(
     of = lambda x: (x[way * shot :], x[own])  # of the queries, and of those clips
     start, end = truth.start[0], truth.end[0]
     found = []
-    amplified = 'query_saliency' in shown  # then the object is elsewhere than the records say
+    resampled = is_resampled(shown)
     boxes = clips.boxes[way * shot :]
-    if not amplified:
+    if not resampled:
         found += activation_measures(stages, boxes, size)
     if matched is not None:
         attention, tuples = matched
@@ -309,13 +309,13 @@ def measures_of(
         found += window_measures(
             shown['query_window'], *(x[way * shot :] for x in (clips.read, start, end))
         )
-    if 'offsets' in shown and not amplified:
+    if 'offsets' in shown and not resampled:
         offsets = offset_sign * shown['offsets'][every, labels]
         found += offset_measures(offsets, *of(clips.moved_boxes), size)
     if 'query_indices' in shown:
         even = truth.evenly_spaced(config, clips.read.shape[1])[0]
         found += choice_measures(*(x[way * shot :] for x in (clips.read, even, start, end)))
-    if amplified:
+    if 'query_saliency' in shown:
         found += saliency_measures(shown['query_saliency'], boxes, size)
     return found
 

@@ -6,6 +6,8 @@ is known.
 """
 
 import runpy
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -101,6 +103,12 @@ def changed_by_support(frames: np.ndarray, clips: np.ndarray) -> float | None:
     return float(np.mean(missing)) if missing else None
 
 
+def is_resampled(shown: Mapping[str, Any]) -> bool:
+    """Whether a sampler has amplified or cropped frames, which then show an object elsewhere than
+    the records say. shown: the auxiliary of `FewShotLearner.explain`."""
+    return 'query_saliency' in shown or 'query_crop' in shown
+
+
 def push_of_the_loss(
     pushes: np.ndarray, inside: np.ndarray | None = None
 ) -> dict[str, list[float] | float]:
@@ -114,7 +122,8 @@ def push_of_the_loss(
     Returns:
       dict. The mean push of each place is taken off first, which is what a habit learns from.
         draws_agree: the correlation of the two draws, over all scores. 1 is no noise of the draw.
-        towards_action: where `inside` is known, (how much frames of the action are pushed up beside
+        towards_action: where `inside` is known and holds for some frames of an episode, not for
+          all, (how much frames of the action are pushed up beside
           the others, half-width of its 95% interval over episodes), in units of the mean size of a
           push.
     """
@@ -127,12 +136,15 @@ def push_of_the_loss(
     }
     if inside is not None:
         mean = centred.mean(0) / max(float(np.abs(centred).mean()), 1e-300)
+        both = inside.any((1, 2)) & (~inside).any((1, 2))  # else there is nothing beside it
+        mean, inside = mean[both], inside[both]
         of_episode = lambda which: np.where(which, mean, 0).sum((1, 2)) / which.sum((1, 2))
         towards = of_episode(inside) - of_episode(~inside)
-        found['towards_action'] = [
-            float(towards.mean()),
-            float(1.96 * towards.std() / np.sqrt(len(towards))),
-        ]
+        if len(towards):
+            found['towards_action'] = [
+                float(towards.mean()),
+                float(1.96 * towards.std() / np.sqrt(len(towards))),
+            ]
     return found
 
 

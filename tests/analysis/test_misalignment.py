@@ -154,6 +154,9 @@ def test_truth_by_hand(setting):
     assert truth_measures(truth, episodes, config, windows, offsets)['offset_correlation'][
         0
     ] == pytest.approx(-1.0)
+    # A backbone over clips that leaves two time steps of four: as frames 1 and 3 of each clip.
+    fewer = truth_measures(truth, episodes, config, None, np.zeros((5, 3, 2, 2)))
+    assert fewer['displacement']['before'] == fewer['displacement']['after'] > 0
     plain = truth_measures(truth, episodes, config, None, None)
     assert plain == {'temporal_overlap': {'whole_clip': pytest.approx(4 / 8)}}
     assert Truth.of(TinyDataset(), episodes) is None

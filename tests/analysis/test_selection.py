@@ -185,4 +185,9 @@ def test_the_push_of_a_loss_towards_the_action():
     size = np.sqrt(2 / np.pi) * np.sqrt(4 + variance)
     assert mean == pytest.approx(1 / size, abs=2 * half) and 0.03 < half < 0.15
     assert 'towards_action' not in selection.push_of_the_loss(inside + noise)
+    # Episodes whose frames all show the action say nothing, and alone leave it out.
+    assert 'towards_action' not in selection.push_of_the_loss(noise, np.ones_like(inside))
+    some = inside.copy()
+    some[0] = True
+    assert np.isfinite(selection.push_of_the_loss(inside + noise, some)['towards_action']).all()
     assert selection.push_of_the_loss(np.zeros((2, 1, 2, 3)))['draws_agree'] == 0
