@@ -136,6 +136,10 @@ class Checkpoints:
             or _best(self._saved | {step: self._damaged[step]}) == step
         ]
 
+    def is_unscored(self, step: int) -> bool:
+        """Whether a saved step has no 'val_accuracy'."""
+        return SELECTION_METRIC not in (self._saved[step] or {})
+
     def save(self, step: int, state: ArrayTree, metrics: dict | None = None) -> bool:
         """Starts writing a checkpoint and returns. Waits only for the save before it.
 
@@ -146,13 +150,16 @@ class Checkpoints:
             best.
 
         Returns:
-          False, and nothing is written, when the step is saved already.
+          False, and nothing is written, when the step is saved already; unless without the metric
+          that decides, which `metrics` has.
 
         Raises:
           ValueError: `metrics` is not strict JSON.
           OSError: this save or the one before it failed. The earlier checkpoints are whole.
         """
-        if step in self._saved:
+        if step in self._saved and not (
+            self.is_unscored(step) and SELECTION_METRIC in (metrics or {})
+        ):
             return False
         try:
             metrics = json.loads(json.dumps(metrics or {}, allow_nan=False))

@@ -164,6 +164,11 @@ def train_and_evaluate(
             MetricWriter(workdir, train.log_steps, resume_step=start) as writer,
             Progress(episodes, 'training', 'episode', first_episode) as progress,
         ):
+            model = lambda: TrainedModel(learner, state.variables, config, mesh)
+            if start and val_set is not None and checkpoints.is_unscored(start):
+                scores = look_at_val(model(), val_set, writer, start)
+                with saving:
+                    checkpoints.save(start, state, scores)
             for step in range(start + 1, train.num_steps + 1):
                 state, metrics = train_step(state, shard(mesh, next(batches), axis=1))
                 # Logging is one step behind, so that the device never waits for the host.
@@ -177,20 +182,14 @@ def train_and_evaluate(
                 log_step(writer, *not_logged, checkpoints)
                 not_logged, scores = None, {}
                 if val_set is not None:
-                    model = TrainedModel(learner, state.variables, config, mesh)
                     try:
-                        val = evaluate(model, val_set, config.eval.val_episodes)
+                        scores = look_at_val(model(), val_set, writer, step)
                     except Exception:
                         if jax.process_count() == 1:  # else the others save nothing
                             with saving:
                                 checkpoints.save(step, state, {})
                             print_once(f'note: step {step} is saved without its val accuracy')
                         raise
-                    scores = {'val_accuracy': val['accuracy']}
-                    writer.write(step, scores)
-                    print_once(
-                        f"step {step}: val accuracy {val['accuracy']:.2%} ± {val['ci95']:.2%}"
-                    )
                 writer.flush()
                 with saving:
                     checkpoints.save(step, state, scores)
@@ -303,6 +302,12 @@ def evaluate_and_write(
     """
     config, changed = model.config, description.changed
     found = evaluate(model, dataset, config.eval.num_episodes, description)
+    print_once(  # before what may fail, or the disk may have no room for
+        f"{found['method']}, {printable(found['dataset'])}, {found['split']}, {found['way']}-way "
+        f"{found['shot']}-shot: {found['accuracy']:.2%} ± {found['ci95']:.2%} (95% interval over "
+        f"{found['num_episodes']} episodes; chance {found['chance']:.0%}; selected on "
+        f'{printable(found["selected_on"])})'
+    )
     if config.eval.measured_episodes:
         episodes = episodes_of(dataset, config, config.eval.num_episodes)
         measured, undefined = results.with_nulls(measure(model, dataset, episodes))
@@ -311,12 +316,6 @@ def evaluate_and_write(
             print_once(f'note: not finite, so null in the results: {listed(undefined)}')
     if trained_on:
         found['trained_on'] = trained_on
-    print_once(  # before the file is written, for which the disk may have no room
-        f"{found['method']}, {printable(found['dataset'])}, {found['split']}, {found['way']}-way "
-        f"{found['shot']}-shot: {found['accuracy']:.2%} ± {found['ci95']:.2%} (95% interval over "
-        f"{found['num_episodes']} episodes; chance {found['chance']:.0%}; selected on "
-        f'{printable(found["selected_on"])})'
-    )
     path = results.write_results(workdir, found, {key: here for key, (_, here) in changed.items()})
     print_once(f'{path}')
     return found
@@ -340,6 +339,17 @@ def log_step(writer: MetricWriter, step: int, metrics: dict, checkpoints: Checkp
             'config.train.learning_rate or set config.train.clip_norm'
         )
     writer.write(step, {name: metrics[name] for name in ('loss', 'accuracy', 'gradient_norm')})
+
+
+def look_at_val(
+    model: TrainedModel, val_set: Videos, writer: MetricWriter, step: int
+) -> dict[str, float]:
+    """Evaluates the model on val, writes and prints the accuracy; {'val_accuracy': …}."""
+    val = evaluate(model, val_set, model.config.eval.val_episodes)
+    scores = {'val_accuracy': val['accuracy']}
+    writer.write(step, scores)
+    print_once(f"step {step}: val accuracy {val['accuracy']:.2%} ± {val['ci95']:.2%}")
+    return scores
 
 
 def wait_until_saved(checkpoints: Checkpoints, saving: threading.Lock) -> None:
