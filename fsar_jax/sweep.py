@@ -365,7 +365,7 @@ def outcome_of(run: Run, shown: Shown) -> Outcome:
             if is_finished(run):
                 return Outcome(FINISHED, f'{accuracy_of(run)}, as it was')
             config = config_of(run.flags)
-            if config.eval.split != 'test' and not run.of:
+            if config.eval.split != 'test' and run.row.mode == 'train':
                 return Outcome(
                     FAILED,
                     f'config.eval.split={config.eval.split}: a sweep tests on the test split',

@@ -131,9 +131,11 @@ def _settings(results: dict) -> dict:
 
 def _identity(results: dict) -> tuple:
     """Equal for runs that differ in the seed alone."""
-    # The clips of a training on few of each class are drawn by the seed.
+    # The clips of a training on few of each class are drawn by the seed; 'content' covers how the
+    # clips were stored, which older results do not say.
+    left_out = 'limited_to', 'records'
     trained_on = {
-        split: {key: value for key, value in note.items() if key != 'limited_to'}
+        split: {key: value for key, value in note.items() if key not in left_out}
         for split, note in (results.get('trained_on') or {}).items()
     }
     clips = [results.get(key) for key in ('content', 'extractor')]

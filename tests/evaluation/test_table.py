@@ -80,6 +80,8 @@ def test_seeds_that_draw_other_training_clips_are_averaged():
     }
     rows, notes = table(found)
     assert [row.seeds for row in rows] == [(0, 1, 2)] and not notes
+    found['2']['trained_on'] = trained_on(2, records={'short_side': 64})  # of a later release
+    assert [row.seeds for row in table(found)[0]] == [(0, 1, 2)]
     found['2']['trained_on'] = trained_on(2, hash='other')
     assert [row.seeds for row in table(found)[0]] == [(0, 1), (2,)]
 
