@@ -21,8 +21,7 @@ from typing import Any
 
 from fsar_jax.stopping import errors_in_one_line, on_signals
 
-# What takes seconds to import, JAX above all, is imported in `main`: the processes that read
-# videos, which import this file again, do without.
+# What takes seconds to import, JAX above all, is imported in `main`.
 if __name__ == '__main__':
     on_signals('every file that was written is whole')
 
@@ -45,7 +44,8 @@ def main(arguments: list[str] | None = None) -> None:
     workdir = local_path(args.workdir, '--workdir') if args.workdir else None
     outputs = output_paths(args)
 
-    from fsar_jax.ingest.clip_folders import list_clips
+    from fsar_jax.ingest.clip_folders import list_clips, list_examples
+    from fsar_jax.ingest.frame_files import is_frame
     from fsar_jax.machine import usable_cores
 
     clips: list[str] = []
@@ -57,16 +57,17 @@ def main(arguments: list[str] | None = None) -> None:
     given: list[tuple[str, Any]] = [('--clips', clip) for clip in clips]
     load = local_path(args.load, '--load') if args.load else None
     given += [(flag, path) for flag, path in (('--load', load), ('--workdir', workdir)) if path]
-    given += [('--examples', folder) for folder in examples]
-    for flag, path in outputs.items():
-        if path is None or not path.exists():
-            continue
+    existing = {flag: path for flag, path in outputs.items() if path and path.exists()}
+    for folder in examples if existing else []:
+        given += [('--examples', clip) for of in list_examples(folder)[0].values() for clip in of]
+    for flag, path in existing.items():
         for source, file in given:
-            if (flag, source) != ('save', '--load'):  # the examples may be written back
-                _check_distinct({source: file, f'--{flag}': path})
-            if source != '--workdir' and path.resolve().is_relative_to(os.path.realpath(file)):
+            if (flag, source) == ('save', '--load'):  # the examples may be written back
+                continue
+            _check_distinct({source: file, f'--{flag}': path})
+            if is_frame(path.name) and path.parent.resolve() == pathlib.Path(file).resolve():
                 raise ValueError(
-                    f'--{flag}={printable(path, 1000)} is a file of {source}: write to another one'
+                    f'--{flag}={printable(path, 1000)} is a frame of {source}: name another file'
                 )
     processes = usable_cores() if args.processes is None else args.processes
 
@@ -87,8 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
             recognizer = Recognizer.load(load, workdir, processes=processes)
         else:
             recognizer = Recognizer(workdir, processes=processes)
-        for i, folder in enumerate(examples):
-            (recognizer.add if load or i else recognizer.fit)(folder)
+        for folder in examples:  # together they hold two classes or more, which is checked below
+            recognizer.add(folder)
     for class_name, name, reason in recognizer.skipped:
         print(
             f"note: example {name} of class '{printable(class_name)}' is left out: {reason}",

@@ -24,6 +24,8 @@ import cv2
 from fsar_jax.ingest.video_files import VideoError
 from fsar_jax.stopping import finish_first
 
+_script = threading.Lock()  # held while __main__ is without its file
+
 
 @contextlib.contextmanager
 def ordered_pool(processes: int, make_record: Callable[..., Any]) -> Iterator[Callable]:
@@ -173,13 +175,14 @@ def _without_ctrl_c():
 def _without_script():
     """Processes that start in the block do not import the script of this one, which may be without
     `if __name__ == '__main__'` and would start the same work again."""
-    main = vars(sys.modules['__main__'])
-    kept = {key: main[key] for key in ('__spec__', '__file__') if key in main}
-    main.update(dict.fromkeys(kept))
-    try:
-        yield
-    finally:
-        main.update(kept)
+    with _script:
+        main = vars(sys.modules['__main__'])
+        kept = {key: main[key] for key in ('__spec__', '__file__') if key in main}
+        main.update(dict.fromkeys(kept))
+        try:
+            yield
+        finally:
+            main.update(kept)
 
 
 @contextlib.contextmanager

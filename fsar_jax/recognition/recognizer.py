@@ -76,8 +76,7 @@ class Recognizer:
     Args:
       workdir: None, a workdir, or an exported .safetensors file.
       processes: how many processes read files: a file that crashes a decoder then cannot end this
-        one. 0, the default, reads in threads. A script that sets it needs `if __name__ ==
-        '__main__':`.
+        one. 0, the default, reads in threads.
 
     Attributes:
       model: the model, see fsar_jax.recognition.models.
@@ -423,8 +422,8 @@ class Recognizer:
         found, skipped = [], []
         with Progress(len(flat), 'embedding examples', 'clip') as progress:
             reads = self._read([clip for _, clip in flat])
-            for i, (class_name, clip) in enumerate(flat):
-                name, read, error = next(reads)
+            pairs = zip(flat, reads, strict=True)
+            for i, ((class_name, clip), (name, read, error)) in enumerate(pairs):
                 progress.advance()
                 if isinstance(clip, np.ndarray):
                     name = _unused_name(clip, i, {example.name for example in (*before, *found)})
