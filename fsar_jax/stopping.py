@@ -44,7 +44,7 @@ def on_signals(message: str) -> None:
     After the last line of the program, while the interpreter shuts down, both signals are ignored,
     because everything is done and the exit status should say so.
     """
-    open_missing_streams()
+    safe_streams()
     reading = None
     if not _listening:
         reading, writing = os.pipe()  # neither is inherited by other processes
@@ -68,7 +68,7 @@ def errors_in_one_line(unless: Callable[[], bool] = lambda: False) -> Iterator[N
     Other exceptions are faults of the code and keep their traceback. So does every one where
     `unless()` is true.
     """
-    open_missing_streams()
+    safe_streams()
     try:
         try:
             yield
@@ -87,12 +87,16 @@ def errors_in_one_line(unless: Callable[[], bool] = lambda: False) -> Iterator[N
         sys.exit(128 + signal.SIGPIPE if unread else f'error: {one_line(error)}')
 
 
-def open_missing_streams() -> None:
-    """Lets a program that was started without stdout or stderr (`>&-`) print to nowhere. Else the
-    next file that it opens would have their number, and other code would print into it."""
+def safe_streams() -> None:
+    """Lets a program print what it has to. Started without stdout or stderr (`>&-`), it prints to
+    nowhere: else the next file that it opens would have their number, and other code would print
+    into it. A terminal of another encoding gets '\\xb1' for '±', and no error."""
     for name in ('stdout', 'stderr'):
-        if getattr(sys, name) is None:
+        stream = getattr(sys, name)
+        if stream is None:
             setattr(sys, name, open(os.devnull, 'w'))
+        elif hasattr(stream, 'reconfigure') and 'utf' not in (stream.encoding or '').lower():
+            stream.reconfigure(errors='backslashreplace')
 
 
 def _flush(stream: TextIO | None) -> None:

@@ -7,6 +7,8 @@ import pathlib
 import signal
 import warnings
 
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # JAX_PLATFORMS=cuda ./run.sh test: on a GPU
+
 import jax
 import numpy as np
 import pytest

@@ -1,6 +1,7 @@
 """The notebooks run, every cell, in one kernel; what is stored is a real run, pictures included."""
 
 import json
+import pathlib
 import sys
 
 import pytest
@@ -191,3 +192,15 @@ def test_colab_keeps_the_jax_of_the_runtime(tmp_path, monkeypatch):
         '--constraint',
         'runtime.txt',
     ]
+
+
+def test_a_restarted_runtime_uses_the_checkout_that_it_has(tmp_path, monkeypatch):
+    import subprocess
+
+    cell = next(c.source for c in read('quickstart').cells if c.cell_type == 'code')
+    (tmp_path / 'content' / 'checkout' / 'fsar_jax').mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / 'content')
+    monkeypatch.setattr(subprocess, 'run', lambda *given, **options: pytest.fail(f'runs {given}'))
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    exec(cell, {})
+    assert pathlib.Path.cwd() == tmp_path / 'content' / 'checkout'

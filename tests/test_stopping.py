@@ -158,6 +158,17 @@ with errors_in_one_line():
     return done.returncode, done.stderr
 
 
+def test_what_a_terminal_cannot_show_is_no_error():
+    script = (
+        'from fsar_jax.stopping import errors_in_one_line\n'
+        'with errors_in_one_line():\n    print("50% ± 3%")\n'
+    )
+    env = os.environ | {'PYTHONIOENCODING': 'ascii'}
+    command = [sys.executable, '-c', script]
+    done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, b'50% \\xb1 3%\n')
+
+
 def test_without_streams_everything_goes_nowhere_and_not_into_a_file(tmp_path):
     work = f"""file = open({str(tmp_path / 'a')!r}, 'w')
     sys.stdout.write('x')
