@@ -70,6 +70,7 @@ from fsar_jax.data.features import (
     is_whole,
     open_header,
     read_header,
+    refuse_dataset,
 )
 from fsar_jax.evaluation.results import versions
 from fsar_jax.files import check_output_folder, local_path
@@ -220,6 +221,7 @@ def extract(
     config = _checked(config, views)
     datasets = _open_splits(config)
     check_output_folder(folder, '--dir')
+    refuse_dataset(folder)  # before a lock is left in it
     mesh = meshes.episode_mesh()
     embed, variables, header = _plan(config, datasets, mesh, maps, views, dtype, videos_per_shard)
 
@@ -304,6 +306,7 @@ def extract_on_ray(
     config = _checked(config, given.views)
     datasets = _open_splits(config)
     check_output_folder(folder, '--dir')
+    refuse_dataset(folder)  # before a lock is left in it
     folder.mkdir(parents=True, exist_ok=True)
     if given.overwrite:
         of_features = (given.maps, given.views, given.dtype, given.videos_per_shard)

@@ -80,7 +80,7 @@ def test_a_scan_network_with_labels_finds_the_frames():
     labels = rng.permuted(np.tile([True] * 3 + [False] * 4, (40, 1)), axis=1)
     clips = rng.integers(0, 120, (40, 7, 16, 16, 3)) + 120 * labels[..., None, None, None]
     clips = clips.astype(np.uint8)
-    scorer = benchmark['FrameScorer'](TinyScan(), 8)
+    scorer = benchmark['FrameScorer'](TinyScan(), 8, 16)
     found = benchmark['trained'](scorer, clips[:20], labels[:20], 40)
     chosen = benchmark['best_frames'](scorer, found, clips[20:], 3)
     np.testing.assert_array_equal(chosen, [np.flatnonzero(row) for row in labels[20:]])

@@ -123,6 +123,15 @@ def files_of(split: str, videos: list[int], num_frames: list[int], views: int) -
     return found
 
 
+def refuse_dataset(folder: pathlib.Path) -> None:
+    """ValueError where the folder is a built dataset, which has a features.json of its own."""
+    if (folder / 'dataset_info.json').exists():
+        raise ValueError(
+            f'{printable(folder, 1000)} is a built dataset: name a folder of features, which '
+            'fsar_jax.extract makes'
+        )
+
+
 def read_header(folder: pathlib.Path) -> Header | None:
     """What features.json says; None where there is none.
 
@@ -132,11 +141,7 @@ def read_header(folder: pathlib.Path) -> Header | None:
     path = folder / HEADER
     if not path.exists():
         return None
-    if (folder / 'dataset_info.json').exists():
-        raise ValueError(
-            f'{printable(folder, 1000)} is a built dataset: name a folder of features, which '
-            'fsar_jax.extract makes'
-        )
+    refuse_dataset(folder)
     advice = 'put back a copy of it, or extract the features again with --overwrite'
     content = read_json(path, advice)
     try:
