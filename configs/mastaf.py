@@ -24,8 +24,8 @@ def get_config(preset: str = ''):
         published_recipe(config, preset, loss_reduction='mean')
         config.model.backbone.update(
             name='resnet3d50',
-            batch_norm='joint',
-            batch_norm_groups=1,  # M11
+            batch_norm='joint',  # M11
+            batch_norm_groups=1,
         )
         config.episode.frames = 16
         config.data.crop = 'centre'  # M8

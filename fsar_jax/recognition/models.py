@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import itertools
 import os
-import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -25,7 +24,6 @@ from fsar_jax import weights
 from fsar_jax.config import default_config
 from fsar_jax.data.clips import Clips
 from fsar_jax.data.dataset import Videos
-from fsar_jax.data.features import Header, read_header
 from fsar_jax.data.frames import centre_crop_offset, decode_jpeg
 from fsar_jax.files import local_path
 from fsar_jax.ingest.clip_reader import ReadClip, ReadSettings
@@ -38,6 +36,7 @@ from fsar_jax.stages import frames_read
 from fsar_jax.training.export import (
     exported_config,
     exported_variables,
+    features_of,
     read_about,
     records_of_run,
     records_there,
@@ -427,7 +426,7 @@ def _behind_its_backbone(model: Model, trained_on: dict) -> Model:
             f'{shown} holds a model of stored features that does not say what made them: give a '
             'run on features of python -m fsar_jax.extract, or one on frames'
         )
-    header = _features_of(model.config)
+    header = features_of(model.config)
     try:
         made_by = header.made_by if header and header.extractor == extractor else {}
         name = printable(extractor['backbone']['name'])
@@ -460,13 +459,6 @@ def _behind_its_backbone(model: Model, trained_on: dict) -> Model:
     return ModelOnFeatures(
         **fields, extractor=extractor, network=network, network_variables=variables
     )
-
-
-def _features_of(config) -> Header | None:
-    """The description of the features of a run; None where they are gone, or it is on frames."""
-    with contextlib.suppress(OSError, ValueError):
-        return read_header(pathlib.Path(config.data.features)) if config.data.features else None
-    return None
 
 
 def _record_settings(noted) -> RecordSettings:

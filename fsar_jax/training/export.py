@@ -21,7 +21,7 @@ from safetensors.numpy import save
 from fsar_jax.checksums import sha256_of
 from fsar_jax.config import default_config, flatten, with_newer_settings
 from fsar_jax.data.dataset import content_hash, described, version_directory
-from fsar_jax.data.features import read_header
+from fsar_jax.data.features import Header, read_header
 from fsar_jax.data.loader import usable
 from fsar_jax.evaluation.results import FILE, versions
 from fsar_jax.files import check_output, read_json, write_whole
@@ -173,14 +173,20 @@ def records_of_run(
     return records_there(config) or noted
 
 
+def features_of(config: ml_collections.ConfigDict) -> Header | None:
+    """The description of the features of a run; None where they are gone, or it is on frames."""
+    with contextlib.suppress(OSError, ValueError):
+        return read_header(pathlib.Path(config.data.features)) if config.data.features else None
+    return None
+
+
 def records_there(config: ml_collections.ConfigDict) -> dict[str, Any] | None:
     """The same of the features or the dataset that lie where the settings say now; None where they
     do not."""
+    if (header := features_of(config)) is not None:
+        return header.settings
     with contextlib.suppress(OSError, ValueError):
         name = config.data.dataset
-        header = read_header(pathlib.Path(config.data.features)) if config.data.features else None
-        if header is not None:
-            return header.settings
         if (directory := version_directory(name, config.data.dir)) is not None:
             return described(directory, name)[1]['settings']
     return None

@@ -512,7 +512,7 @@ def test_a_run_on_features_whose_backbone_is_not_there_is_one_line(run_on_featur
     behind = lambda model, extractor: models._behind_its_backbone(
         model, {'train': {'extractor': extractor} if extractor else {}}
     )
-    extractor = models._features_of(config).extractor
+    extractor = models.features_of(config).extractor
     with pytest.raises(ValueError, match='stored features that does not say what made them'):
         behind(model, None)
     moved = config.copy_and_resolve_references()
