@@ -1,5 +1,6 @@
 """Batch normalisation against a slow loop in float64: groups, vmap, running values, gradients."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +55,29 @@ def test_groups_equal_a_loop(groups):
     np.testing.assert_allclose(y, expected, atol=2e-5)
     np.testing.assert_allclose(stats['mean'], mean, atol=1e-6)
     np.testing.assert_allclose(stats['var'], var, rtol=1e-6)
+
+
+@pytest.mark.parametrize('groups', [1, 2])
+def test_parts_of_a_batch_equal_batches_of_their_own(groups):
+    rng = np.random.default_rng(6)
+    variables = variables_of(rng)
+    x, cotangent = rng.normal(0, 1, (2, 8, 2, 2, 3)).astype(np.float32)
+    x[6:] += 3  # far from the rest: shared statistics would show
+
+    def together(x):
+        return run_train(BatchNorm(groups=groups, parts=(3, 1)), variables, x)
+
+    def apart(x):
+        first, stats = run_train(BatchNorm(groups=groups), variables, x[:6])
+        rest, stats = run_train(BatchNorm(groups=groups), variables | {'batch_stats': stats}, x[6:])
+        return jnp.concatenate([first, rest]), stats
+
+    def with_gradient(run):
+        loss = lambda x: (jnp.sum((of_x := run(x))[0] * cotangent), of_x)
+        (_, outputs), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(x)
+        return outputs, gradient
+
+    chex.assert_trees_all_close(with_gradient(together), with_gradient(apart), rtol=1e-5, atol=1e-5)
 
 
 def test_vmap_gives_each_episode_its_own_statistics():
