@@ -50,8 +50,8 @@ class FewShotLearner(nn.Module):
 
     Attributes:
       patches: P; a map is pooled to P × P patches before patch enrichment.
-      joint_batch: embed support and query in one pass, so that batch norm sees them together;
-        False embeds them separately, as published.
+      joint_batch: batch norm sees the support and the queries together; False keeps them apart, as
+        published.
       frozen: no training step changes the running statistics of batch norm.
       backbone_trained: False stops the gradient at the backbone, which then also uses its running
         statistics in training.
@@ -82,7 +82,8 @@ class FewShotLearner(nn.Module):
         """
         chex.assert_rank([support, query], [6, 5])
         chex.assert_equal_shape_suffix([support, query], 4)
-        return self.match(*self.of_episode(self.embed, support, query, train), train)
+        sampled = self.sample(support, query, train)
+        return self.compare(*self.represent_episode(*sampled, train), train)
 
     def embed(self, videos: jax.Array, train: bool = False) -> dict[str, Any]:
         """Embeds videos [B, L, H, W, 3] (or maps [B, L, h, w, C]): a pytree with leading axis B
@@ -105,8 +106,27 @@ class FewShotLearner(nn.Module):
     def represent(self, sampled: dict[str, jax.Array], train: bool = False) -> dict[str, Any]:
         """Turns a sampler's output for B videos, {'frames': [B, L, H, W, 3], …}, into what the
         matcher needs of each video."""
-        maps = self.feature_maps(sampled['frames'], train)
-        return self.projected(sampled, self.enrich(maps, train), train)
+        return self.enriched(sampled | {'maps': self.feature_maps(sampled['frames'], train)}, train)
+
+    def represent_episode(
+        self, support: dict[str, jax.Array], query: dict[str, jax.Array], train: bool = False
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """`represent` for a sampler's outputs of an episode: support leaves [way, shot, …], query
+        leaves [Q, …]. The backbone sees all videos in one pass, which halves the program and fills
+        an accelerator with few clips too; its batch norm keeps support and queries apart, unless
+        `joint_batch`."""
+        way, shot = support['frames'].shape[:2]
+        clips = support['frames'].reshape(way * shot, *support['frames'].shape[2:])
+        parts = (1,) if self.joint_batch else (way * shot, len(query['frames']))
+        maps = self.feature_maps(jnp.concatenate([clips, query['frames']]), train, parts)
+        support_maps, query_maps = jnp.split(maps, [way * shot])
+        support = support | {'maps': support_maps.reshape(way, shot, *maps.shape[1:])}
+        return self.of_episode(self.enriched, support, query | {'maps': query_maps}, train)
+
+    def enriched(self, sampled: dict[str, jax.Array], train: bool = False) -> dict[str, Any]:
+        """`represent` after the backbone: what the matcher needs of B videos, from a sampler's
+        output with their 'maps' [B, L, h, w, C]."""
+        return self.projected(sampled, self.enrich(sampled['maps'], train), train)
 
     def projected(
         self, sampled: dict[str, jax.Array], features: VideoFeatures, train: bool = False
@@ -114,8 +134,8 @@ class FewShotLearner(nn.Module):
         """The last part of `represent`: from the features of B videos and what else was `sampled`
         to what the matcher needs of each."""
         embeddings = {'temporal_matching': self.matcher.project(features, train)}
-        if len(sampled) > 1:
-            embeddings['sampling'] = {name: x for name, x in sampled.items() if name != 'frames'}
+        if sampling := {k: x for k, x in sampled.items() if k not in ('frames', 'maps')}:
+            embeddings['sampling'] = sampling
         if self.query_similarity is not None:
             embeddings['query_similarity'] = self.query_similarity.project(features, train)
         if features.window is not None:
@@ -129,7 +149,7 @@ class FewShotLearner(nn.Module):
         and query leaves [Q, …]."""
         if self.sampler.per_episode:
             support, query = self.sampler.sample_episode(support, query, train)
-            support, query = self.of_episode(self.represent, support, query, train)
+            support, query = self.represent_episode(support, query, train)
         return self.compare(support, query, train)
 
     def embed_frames(self, videos: jax.Array) -> dict[str, Any]:
@@ -343,11 +363,15 @@ class FewShotLearner(nn.Module):
             if stage != 'backbone' or self.backbone_trained
         }
 
-    def feature_maps(self, videos: jax.Array, train: bool = False) -> jax.Array:
-        """The backbone: videos [B, L, H, W, 3] → maps [B, L, h, w, C]."""
+    def feature_maps(
+        self, videos: jax.Array, train: bool = False, parts: tuple[int, ...] = (1,)
+    ) -> jax.Array:
+        """The backbone: videos [B, L, H, W, 3] → maps [B, L, h, w, C]. `parts`: as of
+        `Stage.in_parts`."""
         videos, train = frames_as_floats(videos), train and self.backbone_trained
 
         def run(backbone, videos):
+            backbone = backbone.in_parts(parts)
             if backbone.takes_clips:
                 return backbone(videos, train)
             maps = backbone(videos.reshape(-1, *videos.shape[2:]), train)

@@ -226,7 +226,7 @@ class FrameNetwork(PixelNetwork):
     """What the backbones with batch norm have in common.
 
     Args:
-      batch_norm_groups, frozen: of every BatchNorm.
+      batch_norm_groups, frozen, parts: of every BatchNorm.
       normalize, remat, dtype: as of `PixelNetwork`.
     """
 
@@ -242,11 +242,15 @@ class FrameNetwork(PixelNetwork):
         'four GPUs',
     )
     frozen: bool = dataclasses.field(default=False, kw_only=True)
+    parts: tuple[int, ...] = dataclasses.field(default=(1,), kw_only=True)
 
     @property
     def norm(self) -> dict[str, Any]:
         """Arguments of every BatchNorm."""
-        return {'groups': self.batch_norm_groups, 'frozen': self.frozen}
+        return {'groups': self.batch_norm_groups, 'frozen': self.frozen, 'parts': self.parts}
+
+    def in_parts(self, parts: tuple[int, ...]) -> Stage:
+        return self.clone(parent=self.scope, parts=parts)
 
 
 class ResNet(FrameNetwork):

@@ -1,6 +1,7 @@
 """The learner against the published heads, through the public API and published state dicts; and
 its own invariants."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 from tiny_run import random_variables, tiny_config
 
 import fsar_jax
+from fsar_jax.backbones.resnet3d import ResNet3D
+from fsar_jax.backbones.resnet_small import ResNetSmall
 from fsar_jax.training.losses import episode_loss
 
 HEADS = ['strm_head_a', 'strm_head_b', 'trx_head_23_a', 'trx_head_23_b', 'trx_head_2_a']
@@ -210,6 +213,66 @@ def test_batch_norm_sees_support_and_query_as_the_config_says(small, mode):
     for videos in groups:
         expected = 0.9 * expected + 0.1 * mean(videos)
     np.testing.assert_allclose(stem(updated), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'backbone, changes',
+    [
+        (ResNetSmall(width=4, temporal_shift=True, batch_norm_groups=2, remat=True), {}),
+        (ResNet3D(width=2, blocks=(1,)), {}),
+        (ResNetSmall(width=2), {'trained': False}),
+        (ResNetSmall(width=2), {'batch_norm': 'frozen'}),
+    ],
+    ids=['tsm', '3d', 'not_trained', 'frozen'],
+)
+def test_one_pass_of_the_backbone_equals_one_for_support_and_one_for_query(backbone, changes):
+    """In maps, running statistics and gradients."""
+    rng = np.random.default_rng(0)
+    support, query = (rng.random((n, 2, 32, 32, 3)).astype(np.float32) for n in (2, 4))
+    query /= 2  # shared statistics would show
+    config = fsar_jax.default_config()
+    config.model.matcher.name = 'prototypes'
+    config.model.backbone.update(changes)
+    frozen = config.model.backbone.batch_norm == 'frozen'
+    backbone = backbone.clone(frozen=frozen)
+    learner = fsar_jax.create_learner(config.model, backbone=backbone)
+    variables = random_variables(learner, support[:, None], query)
+
+    def maps(params, stats, videos, parts=(1,)):
+        maps, updated = learner.apply(
+            {'params': params, 'batch_stats': stats},
+            videos,
+            True,
+            parts,
+            method='feature_maps',
+            mutable=['batch_stats'],
+        )
+        return maps, updated['batch_stats']
+
+    def together(params):
+        both = jnp.concatenate([support, query])
+        return maps(params, variables['batch_stats'], both, (len(support), len(query)))
+
+    def apart(params):
+        first, stats = maps(params, variables['batch_stats'], support)
+        rest, stats = maps(params, stats, query)
+        return jnp.concatenate([first, rest]), stats
+
+    def with_gradient(run):
+        def loss(params):
+            maps, stats = run(params)
+            return jnp.sum(jnp.sin(3 * maps)), (maps, stats)
+
+        (_, outputs), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+            variables['params']
+        )
+        return outputs, gradient
+
+    (found, grad), (expected, expected_grad) = with_gradient(together), with_gradient(apart)
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
+    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected_grad))
+    chex.assert_trees_all_close(grad, expected_grad, rtol=0, atol=max(1e-4 * scale, 1e-30))
 
 
 @pytest.mark.slow
