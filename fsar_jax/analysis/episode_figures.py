@@ -19,6 +19,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
 from fsar_jax.analysis.figures import BLACK, BLUE, COLOURS, GREEN, GREY, SKY, VERMILLION, styled
+from fsar_jax.data.frame_sampling import frame_indices
 from fsar_jax.messages import printable
 
 GAP = 0.06
@@ -144,7 +145,7 @@ def activation_maps(
     _frame_numbers(axis, length)
     for row, (name, maps) in enumerate(rows.items(), 1):
         low, high = float(maps.min()), float(maps.max())
-        places = middle_frames(len(maps), length)
+        places = frame_indices(length, len(maps), 'segment')
         width = length / len(maps)
         for place, (frame, activation) in enumerate(zip(frames[places], maps)):
             extent = _extent(place * width, row)
@@ -196,9 +197,10 @@ def alignment_matrices(panels: Mapping[str, Mapping]) -> Figure:
         image = axis.imshow(
             panel['values'], extent=(0, columns, rows, 0), cmap='Greys', interpolation='nearest'
         )
-        for row, frame in enumerate(panel['query'][middle_frames(rows, len(panel['query']))]):
+        shown = panel['query'][frame_indices(len(panel['query']), rows, 'segment')]
+        for row, frame in enumerate(shown):
             axis.imshow(frame, extent=(-1.1, -1.1 + 1 - GAP, row + 1 - GAP, row))
-        shown = panel['support'][middle_frames(columns, len(panel['support']))]
+        shown = panel['support'][frame_indices(len(panel['support']), columns, 'segment')]
         for column, frame in enumerate(shown):
             axis.imshow(frame, extent=(column, column + 1 - GAP, -0.1, -1.1 + GAP))
         for number, (name, cells) in enumerate(panel['paths'].items()):
@@ -479,12 +481,6 @@ def warped_frames(frames: np.ndarray, window: ArrayLike) -> np.ndarray:
     inside = (position > -1) & (position < len(frames))
     nearest = np.clip(np.rint(position), 0, len(frames) - 1).astype(int)
     return np.where(inside[:, None, None, None], frames[nearest], 0).astype(np.uint8)
-
-
-def middle_frames(count: int, length: int) -> np.ndarray:
-    """Of `length` frames those in the middle of `count` equal parts: all, where there are as
-    many."""
-    return ((np.arange(count) + 0.5) * length / count).astype(int)
 
 
 def strip(axis: Axes, frames: np.ndarray, left: float, top: float) -> list[AxesImage]:

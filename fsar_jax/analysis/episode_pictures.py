@@ -21,6 +21,7 @@ from fsar_jax.analysis.over_episodes import (
 from fsar_jax.analysis.picture_truth import Clips, Measure
 from fsar_jax.analysis.run_report import Picture
 from fsar_jax.analysis.selection import is_resampled
+from fsar_jax.data.frame_sampling import frame_indices
 from fsar_jax.matchers.cross_transformer import compared_tuples
 from fsar_jax.messages import printable
 from fsar_jax.samplers import amplifier
@@ -195,7 +196,7 @@ def _matches(seen, subject, other, against):
     clip = _pictures(seen.of_query('clip'))
     if len(clip) < length:
         return None
-    places = episode_figures.middle_frames(length, len(clip))
+    places = frame_indices(len(clip), length, 'segment')
     support = _pictures(seen.shown['support_clip'][seen.label])
     return Picture(
         'matches',
@@ -377,7 +378,7 @@ def _coordination(seen, subject, clips):
         boxes = of_query, of_support
     frames = _pictures(seen.of_query('clip')), _pictures(seen.shown['support_clip'][seen.label, 0])
     # A 3D backbone leaves fewer time steps than there are frames.
-    steps = episode_figures.middle_frames(seen.shown['query_maps'].shape[1], len(frames[0]))
+    steps = frame_indices(len(frames[0]), seen.shown['query_maps'].shape[1], 'segment')
     spans: tuple = (None, None)
     if clips is not None:
         shot = seen.support.shape[1]

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from fsar_jax.analysis.episode_figures import middle_frames
 from fsar_jax.analysis.episode_report import Truth
 from fsar_jax.analysis.misalignment import stored_positions, temporal_overlap
 from fsar_jax.analysis.selection import box_share, is_resampled
+from fsar_jax.data.frame_sampling import frame_indices
 from fsar_jax.samplers import amplifier
 
 TRUTH = 'the truth'
@@ -81,7 +81,7 @@ def clips_of(shown: Mapping[str, np.ndarray], truth: Truth, config: ConfigDict) 
     chosen = _of_clips(shown, 'indices')
     read = truth.stored(config, None if chosen is None else chosen[None])[0]
     # A 3D backbone leaves fewer time steps than there are frames.
-    read = read[:, middle_frames(shown['query_maps'].shape[1], read.shape[1])]
+    read = read[:, frame_indices(read.shape[1], shown['query_maps'].shape[1], 'segment')]
     start, end = (x[0][:, None].astype(float) for x in (truth.start, truth.end))
     boxes = truth.boxes(config, read[None])[0]
     compared, moved, windows = read.astype(float), boxes, _of_clips(shown, 'window')
