@@ -8,6 +8,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from fsar_jax.backbones import Features
@@ -117,7 +118,7 @@ class FewShotLearner(nn.Module):
         `joint_batch`."""
         way, shot = support['frames'].shape[:2]
         clips = support['frames'].reshape(way * shot, *support['frames'].shape[2:])
-        parts = (1,) if self.joint_batch else (way * shot, len(query['frames']))
+        parts = () if self.joint_batch else (way * shot, len(query['frames']))
         maps = self.feature_maps(jnp.concatenate([clips, query['frames']]), train, parts)
         support_maps, query_maps = jnp.split(maps, [way * shot])
         support = support | {'maps': support_maps.reshape(way, shot, *maps.shape[1:])}
@@ -364,14 +365,24 @@ class FewShotLearner(nn.Module):
         }
 
     def feature_maps(
-        self, videos: jax.Array, train: bool = False, parts: tuple[int, ...] = (1,)
+        self, videos: jax.Array, train: bool = False, parts: tuple[int, ...] = ()
     ) -> jax.Array:
-        """The backbone: videos [B, L, H, W, 3] → maps [B, L, h, w, C]. `parts`: as of
-        `Stage.in_parts`."""
+        """The backbone: videos [B, L, H, W, 3] → maps [B, L, h, w, C].
+
+        `parts`: how many videos each contiguous part of the batch has, whose statistics are its own
+        (`Stage.in_parts`); none: the batch is one.
+        """
         videos, train = frames_as_floats(videos), train and self.backbone_trained
 
         def run(backbone, videos):
-            backbone = backbone.in_parts(parts)
+            if not parts:
+                return run_once(backbone, videos)
+            if (of_parts := backbone.in_parts(parts)) is not None:
+                return run_once(of_parts, videos)
+            ends = np.cumsum(parts)[:-1]
+            return jnp.concatenate([run_once(backbone, x) for x in jnp.split(videos, ends)])
+
+        def run_once(backbone, videos):
             if backbone.takes_clips:
                 return backbone(videos, train)
             maps = backbone(videos.reshape(-1, *videos.shape[2:]), train)

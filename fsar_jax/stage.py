@@ -89,10 +89,11 @@ class Stage(nn.Module):
         will not do."""
         return False
 
-    def in_parts(self, parts: tuple[int, ...]) -> Stage:
+    def in_parts(self, parts: tuple[int, ...]) -> Stage | None:
         """A bound backbone, with the same variables, for a batch of contiguous parts of these
-        sizes (in any unit) that only share the pass: no statistics of the batch mix them."""
-        return self
+        sizes (in any unit) that only share the pass: no statistics of the batch mix them. None, the
+        default, where it has none: then it runs once for each part."""
+        return None
 
     def check(self, frames: int | None = None) -> None:
         """Raises a one-line ValueError if settings of this stage do not fit each other, or do not

@@ -33,6 +33,9 @@ class Features(Stage):
 
     takes_maps = True
 
+    def in_parts(self, parts: tuple[int, ...]) -> Stage:
+        return self
+
     @nn.compact
     def __call__(self, maps: jax.Array, train: bool = False) -> jax.Array:
         del train

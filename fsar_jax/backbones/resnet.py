@@ -223,7 +223,7 @@ class PixelNetwork(Stage):
 
 
 class FrameNetwork(PixelNetwork):
-    """What the backbones with batch norm have in common.
+    """What the backbones with batch norm have in common. Each BatchNorm takes `**self.norm`.
 
     Args:
       batch_norm_groups, frozen, parts: of every BatchNorm.

@@ -16,6 +16,7 @@ from fsar_jax.backbones.positions import resize_positions
 from fsar_jax.backbones.resnet import NORMALIZE, PixelNetwork, normalize_frames
 from fsar_jax.convolution import convolution
 from fsar_jax.fields import setting
+from fsar_jax.stage import Stage
 
 START = nn.initializers.truncated_normal(0.02)  # of weights and positions, as timm and DINOv2
 
@@ -42,6 +43,9 @@ class TransformerNetwork(PixelNetwork):
         help='highest probability with which a frame skips a residual block in training '
         '(stochastic depth); 0.2 in the ImageNet training of EfficientNet',
     )
+
+    def in_parts(self, parts: tuple[int, ...]) -> Stage:
+        return self  # without statistics of the batch
 
 
 def gelu(x: jax.Array, quick: bool = False) -> jax.Array:

@@ -2,6 +2,7 @@
 its own invariants."""
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ from tiny_run import random_variables, tiny_config
 import fsar_jax
 from fsar_jax.backbones.resnet3d import ResNet3D
 from fsar_jax.backbones.resnet_small import ResNetSmall
+from fsar_jax.stage import Stage
 from fsar_jax.training.losses import episode_loss
 
 HEADS = ['strm_head_a', 'strm_head_b', 'trx_head_23_a', 'trx_head_23_b', 'trx_head_2_a']
@@ -215,16 +217,26 @@ def test_batch_norm_sees_support_and_query_as_the_config_says(small, mode):
     np.testing.assert_allclose(stem(updated), expected, rtol=1e-4, atol=1e-5)
 
 
+class OfAUser(Stage):
+    """A backbone that knows nothing of parts of a batch."""
+
+    @nn.compact
+    def __call__(self, frames, train=False):
+        x = nn.Conv(3, (3, 3), (8, 8))(frames)
+        return nn.BatchNorm(use_running_average=not train)(x)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'backbone, changes',
     [
         (ResNetSmall(width=4, temporal_shift=True, batch_norm_groups=2, remat=True), {}),
         (ResNet3D(width=2, blocks=(1,)), {}),
+        (OfAUser(), {}),
         (ResNetSmall(width=2), {'trained': False}),
         (ResNetSmall(width=2), {'batch_norm': 'frozen'}),
     ],
-    ids=['tsm', '3d', 'not_trained', 'frozen'],
+    ids=['tsm', '3d', 'own', 'not_trained', 'frozen'],
 )
 def test_one_pass_of_the_backbone_equals_one_for_support_and_one_for_query(backbone, changes):
     """In maps, running statistics and gradients."""
@@ -235,7 +247,7 @@ def test_one_pass_of_the_backbone_equals_one_for_support_and_one_for_query(backb
     config.model.matcher.name = 'prototypes'
     config.model.backbone.update(changes)
     frozen = config.model.backbone.batch_norm == 'frozen'
-    backbone = backbone.clone(frozen=frozen)
+    backbone = backbone.clone(frozen=True) if frozen else backbone
     learner = fsar_jax.create_learner(config.model, backbone=backbone)
     variables = random_variables(learner, support[:, None], query)
 
