@@ -44,8 +44,8 @@ class FewShotLearner(nn.Module):
     """Four stages, each a Linen module that the config chooses. `create_learner` makes one.
 
     `embed` works on each video alone, so its output can be kept. `match` compares the videos of one
-    episode; vmap it for many. Training calls both through `__call__`. Evaluation embeds each video
-    once and then matches thousands of episodes (fsar_jax.evaluation.evaluate). With a sampler that
+    episode; vmap it for many. Training does both in `__call__`. Evaluation embeds each video once
+    and then matches thousands of episodes (fsar_jax.evaluation.evaluate). With a sampler that
     looks at the whole episode (`per_episode`), `embed` only scans a video, and `match` begins with
     the choice of frames. The other stages are the same in both cases.
 

@@ -249,8 +249,9 @@ class FrameNetwork(PixelNetwork):
         """Arguments of every BatchNorm."""
         return {'groups': self.batch_norm_groups, 'frozen': self.frozen, 'parts': self.parts}
 
+    @nn.nowrap  # a call that Linen knows of would reserve the names of the children
     def in_parts(self, parts: tuple[int, ...]) -> Stage:
-        return self.clone(parent=self.scope, parts=parts)
+        return self.clone(parent=self.scope and self.scope.rewound(), parts=parts)
 
 
 class ResNet(FrameNetwork):

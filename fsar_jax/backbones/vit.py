@@ -22,7 +22,8 @@ START = nn.initializers.truncated_normal(0.02)  # of weights and positions, as t
 
 
 class TransformerNetwork(PixelNetwork):
-    """What the transformers over frames and over clips have in common.
+    """What the transformers over frames and over clips have in common: no batch norm. A subclass
+    that has one overrides `in_parts`.
 
     Args:
       dropout: after the attention and after both layers of the MLPs, in training.

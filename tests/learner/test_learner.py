@@ -10,6 +10,8 @@ import pytest
 from tiny_run import random_variables, tiny_config
 
 import fsar_jax
+from fsar_jax.backbones import BatchNorm
+from fsar_jax.backbones.resnet import FrameNetwork
 from fsar_jax.backbones.resnet3d import ResNet3D
 from fsar_jax.backbones.resnet_small import ResNetSmall
 from fsar_jax.stage import Stage
@@ -226,6 +228,24 @@ class OfAUser(Stage):
         return nn.BatchNorm(use_running_average=not train)(x)
 
 
+class WithSetup(FrameNetwork):
+    """A backbone of a user that makes its submodules before the call."""
+
+    def setup(self):
+        self.conv = nn.Conv(3, (3, 3), (8, 8))
+        self.bn = BatchNorm(**self.norm)
+
+    def __call__(self, frames, train=False):
+        return self.bn(self.conv(frames), train)
+
+
+def test_a_bound_learner_answers_twice(small):
+    config, variables, support, query, prediction = small
+    bound = fsar_jax.create_learner(config.model).bind(variables)
+    for _ in range(2):
+        np.testing.assert_allclose(bound(support, query).logits, prediction.logits, rtol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'backbone, changes',
@@ -233,10 +253,12 @@ class OfAUser(Stage):
         (ResNetSmall(width=4, temporal_shift=True, batch_norm_groups=2, remat=True), {}),
         (ResNet3D(width=2, blocks=(1,)), {}),
         (OfAUser(), {}),
+        (WithSetup(), {}),
+        (WithSetup(), {'trained': False}),
         (ResNetSmall(width=2), {'trained': False}),
         (ResNetSmall(width=2), {'batch_norm': 'frozen'}),
     ],
-    ids=['tsm', '3d', 'own', 'not_trained', 'frozen'],
+    ids=['tsm', '3d', 'own', 'setup', 'setup_not_trained', 'not_trained', 'frozen'],
 )
 def test_one_pass_of_the_backbone_equals_one_for_support_and_one_for_query(backbone, changes):
     """In maps, running statistics and gradients."""
