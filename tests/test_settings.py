@@ -166,6 +166,7 @@ def test_a_field_that_is_filled_from_elsewhere_has_the_default_of_its_setting():
         'dtype': jnp.float32,
         'scan_network': dataclasses.MISSING,
         'prepared': False,  # only for frames that a test embeds alone
+        'parts': (1,),  # the learner knows those of an episode
     }
     met = set()
     for name, module in STAGES.items():
