@@ -89,10 +89,12 @@ class Stage(nn.Module):
         will not do."""
         return False
 
+    @nn.nowrap
     def in_parts(self, parts: tuple[int, ...]) -> Stage | None:
         """A bound backbone, with the same variables, for a batch of contiguous parts of these
         sizes (in any unit) that only share the pass: no statistics of the batch mix them. None, the
-        default, where it has none: then it runs once for each part."""
+        default, where it has none: then it runs once for each part. Override it with `nn.nowrap`,
+        as here: Linen must not take the answer for an output."""
         return None
 
     def check(self, frames: int | None = None) -> None:

@@ -33,6 +33,7 @@ class Features(Stage):
 
     takes_maps = True
 
+    @nn.nowrap
     def in_parts(self, parts: tuple[int, ...]) -> Stage:
         return self
 

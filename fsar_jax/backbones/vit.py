@@ -45,6 +45,7 @@ class TransformerNetwork(PixelNetwork):
         '(stochastic depth); 0.2 in the ImageNet training of EfficientNet',
     )
 
+    @nn.nowrap
     def in_parts(self, parts: tuple[int, ...]) -> Stage:
         return self  # without statistics of the batch
 
