@@ -117,12 +117,14 @@ class FewShotLearner(nn.Module):
         an accelerator with few clips too; its batch norm keeps support and queries apart, unless
         `joint_batch`."""
         way, shot = support['frames'].shape[:2]
-        clips = support['frames'].reshape(way * shot, *support['frames'].shape[2:])
         parts = () if self.joint_batch else (way * shot, len(query['frames']))
-        maps = self.feature_maps(jnp.concatenate([clips, query['frames']]), train, parts)
-        support_maps, query_maps = jnp.split(maps, [way * shot])
-        support = support | {'maps': support_maps.reshape(way, shot, *maps.shape[1:])}
-        return self.of_episode(self.enriched, support, query | {'maps': query_maps}, train)
+        of_support, of_query = as_one_batch(
+            lambda frames: self.feature_maps(frames, train, parts),
+            support['frames'],
+            query['frames'],
+        )
+        support, query = support | {'maps': of_support}, query | {'maps': of_query}
+        return self.of_episode(self.enriched, support, query, train)
 
     def enriched(self, sampled: dict[str, jax.Array], train: bool = False) -> dict[str, Any]:
         """`represent` after the backbone: what the matcher needs of B videos, from a sampler's
@@ -338,16 +340,11 @@ class FewShotLearner(nn.Module):
         """Runs a per-video function on support leaves [way, shot, …] and query leaves [Q, …]:
         separately, as published, or as one batch (`joint_batch`). Only batch norm sees the
         difference."""
+        if self.joint_batch:
+            return as_one_batch(lambda videos: per_video(videos, train), support, query)
         way, shot = jax.tree.leaves(support)[0].shape[:2]
         support = jax.tree.map(lambda x: x.reshape(way * shot, *x.shape[2:]), support)
-        if self.joint_batch:
-            both = per_video(jax.tree.map(lambda *x: jnp.concatenate(x), support, query), train)
-            support, query = (
-                jax.tree.map(lambda x: x[part], both)
-                for part in (slice(way * shot), slice(way * shot, None))
-            )
-        else:
-            support, query = per_video(support, train), per_video(query, train)
+        support, query = per_video(support, train), per_video(query, train)
         return jax.tree.map(lambda x: x.reshape(way, shot, *x.shape[1:]), support), query
 
     def batch_norm_passes(self, stages: Iterable[str], queries: int) -> dict[str, int]:
@@ -424,6 +421,20 @@ class FewShotLearner(nn.Module):
             patches=patches,
             enriched_patches=enriched,
         )
+
+
+def as_one_batch(
+    per_video: Callable, support: ArrayTree, query: ArrayTree
+) -> tuple[ArrayTree, ArrayTree]:
+    """Calls a per-video function once, for support leaves [way, shot, …] and query leaves [Q, …]
+    together; its outputs have the same leading axes."""
+    way, shot = jax.tree.leaves(support)[0].shape[:2]
+    flat = jax.tree.map(lambda x: x.reshape(way * shot, *x.shape[2:]), support)
+    both = per_video(jax.tree.map(lambda *x: jnp.concatenate(x), flat, query))
+    return (
+        jax.tree.map(lambda x: x[: way * shot].reshape(way, shot, *x.shape[1:]), both),
+        jax.tree.map(lambda x: x[way * shot :], both),
+    )
 
 
 def create_learner(model: ConfigDict, **others: Stage) -> FewShotLearner:

@@ -126,13 +126,17 @@ def _backward(sizes, epsilon, inputs, gradients):
 _normalize_by_batch.defvjp(_forward, _backward)
 
 
+def _belongs(sizes: tuple[int, ...]) -> np.ndarray:
+    """1 where an image belongs to a chunk, else 0: float32 [chunks, B]."""
+    return np.repeat(np.eye(len(sizes), dtype=np.float32), sizes, 1)
+
+
 def _of_chunks(x: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
     """The mean of x [B, …, C] over each chunk of images, [chunks, C]."""
     if len(sizes) == 1:
         return x.mean(tuple(range(x.ndim - 1)))[None]
     of_images = x.mean(tuple(range(1, x.ndim - 1)))
-    belongs = np.repeat(np.eye(len(sizes), dtype=np.float32), sizes, 1)
-    share = belongs / np.array(sizes, np.float32)[:, None]
+    share = _belongs(sizes) / np.array(sizes, np.float32)[:, None]
     return jnp.matmul(share, of_images, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -140,8 +144,7 @@ def _of_images(of_chunks: jax.Array, sizes: tuple[int, ...], ndim: int) -> jax.A
     """What holds of each chunk, [chunks, C], for each of its images: [B, 1, …, C] of `ndim`
     axes."""
     if len(sizes) > 1:
-        belongs = np.repeat(np.eye(len(sizes), dtype=np.float32), sizes, 0)
-        of_chunks = jnp.matmul(belongs, of_chunks, precision=jax.lax.Precision.HIGHEST)
+        of_chunks = jnp.matmul(_belongs(sizes).T, of_chunks, precision=jax.lax.Precision.HIGHEST)
     return of_chunks.reshape(-1, *(1 for _ in range(ndim - 2)), of_chunks.shape[-1])
 
 

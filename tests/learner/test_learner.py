@@ -273,7 +273,7 @@ def test_one_pass_of_the_backbone_equals_one_for_support_and_one_for_query(backb
     learner = fsar_jax.create_learner(config.model, backbone=backbone)
     variables = random_variables(learner, support[:, None], query)
 
-    def maps(params, stats, videos, parts=(1,)):
+    def maps(params, stats, videos, parts=()):
         maps, updated = learner.apply(
             {'params': params, 'batch_stats': stats},
             videos,
