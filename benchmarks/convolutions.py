@@ -3,9 +3,10 @@ python benchmarks/convolutions.py [--images=8] [--repeats=5]
 
 First 1x1 convolutions as convolutions and as dot products: forward pass, and forward and backward
 pass together. Then larger kernels: both passes with the library's gradients and with those of
-`fsar_jax.convolution`, all images at once and half of them after the other half in a loop. The
-layers are of ResNet-50 at 224 px and of the embedded network. In ms of this machine's default
-backend (the shortest of the repeats).
+`fsar_jax.convolution`, all images at once and half of them after the other half in a loop. Then
+depthwise ones, as grouped convolutions of the library and as shifted products, in the same two
+ways. The layers are of ResNet-50 at 224 px, of the embedded network and of the light networks. In
+ms of this machine's default backend (the shortest of the repeats).
 """
 
 import time
@@ -14,7 +15,7 @@ import jax
 from absl import app, flags
 
 from fsar_jax import convolution
-from fsar_jax.backbones import pointwise
+from fsar_jax.backbones import depthwise, pointwise
 
 IMAGES = flags.DEFINE_integer('images', 8, 'Images of a batch.')
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed calls; the shortest counts.')
@@ -49,6 +50,17 @@ LARGER = (
     (16, 32, 64, 3, 2),
     (8, 64, 64, 3, 1),
     (4, 128, 128, 3, 1),
+)
+# The same of depthwise convolutions: of ShuffleNetV2, MobileNetV2 and EfficientNet-Lite0.
+DEPTHWISE = (
+    (16, 24, 24, 3, 1),
+    (56, 24, 24, 3, 2),
+    (28, 116, 116, 3, 1),
+    (112, 32, 32, 3, 1),
+    (112, 96, 96, 3, 2),
+    (14, 576, 576, 3, 1),
+    (28, 240, 240, 5, 1),
+    (7, 960, 960, 3, 1),
 )
 
 
@@ -108,19 +120,39 @@ def main(_):
                 )
                 line += f' {milliseconds(jax.jit(functions[which]), *arrays):>6.1f}'
         print(line, flush=True)
+    layout = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')}
+    print_larger(
+        'library   ours',
+        LARGER,
+        [
+            lambda x, k, stride, padding, form=form: form(x, k, (stride, stride), padding, **layout)
+            for form in (jax.lax.conv_general_dilated, convolution.convolution)
+        ],
+    )
+    print_larger(
+        'grouped  shifts', DEPTHWISE, [depthwise.grouped_convolution, depthwise.shifted_products]
+    )
+
+
+def print_larger(title, layers, forms):
+    """A table of both passes of each layer, by each form (x, kernel, stride, padding): all images
+    at once, and in a loop."""
     print(
         f"\n{'map':>4} {'in':>5} {'out':>5} {'taps':>4} {'stride':>6}"
-        '   at once: library   ours   in a loop: library   ours'
+        f'   at once: {title}   in a loop: {title}'
     )
-    layout = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')}
-    for size, inputs, outputs, taps, stride in LARGER:
+    for size, inputs, outputs, taps, stride in layers:
         line = f'{size:>4} {inputs:>5} {outputs:>5} {taps:>4} {stride:>6}  '
-        how = (stride, stride), [(taps // 2, taps // 2)] * 2
+        # A depthwise kernel sees one channel.
+        seen = 1 if layers is DEPTHWISE else inputs
+        padding = ((taps // 2, taps // 2),) * 2
         for wrap, width in ((lambda both: both, 17), (in_loop, 19)):
-            for form in (jax.lax.conv_general_dilated, convolution.convolution):
+            for form in forms:
+                x, kernel = random_layer(size, inputs, outputs, taps)
                 _, both, arrays = passes(
-                    lambda x, k, form=form: form(x, k, *how, **layout),
-                    *random_layer(size, inputs, outputs, taps),
+                    lambda x, k, form=form: form(x, k, (stride, stride), padding),
+                    x,
+                    kernel[:, :, :seen],
                 )
                 line += f' {milliseconds(jax.jit(wrap(both)), *arrays):>{width}.1f}'
                 width = 6

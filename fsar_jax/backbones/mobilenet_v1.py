@@ -36,7 +36,7 @@ class SeparableConv(nn.Module):
         normal = lambda name, y: nn.relu6(
             BatchNorm(frozen=self.frozen, dtype=self.dtype, name=name)(y, train)
         )
-        x = DepthwiseConv(self.stride, KAIMING_FAN_OUT, self.dtype, name='conv_dw')(x)
+        x = DepthwiseConv((self.stride,) * 2, KAIMING_FAN_OUT, self.dtype, name='conv_dw')(x)
         x = normal('bn1', x)
         return normal('bn2', conv(self.width, 1, 1, self.dtype, 'conv_pw')(x))
 

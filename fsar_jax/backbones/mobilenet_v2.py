@@ -50,7 +50,9 @@ class InvertedResidual(nn.Module):
         if self.expansion != 1:
             y = conv(inputs * self.expansion, 1, 1, self.dtype, 'conv_0_0')(y)
             y, layer = nn.relu6(normal('conv_0_1', y)), 1
-        y = DepthwiseConv(self.stride, KAIMING_FAN_OUT, self.dtype, name=f'conv_{layer}_0')(y)
+        y = DepthwiseConv((self.stride,) * 2, KAIMING_FAN_OUT, self.dtype, name=f'conv_{layer}_0')(
+            y
+        )
         y = nn.relu6(normal(f'conv_{layer}_1', y))
         y = normal(f'conv_{layer + 2}', conv(self.width, 1, 1, self.dtype, f'conv_{layer + 1}')(y))
         return x + y if self.stride == 1 and inputs == self.width else y

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fsar_jax.backbones.depthwise import DepthwiseConv
 from fsar_jax.backbones.positions import cubic_weights, linear_weights, resize_positions
 from fsar_jax.backbones.resnet import NORMALIZE, normalize_frames
 from fsar_jax.backbones.vit import START, TransformerNetwork, dense, drop_branch, gelu, layer_norm
@@ -228,18 +229,10 @@ class Pool(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, grid: Grid) -> jax.Array:
-        channels = x.shape[-1]
-        y = nn.Conv(
-            channels,
-            (3, 3, 3),
-            (1, self.stride, self.stride),
-            padding=[(1, 1)] * 3,
-            feature_group_count=channels,
-            use_bias=False,
-            kernel_init=START,
-            dtype=self.dtype,
-            name='pool',
-        )(x[:, :, 1:].reshape(-1, *grid, channels))
+        channels, stride = x.shape[-1], (1, self.stride, self.stride)
+        y = DepthwiseConv(stride, START, self.dtype, name='pool')(
+            x[:, :, 1:].reshape(-1, *grid, channels)
+        )
         x = jnp.concatenate([x[:, :, :1], y.reshape(*x.shape[:2], -1, channels)], axis=2)
         return layer_norm(self.dtype, 'norm')(x)
 

@@ -36,9 +36,13 @@ class GroupedPointwise(nn.Module):
         inputs = x.shape[-1] // self.groups
         shape = (1, 1, inputs, self.features)
         kernel = self.param('kernel', TORCH_START, shape, jnp.float32).astype(self.dtype)
-        x = x.astype(self.dtype).reshape(*x.shape[:-1], self.groups, inputs)
-        y = jnp.einsum('nhwgi,igo->nhwgo', x, kernel.reshape(inputs, self.groups, -1))
-        return y.reshape(*y.shape[:3], self.features)
+        parts = zip(
+            jnp.split(x.astype(self.dtype).reshape(-1, x.shape[-1]), self.groups, axis=-1),
+            jnp.split(kernel[0, 0], self.groups, axis=-1),
+            strict=True,
+        )
+        y = jnp.concatenate([x @ kernel for x, kernel in parts], axis=-1)
+        return y.reshape(*x.shape[:-1], self.features)
 
 
 class ShuffleUnit(nn.Module):
@@ -76,7 +80,7 @@ class ShuffleUnit(nn.Module):
         )
         y = pointwise('branch_main_1_0', self.width // 4, self.first_groups, x)
         y = nn.relu(normal('branch_main_1_1', y))
-        y = DepthwiseConv(self.stride, TORCH_START, self.dtype, name='branch_main_1_3')(y)
+        y = DepthwiseConv((self.stride,) * 2, TORCH_START, self.dtype, name='branch_main_1_3')(y)
         y = normal('branch_main_1_4', y)
         # In megvii's order, the inverse of the paper's: group g gets channels g, g + groups, …
         y = y.reshape(*y.shape[:-1], -1, self.groups).swapaxes(-1, -2).reshape(y.shape)

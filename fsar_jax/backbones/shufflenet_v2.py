@@ -43,9 +43,9 @@ class ShuffleBlock(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         half = self.width // 2
         pointwise = lambda name, y: conv(half, 1, 1, self.dtype, name, TORCH_START)(y)
-        depthwise = lambda name, y: DepthwiseConv(self.stride, TORCH_START, self.dtype, name=name)(
-            y
-        )
+        depthwise = lambda name, y: DepthwiseConv(
+            (self.stride,) * 2, TORCH_START, self.dtype, name=name
+        )(y)
         normal = lambda name, y: BatchNorm(frozen=self.frozen, dtype=self.dtype, name=name)(
             y, train
         )

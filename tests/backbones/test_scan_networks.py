@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_run import random_variables
 
-from fsar_jax.backbones.depthwise import diagonal_convolution, grouped_convolution, shifted_products
+from fsar_jax.backbones.depthwise import grouped_convolution, shifted_products
 from fsar_jax.backbones.scan import SCAN_NETWORKS, create_scan_network
 from fsar_jax.backbones.shufflenet_v2 import ShuffleNetV2
 from fsar_jax.weights.published import scan_network_from_torch, scan_network_table
@@ -67,24 +67,27 @@ def test_maps_and_running_statistics_equal_the_published(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('stride', [1, 2])
-@pytest.mark.parametrize('size', [(6, 5), (7, 8)])
-@pytest.mark.parametrize('compute', [diagonal_convolution, shifted_products])
-def test_what_cpus_compute_is_the_depthwise_convolution(compute, stride, size):
+@pytest.mark.parametrize(
+    'size, taps, stride, padding',
+    [
+        ((6, 5), 3, (1, 1), ((1, 1),) * 2),
+        ((6, 5), 3, (2, 2), ((1, 1),) * 2),
+        ((7, 8), 5, (2, 2), ((1, 2), (2, 2))),
+        ((3, 5, 6), 3, (1, 2, 2), ((1, 1),) * 3),
+    ],
+)
+def test_what_cpus_compute_is_the_depthwise_convolution(size, taps, stride, padding):
     rng = np.random.default_rng(0)
-    x, kernel = (
-        rng.normal(size=(2, *size, 3)).astype(np.float32),
-        rng.normal(size=(3, 3, 1, 3)).astype(np.float32),
-    )
-    size = (-(-n // stride) for n in size)
-    cotangent = rng.normal(size=(2, *size, 3)).astype(np.float32)
+    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
+    x, kernel = normal(2, *size, 3), normal(*(taps for _ in size), 1, 3)
+    weight = normal(*jax.eval_shape(lambda: grouped_convolution(x, kernel, stride, padding)).shape)
 
     @jax.jit
     def run(x, kernel):
         found = []
-        for convolution in (compute, grouped_convolution):
-            y, gradients = jax.vjp(lambda x, k: convolution(x, k, stride), x, kernel)
-            found.append((y, *gradients(cotangent)))
+        for convolution in (shifted_products, grouped_convolution):
+            y, gradients = jax.vjp(lambda x, k: convolution(x, k, stride, padding), x, kernel)
+            found.append((y, *gradients(weight)))
         return found
 
     for ours, reference in zip(*run(x, kernel), strict=True):
