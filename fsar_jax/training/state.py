@@ -99,11 +99,9 @@ def example_episode(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
 def create_train_state(config: ConfigDict, learner: FewShotLearner) -> TrainState:
     """Initial state from config.seed alone."""
     support, query = example_episode(config)
-    # It runs once. The parameters are the same bits, and a CPU compiles it two to five times as
-    # fast (VIM's embedded model in 15 s of CPU time, and in 66 s optimised).
-    little = {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else None
-    start = jax.jit(partial(learner.init, train=False), compiler_options=little)
-    variables = start(jax.random.key(config.seed), support, query)
+    variables = jax.jit(partial(learner.init, train=False))(
+        jax.random.key(config.seed), support, query
+    )
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables.get('params', {}),  # prototypes on features have none

@@ -15,7 +15,6 @@ from fsar_jax.mesh import episode_mesh, replicate, shard
 from fsar_jax.training.state import (
     create_optimizer,
     create_train_state,
-    example_episode,
     flip_clips,
     fold_running_statistics,
     learning_rate_schedule,
@@ -141,13 +140,6 @@ def test_a_step_equals_its_episodes_one_by_one(strm, batch, after):
 
 
 @pytest.mark.slow
-def test_the_start_does_not_depend_on_how_much_the_compiler_optimises(strm):
-    """The same bits as of the compiler's own settings: a run's parameters follow from its seed."""
-    usual = jax.jit(partial(strm.learner.init, train=False))
-    expected = usual(jax.random.key(strm.config.seed), *example_episode(strm.config))
-    jax.tree.map(np.testing.assert_array_equal, strm.start.params, expected['params'])
-
-
 def test_parts_in_sequence_change_nothing(strm, batch, after):
     parts = Run('strm', {'train.accumulation_steps': 2}, strm.start)
     state, metrics = parts.step({key: x.reshape(2, 2, *x.shape[2:]) for key, x in batch.items()})
