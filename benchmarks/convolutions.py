@@ -130,21 +130,23 @@ def main(_):
         ],
     )
     print_larger(
-        'grouped  shifts', DEPTHWISE, [depthwise.grouped_convolution, depthwise.shifted_products]
+        'grouped  shifts',
+        DEPTHWISE,
+        [depthwise.grouped_convolution, depthwise.shifted_products],
+        one_channel=True,
     )
 
 
-def print_larger(title, layers, forms):
+def print_larger(title, layers, forms, one_channel=False):
     """A table of both passes of each layer, by each form (x, kernel, stride, padding): all images
-    at once, and in a loop."""
+    at once, and in a loop. A depthwise kernel sees one channel."""
     print(
         f"\n{'map':>4} {'in':>5} {'out':>5} {'taps':>4} {'stride':>6}"
         f'   at once: {title}   in a loop: {title}'
     )
     for size, inputs, outputs, taps, stride in layers:
         line = f'{size:>4} {inputs:>5} {outputs:>5} {taps:>4} {stride:>6}  '
-        # A depthwise kernel sees one channel.
-        seen = 1 if layers is DEPTHWISE else inputs
+        seen = 1 if one_channel else inputs
         padding = ((taps // 2, taps // 2),) * 2
         for wrap, width in ((lambda both: both, 17), (in_loop, 19)):
             for form in forms:

@@ -77,12 +77,24 @@ def input_gradient(
     """
     axes = tuple(range(len(size)))
     mirrored = jnp.flip(kernel, axes).swapaxes(-1, -2)
-    around = [
-        (m - 1 - before, n - s * (k - 1) - 1 + before)
-        for m, (before, _), n, s, k in zip(kernel.shape, padding, size, strides, dy.shape[1:])
-    ]
+    around = input_gradient_padding(dy, kernel, size, strides, padding)
     return lax.conv_general_dilated(
         dy, mirrored, (1,) * len(size), around, lhs_dilation=strides, dimension_numbers=layout(dy)
+    )
+
+
+def input_gradient_padding(
+    dy: jax.Array,
+    kernel: jax.Array,
+    size: tuple[int, ...],
+    strides: tuple[int, ...],
+    padding: Pairs,
+) -> Pairs:
+    """How many zeros before and behind each axis of dy, spread by its strides, the gradient of
+    x [N, *size, C] takes; arguments as of `input_gradient`."""
+    return tuple(
+        (m - 1 - before, n - s * (k - 1) - 1 + before)
+        for m, (before, _), n, s, k in zip(kernel.shape, padding, size, strides, dy.shape[1:])
     )
 
 

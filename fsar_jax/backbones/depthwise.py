@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fsar_jax.convolution import layout
+from fsar_jax.convolution import input_gradient_padding, layout
 
 Padding = tuple[tuple[int, int], ...]  # of height and width (and time first), before and behind
 
@@ -77,11 +77,9 @@ def _forward(x, kernel, stride, padding):
 
 def _backward(stride, padding, inputs, dy):
     x, kernel = inputs
-    around = [
-        (m - 1 - before, n - s * (k - 1) - 1 + before, s - 1)
-        for m, (before, _), n, k, s in zip(kernel.shape, padding, x.shape[1:], dy.shape[1:], stride)
-    ]
-    spread = jax.lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), *around, (0, 0, 0)))
+    around = input_gradient_padding(dy, kernel, x.shape[1:-1], stride, padding)
+    between = ((*pair, s - 1) for pair, s in zip(around, stride, strict=True))
+    spread = jax.lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), *between, (0, 0, 0)))
     axes = range(len(stride))
     mirrored = jnp.flip(kernel, tuple(axes))
     dx = shifted_products(spread, mirrored, tuple(1 for _ in axes), tuple((0, 0) for _ in axes))
@@ -97,9 +95,8 @@ def _backward(stride, padding, inputs, dy):
     # One image at a time, because XLA's CPU backend takes ten times as long to sum over all.
     start = [jnp.zeros(dy.shape[1:], jnp.float32) for _ in _taps(kernel)]
     totals, _ = jax.lax.scan(add_image, start, (x, dy))
-    return dx, jnp.stack([total.sum(tuple(axes)) for total in totals]).reshape(kernel.shape).astype(
-        kernel.dtype
-    )
+    dk = jnp.stack([total.sum(tuple(axes)) for total in totals]).reshape(kernel.shape)
+    return dx, dk.astype(kernel.dtype)
 
 
 shifted_products.defvjp(_forward, _backward)

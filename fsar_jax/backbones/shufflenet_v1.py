@@ -23,8 +23,8 @@ class GroupedPointwise(nn.Module):
       features: output channels, a multiple of groups, as C is.
       groups: how many; 1 is the ordinary convolution.
 
-    Parameter kernel [1, 1, C / groups, features], as that of nn.Conv(feature_group_count=groups). A
-    product of matrices instead, because XLA is slow at grouped convolutions on a CPU.
+    Parameter kernel [1, 1, C / groups, features], as that of nn.Conv(feature_group_count=groups).
+    One product of matrices a group instead, because XLA is slow at grouped convolutions on a CPU.
     """
 
     features: int
