@@ -3,10 +3,11 @@ python benchmarks/convolutions.py [--images=8] [--repeats=5]
 
 First 1x1 convolutions as convolutions and as dot products: forward pass, and forward and backward
 pass together. Then larger kernels: both passes with the library's gradients and with those of
-`fsar_jax.convolution`, all images at once and half of them after the other half in a loop. Then
-depthwise ones, as grouped convolutions of the library and as shifted products, in the same two
-ways. The layers are of ResNet-50 at 224 px, of the embedded network and of the light networks. In
-ms of this machine's default backend (the shortest of the repeats).
+`fsar_jax.convolution`, all images at once and half of them after the other half in a loop; those of
+clips, of 8 frames each, too. Then depthwise ones, as grouped convolutions of the library and as
+shifted products, in the same two ways. The layers are of ResNet-50 at 224 px, of the embedded
+network, of the 3D ResNet-50 on small clips, and of the light networks. In ms of this machine's
+default backend (the shortest of the repeats).
 """
 
 import time
@@ -51,6 +52,8 @@ LARGER = (
     (8, 64, 64, 3, 1),
     (4, 128, 128, 3, 1),
 )
+# The same of clips; the stride is over space.
+CLIPS = ((32, 3, 64, 7, 2), (14, 64, 64, 3, 1), (14, 128, 128, 3, 1), (7, 256, 256, 3, 1))
 # The same of depthwise convolutions: of ShuffleNetV2, MobileNetV2 and EfficientNet-Lite0.
 DEPTHWISE = (
     (16, 24, 24, 3, 1),
@@ -96,10 +99,11 @@ def in_loop(both):
     return run
 
 
-def random_layer(size, inputs, outputs, taps):
+def random_layer(size, inputs, outputs, taps, frames=()):
+    kernel = (taps,) * (2 + len(frames))
     return (
-        jax.random.normal(jax.random.key(0), (IMAGES.value, size, size, inputs)),
-        jax.random.normal(jax.random.key(1), (taps, taps, inputs, outputs)),
+        jax.random.normal(jax.random.key(0), (IMAGES.value, *frames, size, size, inputs)),
+        jax.random.normal(jax.random.key(1), (*kernel, inputs, outputs)),
     )
 
 
@@ -120,15 +124,14 @@ def main(_):
                 )
                 line += f' {milliseconds(jax.jit(functions[which]), *arrays):>6.1f}'
         print(line, flush=True)
-    layout = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')}
-    print_larger(
-        'library   ours',
-        LARGER,
-        [
-            lambda x, k, stride, padding, form=form: form(x, k, (stride, stride), padding, **layout)
-            for form in (jax.lax.conv_general_dilated, convolution.convolution)
-        ],
-    )
+    forms = [
+        lambda x, *how: jax.lax.conv_general_dilated(
+            x, *how, dimension_numbers=convolution.layout(x)
+        ),
+        convolution.convolution,
+    ]
+    print_larger('library   ours', LARGER, forms)
+    print_larger('library   ours', CLIPS, forms, frames=(8,))
     print_larger(
         'grouped  shifts',
         DEPTHWISE,
@@ -137,9 +140,9 @@ def main(_):
     )
 
 
-def print_larger(title, layers, forms, one_channel=False):
-    """A table of both passes of each layer, by each form (x, kernel, stride, padding): all images
-    at once, and in a loop. A depthwise kernel sees one channel."""
+def print_larger(title, layers, forms, one_channel=False, frames=()):
+    """A table of both passes of each layer, by each form (x, kernel, strides, padding): all images
+    (or clips of so many frames) at once, and in a loop. A depthwise kernel sees one channel."""
     print(
         f"\n{'map':>4} {'in':>5} {'out':>5} {'taps':>4} {'stride':>6}"
         f'   at once: {title}   in a loop: {title}'
@@ -147,14 +150,13 @@ def print_larger(title, layers, forms, one_channel=False):
     for size, inputs, outputs, taps, stride in layers:
         line = f'{size:>4} {inputs:>5} {outputs:>5} {taps:>4} {stride:>6}  '
         seen = 1 if one_channel else inputs
-        padding = ((taps // 2, taps // 2),) * 2
+        strides = (*(1 for _ in frames), stride, stride)
+        padding = ((taps // 2, taps // 2),) * len(strides)
         for wrap, width in ((lambda both: both, 17), (in_loop, 19)):
             for form in forms:
-                x, kernel = random_layer(size, inputs, outputs, taps)
+                x, kernel = random_layer(size, inputs, outputs, taps, frames)
                 _, both, arrays = passes(
-                    lambda x, k, form=form: form(x, k, (stride, stride), padding),
-                    x,
-                    kernel[:, :, :seen],
+                    lambda x, k, form=form: form(x, k, strides, padding), x, kernel[..., :seen, :]
                 )
                 line += f' {milliseconds(jax.jit(wrap(both)), *arrays):>{width}.1f}'
                 width = 6

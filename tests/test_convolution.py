@@ -20,6 +20,9 @@ CASES = {
     'patches': ((12, 8), (4, 4), (4, 4), 'VALID'),
     'as TensorFlow pads': ((9, 8), (3, 3), (2, 2), 'SAME'),
     'clips': ((4, 5, 6), (3, 3, 3), (1, 2, 2), ((1, 1),) * 3),
+    'stem of clips': ((5, 8, 6), (7, 7, 7), (1, 2, 2), ((3, 3),) * 3),
+    'clips, every second frame': ((5, 4, 6), (3, 2, 1), (2, 1, 2), ((1, 0), (0, 1), (0, 0))),
+    'clips, frames that no window sees': ((7, 4, 4), (2, 3, 3), (4, 2, 1), 'VALID'),
     'a last column that no window sees': ((8, 8), (3, 2), (2, 3), ((0, 0), (1, 0))),
     'more padding than kernel': ((4, 3), (2, 2), (1, 2), ((3, 2), (2, 4))),
 }
@@ -41,6 +44,7 @@ def slow_kernel_gradient(x, dy, taps, strides, padding):
 def test_values_and_gradients_are_those_of_the_library(case, places, monkeypatch):
     """With one image at a time, some, and all."""
     monkeypatch.setattr(module, 'PLACES', places)
+    monkeypatch.setattr(module, 'CHANNELS', 1)
     size, taps, strides, padding = CASES[case]
     ours, theirs = (
         nn.Conv(5, taps, strides, padding, use_bias=False, conv_general_dilated=form)
