@@ -35,7 +35,7 @@ from fsar_jax.evaluation.evaluate import _match_chunk
 from fsar_jax.mesh import AXIS, along, replicated
 from fsar_jax.stages import frames_read
 from fsar_jax.training.inputs import fit_accumulation
-from fsar_jax.training.state import create_train_state, make_train_step
+from fsar_jax.training.state import make_train_step, train_state_shapes
 
 TOPOLOGY = flags.DEFINE_string('topology', 'v5e:2x2', 'Chip and shape, as libtpu names them.')
 CONFIGS = flags.DEFINE_list('config', ['strm:ssv2'], 'Methods, with or without a preset.')
@@ -50,14 +50,14 @@ def placed(tree, sharding):
 
 
 def lowered_train(config, learner, mesh):
-    state = jax.eval_shape(lambda: create_train_state(config, learner))
+    state = train_state_shapes(config, learner)
     batch = placed(train_step.batch_shapes(config), along(mesh, 1))
     return make_train_step(learner, config, mesh).lower(placed(state, replicated(mesh)), batch)
 
 
 def lowered_match(config, learner, mesh):
     """One chunk of episodes of 5 queries among 1,000 embedded clips."""
-    state = jax.eval_shape(lambda: create_train_state(config, learner))
+    state = train_state_shapes(config, learner)
     size, episode = config.episode.image_size, config.episode
     videos = jax.ShapeDtypeStruct((1000, frames_read(config), size, size, 3), np.uint8)
     embed = functools.partial(learner.apply, train=False, method='embed')

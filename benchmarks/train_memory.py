@@ -15,7 +15,7 @@ from absl import app, flags, logging
 from fsar_jax import create_learner
 from fsar_jax.stages import frames_read
 from fsar_jax.training.losses import episode_loss
-from fsar_jax.training.state import create_train_state
+from fsar_jax.training.state import train_state_shapes
 
 METHODS = flags.DEFINE_list('methods', ['strm'], 'Files in configs/.')
 PRESET = flags.DEFINE_string('preset', '', "'' for the embedded default.")
@@ -28,7 +28,7 @@ def gibibytes(config, remat):
     config = config.copy_and_resolve_references()
     config.model.backbone.remat = remat
     learner = create_learner(config.model)
-    state = jax.eval_shape(lambda: create_train_state(config, learner))
+    state = train_state_shapes(config, learner)
     episode = config.episode
     queries = episode.way * episode.query
     clip = (frames_read(config), episode.image_size, episode.image_size, 3)

@@ -21,7 +21,7 @@ from fsar_jax import create_learner
 from fsar_jax.mesh import episode_mesh, replicate, shard
 from fsar_jax.stages import frames_read
 from fsar_jax.training.inputs import fit_accumulation
-from fsar_jax.training.state import create_train_state, make_train_step
+from fsar_jax.training.state import create_train_state, make_train_step, train_state_shapes
 
 METHODS = flags.DEFINE_list('methods', ['protonet', 'trm', 'trx', 'strm'], 'Files in configs/.')
 PRESET = flags.DEFINE_string(
@@ -100,7 +100,7 @@ def measure(config, mesh):
 def trace(config, mesh):
     """(seconds to trace and lower the step, its teraFLOP by XLA's cost analysis)."""
     learner = create_learner(config.model)
-    state = jax.eval_shape(lambda: create_train_state(config, learner))
+    state = train_state_shapes(config, learner)
     start = time.perf_counter()
     with loops_unrolled():
         lowered = make_train_step(learner, config, mesh).lower(state, batch_shapes(config))

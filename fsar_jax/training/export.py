@@ -32,7 +32,7 @@ from fsar_jax.stages import build_stages, frames_read
 from fsar_jax.training.inputs import open_videos
 from fsar_jax.training.run_settings import must_agree, run_config
 from fsar_jax.training.selected import best_of_run
-from fsar_jax.training.state import create_train_state
+from fsar_jax.training.state import train_state_shapes
 from fsar_jax.training.workdir import (
     METHOD,
     TESTED_ON,
@@ -277,7 +277,7 @@ def exported_variables(
       OSError, ValueError: one line: a damaged file, or arrays that are not those of the model.
     """
     arrays = read_torch(path)
-    like = jax.eval_shape(lambda: create_train_state(config, create_learner(config.model)))
+    like = train_state_shapes(config, create_learner(config.model))
     wanted = by_name(like.variables)
     describe = lambda x: (tuple(x.shape), np.dtype(x.dtype).name)
     wrong = [f'{name} is missing' for name in wanted.keys() - arrays.keys()]

@@ -13,7 +13,7 @@ from fsar_jax.stage import ArrayTree
 from fsar_jax.training.checkpoint_files import step_directories
 from fsar_jax.training.checkpoints import Checkpoints
 from fsar_jax.training.run_settings import run_config
-from fsar_jax.training.state import TrainState, create_train_state
+from fsar_jax.training.state import TrainState, train_state_shapes
 
 
 class Selected(NamedTuple):
@@ -50,7 +50,7 @@ def best_of_run(workdir: str | os.PathLike[str], mesh: jax.sharding.Mesh) -> Sel
     """
     directory, config = pathlib.Path(workdir) / 'checkpoints', run_config(workdir)
     with Checkpoints(directory, config=config, read_only=True) as checkpoints:
-        like = jax.eval_shape(lambda: create_train_state(config, create_learner(config.model)))
+        like = train_state_shapes(config, create_learner(config.model))
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), like
         )

@@ -18,7 +18,7 @@ from fsar_jax.processes import print_once
 from fsar_jax.stage import ArrayTree, Stage
 from fsar_jax.training.run_settings import run_config
 from fsar_jax.training.selected import best_of_run
-from fsar_jax.training.state import TrainState, create_train_state
+from fsar_jax.training.state import TrainState, create_train_state, train_state_shapes
 
 
 class Start(NamedTuple):
@@ -118,9 +118,9 @@ def backbone_variables(
 ) -> dict[str, Any]:
     """{'params': {'backbone': …}, …} with which a run of this config starts its backbone, on the
     devices of the mesh."""
-    create = functools.partial(create_train_state, config, learner)
-    # Not computed without need: to compile random numbers for all layers takes minutes.
-    state = jax.eval_shape(create) if start_of_backbone(config)[1] else create()
+    # Not computed without need: to compile random numbers for all layers takes long.
+    create = train_state_shapes if start_of_backbone(config)[1] else create_train_state
+    state = create(config, learner)
     state = with_pretrained_weights(state, config, mesh)
     kinds = {kind: tree.get('backbone', {}) for kind, tree in state.variables.items()}
     return replicate(mesh, {kind: {'backbone': tree} for kind, tree in kinds.items()})

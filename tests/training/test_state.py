@@ -15,10 +15,12 @@ from fsar_jax.mesh import episode_mesh, replicate, shard
 from fsar_jax.training.state import (
     create_optimizer,
     create_train_state,
+    example_episode,
     flip_clips,
     fold_running_statistics,
     learning_rate_schedule,
     make_train_step,
+    train_state_shapes,
 )
 
 SMALL = {
@@ -122,6 +124,17 @@ def permuted(batch, order):
 
 
 @pytest.mark.slow
+def test_the_start_is_what_init_gives_however_it_is_compiled(strm):
+    init = jax.jit(partial(strm.learner.init, train=False))
+    expected = init(jax.random.key(strm.config.seed), *example_episode(strm.config))
+    near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+    jax.tree.map(near, strm.start.variables, {**expected})
+    shapes = train_state_shapes(strm.config, strm.learner)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), strm.start) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), shapes
+    )
+
+
 def test_a_step_equals_its_episodes_one_by_one(strm, batch, after):
     """SGD by hand: p − rate · mean gradient; the sum over queries, λ, dropout keys, flips and batch
     statistics are all in it."""
