@@ -3,6 +3,7 @@
 import functools
 import re
 import runpy
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -213,3 +214,21 @@ def test_what_a_benchmark_imports_exists_and_its_usage_names_its_flags(name):
             source += shared.read_text() if shared.exists() else ''
         defined = set(re.findall(r"DEFINE_\w+\(\s*'(\w+)'", source))
         assert set(re.findall(r'--(\w+)', usage)) <= defined | {'config'}
+
+
+@pytest.mark.slow
+def test_each_table_of_convolutions_has_its_layers(monkeypatch, capsys):
+    main = definitions('convolutions')['main']
+    small = {
+        'LAYERS': [(4, 2, 3, 2)],
+        'LARGER': [(4, 2, 3, 3, 2)],
+        'CLIPS': [(4, 2, 3, 3, 2)],
+        'DEPTHWISE': [(4, 2, 2, 3, 2)],
+        'IMAGES': SimpleNamespace(value=2),
+        'REPEATS': SimpleNamespace(value=1),
+    }
+    for name, value in small.items():
+        monkeypatch.setitem(main.__globals__, name, value)
+    main(None)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ['4']]
+    assert len(rows) == 4
