@@ -98,7 +98,8 @@ def example_episode(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
 
 def create_train_state(config: ConfigDict, learner: FewShotLearner) -> TrainState:
     """Initial state from config.seed alone."""
-    # The last level of XLA's CPU compiler takes up to six times as long to find the same numbers.
+    # The last level of XLA's CPU compiler takes up to six times as long, for the same numbers but
+    # for the last bit of some.
     options = {'xla_backend_optimization_level': 2} if jax.default_backend() == 'cpu' else None
     return _train_state(
         config, jax.jit(partial(learner.init, train=False), compiler_options=options)

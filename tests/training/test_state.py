@@ -127,6 +127,7 @@ def permuted(batch, order):
 def test_the_start_is_what_init_gives_however_it_is_compiled(strm):
     init = jax.jit(partial(strm.learner.init, train=False))
     expected = init(jax.random.key(strm.config.seed), *example_episode(strm.config))
+    # jax 0.10: the last bit of some depends on the compiler's effort.
     near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
     jax.tree.map(near, strm.start.variables, {**expected})
     shapes = train_state_shapes(strm.config, strm.learner)
@@ -135,6 +136,7 @@ def test_the_start_is_what_init_gives_however_it_is_compiled(strm):
     )
 
 
+@pytest.mark.slow
 def test_a_step_equals_its_episodes_one_by_one(strm, batch, after):
     """SGD by hand: p − rate · mean gradient; the sum over queries, λ, dropout keys, flips and batch
     statistics are all in it."""
