@@ -2,15 +2,19 @@
 [--preset=ssv2] [--dtype=bfloat16]
 
 The clips are random, so the loader is not measured (benchmarks/loading.py does that). At paper size
-the step is compiled and timed on an accelerator. On a CPU it is only traced, as one part: that
-shows that it builds, and counts its operations. A method with a sampler (vim) gets a second row
-with evenly spaced frames, and the sampler's share of the step.
+the step is compiled and timed on an accelerator: seconds to compile, median of a step, frames read
+and teraFLOP in a second (operations of the step as it would be without `remat`, which computes some
+of them twice), GiB of a device as the compiler counts them. On a CPU it is only traced, for one
+episode: that shows that it builds, and counts its operations. A method with a sampler (vim) gets a
+second row with evenly spaced frames, and the sampler's share of the step.
 """
 
+import math
 import pathlib
 import runpy
 import statistics
 import time
+import warnings
 
 import jax
 import numpy as np
@@ -18,6 +22,7 @@ from absl import app, flags, logging
 from unrolled import loops_unrolled
 
 from fsar_jax import create_learner
+from fsar_jax.memory import counted_memory
 from fsar_jax.mesh import episode_mesh, replicate, shard
 from fsar_jax.stages import frames_read
 from fsar_jax.training.inputs import fit_accumulation
@@ -35,6 +40,12 @@ DTYPE = flags.DEFINE_enum(
 PARTS = flags.DEFINE_integer(
     'accumulation_steps', None, 'config.train.accumulation_steps; default as the config says.'
 )
+EPISODES = flags.DEFINE_integer(
+    'episodes', None, 'config.train.episodes_per_step, one in a part; default as the config says.'
+)
+REMAT = flags.DEFINE_boolean(
+    'remat', None, 'config.model.backbone.remat; default as the config says.'
+)
 STEPS = flags.DEFINE_integer('steps', 10, 'Timed steps, after two to warm up.')
 
 
@@ -42,7 +53,11 @@ def load(method, preset):
     file = pathlib.Path(__file__).parents[1] / 'configs' / f'{method}.py'
     config = runpy.run_path(str(file))['get_config'](preset)
     config.model.dtype = DTYPE.value or config.model.dtype
+    if EPISODES.value:
+        config.train.episodes_per_step = config.train.accumulation_steps = EPISODES.value
     config.train.accumulation_steps = PARTS.value or config.train.accumulation_steps
+    if REMAT.value is not None:
+        config.model.backbone.remat = REMAT.value
     return config
 
 
@@ -83,46 +98,67 @@ def random_batch(config):
 
 
 def measure(config, mesh):
-    """(seconds to compile and run the first step, median seconds of a step)."""
+    """(seconds to trace and compile, median seconds of a step, GiB of a device by the compiler's
+    count)."""
     learner = create_learner(config.model)
     state = replicate(mesh, create_train_state(config, learner))
     batch = shard(mesh, random_batch(config), axis=1)
-    step = make_train_step(learner, config, mesh)
-    seconds = []
+    start = time.perf_counter()
+    step = make_train_step(learner, config, mesh).lower(state, batch).compile()
+    compiled, seconds = time.perf_counter() - start, []
     for _ in range(STEPS.value + 2):
         start = time.perf_counter()
         state, metrics = step(state, batch)
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - start)
-    return seconds[0], statistics.median(seconds[2:])
+    return compiled, statistics.median(seconds[2:]), sum(counted_memory(step) or ()) / 2**30
 
 
-def trace(config, mesh):
-    """(seconds to trace and lower the step, its teraFLOP by XLA's cost analysis)."""
+def trace(config):
+    """(seconds to trace and lower a step of one episode, without remat; teraFLOP of the whole step
+    by XLA's cost analysis)."""
+    config = config.copy_and_resolve_references()
+    episodes = config.train.episodes_per_step
+    config.train.episodes_per_step = config.train.accumulation_steps = 1
+    config.model.backbone.remat = False
     learner = create_learner(config.model)
     state = train_state_shapes(config, learner)
     start = time.perf_counter()
     with loops_unrolled():
-        lowered = make_train_step(learner, config, mesh).lower(state, batch_shapes(config))
-    return time.perf_counter() - start, lowered.cost_analysis()['flops'] / 1e12
+        step = make_train_step(learner, config, episode_mesh(1))
+        lowered = step.lower(state, batch_shapes(config))
+    seconds = time.perf_counter() - start
+    return seconds, episodes * lowered.cost_analysis()['flops'] / 1e12
 
 
 def row(name, config, mesh, only_traced):
     """Prints a line of the table and returns what the step costs: TFLOP where it is only traced,
     else seconds."""
-    episodes, parts = config.train.episodes_per_step, config.train.accumulation_steps
-    print(f'{name:<10} {episodes:>8} {parts:>6} {config.model.dtype:>9} ', end='', flush=True)
+    train = config.train
+    print(
+        f'{name:<10} {train.episodes_per_step:>8} {train.accumulation_steps:>6} '
+        f'{config.model.dtype:>9} ',
+        end='',
+        flush=True,
+    )
+    seconds, operations = trace(config)
     if only_traced:
-        seconds, operations = trace(config, mesh)
         print(f'{seconds:>8.1f} {operations:>11.1f}', flush=True)
         return operations
-    first, median = measure(config, mesh)
-    print(f'{first:>8.1f} {1e3 * median:>8.1f} {episodes / median:>11.1f}', flush=True)
+    compiled, median, memory = measure(config, mesh)
+    frames = sum(math.prod(batch_shapes(config)[key].shape[:-3]) for key in ('support', 'query'))
+    print(
+        f'{compiled:>9.1f} {1e3 * median:>8.1f} {train.episodes_per_step / median:>10.1f} '
+        f'{frames / median:>8.0f} {operations / median:>8.1f} {memory:>6.2f}',
+        flush=True,
+    )
     return median
 
 
 def main(_):
     logging.set_verbosity(logging.WARNING)
+    # the loader's int64, which jax reads as int32
+    warnings.filterwarnings('ignore', 'Explicitly requested dtype int64')
     mesh = episode_mesh()
     device = mesh.devices.flat[0]
     only_traced = bool(PRESET.value) and device.platform == 'cpu'
@@ -136,17 +172,14 @@ def main(_):
         + (
             f"{'trace s':>8} {'TFLOP/step':>11}"
             if only_traced
-            else f"{'first s':>8} {'step ms':>8} {'episodes/s':>11}"
+            else f"{'compile s':>9} {'step ms':>8} {'episodes/s':>10} {'frames/s':>8} "
+            f"{'TFLOP/s':>8} {'GiB':>6}"
         )
     )
     for method in METHODS.value:
         config = load(method, PRESET.value)
         mesh = episode_mesh(config.train.episodes_per_step)
         config = fit_accumulation(config, mesh.size)
-        if only_traced:
-            config.train.accumulation_steps = (
-                1  # on a CPU the parts are unrolled, and each would be traced
-            )
         cost = row(method, config, mesh, only_traced)
         if config.model.sampler.name != 'uniform':
             config.model.sampler.name = 'uniform'
