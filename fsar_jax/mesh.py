@@ -31,6 +31,21 @@ def episode_mesh(episodes: int = 0) -> Mesh:
     return Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
 
 
+def float32_products(platform: str) -> str:
+    """What a device of this platform makes of the factors of float32 products and convolutions:
+    'float32', 'tensorfloat32' (GPUs that have it: 10 bits of the mantissa) or 'bfloat16' (7 bits).
+
+    JAX rounds them for speed, unless JAX_DEFAULT_MATMUL_PRECISION or
+    `jax.default_matmul_precision` says otherwise.
+    """
+    settings: Any = jax.config  # has no types
+    asked = settings.jax_default_matmul_precision
+    if platform == 'cpu' or asked in ('highest', 'float32'):
+        return 'float32'
+    by_default = {'gpu': 'tensorfloat32', 'tpu': 'bfloat16'}.get(platform, 'default')
+    return by_default if asked in (None, 'default') else asked
+
+
 def in_order(devices: Iterable[Any]) -> list[Any]:
     """By process, then by number. `jax.make_mesh` follows the wires of a TPU, and refuses three of
     four chips."""

@@ -8,6 +8,8 @@ import signal
 import warnings
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # JAX_PLATFORMS=cuda ./run.sh test: on a GPU
+if os.environ['JAX_PLATFORMS'] != 'cpu':  # as the fixtures, not rounded to TF32 or bfloat16
+    os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
 
 import jax
 import numpy as np

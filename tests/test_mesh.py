@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from fsar_jax import mesh as meshes
+from fsar_jax.config import default_config
+from fsar_jax.training.inputs import _devices
 
 CPU = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
 EIGHT_DEVICES = {**CPU, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
@@ -111,3 +113,37 @@ def test_the_devices_of_a_process_are_neighbours():
         (1, 3),
         (1, 5),
     ]
+
+
+@pytest.mark.parametrize(
+    'asked, products',
+    [
+        (None, {'cpu': 'float32', 'gpu': 'tensorfloat32', 'tpu': 'bfloat16', 'else': 'default'}),
+        ('highest', dict.fromkeys(('cpu', 'gpu', 'tpu', 'else'), 'float32')),
+        ('float32', dict.fromkeys(('cpu', 'gpu', 'tpu', 'else'), 'float32')),
+        ('high', {'cpu': 'float32', 'gpu': 'high', 'tpu': 'high', 'else': 'high'}),
+    ],
+)
+def test_float32_products_are_what_the_device_makes_of_them(asked, products):
+    with jax.default_matmul_precision(asked):
+        assert {name: meshes.float32_products(name) for name in products} == products
+
+
+@pytest.mark.parametrize(
+    'platform, dtype, asked, said',
+    [
+        ('gpu', 'float32', None, True),
+        ('tpu', 'float32', None, True),
+        ('gpu', 'float32', 'highest', False),
+        ('gpu', 'bfloat16', None, False),
+        ('cpu', 'float32', None, False),
+    ],
+)
+def test_the_plan_says_when_float32_products_are_rounded(platform, dtype, asked, said):
+    config = default_config()
+    config.model.dtype = dtype
+    device = types.SimpleNamespace(device_kind='a chip', platform=platform)
+    one = types.SimpleNamespace(size=1, devices=np.array([device]))
+    with jax.default_matmul_precision(asked):
+        line = _devices(config, one)
+    assert (' unless JAX_DEFAULT_MATMUL_PRECISION=highest)' in line) == said, line

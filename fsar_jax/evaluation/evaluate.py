@@ -165,6 +165,7 @@ def summarise(
           stored frames, JPEG quality, …).
         extractor: of a run on features alone: what made them, see fsar_jax/data/features.py.
         versions: of python, jax, …; 'made_with' are those that made the pixels of the dataset.
+        computed_on: the device, and how it multiplies float32 numbers (`results.computed_on`).
         seconds: the only values that differ from run to run.
     """
     correct, confusion = np.asarray(outcome.correct), np.asarray(outcome.confusion)
@@ -199,6 +200,7 @@ def summarise(
         **({'extractor': dataset.extractor} if dataset.extractor else {}),
         'config': json.loads(config.to_json()),
         'versions': results.versions() | {'made_with': dict(dataset.made_with)},
+        'computed_on': results.computed_on(),
         'correct': correct.tolist(),
         'seconds': {name: round(value, 3) for name, value in outcome.seconds.items()},
     }

@@ -21,6 +21,7 @@ import numpy as np
 from fsar_jax.config import SETTINGS, flatten
 from fsar_jax.fields import Setting
 from fsar_jax.files import local_path, read_json, write_whole
+from fsar_jax.mesh import float32_products
 from fsar_jax.messages import listed, printable
 
 FILE = 'results.json'
@@ -59,6 +60,12 @@ def versions() -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
     return found
+
+
+def computed_on() -> dict[str, str]:
+    """{'device': its kind, 'float32_products': see fsar_jax.mesh.float32_products}."""
+    device = jax.devices()[0]
+    return {'device': device.device_kind, 'float32_products': float32_products(device.platform)}
 
 
 def file_name(results: dict, changed: dict) -> str:

@@ -9,6 +9,7 @@ from fsar_jax.data.dataset import Videos, open_dataset, videos_present
 from fsar_jax.data.features import open_features, open_header
 from fsar_jax.learner import create_learner
 from fsar_jax.matchers.classifier import count_classes
+from fsar_jax.mesh import float32_products
 from fsar_jax.messages import listed, printable
 from fsar_jax.stages import frames_read
 
@@ -153,6 +154,9 @@ def _devices(config, mesh) -> str:
         f'{mesh.size} x {device.device_kind} ({device.platform}), {jax.process_count()} '
         f'process(es), compute in {config.model.dtype}'
     )
+    products = float32_products(device.platform)
+    if config.model.dtype == 'float32' and products != 'float32':
+        text += f' (products {products} unless JAX_DEFAULT_MATMUL_PRECISION=highest)'
     if mesh.size < total:
         all_used = -(-config.train.episodes_per_step // total) * total
         text += (

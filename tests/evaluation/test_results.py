@@ -3,6 +3,7 @@
 import json
 import statistics
 
+import jax
 import ml_collections
 import numpy as np
 import pytest
@@ -94,7 +95,12 @@ def test_results_have_every_key_and_hand_computed_values():
         'records',
         'config',
         'versions',
+        'computed_on',
         'seconds',
+    }
+    assert found['computed_on'] == {
+        'device': jax.devices()[0].device_kind,
+        'float32_products': 'float32',
     }
     assert set(found['versions']) == {'python', 'jax', 'flax', 'numpy', 'fsar_jax', 'made_with'}
     assert found['config']['model'] == {'cardinalities': [2, 3], 'weights': None}
