@@ -48,6 +48,9 @@ def released_recipe(config, dataset: str) -> None:
     config.episode.query = max(8 - config.episode.shot, 3)
     config.model.backbone.batch_norm_groups = 1
     config.model.classifier.weight = weight
+    config.model.matcher.update(  # H9
+        relation_dropout=(0.1, 0.2, 0.1, 0.05), relation_start='published'
+    )
     if dataset == 'kinetics':
         config.model.matcher.position = (2048.0, 0.01)
     else:

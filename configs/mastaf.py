@@ -37,5 +37,6 @@ def get_config(preset: str = ''):
     if preset and of_preset(preset)[1]:  # the defaults of the released script
         config.episode.update(query=1, query_classes=1)  # M7
         config.data.test_jitter = True  # M8
+        config.model.matcher.kernel_start = 'published'  # M12
         config.train.update(learning_rate=1e-3, num_steps=-(-100_020 // 16))
     return config

@@ -23,6 +23,7 @@ class Linear(nn.Module):
       features: output width; None for that of the input.
       use_bias: the printed equations of STRM have none, its code has one everywhere.
       dtype: compute dtype; parameters are float32.
+      start: of W; None for that of torch.
 
     Input [..., D], output [..., features].
     """
@@ -30,12 +31,14 @@ class Linear(nn.Module):
     features: int | None
     use_bias: bool = True
     dtype: Any = jnp.float32
+    start: nn.initializers.Initializer | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         features = self.features or x.shape[-1]
         start = torch_start(x.shape[-1])
-        kernel = self.param('kernel', start, (x.shape[-1], features), jnp.float32)
+        shape = x.shape[-1], features
+        kernel = self.param('kernel', self.start or start, shape, jnp.float32)
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
         if self.use_bias:
             y = y + self.param('bias', start, (features,), jnp.float32).astype(self.dtype)

@@ -94,6 +94,7 @@ MODEL = {
     'model.matcher.distance_norm': ('ta2n', MAPS),
     'model.matcher.heads': ('hyrsm', MAPS, 4),
     'model.matcher.position': ('hyrsm', MAPS, (5.0, 1.0)),
+    'model.matcher.relation_dropout': ('hyrsm', MAPS, (0.1, 0.2, 0.1, 0.05)),
     'model.matcher.fusion': ('mastaf', MAPS),
     'model.matcher.alpha': ('mastaf', MAPS, 0.5),
     'model.matcher.attention_temperature': ('mastaf', MAPS, 0.05),

@@ -192,6 +192,8 @@ HYRSM = {
     'data.sampling': 'segment',
     'data.test_jitter': True,
     'model.classifier.weight': 0.15,
+    'model.matcher.relation_dropout': (0.1, 0.2, 0.1, 0.05),  # H9
+    'model.matcher.relation_start': 'published',
     'train.optimizer': 'adam',
     'train.schedule': 'steps',
     'train.schedule_factor': 0.1,
@@ -245,6 +247,7 @@ MASTAF = {
     'episode.query': 1,
     'episode.query_classes': 1,
     'data.test_jitter': True,
+    'model.matcher.kernel_start': 'published',  # M12
     'train.learning_rate': 1e-3,
     'train.num_steps': 6252,  # 100,020 episodes
 }

@@ -26,21 +26,26 @@ class MetaLearner(nn.Module):
     b₂, P → 6 → P.
 
     Input r [..., P], output [..., P]. The batch norm has 6 channels and everything else for a
-    batch.
+    batch. start 'published': W₁ and W₂ from N(0, √(2 / outputs)) (row M12).
     """
 
     frozen: bool
     dtype: Any
+    start: str = 'torch'
 
     @nn.compact
     def __call__(self, relation: jax.Array, normalize: bool, train: bool) -> jax.Array:
-        positions = relation.shape[-1]
-        x = Linear(6, dtype=self.dtype, name='squeeze')(relation)
+        def linear(outputs: int, name: str) -> Linear:
+            drawn = nn.initializers.normal((2 / outputs) ** 0.5)
+            start = drawn if self.start == 'published' else None
+            return Linear(outputs, dtype=self.dtype, start=start, name=name)
+
+        x = linear(6, 'squeeze')(relation)
         flat = x.reshape(-1, 6)
         normal = BatchNorm(frozen=self.frozen, dtype=self.dtype, name='bn')
         if normalize or self.is_initializing():
             flat = normal(flat, train)
-        return Linear(positions, dtype=self.dtype, name='expand')(nn.relu(flat.reshape(x.shape)))
+        return linear(relation.shape[-1], 'expand')(nn.relu(flat.reshape(x.shape)))
 
 
 class AttentionFusion(Matcher):
@@ -63,6 +68,7 @@ class AttentionFusion(Matcher):
         classifier then sees the query as it attends to itself.
       alpha: α, weight of the self-attention score; 0 is cross-attention alone.
       kernel: 'meta_learner', or 'mean' for r itself (appendix C).
+      kernel_start: of the network that makes the kernel, see `MetaLearner`.
       residual: the 1 in a (appendix D).
       attention_temperature, score_scale: τ and s.
       classes: training classes of the global classifier; None for none (appendix B).
@@ -92,6 +98,13 @@ class AttentionFusion(Matcher):
         help='what makes the kernel of an attention map: a small network, or the mean relation '
         'without one',
     )
+    kernel_start: str = setting(
+        'torch',
+        choices=('torch', 'published'),
+        affects='training',
+        help="how that network starts: as PyTorch's convolutions do, or from the normal "
+        'distribution of the published code',
+    )
     residual: bool = setting(
         True, affects='model', help='residual attention, 1 + softmax; False: softmax alone'
     )
@@ -112,7 +125,9 @@ class AttentionFusion(Matcher):
 
     def setup(self) -> None:
         if self.kernel == 'meta_learner' and self.fusion != 'none':
-            self.kernel_net = MetaLearner(self.frozen, jnp.float32, name='kernel')
+            self.kernel_net = MetaLearner(
+                self.frozen, jnp.float32, self.kernel_start, name='kernel'
+            )
         if self.classes:
             self.classifier = PositionClassifier(self.classes, self.dtype)
 

@@ -1,6 +1,7 @@
 """HyRSM: hybrid relation of frames and of videos, then videos matched as sets of frames."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import chex
@@ -24,6 +25,7 @@ from fsar_jax.matchers.matcher import Matcher, of_pairs
 from fsar_jax.stage import Loss, Shared, cross_entropy
 
 POSITION_SCALE = (10.0, 1.0)  # A and B: features times √(D/A), position code times B
+STARTS = ('torch', 'published')
 
 
 def channel_positions(length: int, dim: int) -> np.ndarray:
@@ -34,46 +36,72 @@ def channel_positions(length: int, dim: int) -> np.ndarray:
     return np.where(channel % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32)
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, heads: int) -> jax.Array:
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    heads: int,
+    drop: Callable[[jax.Array], jax.Array] = lambda weights: weights,
+) -> jax.Array:
     """softmax(q kᵀ/√(D/heads)) v with heads of consecutive channels: [..., N, D] each → [..., N,
-    D]. Scores are float32."""
+    D]. Scores are float32. `drop`: what becomes of the softmax in training."""
     split = lambda x: x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
     query, key, value = split(query), split(key), split(value)
     scores = einsum_float32('...nhd,...mhd->...hnm', query, key) / jnp.sqrt(query.shape[-1])
-    out = jnp.einsum('...hnm,...mhd->...nhd', jax.nn.softmax(scores, -1).astype(value.dtype), value)
+    weights = drop(jax.nn.softmax(scores, -1)).astype(value.dtype)
+    out = jnp.einsum('...hnm,...mhd->...nhd', weights, value)
     return out.reshape(*out.shape[:-2], -1)
 
 
 class WithinVideo(nn.Module):
-    """x + W_o·MHSA(LN(x)) + b_o among the frames of a video: [B, L, D] → the same shape."""
+    """x + W_o·MHSA(LN(x)) + b_o among the frames of a video: [B, L, D] → the same shape. In
+    training, dropout on what is added."""
 
     heads: int
     dtype: Any
+    dropout: float
 
     @nn.compact
-    def __call__(self, frames: jax.Array) -> jax.Array:
+    def __call__(self, frames: jax.Array, train: bool) -> jax.Array:
         dim = frames.shape[-1]
         x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm')(frames)
         query, key, value = jnp.split(
             Linear(3 * dim, use_bias=False, dtype=self.dtype, name='qkv')(x), 3, -1
         )
-        return frames + Linear(dim, dtype=self.dtype, name='out')(
-            attend(query, key, value, self.heads)
-        ).astype(jnp.float32)
+        added = Linear(dim, dtype=self.dtype, name='out')(attend(query, key, value, self.heads))
+        added = nn.Dropout(self.dropout)(added, deterministic=not train)
+        return frames + added.astype(jnp.float32)
 
 
 class AcrossVideos(nn.Module):
     """LN(x + W_f·MHSA(x) + b_f) among the videos of an episode, one token each: [..., tokens, D] →
-    the same shape."""
+    the same shape. In training, dropout on the weights of the attention and on what is added.
+
+    start 'published': the three projections from N(0, √(2 / (D + D/heads))), W_f from N(0, 1/√D).
+    """
 
     heads: int
     dtype: Any
+    dropout: tuple[float, float]
+    start: str
 
     @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        project = lambda name: Linear(None, use_bias=False, dtype=self.dtype, name=name)(tokens)
-        attended = attend(project('query'), project('key'), project('value'), self.heads)
-        x = tokens + Linear(None, dtype=self.dtype, name='out')(attended).astype(jnp.float32)
+    def __call__(self, tokens: jax.Array, train: bool) -> jax.Array:
+        dim, drawn = tokens.shape[-1], nn.initializers.normal
+        of_projections = of_sum = None
+        if self.start == 'published':
+            of_projections = drawn(np.sqrt(2 / (dim + dim / self.heads)))
+            of_sum = drawn(1 / np.sqrt(dim))
+        drop_weights, drop = (
+            functools.partial(nn.Dropout(rate), deterministic=not train) for rate in self.dropout
+        )
+        query, key, value = (
+            Linear(None, use_bias=False, dtype=self.dtype, start=of_projections, name=name)(tokens)
+            for name in ('query', 'key', 'value')
+        )
+        attended = attend(query, key, value, self.heads, drop_weights)
+        added = drop(Linear(None, dtype=self.dtype, start=of_sum, name='out')(attended))
+        x = tokens + added.astype(jnp.float32)
         return nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name='norm')(x)
 
 
@@ -107,6 +135,10 @@ class SetMatching(Matcher):
     Args:
       heads: of both attentions; the feature dimension must be a multiple.
       position: (A, B), 'code' only: features are multiplied by √(D/A), the position code by B.
+      relation_dropout: rates in training (row H9): of the frames with their position code, of what
+        the attention within a video adds, of the weights of that across videos, and of what it
+        adds.
+      relation_start: of the attention across videos, see `AcrossVideos` (row H9).
       classes: training classes of the classifier on related frames; None for none.
       classifier_weight: of that classifier's loss.
       variant: 'code' or 'paper'.
@@ -123,6 +155,22 @@ class SetMatching(Matcher):
         help="(A, B), for variant 'code': features are multiplied by sqrt(D / A), the position "
         'code by B',
     )
+    relation_dropout: tuple[float, float, float, float] = setting(
+        (0.0, 0.0, 0.0, 0.0),
+        at_least=0,
+        below=1,
+        affects='training',
+        help='dropout rates of HyRSM in training: of frames with their position code, of what the '
+        'attention within a video adds, of the weights of that across videos, and of what it '
+        'adds; published: (0.1, 0.2, 0.1, 0.05)',
+    )
+    relation_start: str = setting(
+        STARTS[0],
+        choices=STARTS,
+        affects='training',
+        help="how the attention across videos starts: as PyTorch's linear maps do, or from the "
+        'normal distributions of the published code',
+    )
     classes: int | None = Classifier.classes
     variant: str = Shared.variant
     dtype: Any = jnp.float32
@@ -136,9 +184,11 @@ class SetMatching(Matcher):
             )
 
     def setup(self) -> None:
-        self.within, self.across = (
-            WithinVideo(self.heads, self.dtype),
-            AcrossVideos(self.heads, self.dtype),
+        of_frames, within, of_weights, across = self.relation_dropout
+        self.drop = nn.Dropout(of_frames)
+        self.within = WithinVideo(self.heads, self.dtype, within)
+        self.across = AcrossVideos(
+            self.heads, self.dtype, (of_weights, across), self.relation_start
         )
         self.fuse = Fusion()
         if self.classes:
@@ -153,12 +203,14 @@ class SetMatching(Matcher):
                 f'config.model.matcher.heads={self.heads} must divide the feature dimension, {dim}'
             )
         if self.variant == 'paper':
-            return self.within(frames + sinusoidal_positions(length, dim))
-        scale, amplitude = self.position
-        frames = np.sqrt(dim / scale).astype(np.float32) * frames + np.float32(
-            amplitude
-        ) * channel_positions(length, dim)
-        return nn.relu(self.within(frames))
+            frames = frames + sinusoidal_positions(length, dim)
+        else:
+            scale, amplitude = self.position
+            frames = np.sqrt(dim / scale).astype(np.float32) * frames + np.float32(
+                amplitude
+            ) * channel_positions(length, dim)
+        related = self.within(self.drop(frames, deterministic=not train), train)
+        return related if self.variant == 'paper' else nn.relu(related)
 
     def __call__(
         self, support: jax.Array, query: jax.Array, train: bool = False
@@ -175,7 +227,7 @@ class SetMatching(Matcher):
                 'support_classes': self.classifier(support),
                 'query_classes': self.classifier(query),
             }
-        logits = self.logits(self.distances(support, query))
+        logits = self.logits(self.distances(support, query, train))
         chex.assert_shape(logits, (query.shape[0], support.shape[0]))
         return logits, auxiliary
 
@@ -194,7 +246,7 @@ class SetMatching(Matcher):
             auxiliary = {'support_classes': self.classifier(s), 'query_classes': self.classifier(q)}
         way, tokens = s.shape[1], s.mean(-2)
         clips = jnp.broadcast_to(tokens[:, None], (len(s), way, *tokens.shape[1:]))
-        z = self.across(jnp.concatenate([clips, q.mean(-2)[:, :, None]], 2))
+        z = self.across(jnp.concatenate([clips, q.mean(-2)[:, :, None]], 2), train)
         z = nn.relu(z) if self.variant == 'code' else z
         of_class = z[:, jnp.arange(way), jnp.arange(way)]
         distances = self.between(self.fuse(s, of_class)[:, :, None], self.fuse(q, z[:, :, -1]))
@@ -222,10 +274,10 @@ class SetMatching(Matcher):
         mean = jnp.concatenate([support.ravel(), query.ravel()]).mean()
         return found | {'classifier': Loss(self.classifier_weight, mean, 'training classes')}
 
-    def distances(self, support: jax.Array, query: jax.Array) -> jax.Array:
+    def distances(self, support: jax.Array, query: jax.Array, train: bool = False) -> jax.Array:
         """d of all pairs of related frames, float32 [Q, way, 1 or shot, L, L], the query's in the
         rows."""
-        s, q = self.relate(support, query)
+        s, q = self.relate(support, query, train)
         return self.between(s, q)
 
     def between(self, support: jax.Array, query: jax.Array) -> jax.Array:
@@ -241,7 +293,9 @@ class SetMatching(Matcher):
         """{'distances' [Q, way, 1 or shot, L, L]} of related frames, the query's in the rows."""
         return {'distances': self.distances(support, query)}
 
-    def relate(self, support: jax.Array, query: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def relate(
+        self, support: jax.Array, query: jax.Array, train: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
         """Relation across videos, for each query apart: support [Q, way, 1 or shot, L, D] and query
         [Q, L, D]."""
         if self.variant == 'code':
@@ -251,7 +305,7 @@ class SetMatching(Matcher):
         shared = jnp.broadcast_to(
             tokens.reshape(1, -1, dim), (count, tokens.shape[0] * tokens.shape[1], dim)
         )
-        z = self.across(jnp.concatenate([shared, query.mean(-2)[:, None]], 1))
+        z = self.across(jnp.concatenate([shared, query.mean(-2)[:, None]], 1), train)
         z = nn.relu(z) if self.variant == 'code' else z
         return self.fuse(support[None], z[:, :-1].reshape(count, *tokens.shape)), self.fuse(
             query, z[:, -1]

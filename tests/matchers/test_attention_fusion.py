@@ -300,3 +300,21 @@ def test_without_cross_attention_the_classifier_sees_the_query_by_itself(episode
     for row in range(3):
         np.testing.assert_allclose(classes[:, row], expected, rtol=1e-4, atol=1e-4)
     assert sorted(shown) == ['cosine_plain', 'cosine_self'][: 1 + (fusion == 'self')]
+
+
+@pytest.mark.slow
+def test_the_published_start_of_the_kernel_network():
+    """Standard deviation √(2 / outputs) of the weights (row M12); of PyTorch's, 1/√(3 inputs)."""
+    positions = 400
+    support, query = jnp.ones((2, 1, positions, 3)), jnp.ones((2, positions, 3))
+    torch, published = (
+        AttentionFusion(kernel_start=start).init(jax.random.key(0), support, query)['params'][
+            'kernel'
+        ]
+        for start in ('torch', 'published')
+    )
+    for name, inputs, outputs in (('squeeze', positions, 6), ('expand', 6, positions)):
+        weights = published[name]['kernel']
+        assert weights.std() == pytest.approx((2 / outputs) ** 0.5, rel=0.05)
+        assert torch[name]['kernel'].std() == pytest.approx((3 * inputs) ** -0.5, rel=0.05)
+        np.testing.assert_array_equal(published[name]['bias'], torch[name]['bias'])

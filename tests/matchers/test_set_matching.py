@@ -7,6 +7,8 @@ import pytest
 from tiny_run import random_variables
 
 import fsar_jax
+from fsar_jax.enrichment import VideoFeatures
+from fsar_jax.layers import sinusoidal_positions
 from fsar_jax.matchers import SetMatching
 from fsar_jax.training.losses import episode_loss
 from fsar_jax.weights import from_torch
@@ -134,3 +136,92 @@ def test_heads_must_divide_the_features():
         fsar_jax.create_learner(config.model).init(
             jax.random.key(0), jnp.zeros((2, 1, 4, 1, 1, 16)), jnp.zeros((1, 4, 1, 1, 16))
         )
+
+
+ALL = 1 - 1e-7  # the rate of dropout that leaves nothing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('variant', ['code', 'paper'])
+def test_each_dropout_is_where_the_published_code_has_it(variant):
+    """With nothing left of a part, the rest is what the formulas say (row H9)."""
+    way, shot, length, dim = 3, 2, 4, 8
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    support, query = draw(way, shot, length, dim), draw(5, length, dim)
+    features = VideoFeatures(query[:, :, None, None], query, query)
+    plain = SetMatching(heads=2, variant=variant)
+    variables = random_variables(plain, support, query)
+    projection = random_variables(plain, features, method='project')
+    variables = {'params': {**projection['params'], **variables['params']}}
+    of = variables['params']
+
+    def run(drops, method, *inputs, change=None, **how):
+        rates = tuple(
+            ALL if name in drops else 0.0 for name in ('position', 'in', 'weights', 'out')
+        )
+        matcher = SetMatching(heads=2, variant=variant, relation_dropout=rates)
+        how.setdefault('rngs', {'dropout': jax.random.key(1)})
+        params = change or of
+        return matcher.apply({'params': params}, *inputs, method=method, train=True, **how)
+
+    relu = jax.nn.relu if variant == 'code' else lambda x: x
+    if variant == 'code':
+        channel = np.arange(dim)
+        angle = np.arange(length)[:, None] / 10000.0 ** (2 * channel / dim)
+        frames = np.sqrt(dim / 10) * query + np.where(channel % 2, np.cos(angle), np.sin(angle))
+    else:
+        frames = query + sinusoidal_positions(length, dim)
+    np.testing.assert_allclose(run(['in'], 'project', features), relu(frames), atol=1e-5)
+    # LayerNorm of nothing is its bias, which every frame of a video then shares.
+    of_nothing = run(['position'], 'project', features)
+    assert np.ptp(np.asarray(of_nothing), axis=(0, 1)).max() < 1e-5
+    assert np.ptp(np.asarray(run([], 'project', features)), axis=(0, 1)).max() > 0.1
+
+    def related(added):
+        """Of the query, where `added` is what its token gains across videos."""
+        x = query.mean(1) + added
+        x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        token = relu(x * of['across']['norm']['scale'] + of['across']['norm']['bias'])
+        kernel = of['fuse']['kernel']
+        return query @ kernel[:dim] + (token @ kernel[dim:])[:, None] + of['fuse']['bias']
+
+    bias = of['across']['out']['bias']
+    _, found = run(['weights'], 'relate', support, query)
+    np.testing.assert_allclose(found, related(bias), atol=1e-5)
+    _, found = run(['out'], 'relate', support, query)
+    np.testing.assert_allclose(found, related(0.0), atol=1e-5)
+    _, whole = run([], 'relate', support, query)
+    assert np.abs(whole - related(bias)).max() > 1e-3
+
+
+def test_a_test_has_no_dropout():
+    rng = np.random.default_rng(0)
+    support, query = (
+        jnp.asarray(rng.normal(size=(*shape, 4, 8)), jnp.float32) for shape in ((3, 2), (5,))
+    )
+    plain = SetMatching(heads=2)
+    variables = random_variables(plain, support, query)
+    dropped = SetMatching(heads=2, relation_dropout=(0.1, 0.2, 0.1, 0.05))
+    logits = [matcher.apply(variables, support, query)[0] for matcher in (plain, dropped)]
+    np.testing.assert_array_equal(*logits)
+    trained = dropped.apply(variables, support, query, True, rngs={'dropout': jax.random.key(0)})
+    assert np.abs(trained[0] - logits[0]).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_the_published_start_of_the_attention_across_videos():
+    """Standard deviations √(2 / (D + D/heads)) and 1/√D; of PyTorch's start, 1/√(3 D)."""
+    dim, heads = 96, 4
+    support, query = jnp.zeros((2, 1, 3, dim)), jnp.zeros((2, 3, dim))
+    torch, published = (
+        SetMatching(heads=heads, relation_start=start).init(jax.random.key(0), support, query)[
+            'params'
+        ]['across']
+        for start in ('torch', 'published')
+    )
+    for name in ('query', 'key', 'value', 'out'):
+        expected = dim**-0.5 if name == 'out' else (2 / (dim + dim / heads)) ** 0.5
+        assert published[name]['kernel'].std() == pytest.approx(expected, rel=0.03)
+        assert torch[name]['kernel'].std() == pytest.approx((3 * dim) ** -0.5, rel=0.03)
+        assert np.abs(published[name]['kernel']).max() > 3 * expected  # normal, not cut off

@@ -43,6 +43,9 @@ TRAINING = {
     'model.backbone.drop_connect',
     'model.backbone.dropout',
     'model.sampler.rate',
+    'model.matcher.relation_dropout',
+    'model.matcher.relation_start',
+    'model.matcher.kernel_start',
 }
 # Of the look at test, on which neither the parameters nor the selection depend.
 TEST = {'eval.split', 'eval.num_episodes', 'eval.episodes_file', 'eval.measured_episodes'}
