@@ -88,6 +88,7 @@ from fsar_jax.ingest.feature_files import (
 )
 from fsar_jax.learner import FewShotLearner, create_learner
 from fsar_jax.machine import file_lock, keep_what_readers_free, usable_cores
+from fsar_jax.memory import named_out_of_memory
 from fsar_jax.messages import decimal_size, differences, listed, printable
 from fsar_jax.named_arrays import params_hash
 from fsar_jax.on_ray import PARTS_PER_SLOT, Cluster, spelled_out, without_ray
@@ -253,7 +254,10 @@ def extract(
         keep_what_readers_free()
         threads = config.data.num_threads or usable_cores()
         batch = meshes.round_up(config.eval.videos_per_batch * config.episode.frames, mesh)
-        with Progress(rows, 'extracting', 'frame', rows - left) as progress:
+        with (
+            named_out_of_memory(config, 'evaluation'),
+            Progress(rows, 'extracting', 'frame', rows - left) as progress,
+        ):
             for split, shard in todo:
                 chunks = _read_shard(Clips(datasets[split], config), shard, views, threads)
                 blocks = _embedded(_batches(chunks, batch), embed, variables, mesh, batch)

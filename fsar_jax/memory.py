@@ -12,6 +12,7 @@ import ml_collections
 from fsar_jax.config import SETTINGS, setting_of
 from fsar_jax.fields import Setting
 from fsar_jax.machine import give_back_freed_memory
+from fsar_jax.messages import is_out_of_memory, printable
 from fsar_jax.plan import has_effect
 from fsar_jax.processes import print_once
 from fsar_jax.stage import ArrayTree
@@ -113,10 +114,15 @@ def named_out_of_memory(config: ml_collections.ConfigDict, phase: str) -> Iterat
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if 'RESOURCE_EXHAUSTED' not in str(error) and 'ut of memory' not in str(error):
+    except (RuntimeError, ValueError) as error:
+        if not is_out_of_memory(error):
             raise
-        raise MemoryError(out_of_memory(config, phase)) from error
+        raise MemoryError(f'{out_of_memory(config, phase)} ({xla_words(error)})') from error
+
+
+def xla_words(error: BaseException) -> str:
+    """The first line of an error of XLA, which may have hundreds."""
+    return printable(str(error).strip().partition('\n')[0], limit=200)
 
 
 def out_of_memory(config: ml_collections.ConfigDict, phase: str) -> str:
@@ -133,6 +139,8 @@ def out_of_memory(config: ml_collections.ConfigDict, phase: str) -> str:
     found = [text for _, text in sorted(able, key=lambda item: item[0])]
     if phase == 'training' and not config.data.features:
         found.append('the training of the head alone on features that fsar_jax.extract stores')
+    if jax.default_backend() == 'gpu':
+        found.append('another GPU if other processes use this one (CUDA_VISIBLE_DEVICES)')
     return f'a device has too little memory for the {phase}' + (
         f': try {", or ".join(found)}' if found else ''
     )

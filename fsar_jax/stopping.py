@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import NoReturn, TextIO
 
-from fsar_jax.messages import one_line
+from fsar_jax.messages import is_out_of_memory, one_line
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # What a run in a workdir prints, see `on_signals`.
@@ -65,8 +65,8 @@ def errors_in_one_line(unless: Callable[[], bool] = lambda: False) -> Iterator[N
     status 1. Where nobody reads its output any more (`| head`), it ends without a word, with the
     status that a shell gives to such programs, 141.
 
-    Other exceptions are faults of the code and keep their traceback. So does every one where
-    `unless()` is true.
+    Other exceptions are faults of the code and keep their traceback, but for a device that has too
+    little memory. So does every one where `unless()` is true.
     """
     safe_streams()
     try:
@@ -76,7 +76,9 @@ def errors_in_one_line(unless: Callable[[], bool] = lambda: False) -> Iterator[N
             _flush(sys.stdout)
             raise
         _flush(sys.stdout)
-    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
         unread = isinstance(error, BrokenPipeError) and not _is_read(sys.stdout)
         if unless() and not unread:
             raise

@@ -8,6 +8,7 @@ from tiny_run import get_config
 
 from fsar_jax import memory
 from fsar_jax.mesh import episode_mesh
+from fsar_jax.stopping import errors_in_one_line
 
 
 def test_out_of_memory_names_the_least_harmful_settings_first():
@@ -72,13 +73,37 @@ ON_TPU = (
 )
 
 
+FAULT = jax.errors.JaxRuntimeError
+
+
 @pytest.mark.parametrize(
-    'words, renamed', [(ON_CPU, True), (ON_GPU, True), (ON_TPU, True), ('INTERNAL: x', False)]
+    'kind, words, renamed',
+    [
+        (FAULT, ON_CPU, True),
+        (FAULT, ON_GPU, True),
+        (FAULT, ON_TPU, True),
+        (ValueError, ON_GPU, True),  # from the second call of a program on
+        (FAULT, 'INTERNAL: x', False),
+        (ValueError, 'out of memory.mp4 is no video', False),
+    ],
 )
-def test_only_what_is_about_memory_is_renamed(words, renamed):
-    with pytest.raises(MemoryError if renamed else jax.errors.JaxRuntimeError):
+def test_only_what_is_about_memory_is_renamed(kind, words, renamed):
+    with pytest.raises(MemoryError if renamed else kind) as caught:
         with memory.named_out_of_memory(get_config('protonet'), 'training'):
-            raise jax.errors.JaxRuntimeError(words)
+            raise kind(words + '\nand the rest')
+    assert words in str(caught.value) and ('the rest' in str(caught.value)) != renamed
+    assert ('--config.' in str(caught.value)) == renamed
+
+
+@pytest.mark.parametrize('kind', [FAULT, ValueError])
+def test_a_device_without_memory_is_one_line_in_every_command(kind):
+    with pytest.raises(SystemExit) as ended, errors_in_one_line():
+        raise kind(ON_GPU + '\nand the rest')
+    assert ended.value.code == (
+        f'error: a device has too little memory, or other processes use it ({ON_GPU})'
+    )
+    with pytest.raises(FAULT), errors_in_one_line():
+        raise FAULT('INTERNAL: x')
 
 
 @flax.struct.dataclass
