@@ -31,19 +31,27 @@ def episode_mesh(episodes: int = 0) -> Mesh:
     return Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def float32_products(platform: str) -> str:
-    """What a device of this platform makes of the factors of float32 products and convolutions:
-    'float32', 'tensorfloat32' (GPUs that have it: 10 bits of the mantissa) or 'bfloat16' (7 bits).
+def float32_products(device: jax.Device) -> str:
+    """What a device makes of the factors of float32 products and convolutions: 'float32',
+    'tensorfloat32' (10 bits of the mantissa; NVIDIA's GPUs since compute capability 8.0),
+    'bfloat16' (7 bits; TPUs), or 'default' where that is not known.
 
     JAX rounds them for speed, unless JAX_DEFAULT_MATMUL_PRECISION or
     `jax.default_matmul_precision` says otherwise.
     """
     settings: Any = jax.config  # has no types
     asked = settings.jax_default_matmul_precision
-    if platform == 'cpu' or asked in ('highest', 'float32'):
+    if device.platform == 'cpu' or asked in ('highest', 'float32'):
         return 'float32'
-    by_default = {'gpu': 'tensorfloat32', 'tpu': 'bfloat16'}.get(platform, 'default')
-    return by_default if asked in (None, 'default') else asked
+    if asked not in (None, 'default', 'fastest', 'bfloat16'):  # JAX's names of the default
+        return asked
+    if device.platform == 'tpu':
+        return 'bfloat16'
+    try:
+        capability = float(getattr(device, 'compute_capability', ''))
+    except ValueError:  # not NVIDIA's
+        return 'default'
+    return 'tensorfloat32' if capability >= 8 else 'float32'
 
 
 def in_order(devices: Iterable[Any]) -> list[Any]:

@@ -115,35 +115,45 @@ def test_the_devices_of_a_process_are_neighbours():
     ]
 
 
+def device(platform, **attributes):
+    return types.SimpleNamespace(device_kind='a chip', platform=platform, **attributes)
+
+
+H100, T4 = (device('gpu', compute_capability=version) for version in ('9.0', '7.5'))
+DEVICES = (device('cpu'), H100, T4, device('gpu', compute_capability='gfx90a'), device('tpu'))
+BY_DEFAULT = ['float32', 'tensorfloat32', 'float32', 'default', 'bfloat16']
+
+
 @pytest.mark.parametrize(
     'asked, products',
     [
-        (None, {'cpu': 'float32', 'gpu': 'tensorfloat32', 'tpu': 'bfloat16', 'else': 'default'}),
-        ('highest', dict.fromkeys(('cpu', 'gpu', 'tpu', 'else'), 'float32')),
-        ('float32', dict.fromkeys(('cpu', 'gpu', 'tpu', 'else'), 'float32')),
-        ('high', {'cpu': 'float32', 'gpu': 'high', 'tpu': 'high', 'else': 'high'}),
+        (None, BY_DEFAULT),
+        ('bfloat16', BY_DEFAULT),  # what JAX also calls the default
+        ('highest', ['float32'] * 5),
+        ('float32', ['float32'] * 5),
+        ('high', ['float32', *['high'] * 4]),
     ],
 )
 def test_float32_products_are_what_the_device_makes_of_them(asked, products):
     with jax.default_matmul_precision(asked):
-        assert {name: meshes.float32_products(name) for name in products} == products
+        assert [meshes.float32_products(device) for device in DEVICES] == products
 
 
 @pytest.mark.parametrize(
-    'platform, dtype, asked, said',
+    'found, dtype, asked, said',
     [
-        ('gpu', 'float32', None, True),
-        ('tpu', 'float32', None, True),
-        ('gpu', 'float32', 'highest', False),
-        ('gpu', 'bfloat16', None, False),
-        ('cpu', 'float32', None, False),
+        (H100, 'float32', None, True),
+        (device('tpu'), 'float32', None, True),
+        (H100, 'float32', 'highest', False),
+        (T4, 'float32', None, False),
+        (H100, 'bfloat16', None, False),
+        (device('cpu'), 'float32', None, False),
     ],
 )
-def test_the_plan_says_when_float32_products_are_rounded(platform, dtype, asked, said):
+def test_the_plan_says_when_float32_products_are_rounded(found, dtype, asked, said):
     config = default_config()
     config.model.dtype = dtype
-    device = types.SimpleNamespace(device_kind='a chip', platform=platform)
-    one = types.SimpleNamespace(size=1, devices=np.array([device]))
+    one = types.SimpleNamespace(size=1, devices=np.array([found]))
     with jax.default_matmul_precision(asked):
         line = _devices(config, one)
     assert (' unless JAX_DEFAULT_MATMUL_PRECISION=highest)' in line) == said, line

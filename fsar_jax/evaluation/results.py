@@ -65,7 +65,7 @@ def versions() -> dict[str, str | None]:
 def computed_on() -> dict[str, str]:
     """{'device': its kind, 'float32_products': see fsar_jax.mesh.float32_products}."""
     device = jax.devices()[0]
-    return {'device': device.device_kind, 'float32_products': float32_products(device.platform)}
+    return {'device': device.device_kind, 'float32_products': float32_products(device)}
 
 
 def file_name(results: dict, changed: dict) -> str:

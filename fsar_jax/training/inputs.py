@@ -154,7 +154,7 @@ def _devices(config, mesh) -> str:
         f'{mesh.size} x {device.device_kind} ({device.platform}), {jax.process_count()} '
         f'process(es), compute in {config.model.dtype}'
     )
-    products = float32_products(device.platform)
+    products = float32_products(device)
     if config.model.dtype == 'float32' and products != 'float32':
         text += f' (products {products} unless JAX_DEFAULT_MATMUL_PRECISION=highest)'
     if mesh.size < total:
