@@ -274,6 +274,8 @@ def fold_running_statistics(before: ArrayTree, after: ArrayTree, decay: float) -
     def fold(r, r_e):
         count = r_e.shape[0]
         weight = decay ** jnp.arange(count - 1, -1, -1, dtype=r.dtype)
-        return decay**count * r + jnp.tensordot(weight, r_e - decay * r, 1)
+        # Accelerators would round the factors of a float32 product.
+        update = jnp.tensordot(weight, r_e - decay * r, 1, precision=jax.lax.Precision.HIGHEST)
+        return decay**count * r + update
 
     return jax.tree.map(fold, before, after)
