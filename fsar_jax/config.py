@@ -342,7 +342,8 @@ class Eval:
         at_least=1,
         affects='cost',
         saving=Saving(0, 'evaluation'),
-        help='number of episodes to match at once in evaluation',
+        help='number of episodes to match at once in evaluation; fewer where their clips have no '
+        'room on the device',
     )
     videos_per_batch: int = setting(
         32,

@@ -30,6 +30,7 @@ from fsar_jax.stage import ArrayTree
 from fsar_jax.stages import frames_read
 
 FOR_EMBEDDINGS = 0.75  # of a device's free memory; the rest is for the network and for matching
+FOR_CHUNK = 0.25  # of what is free then, for the clips of the episodes that are matched at once
 
 
 class TrainedModel(NamedTuple):
@@ -129,6 +130,23 @@ def bytes_for_embeddings(config: ml_collections.ConfigDict, mesh: jax.sharding.M
         return 1e9 * config.eval.embeddings_gb
     free = min(free_memory_of(device) for device in mesh.local_devices)
     return FOR_EMBEDDINGS * smallest(free)
+
+
+def episodes_at_once(model: TrainedModel, kept: Storage, clips: int) -> int:
+    """How many episodes of `clips` clips each to match at once, with the embeddings in place:
+    eval.episodes_per_chunk, or as many as have room (TA2N keeps maps, 3 MB of a clip at paper size,
+    and an episode gathers its clips). All processes decide alike."""
+    asked, mesh = model.config.eval.episodes_per_chunk, model.mesh
+    first = jax.tree.leaves(kept.shapes)[0]
+    of_episode = clips * bytes_of(kept.shapes) / len(first)
+    free = smallest(min(free_memory_of(device) for device in mesh.local_devices))
+    room = FOR_CHUNK * free / of_episode  # on each device
+    if mesh.size * room >= asked:
+        return asked
+    # A power of two, so that what is free may vary without another program.
+    most = mesh.size * 2 ** int(math.log2(max(room, 1)))
+    say(f'matching {most} episodes at once, and not {asked}: more have no room on the device')
+    return most
 
 
 def embedded_shapes(model: TrainedModel, clips: jax.ShapeDtypeStruct, method: str) -> ArrayTree:

@@ -28,6 +28,7 @@ from fsar_jax.evaluation.embeddings import (
     batch_size,
     delivered,
     embed_into_storage,
+    episodes_at_once,
     exchanges,
     row_of_each,
     storage,
@@ -253,12 +254,13 @@ def _run_cached(model, dataset, episodes):
         embedding = row_of_each(len(used), batch_size(model), mesh.size)[embedding]
     support, query = np.split(embedding.astype(np.int32), [episodes.support.size])
     support, query = support.reshape(episodes.support.shape), query.reshape(episodes.query.shape)
-    count, chunk, doing = len(support), config.eval.episodes_per_chunk, 'matching'
+    count, clips = len(support), support[0].size + query[0].size
+    if learner.encodes_in_match and kept.method != 'embed_frames':  # as many clips as in embedding
+        chunk, doing = max(1, config.eval.videos_per_batch // clips), 'encoding and matching'
+    else:
+        chunk, doing = episodes_at_once(model, kept, clips), 'matching'
     if kept.method == 'embed_frames':
         learner = learner.on_embedded_frames()
-    elif learner.encodes_in_match:  # as many clips at once as in embedding
-        chunk = max(1, config.eval.videos_per_batch // (support[0].size + query[0].size))
-        doing = 'encoding and matching'
     chunk = meshes.round_up(min(chunk, count), mesh)
     starts = range(0, count, chunk)
     chunks = [

@@ -195,6 +195,33 @@ def test_nothing_is_traced_again_for_the_next_chunk_or_the_next_checkpoint(setti
     assert traces(episodes, jax.tree.map(lambda x: 2 * x, variables)) == {'embed': 1, 'match': 0}
 
 
+def test_as_many_episodes_are_matched_at_once_as_have_room(setting, monkeypatch, capsys):
+    model, dataset = setting
+    episodes = draw(dataset, model.config, 9)
+    whole = evaluation.evaluate_episodes(model, dataset, episodes)
+    clips = episodes.support[0].size + episodes.query[0].size
+    kept = embeddings.storage(model, embeddings.batch_of_clips(dataset, model), 9)
+    of_clip = embeddings.bytes_of(kept.shapes) / embeddings.batch_size(model)
+    for episodes_of_room, chunk in ((2.9, 2), (1e6, model.config.eval.episodes_per_chunk), (0, 1)):
+        free = 4 * episodes_of_room * clips * of_clip
+        monkeypatch.setattr(embeddings, 'free_memory_of', lambda device: free)
+        embeddings.say.cache_clear()
+        assert embeddings.episodes_at_once(model, kept, clips) == chunk
+        said = 'episodes at once, and not' in capsys.readouterr().out
+        assert said == (chunk < model.config.eval.episodes_per_chunk)
+    few = evaluation.evaluate_episodes(
+        model._replace(config=with_room(model.config)), dataset, episodes
+    )
+    np.testing.assert_allclose(few.logits, whole.logits, rtol=1e-5, atol=1e-5)
+
+
+def with_room(config):
+    """Its embeddings fit, whatever is free."""
+    config = config.copy_and_resolve_references()
+    config.eval.embeddings = 'replicated'
+    return config
+
+
 def test_results_of_a_split(setting):
     model, dataset = setting
     description = evaluation.Description('tiny', 'val accuracy at step 3')
