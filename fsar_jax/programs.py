@@ -23,11 +23,21 @@ def prepare(keep: bool = True) -> None:
     """What a command does before its first computation.
 
     keep: config.keep_programs.
+
+    Raises:
+      ValueError: JAX_PLATFORMS names devices that JAX does not find.
     """
     if keep:
         keep_programs()
     keep_freed_memory()  # before the backend starts its threads
-    if jax.default_backend() != 'cpu':
+    try:
+        on_cpu = jax.default_backend() == 'cpu'
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f'JAX finds no device for JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")}: unset '
+            "it for the CPU; a GPU needs its driver and pip install -e '.[cuda]', a TPU '.[tpu]'"
+        ) from error
+    if not on_cpu:
         give_back_freed_memory()
 
 
