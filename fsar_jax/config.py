@@ -70,7 +70,7 @@ class Episode:
     query: int = setting(
         3,
         at_least=1,
-        saving=Saving(2, 'training'),
+        saving=Saving(2, ('training',)),
         help='number of query clips per class in training; eval.query is that of evaluation',
     )
     query_classes: int | None = setting(
@@ -83,14 +83,14 @@ class Episode:
         8,
         at_least=1,
         affects='model',
-        saving=Saving(2, 'training'),
+        saving=Saving(2, ('training',)),
         help='L, number of frames of each clip that the model sees',
     )
     image_size: int = setting(
         64,
         at_least=1,
         affects='model',
-        saving=Saving(2, 'training'),
+        saving=Saving(2, ('training',)),
         help='pixels per side of the square crop that the model sees',
     )
 
@@ -203,7 +203,7 @@ class Train:
         1,
         at_least=1,
         affects='cost',
-        saving=Saving(0, 'training', up_to='train.episodes_per_step'),
+        saving=Saving(0, ('training',), up_to='train.episodes_per_step'),
         help='number of parts that the episodes of a step are split into, to run one after '
         'another in less memory',
     )
@@ -341,7 +341,7 @@ class Eval:
         250,
         at_least=1,
         affects='cost',
-        saving=Saving(0, 'evaluation'),
+        saving=Saving(0, ('evaluation',)),
         help='number of episodes to match at once in evaluation; fewer where their clips have no '
         'room on the device',
     )
@@ -349,14 +349,14 @@ class Eval:
         32,
         at_least=1,
         affects='cost',
-        saving=Saving(0, 'evaluation'),
+        saving=Saving(0, ('evaluation', 'extraction')),
         help='number of videos to embed at once in evaluation',
     )
     embeddings: str = setting(
         'auto',
         choices=('auto', 'replicated', 'sharded'),
         affects='cost',
-        saving=Saving(0, 'evaluation', value='sharded', devices=2),
+        saving=Saving(0, ('evaluation',), value='sharded', devices=2),
         help="where the embeddings of a split are kept: a copy on each device ('replicated'), or a "
         "part of them on each ('sharded'), which takes 1/n of the memory on n devices and sends "
         "clips between them; 'auto': copies where they fit, else parts, and where these do not fit "
@@ -373,7 +373,7 @@ class Eval:
         8.0,
         at_least=0,
         affects='cost',
-        saving=Saving(0, 'evaluation'),
+        saving=Saving(0, ('evaluation',)),
         help='for a sampler that adapts to the episode: if the embeddings of all frames of the '
         'split take at most this many GB of each device, they are computed once; otherwise each '
         'episode embeds the frames that it chooses (docs/costs.md)',

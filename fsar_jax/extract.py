@@ -255,7 +255,7 @@ def extract(
         threads = config.data.num_threads or usable_cores()
         batch = meshes.round_up(config.eval.videos_per_batch * config.episode.frames, mesh)
         with (
-            named_out_of_memory(config, 'evaluation'),
+            named_out_of_memory(config, 'extraction'),
             Progress(rows, 'extracting', 'frame', rows - left) as progress,
         ):
             for split, shard in todo:

@@ -41,14 +41,14 @@ class Saving:
     Attributes:
       harm: 0 no number changes but by rounding of sums, 1 every number is rounded more, 2 results
         change.
-      phase: 'training', 'evaluation', or '' for both.
+      phases: of 'training', 'evaluation' and 'extraction'; () for all.
       value: the value that needs least; None: half of what it is.
       up_to: key of another setting, of which this one is a divisor; the next larger needs less.
       devices: with fewer than so many it saves nothing.
     """
 
     harm: int
-    phase: str = ''
+    phases: tuple[str, ...] = ()
     value: Any = None
     up_to: str = ''
     devices: int = 1

@@ -12,7 +12,7 @@ import ml_collections
 from fsar_jax.config import SETTINGS, setting_of
 from fsar_jax.fields import Setting
 from fsar_jax.machine import give_back_freed_memory
-from fsar_jax.messages import is_out_of_memory, printable
+from fsar_jax.messages import first_line, is_out_of_memory
 from fsar_jax.plan import has_effect
 from fsar_jax.processes import print_once
 from fsar_jax.stage import ArrayTree
@@ -110,19 +110,14 @@ def named_out_of_memory(config: ml_collections.ConfigDict, phase: str) -> Iterat
     that need less.
 
     Args:
-      phase: 'training' or 'evaluation'.
+      phase: 'training', 'evaluation', or 'extraction', which embeds as an evaluation does.
     """
     try:
         yield
     except (RuntimeError, ValueError) as error:
         if not is_out_of_memory(error):
             raise
-        raise MemoryError(f'{out_of_memory(config, phase)} ({xla_words(error)})') from error
-
-
-def xla_words(error: BaseException) -> str:
-    """The first line of an error of XLA, which may have hundreds."""
-    return printable(str(error).strip().partition('\n')[0], limit=200)
+        raise MemoryError(f'{out_of_memory(config, phase)} ({first_line(error)})') from error
 
 
 def out_of_memory(config: ml_collections.ConfigDict, phase: str) -> str:
@@ -131,10 +126,10 @@ def out_of_memory(config: ml_collections.ConfigDict, phase: str) -> str:
         (known.saving.harm, f'--config.{key}={less}{HARMS[known.saving.harm]}')
         for key, known in SETTINGS.items()
         if known.saving
-        and known.saving.phase in ('', phase)
+        and phase in (known.saving.phases or [phase])
         and known.saving.devices <= jax.device_count()
         and has_effect(config, key)
-        and (less := smaller(known, setting_of(config, key), config))
+        and (less := smaller(known, setting_of(config, key), config, phase))
     ]
     found = [text for _, text in sorted(able, key=lambda item: item[0])]
     if phase == 'training' and not config.data.features:
@@ -146,7 +141,7 @@ def out_of_memory(config: ml_collections.ConfigDict, phase: str) -> str:
     )
 
 
-def smaller(known: Setting, value: Any, config: ml_collections.ConfigDict) -> str:
+def smaller(known: Setting, value: Any, config: ml_collections.ConfigDict, phase: str) -> str:
     """The value to try in the place of `value`; '' where there is none that needs less."""
     saving = known.saving
     assert saving
@@ -159,6 +154,6 @@ def smaller(known: Setting, value: Any, config: ml_collections.ConfigDict) -> st
         return '' if value == saving.value else f'{saving.value}'
     half = value // 2 if isinstance(value, int) else value / 2
     lowest = known.at_least or 0
-    if isinstance(value, int) and saving.phase == 'evaluation':  # rounded up to the devices
+    if isinstance(value, int) and phase == 'evaluation':  # rounded up to the devices
         lowest = max(lowest, jax.device_count())
     return f'{half:g}' if value and half >= lowest and half != value else ''

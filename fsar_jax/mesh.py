@@ -5,6 +5,7 @@ The same calls work for one device, for several, and for several processes that 
 `jax.distributed.initialize`.
 """
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,9 +13,25 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from fsar_jax.messages import first_line, printable
 from fsar_jax.stage import ArrayTree
 
 AXIS = 'episodes'
+
+
+def check_devices() -> None:
+    """ValueError, one line, where JAX cannot start its devices."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get('JAX_PLATFORMS')
+        cause = f' ({words})' if (words := first_line(error)) else ''
+        raise ValueError(
+            f'JAX finds no device for JAX_PLATFORMS={printable(asked)}{cause}: unset it for the '
+            "CPU; a GPU needs its driver and pip install -e '.[cuda]', a TPU '.[tpu]'"
+            if asked
+            else f'JAX cannot start its device{cause}: JAX_PLATFORMS=cpu computes on the CPU'
+        ) from error
 
 
 def episode_mesh(episodes: int = 0) -> Mesh:
@@ -23,7 +40,11 @@ def episode_mesh(episodes: int = 0) -> Mesh:
 
     episodes: of a training step. A single process then uses the largest number of devices that
       divides them.
+
+    Raises:
+      ValueError: JAX cannot start its devices.
     """
+    check_devices()
     count = jax.device_count()
     if episodes and jax.process_count() == 1:
         count = max(n for n in range(1, count + 1) if episodes % n == 0)

@@ -51,6 +51,11 @@ def decimal_size(count: float) -> str:
     return f'{count / 1000**power:.{1 if power else 0}f} {units[power]}'
 
 
+def first_line(error: BaseException) -> str:
+    """Of the words of an exception, of which XLA may have hundreds of lines."""
+    return printable(str(error).strip().partition('\n')[0])
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device had too little memory. JAX raises a RuntimeError at the first call of a
     program, and a ValueError at later ones."""
@@ -65,8 +70,7 @@ def one_line(error: BaseException) -> str:
     """The message of an exception, on one line. Of an OSError: the path and the system's words,
     without the number. Of a device without enough memory: that, and what it was asked for."""
     if is_out_of_memory(error):
-        words = printable(str(error).strip().partition('\n')[0])
-        return f'a device has too little memory, or other processes use it ({words})'
+        return f'a device has too little memory, or other processes use it ({first_line(error)})'
     if isinstance(error, OSError) and error.errno is not None:
         words = error.strerror or os.strerror(error.errno)
         paths = [

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from fsar_jax.machine import give_back_freed_memory, keep_freed_memory
+from fsar_jax.mesh import check_devices
 
 LIMIT = 2 * 2**30  # bytes of a folder at the start of a process
 UNFINISHED = 120.0  # seconds in which a file may still be in the hands of its writer
@@ -25,19 +26,13 @@ def prepare(keep: bool = True) -> None:
     keep: config.keep_programs.
 
     Raises:
-      ValueError: JAX_PLATFORMS names devices that JAX does not find.
+      ValueError: JAX cannot start its devices.
     """
     if keep:
         keep_programs()
     keep_freed_memory()  # before the backend starts its threads
-    try:
-        on_cpu = jax.default_backend() == 'cpu'
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f'JAX finds no device for JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")}: unset '
-            "it for the CPU; a GPU needs its driver and pip install -e '.[cuda]', a TPU '.[tpu]'"
-        ) from error
-    if not on_cpu:
+    check_devices()
+    if jax.default_backend() != 'cpu':
         give_back_freed_memory()
 
 

@@ -1,5 +1,7 @@
 """What a training step needs is printed, and a device with too little memory is one line."""
 
+import re
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -41,6 +43,16 @@ def test_out_of_memory_in_an_evaluation_names_what_an_evaluation_reads():
     line = memory.out_of_memory(config, 'evaluation')
     assert f'--config.eval.videos_per_batch={config.eval.videos_per_batch // 2}' in line
     assert 'train.' not in line and 'remat' not in line and 'image_size' not in line
+
+
+def test_out_of_memory_in_an_extraction_names_what_an_extraction_reads(monkeypatch):
+    config = get_config('trm', 'ssv2')
+    for devices in (1, 8):  # a batch is of frames, so of few clips too
+        monkeypatch.setattr(jax, 'device_count', lambda: devices)
+        line = memory.out_of_memory(config, 'extraction')
+        assert f'--config.eval.videos_per_batch={config.eval.videos_per_batch // 2}' in line
+        assert '--config.model.dtype=bfloat16' in line
+        assert not re.search('chunk|embeddings|frame_cache|train|remat', line)
 
 
 def test_parts_of_the_embeddings_are_named_where_there_are_several_devices(monkeypatch):

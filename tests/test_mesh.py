@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fsar_jax import mesh as meshes
+from fsar_jax import programs
 from fsar_jax.config import default_config
 from fsar_jax.training.inputs import _devices
 
@@ -157,3 +158,27 @@ def test_the_plan_says_when_float32_products_are_rounded(found, dtype, asked, sa
     with jax.default_matmul_precision(asked):
         line = _devices(config, one)
     assert (' unless JAX_DEFAULT_MATMUL_PRECISION=highest)' in line) == said, line
+
+
+@pytest.mark.parametrize(
+    'asked, error, line',
+    [
+        # as JAX says it where the plugin is there, and no GPU
+        ('cuda', AssertionError(), r"^JAX finds no device for JAX_PLATFORMS=cuda: .*\.\[cuda\]'"),
+        ('tpu', RuntimeError('no TPU\nmore'), r'JAX_PLATFORMS=tpu \(no TPU\): unset it'),
+        (None, RuntimeError('old driver'), r'^JAX .* device \(old driver\): JAX_PLATFORMS=cpu'),
+    ],
+)
+def test_devices_that_do_not_start_are_one_line(monkeypatch, asked, error, line):
+    def start():
+        raise error
+
+    monkeypatch.setattr(jax, 'devices', start)
+    monkeypatch.delenv('JAX_PLATFORMS')
+    if asked:
+        monkeypatch.setenv('JAX_PLATFORMS', asked)
+    monkeypatch.setattr(programs, 'keep_freed_memory', lambda: None)
+    for first in (meshes.episode_mesh, lambda: programs.prepare(keep=False)):
+        with pytest.raises(ValueError, match=line) as caught:
+            first()
+        assert '\n' not in str(caught.value)

@@ -116,14 +116,3 @@ def test_a_second_process_compiles_nothing(tmp_path):
     ]  # fmt: skip
     assert [value for value, _ in results] == ['512.0'] * 2
     assert int(results[0][1]) > 0 and results[1][1] == '0'
-
-
-def test_a_device_that_jax_does_not_find_is_one_line(monkeypatch):
-    def nothing():  # as JAX says it where the plugin is there, and no GPU
-        raise AssertionError
-
-    monkeypatch.setattr(programs, 'keep_freed_memory', lambda: None)
-    monkeypatch.setattr(programs.jax, 'default_backend', nothing)
-    monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
-    with pytest.raises(ValueError, match=r"JAX_PLATFORMS=cuda: unset it .*\.\[cuda\]'"):
-        programs.prepare(keep=False)

@@ -211,7 +211,7 @@ class PixelNetwork(Stage):
         False,
         kw_only=True,
         affects='cost',
-        saving=Saving(0, 'training', True),
+        saving=Saving(0, ('training',), True),
         help='recompute residual blocks in the backward pass: less memory, about a third more time',
     )
     dtype: Any = dataclasses.field(default=jnp.float32, kw_only=True)

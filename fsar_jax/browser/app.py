@@ -44,7 +44,7 @@ from fsar_jax.analysis.html_page import data_uri
 from fsar_jax.analysis.recognition_page import answer_parts, timeline_parts
 from fsar_jax.browser.page import browser_page
 from fsar_jax.ingest.video_files import VideoError, seconds_of
-from fsar_jax.messages import one_line, printable
+from fsar_jax.messages import is_out_of_memory, one_line, printable
 from fsar_jax.recognition.recognizer import Recognizer
 
 AT_ONCE = 2  # clips that are decoded and embedded at the same time; others wait
@@ -223,7 +223,11 @@ def web_app(
             request.state.key = request.cookies.get(cookie) or secrets.token_urlsafe(32)
             try:
                 response = await handler(request)
-            except ValueError as error:
+            except (ValueError, RuntimeError) as error:
+                if is_out_of_memory(error):
+                    raise HTTPException(503, one_line(error)) from None
+                if isinstance(error, RuntimeError):
+                    raise
                 raise HTTPException(422, _without_paths(one_line(error), folder)) from None
             except ClientDisconnect:
                 raise HTTPException(400, 'the upload broke off') from None

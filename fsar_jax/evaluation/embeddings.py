@@ -132,20 +132,19 @@ def bytes_for_embeddings(config: ml_collections.ConfigDict, mesh: jax.sharding.M
     return FOR_EMBEDDINGS * smallest(free)
 
 
-def episodes_at_once(model: TrainedModel, kept: Storage, clips: int) -> int:
-    """How many episodes of `clips` clips each to match at once, with the embeddings in place:
-    eval.episodes_per_chunk, or as many as have room (TA2N keeps maps, 3 MB of a clip at paper size,
-    and an episode gathers its clips). All processes decide alike."""
-    asked, mesh = model.config.eval.episodes_per_chunk, model.mesh
-    first = jax.tree.leaves(kept.shapes)[0]
-    of_episode = clips * bytes_of(kept.shapes) / len(first)
+def episodes_at_once(model: TrainedModel, kept: Storage, clips: int, count: int) -> int:
+    """How many of `count` episodes of `clips` clips each to match at once, with the embeddings in
+    place: eval.episodes_per_chunk, or as many as have room (TA2N keeps maps, 3 MB of a clip at
+    paper size, and an episode gathers its clips). All processes decide alike."""
+    asked, mesh = min(model.config.eval.episodes_per_chunk, count), model.mesh
+    of_episode = clips * bytes_of(kept.shapes) / len(jax.tree.leaves(kept.shapes)[0])
     free = smallest(min(free_memory_of(device) for device in mesh.local_devices))
     room = FOR_CHUNK * free / of_episode  # on each device
-    if mesh.size * room >= asked:
-        return asked
     # A power of two, so that what is free may vary without another program.
-    most = mesh.size * 2 ** int(math.log2(max(room, 1)))
-    say(f'matching {most} episodes at once, and not {asked}: more have no room on the device')
+    most = mesh.size * 2 ** int(math.log2(min(max(room, 1), asked)))
+    if most >= asked or mesh.size * room >= asked:
+        return asked
+    say(f'matching at most {most} episodes at once, not {asked}: a device has no room for more')
     return most
 
 

@@ -258,7 +258,7 @@ def _run_cached(model, dataset, episodes):
     if learner.encodes_in_match and kept.method != 'embed_frames':  # as many clips as in embedding
         chunk, doing = max(1, config.eval.videos_per_batch // clips), 'encoding and matching'
     else:
-        chunk, doing = episodes_at_once(model, kept, clips), 'matching'
+        chunk, doing = episodes_at_once(model, kept, clips, count), 'matching'
     if kept.method == 'embed_frames':
         learner = learner.on_embedded_frames()
     chunk = meshes.round_up(min(chunk, count), mesh)
@@ -270,8 +270,12 @@ def _run_cached(model, dataset, episodes):
     if kept.parts > 1:
         part = len(jax.tree.leaves(store)[0]) // kept.parts
         chunks = exchanges(chunks, part, mesh.size)
-    logits = []
-    with Progress(count, doing, 'episode') as progress:
+    logits, used_config = [], config.copy_and_resolve_references()
+    used_config.eval.episodes_per_chunk = chunk  # of which half needs less
+    with (
+        named_out_of_memory(used_config, 'evaluation'),
+        Progress(count, doing, 'episode') as progress,
+    ):
         for start, of_chunk in zip(starts, chunks):
             *send, support, query = of_chunk
             local = [x[devices] for x in send], support[rows], query[rows]

@@ -298,3 +298,14 @@ def test_a_fault_of_the_server_is_one_line(started, clips, monkeypatch, capfd):
     code, said = Client(port).answer(clips('red', 2))
     assert code == 500 and said == {'error': 'the server failed: ZeroDivisionError'}
     assert 'Traceback' in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('kind', [RuntimeError, ValueError])
+def test_a_device_without_memory_is_no_fault_of_the_clip(started, clips, monkeypatch, kind):
+    def answer_parts(answer):
+        raise kind('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nand the rest')
+
+    port, _ = started()
+    monkeypatch.setattr(application, 'answer_parts', answer_parts)
+    refused = Client(port).answer(clips('red', 2))
+    assert_refused(refused, 503, 'too little memory', 'allocating 9 bytes.')

@@ -202,13 +202,20 @@ def test_as_many_episodes_are_matched_at_once_as_have_room(setting, monkeypatch,
     clips = episodes.support[0].size + episodes.query[0].size
     kept = embeddings.storage(model, embeddings.batch_of_clips(dataset, model), 9)
     of_clip = embeddings.bytes_of(kept.shapes) / embeddings.batch_size(model)
-    for episodes_of_room, chunk in ((2.9, 2), (1e6, model.config.eval.episodes_per_chunk), (0, 1)):
-        free = 4 * episodes_of_room * clips * of_clip
-        monkeypatch.setattr(embeddings, 'free_memory_of', lambda device: free)
+    asked = model.config.eval.episodes_per_chunk
+    for room, count, chunk in (
+        (2.9, 1000, 2),
+        (1e6, 1000, asked),
+        (0, 1000, 1),
+        (4.5, 3, 3),
+        (0, 1, 1),
+    ):
+        monkeypatch.setattr(embeddings, 'free_memory_of', lambda device: 4 * room * clips * of_clip)
         embeddings.say.cache_clear()
-        assert embeddings.episodes_at_once(model, kept, clips) == chunk
-        said = 'episodes at once, and not' in capsys.readouterr().out
-        assert said == (chunk < model.config.eval.episodes_per_chunk)
+        assert embeddings.episodes_at_once(model, kept, clips, count) == chunk
+        said = f'matching at most {chunk} episodes at once, not' in capsys.readouterr().out
+        assert said == (chunk < min(asked, count))
+    monkeypatch.setattr(embeddings, 'free_memory_of', lambda device: 4 * 2.9 * clips * of_clip)
     few = evaluation.evaluate_episodes(
         model._replace(config=with_room(model.config)), dataset, episodes
     )
