@@ -90,8 +90,14 @@ SLOW = {
 }
 METHODS = {**QUICK, **SLOW}
 # Which variant a loss has is no matter of the logits (tests/learner/test_losses.py); the norm over
-# the classes has weights for each place, so they do not permute (test_action_coordination.py).
-ELSEWHERE = {'model.matcher.inter_variant', 'model.matcher.distance_norm'}
+# the classes has weights for each place, so they do not permute (test_action_coordination.py); how
+# parameters start is in the tests of the matchers.
+ELSEWHERE = {
+    'model.matcher.inter_variant',
+    'model.matcher.distance_norm',
+    'model.matcher.relation_start',
+    'model.matcher.kernel_start',
+}
 
 
 def method_config(name):
