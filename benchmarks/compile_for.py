@@ -33,6 +33,7 @@ from jax.sharding import AxisType, Mesh
 from fsar_jax import create_learner
 from fsar_jax.evaluation.evaluate import _match_chunk
 from fsar_jax.mesh import AXIS, along, replicated
+from fsar_jax.messages import first_line
 from fsar_jax.stages import frames_read
 from fsar_jax.training.inputs import fit_accumulation
 from fsar_jax.training.state import make_train_step, train_state_shapes
@@ -88,7 +89,7 @@ def row(name, lower, chip):
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        print(f'{name:<28} does not compile: {str(error).splitlines()[0][:200]}', flush=True)
+        print(f'{name:<28} does not compile: {first_line(error)}', flush=True)
         return
     seconds, busy = time.perf_counter() - traced, time.process_time() - busy
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()

@@ -12,6 +12,9 @@ from jax.typing import DTypeLike
 
 from fsar_jax.convolution import convolution
 
+# How the layers of a matcher start: `torch_start`, or as the published code has it.
+STARTS = ('torch', 'published')
+
 
 class Linear(nn.Module):
     """y = x W + b with the initialisation of torch.nn.Linear: W and b uniform in ±1/√fan_in.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from fsar_jax.backbones.batch_norm import BatchNorm
 from fsar_jax.enrichment import VideoFeatures
 from fsar_jax.fields import setting
-from fsar_jax.layers import Linear, einsum_float32, torch_start, unit
+from fsar_jax.layers import STARTS, Linear, einsum_float32, torch_start, unit
 from fsar_jax.matchers.classifier import Classifier
 from fsar_jax.matchers.matcher import Matcher
 from fsar_jax.stage import Loss, Shared, cross_entropy
@@ -99,8 +99,8 @@ class AttentionFusion(Matcher):
         'without one',
     )
     kernel_start: str = setting(
-        'torch',
-        choices=('torch', 'published'),
+        STARTS[0],
+        choices=STARTS,
         affects='training',
         help="how that network starts: as PyTorch's convolutions do, or from the normal "
         'distribution of the published code',

@@ -13,6 +13,7 @@ import numpy as np
 from fsar_jax.enrichment import VideoFeatures
 from fsar_jax.fields import SMALLEST, setting
 from fsar_jax.layers import (
+    STARTS,
     Linear,
     einsum_float32,
     frame_cosine,
@@ -25,7 +26,6 @@ from fsar_jax.matchers.matcher import Matcher, of_pairs
 from fsar_jax.stage import Loss, Shared, cross_entropy
 
 POSITION_SCALE = (10.0, 1.0)  # A and B: features times √(D/A), position code times B
-STARTS = ('torch', 'published')
 
 
 def channel_positions(length: int, dim: int) -> np.ndarray:

@@ -156,14 +156,13 @@ def test_each_dropout_is_where_the_published_code_has_it(variant):
     variables = {'params': {**projection['params'], **variables['params']}}
     of = variables['params']
 
-    def run(drops, method, *inputs, change=None, **how):
+    def run(drops, method, *inputs):
         rates = tuple(
             ALL if name in drops else 0.0 for name in ('position', 'in', 'weights', 'out')
         )
         matcher = SetMatching(heads=2, variant=variant, relation_dropout=rates)
-        how.setdefault('rngs', {'dropout': jax.random.key(1)})
-        params = change or of
-        return matcher.apply({'params': params}, *inputs, method=method, train=True, **how)
+        rngs = {'dropout': jax.random.key(1)}
+        return matcher.apply(variables, *inputs, method=method, train=True, rngs=rngs)
 
     relu = jax.nn.relu if variant == 'code' else lambda x: x
     if variant == 'code':
