@@ -5,8 +5,9 @@ Replaces one part at test time, leaves everything else as trained, and evaluates
 A part that does its work well loses accuracy when it is replaced.
 
 - TA2N: the window of the temporal transform by one window for all clips, the matrix M of temporal
-  coordination by the uniform matrix or the identity, the offsets of spatial coordination by zero or
-  by those of the episode's next query.
+  coordination by the uniform matrix or the identity (between the clips that are compared, not
+  between the shots of a class), the offsets of spatial coordination by zero or by those of the
+  episode's next query.
 - ProtoNet and OTAM: the metric by that of the other.
 - A sampler that chooses or amplifies: its choice by evenly spaced frames, its amplification by
   plain frames.
@@ -80,10 +81,20 @@ METHODS = {
 
 
 def replacing(module, method, replacement):
-    """Context in which that method of every module of that class is replaced."""
+    """Context in which that method of every module of that class is replaced, but where it aligns
+    the shots of a class."""
+    between_shots = False
 
     def intercept(call, given, named, context):
-        if isinstance(context.module, module) and context.method_name == method:
+        nonlocal between_shots
+        if context.method_name == 'prototypes':
+            between_shots = True
+            try:
+                return call(*given, **named)
+            finally:
+                between_shots = False
+        of_it = isinstance(context.module, module) and context.method_name == method
+        if of_it and not between_shots:
             return replacement(call, *given, **named)
         return call(*given, **named)
 
@@ -106,6 +117,8 @@ def rows(model):
         found[f'metric {other}'] = ({'matcher.name': other}, None)
     if sampler.name == 'task_adaptive' and sampler.temporal:
         found['evenly spaced frames'] = ({'sampler.temporal': False}, None)
+    if sampler.name == 'motion_guided':
+        found['evenly spaced frames'] = ({'sampler.at_test': False}, None)
     if sampler.name == 'task_adaptive' and sampler.spatial != 'none':
         found['no amplification'] = ({'sampler.spatial': 'none'}, None)
     return found
@@ -116,6 +129,7 @@ def main(_):
     config, mesh = run_config(WORKDIR.value), episode_mesh()
     variables = best_of_run(WORKDIR.value, mesh).state.variables
     config.data.dir = DATA.value
+    config.eval.frame_cache_gb = 0.0  # whole episodes, in which the methods are called as above
     dataset = open_split(config, 'test', config.eval.query)
     episodes = episodes_of(dataset, config, EPISODES.value)
     queries = episodes.labels.shape[1]

@@ -105,6 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
             'chooses: give a run on frames'
         )
     dataset = open_split(config, config.eval.split, config.eval.query)
+    train = open_training_split(config) if gradient and chooses_by_score(learner) else None
     model = TrainedModel(learner, best_of_run(workdir, mesh).state.variables, config, mesh)
     drawn, seen = look_at(model, dataset, episodes_of(dataset, config, episodes), episodes)
     truth = Truth.of(dataset, drawn)
@@ -122,8 +123,8 @@ def main(arguments: list[str] | None = None) -> None:
         found['selection'] = selection_measures(seen['auxiliary'], truth, config)
         found['selection']['changed_by_support'] = changed_by_support(indices, drawn.query)
         found['places_by_class'] = of_classes(seen, drawn, dataset, config)
-        if gradient and chooses_by_score(learner):
-            found['gradient'] = push_of_scores(model, gradient)
+        if train is not None:
+            found['gradient'] = push_of_scores(model, train, gradient)
     found, _ = with_nulls(found)
     for line in in_words(found):
         print(line)
@@ -168,11 +169,10 @@ def chooses_by_score(learner: nn.Module) -> bool:
     return isinstance(sampler, TaskAdaptiveSampler) and sampler.learns_to_choose
 
 
-def push_of_scores(model: TrainedModel, count: int) -> dict:
-    """`push_of_the_loss` over `count` training episodes, as clips look in a test, with σ as at the
-    start of training (at the end of a schedule there may be no gradient left)."""
+def push_of_scores(model: TrainedModel, dataset: Videos, count: int) -> dict:
+    """`push_of_the_loss` over `count` training episodes of `dataset`, as clips look in a test, with
+    σ as at the start of training (at the end of a schedule there may be no gradient left)."""
     learner, variables, config, _ = model
-    dataset = open_training_split(config)
     e = config.episode
     episodes = draw_episodes(
         dataset, e.way, e.shot, e.query, config.seed, count, query_classes=e.query_classes

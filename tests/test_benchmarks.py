@@ -5,6 +5,7 @@ import re
 import runpy
 from types import SimpleNamespace
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -178,9 +179,50 @@ def test_a_replaced_part_of_ta2n_acts_as_its_row_says(name):
     np.testing.assert_array_equal(replaced['query_window'], trained['query_window'])
 
 
+@pytest.mark.slow
+def test_shots_stay_aligned_as_trained_where_m_is_replaced():
+    """M between clips is replaced, not the one that aligns the shots of a class."""
+    benchmark = definitions('replaced_parts')
+    config = tiny_config('ta2n')
+    config.model.backbone.name = 'features'
+    rng = np.random.default_rng(0)
+    support, query = (
+        rng.random(shape, np.float32) for shape in ((2, 2, 4, 4, 4, 8), (2, 4, 4, 4, 8))
+    )
+    learner = create_learner(config.model)
+    variables = random_variables(learner, support, query)
+
+    def run():
+        prototypes = []
+
+        def keep(call, given, named, context):
+            found = call(*given, **named)
+            if context.method_name == 'prototypes':
+                prototypes.append(found[0])
+            return found
+
+        with nn.intercept_methods(keep):
+            evolution = learner.apply(variables, support, query).auxiliary['evolution']
+        return np.asarray(prototypes[-1]), np.asarray(evolution)
+
+    trained, _ = run()
+    with benchmark['replacing'](*benchmark['METHODS']['M uniform']):
+        replaced, evolution = run()
+    np.testing.assert_array_equal(replaced, trained)
+    np.testing.assert_array_equal(evolution, 1 / 4)
+
+
 @pytest.mark.parametrize(
     'method, changes, expected',
     [
+        (
+            'protonet',
+            {'model.sampler.name': 'motion_guided'},
+            {
+                'metric otam': {'matcher.name': 'otam'},
+                'evenly spaced frames': {'sampler.at_test': False},
+            },
+        ),
         ('otam', {}, {'metric prototypes': {'matcher.name': 'prototypes'}}),
         ('protonet', {}, {'metric otam': {'matcher.name': 'otam'}}),
         ('strm', {}, {}),

@@ -28,10 +28,12 @@ from fsar_jax.data.frames import centre_crop_offset, decode_jpeg
 from fsar_jax.files import local_path
 from fsar_jax.ingest.clip_reader import ReadClip, ReadSettings
 from fsar_jax.ingest.records import RecordSettings
+from fsar_jax.layers import computed
 from fsar_jax.learner import FewShotLearner, create_learner
 from fsar_jax.mesh import episode_mesh
 from fsar_jax.messages import one_line, printable
 from fsar_jax.named_arrays import params_hash
+from fsar_jax.samplers.uniform import UniformSampler
 from fsar_jax.stages import frames_read
 from fsar_jax.training.export import (
     exported_config,
@@ -478,10 +480,15 @@ def _embed(learner, variables, views):
 
 
 def _embedding(learner, videos):
-    """What `match` needs of each clip, and its frame features [B, L, D] to show which frames are
-    alike."""
-    features = learner.enrich(learner.feature_maps(videos))
-    return {'learner': learner.embed(videos), 'frames': features.frames.astype(jnp.float32)}
+    """What `match` needs of each clip, and features [B, L, D] of the frames that were read, to show
+    which of them are alike. A sampler leaves the later stages only some of these frames, so there
+    they are compared as the backbone sees them."""
+    maps = learner.feature_maps(videos)
+    if isinstance(learner.sampler, UniformSampler):
+        frames = learner.enrich(maps).frames
+    else:
+        frames = computed(maps).mean((-3, -2))
+    return {'learner': learner.embed(videos), 'frames': frames.astype(jnp.float32)}
 
 
 @functools.partial(jax.jit, static_argnames=('learner', 'pooled'))

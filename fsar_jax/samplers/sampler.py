@@ -16,8 +16,9 @@ class Sampler(Stage):
     @property
     def frames_look_alike(self) -> bool:
         """Whether a frame that is chosen in a test looks the same in every episode, so that it can
-        be embedded before the choice."""
-        return True
+        be embedded before the choice, with `all_frames` and `without_resampling`
+        (TaskAdaptiveSampler has them)."""
+        return False
 
     def frames_read(self, frames: int) -> int:
         """How many frames of a clip the loader hands over, so that the model sees L = `frames`."""

@@ -23,6 +23,7 @@ from fsar_jax.data import loader
 from fsar_jax.evaluation import embeddings
 from fsar_jax.evaluation import evaluate as evaluation
 from fsar_jax.learner import create_learner
+from fsar_jax.samplers.sampler import Sampler
 
 
 @pytest.fixture(scope='module')
@@ -137,6 +138,33 @@ def test_a_sampler_that_only_resamples_is_left_out_where_it_is_off_in_tests(sett
     assert np.ptp(found, axis=-1).min() > 1e-4
     model.config.eval.frame_cache_gb = 0.0
     close(found, evaluation.evaluate_episodes(model, dataset, episodes).logits)
+
+
+class LitLikeTheSupport(Sampler):
+    """A sampler with the methods that fsar_jax/samplers asks for and no others: all clips of an
+    episode are darkened by how bright its support is."""
+
+    per_episode = True
+
+    def scan(self, videos, train=False):
+        return {'videos': videos.astype(jnp.float32) / 255}
+
+    def sample_episode(self, support, query, train=False):
+        light = support['videos'].mean()
+        return {'frames': support['videos'] * light}, {'frames': query['videos'] * light}
+
+
+def test_a_sampler_of_episodes_needs_only_its_two_methods(setting, shallow):
+    (_, _, _, mesh), dataset = setting
+    model = tiny_model(mesh, 'protonet', {})
+    model = model._replace(learner=model.learner.clone(sampler=LitLikeTheSupport()))
+    episodes = draw(dataset, model.config, 3)
+    cached, published = (
+        evaluation.evaluate_episodes(model, dataset, episodes, cache).logits
+        for cache in (True, False)
+    )
+    close(cached, published, 2e-6)
+    assert np.ptp(cached, axis=-1).min() > 1e-4
 
 
 def test_each_video_is_loaded_once_and_only_if_it_occurs(setting):

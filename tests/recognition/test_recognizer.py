@@ -8,7 +8,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from tiny_run import random_variables, tiny_config
+from tiny_run import SAMPLER, random_variables, tiny_config
 
 import fsar_jax
 from fsar_jax import build, export, extract
@@ -140,6 +140,17 @@ def episode_of(dataset):
         ('protonet', {}),
         ('strm', {'data.sampling': 'uniform', 'episode.image_size': 28}),
         pytest.param('hyrsm', {'model.matcher.heads': 4}, marks=pytest.mark.slow),
+        # A sampler that reads more frames than the mixer takes.
+        ('strm', {'model.sampler.name': 'motion_guided', 'model.sampler.dense_frames': 6}),
+        pytest.param(
+            'protonet',
+            {
+                **{key: x for key, x in SAMPLER.items() if key.startswith('model.sampler.')},
+                'model.sampler.name': 'task_adaptive',
+                'model.enrichment.frame': 'mlp_mixer',
+            },
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_logits_are_those_of_an_evaluation_of_the_same_clips(files, monkeypatch, method, changes):
