@@ -11,7 +11,7 @@ each other in the place of both enrichments:
     python main.py --config=configs/strm.py:joint1-ssv2 --config.data.dir=DIR
 A share of the tuples (Fig. 6 right: SSv2 65.4 with 20%) in a run RUN of the second command; the
 trials of the paper are other seeds, and its number is their mean:
-    python main.py --config=configs/strm.py:ssv2 --workdir=RUN --mode=evaluate
+    python main.py --config=configs/strm.py:ssv2 --workdir=RUN --mode=evaluate \\
         --config.model.matcher.tuples_share=0.2 --config.model.matcher.tuples_seed=0
 Ablations (Fig. 6 left, Table 4, Fig. 8): --config.model.enrichment.patch=none (or mlp_mixer),
 .frame=none (or self_attention); --config.model.query_similarity.weight=0.

@@ -205,7 +205,8 @@ class Train:
         affects='cost',
         saving=Saving(0, ('training',), up_to='train.episodes_per_step'),
         help='number of parts that the episodes of a step are split into, to run one after '
-        'another in less memory',
+        'another in less memory; more where the episodes do not divide into so many, fewer where '
+        'a part would not have an episode for each device',
     )
     loss_reduction: str = setting(
         'sum',
@@ -563,11 +564,6 @@ def check_episode(config: ml_collections.ConfigDict) -> None:
 
 def check_training(train: ml_collections.ConfigDict) -> None:
     """Raises ValueError if the values of config.train do not fit each other."""
-    if train.episodes_per_step % train.accumulation_steps:
-        raise ValueError(
-            f'config.train.episodes_per_step={train.episodes_per_step} must be a multiple of '
-            f'config.train.accumulation_steps={train.accumulation_steps}'
-        )
     if train.warmup_steps >= train.num_steps:
         raise ValueError(
             f'config.train.warmup_steps={train.warmup_steps} must be smaller than '

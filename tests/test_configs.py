@@ -753,9 +753,6 @@ def test_values_that_do_not_fit_together():
     assert message_of({'episode.image_size': 80}).startswith(
         'config.episode.image_size=80 cannot be cropped from a short side of config.data.resize=64'
     )
-    assert message_of({'train.episodes_per_step': 6, 'train.accumulation_steps': 4}) == (
-        'config.train.episodes_per_step=6 must be a multiple of config.train.accumulation_steps=4'
-    )
     assert message_of({'episode.query_classes': 6}) == (
         'config.episode.query_classes=6 is more than config.episode.way=5: lower it, or leave it '
         'out for all classes'

@@ -101,8 +101,9 @@ def with_training_classes(
 
 
 def fit_accumulation(config: ml_collections.ConfigDict, devices: int) -> ml_collections.ConfigDict:
-    """The config with the number of sequential parts per step that it asks for, or fewer, so that
-    each part has an episode for every device.
+    """The config with the number of sequential parts per step that it asks for, or the next larger
+    one that divides the episodes of a step over parts and devices (which takes no more memory); or
+    where there is none, the largest, which has one episode for each device in a part.
 
     The result of a step does not depend on this number: 16 parts of one episode suit one GPU, and
     2 parts of 8 episodes suit eight.
@@ -117,7 +118,8 @@ def fit_accumulation(config: ml_collections.ConfigDict, devices: int) -> ml_coll
             f'config.train.episodes_per_step={total} must be a multiple of the {devices} devices '
             f'of all processes: set --config.train.episodes_per_step={multiple}'
         )
-    fitting = max(p for p in range(1, parts + 1) if total % (p * devices) == 0)
+    each = total // devices
+    fitting = next(p for p in range(min(parts, each), each + 1) if each % p == 0)
     config = config.copy_and_resolve_references()
     config.train.accumulation_steps = fitting
     return config

@@ -277,6 +277,24 @@ def test_one_process_with_two_of_three_devices_and_two_processes(tiny_data, tmp_
     assert largest_difference(states[0].params, like.params) > 1e-4
 
 
+@pytest.mark.parametrize(
+    'episodes, asked, devices, parts',
+    [
+        (16, 16, 1, 16),
+        (16, 16, 8, 2),
+        (18, 16, 6, 3),  # what the plan advises where one of six devices would be idle
+        (18, 16, 1, 18),  # one episode at a time as asked, not two
+        (12, 5, 2, 6),
+        (7, 4, 1, 7),
+        (4, 1, 2, 1),
+    ],
+)
+def test_parts_divide_the_step_and_need_no_more_memory_than_asked(episodes, asked, devices, parts):
+    config = tiny_config('trm')
+    config.train.update(episodes_per_step=episodes, accumulation_steps=asked)
+    assert fit_accumulation(config, devices).train.accumulation_steps == parts
+
+
 def test_several_processes_are_told_the_step_that_their_devices_need():
     with pytest.raises(
         ValueError,
