@@ -32,17 +32,26 @@ def write_sums(folder: pathlib.Path, known: Mapping[str, str | None] | None = No
     known: {name: digest} of files that need not be read again.
     """
     known = known or {}
-    names = sorted(
+    names = (
         path.name
         for path in folder.iterdir()
         if path.is_file()
         and path.name != SUMS
         and not re.search(r'^\.|\.(array_record|tfrecord)-.*\.json$', path.name)
     )
-    write_whole(
-        folder / SUMS,
-        ''.join(f'{known.get(name) or sha256_of(folder / name)}  {name}\n' for name in names),
-    )
+    _write(folder, {name: known.get(name) or sha256_of(folder / name) for name in names})
+
+
+def renew_sum(folder: pathlib.Path, name: str) -> None:
+    """Writes SHA256SUMS again with the checksum that one of the files has now; those of the others
+    stay, so that damage is still seen. Nothing where there is no SHA256SUMS."""
+    sums = read_sums(folder)
+    if sums is not None:
+        _write(folder, sums | {name: sha256_of(folder / name)})
+
+
+def _write(folder, sums):
+    write_whole(folder / SUMS, ''.join(f'{sums[name]}  {name}\n' for name in sorted(sums)))
 
 
 def read_sums(folder: pathlib.Path) -> dict[str, str] | None:

@@ -17,6 +17,8 @@ from fsar_jax.data.clips import Clips
 from fsar_jax.data.dataset import Videos, open_dataset
 from fsar_jax.files import local_path
 
+MOST_WORKERS = 1024  # as config.data.num_workers
+
 
 def episodes(
     dataset: str,
@@ -35,6 +37,9 @@ def episodes(
     sampling: str = 'trx',
     flip: bool = False,
     short_videos: str = 'drop',
+    crop: str = 'random',
+    query_classes: int | None = None,
+    test_jitter: bool = False,
     num_workers: int = 0,
 ) -> EpisodeSource:
     """Episodes of a built dataset as arrays: source[i] depends on the arguments and on i alone.
@@ -45,7 +50,8 @@ def episodes(
 
     They are the episodes of `python main.py` with the same settings: of an evaluation, or with
     `training` of a training run. The source has a length and can be indexed, so Grain's
-    `MapDataset.source` and PyTorch's `DataLoader` take it.
+    `MapDataset.source` and PyTorch's `DataLoader` take it. Where they make the batches,
+    'class_names' is [way] lists of one name for each episode: they batch the items of a list apart.
 
     Args:
       dataset: as for `python -m fsar_jax.build --dataset`, in the folder `data_dir`.
@@ -59,19 +65,23 @@ def episodes(
         always looks the same.
       resize: short side before the crop; None for 8/7 of image_size (256 for 224), or the size of
         the stored frames where they are smaller.
-      sampling, flip, short_videos: as config.data.sampling, .flip and .short_videos.
+      sampling, flip, short_videos, crop, test_jitter: as config.data.sampling, .flip,
+        .short_videos, .crop and .test_jitter, which some presets change (HyRSM, MASTAF).
+      query_classes: as config.episode.query_classes: so many of the classes are asked for.
       num_workers: processes that read `batch`; 0 for threads of this one.
 
     Raises:
       FileNotFoundError, OSError, ValueError: as `fsar_jax.data.dataset.open_dataset`; too few
         classes or clips for such episodes; settings that no clip can meet.
     """
-    if num_episodes < 1:
-        raise ValueError(f'num_episodes={num_episodes} must be at least 1')
-    if min(frames, image_size) < 1:
-        raise ValueError(f'frames={frames} and image_size={image_size} must be at least 1')
-    if seed < 0:
-        raise ValueError(f'seed={seed} must be at least 0')
+    way, shot, query = _whole('way', way), _whole('shot', shot), _whole('query', query)
+    frames, image_size = _whole('frames', frames), _whole('image_size', image_size)
+    seed, num_episodes = _whole('seed', seed, 0, 2**63 - 1), _whole('num_episodes', num_episodes)
+    num_workers = _whole('num_workers', num_workers, 0, MOST_WORKERS)
+    if resize is not None:
+        resize = _whole('resize', resize)
+    if query_classes is not None:
+        query_classes = _whole('query_classes', query_classes, 1, way)
     videos = open_dataset(dataset, local_path(data_dir, 'data_dir'), split)
     if resize is None:
         stored = int(videos.settings.get('short_side') or 0) or image_size * 8
@@ -84,10 +94,12 @@ def episodes(
                 'query': query,
                 'frames': frames,
                 'image_size': image_size,
+                'query_classes': query_classes,
             },
             'data': {
                 'resize': resize,
-                'crop': 'random',
+                'crop': crop,
+                'test_jitter': test_jitter,
                 'flip': flip,
                 'sampling': sampling,
                 'short_videos': short_videos,
@@ -96,6 +108,7 @@ def episodes(
                 'prefetch': 2,
             },
             'seed': seed,
+            'eval': {'seed': seed, 'val_episodes': 0},
         }
     )
     return EpisodeSource(videos, config, num_episodes, training)
@@ -106,8 +119,9 @@ class EpisodeSource(Sequence):
 
     An episode is a dict:
       support: uint8 [way, shot, L, S, S, 3], RGB.
-      query: uint8 [Q, L, S, S, 3], Q = way · query.
+      query: uint8 [Q, L, S, S, 3], Q = way · query, or query_classes · query.
       labels: int32 [Q], the row of `support` that each query belongs to.
+      classes: int32 [way], the dataset's label of each row of `support`.
       class_names: the names of the rows of `support`.
     """
 
@@ -118,7 +132,9 @@ class EpisodeSource(Sequence):
         self.dataset = loader.usable(dataset, config)
         self.clips = Clips(self.dataset, config)
         self.shape = (episode.way, episode.shot, episode.query)
-        self.clips_each = episode.way * (episode.shot + episode.query)
+        self.query_classes = episode.get('query_classes')
+        asked = self.query_classes or episode.way
+        self.clips_each = episode.way * episode.shot + asked * episode.query
         self._config, self._count, self._training = config, num_episodes, training
         episode_lists.check_dataset(self.dataset, *self.shape)
         self._by_class = episode_lists.clips_by_class(self.dataset)
@@ -144,19 +160,22 @@ class EpisodeSource(Sequence):
     def batch(self, size: int) -> Iterator[dict[str, Any]]:
         """The episodes in batches, read ahead in parallel: arrays [size, …], and a list of `size`
         lists as class_names. The last batch may be smaller."""
-        if size < 1:
-            raise ValueError(f'a batch of {size} episodes: take at least 1')
-        return self._batches(size)
+        return self._batches(_whole('size of a batch', size))
 
     def _batches(self, size):
         with contextlib.closing(loader.batches(_Arrays(self), self._config, size)) as batches:
             yield from map(self._named, batches)
 
     def arrays(self, index: int) -> dict[str, np.ndarray]:
-        """Episode `index` with 'classes' int32 [way], labels of the dataset, in place of their
-        names."""
+        """Episode `index` without the names of its classes."""
         drawn, support, query = loader.read_episode(
-            self.clips, self.shape, self._config.seed, index, self._by_class, self._training
+            self.clips,
+            self.shape,
+            self._config.seed,
+            index,
+            self._by_class,
+            self._training,
+            self.query_classes,
         )
         return {
             'support': _flipped(*support),
@@ -166,7 +185,7 @@ class EpisodeSource(Sequence):
         }
 
     def _named(self, episode):
-        names = np.array(self.dataset.class_names, object)[episode.pop('classes')]
+        names = np.array(self.dataset.class_names, object)[episode['classes']]
         return episode | {'class_names': names.tolist()}
 
 
@@ -184,6 +203,19 @@ class _Arrays:
 
     def __getitem__(self, index):
         return self.source.arrays(int(index))
+
+
+def _whole(name, value, least=1, most=None):
+    """`value` as an int; one line if it is no whole number from `least` to `most`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f'{name}={value!r:.80} must be a whole number') from None
+    if number < least:
+        raise ValueError(f'{name}={number} must be at least {least}')
+    if most is not None and number > most:
+        raise ValueError(f'{name}={number} must be at most {most}')
+    return number
 
 
 def _flipped(clips, flips):

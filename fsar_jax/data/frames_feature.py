@@ -6,6 +6,7 @@ work: `tfds.decode.SkipDecoding()` keeps the JPEG bytes, and `TakeFrames(8)` dec
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -68,12 +69,17 @@ class TakeFrames(tfds.decode.Decoder):
 
     which: how many, evenly spaced from the first to the last (a shorter clip repeats frames); or a
         slice; or indices of frames; or a function from the number of frames of a clip to indices.
+        In the place of indices, a mask says of each frame whether it is taken.
     """
 
     def __init__(self, which: int | slice | Sequence[int] | Callable[[int], Sequence[int]]) -> None:
         super().__init__()
-        if isinstance(which, int) and which < 1:
-            raise ValueError(f'TakeFrames({which}): take at least 1 frame')
+        if hasattr(which, '__index__') and getattr(which, 'ndim', 0) == 0:
+            which = operator.index(which)  # type: ignore[arg-type]
+            if which < 1:
+                raise ValueError(f'TakeFrames({which}): take at least 1 frame')
+        elif not isinstance(which, slice) and not callable(which):
+            _as_index(which)
         self.which = which
 
     def indices(self, num_frames: int) -> np.ndarray:
@@ -83,7 +89,7 @@ class TakeFrames(tfds.decode.Decoder):
         if isinstance(self.which, slice):
             return np.arange(num_frames)[self.which]
         which = self.which(num_frames) if callable(self.which) else self.which
-        return np.arange(num_frames)[np.asarray(which, np.int64)]
+        return np.arange(num_frames)[_as_index(which)]
 
     def decode_example_np(self, serialized_example: Sequence[bytes]) -> np.ndarray:
         taken = [serialized_example[i] for i in self.indices(len(serialized_example))]
@@ -99,6 +105,18 @@ class TakeFrames(tfds.decode.Decoder):
         )
         indices = tf.ensure_shape(indices, (None,))
         return self.feature.decode_example(tf.gather(serialized_example, indices))
+
+
+def _as_index(which):
+    """Indices of frames int [L], or a mask bool [num_frames]; ValueError for anything else."""
+    found = np.asarray(which)
+    if found.ndim == 1 and not len(found):
+        return found.astype(np.int64)
+    if found.ndim != 1 or found.dtype.kind not in 'iub':
+        raise ValueError(
+            f'TakeFrames takes a number of frames, a slice, or a list of indices, not {which!r:.80}'
+        )
+    return found
 
 
 def stored_features(directory: str | os.PathLike) -> tfds.features.FeaturesDict:

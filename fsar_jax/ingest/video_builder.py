@@ -11,10 +11,12 @@ record is not an error: it is listed in skipped.tsv, in the metadata, and in the
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import os
 import pathlib
+import shutil
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +25,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer
 from tqdm import tqdm
 
-from fsar_jax.checksums import write_sums
+from fsar_jax.checksums import renew_sum, write_sums
 from fsar_jax.data.data_source import partial_sources
 from fsar_jax.data.frames import codec_versions
 from fsar_jax.data.frames_feature import stored_features
@@ -190,6 +192,8 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
         check_can_write(self.info.file_format.value)
         self.downloads = downloads
         videos, config = self.list_videos(), self.builder_config
+        # Not those of a dataset that is replaced, nor of an earlier try with other classes.
+        self.info.features = record_features(**self.truth_features())
         self.info.features['label'].names = videos.class_names
         self.notes = list(videos.notes)
         if config.videos_per_shard < 0:
@@ -387,7 +391,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
             features = stored_features(self.data_path)
         else:
             features = record_features(**self.truth_features())
-        return tfds.core.DatasetInfo(
+        return _Info(
             builder=self,
             description=self.builder_config.description or type(self).__doc__,
             features=features,
@@ -395,6 +399,13 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
             citation=self.get_metadata().citation,
             metadata=tfds.core.MetadataDict(),
         )
+
+    def download_and_prepare(self, *, download_config: Any = None, **kwargs: Any) -> None:
+        """As tfds does it. A dataset that `download_config` says to replace is there again if the
+        build fails; tfds deletes it first."""
+        overwrite = download_config and download_config.download_mode.overwrite_dataset
+        with _replaced(self.data_path) if overwrite else contextlib.nullcontext():
+            super().download_and_prepare(download_config=download_config, **kwargs)
 
     def as_data_source(self, split=None, *, decoders=None, **kwargs):
         if isinstance(decoders, tfds.decode.PartialDecoding):
@@ -421,13 +432,52 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
     def _download_and_prepare(self, dl_manager, download_config=None):
         shards = self.plan(dl_manager, download_config and download_config.max_examples_per_split)
         self.write_shards(shards, self.data_path)
-        self.finish(shards, self.data_path)
+        try:
+            self.finish(shards, self.data_path)
+        finally:
+            if self.skipped:
+                print(skipped_table(self.skipped))
         remove_notes(self.data_path)
-        if self.skipped:
-            print(skipped_table(self.skipped))
+
+    def _update_dataset_info(self):
+        super()._update_dataset_info()
+        renew_sum(pathlib.Path(self.data_path), 'dataset_info.json')
 
     def _shard_iterators_per_split(self, dl_manager):
         raise NotImplementedError('shards are written by write_shards')
+
+
+class _Info(tfds.core.DatasetInfo):
+    """What tfds knows of a dataset, whose features a new build may change."""
+
+    @property
+    def features(self):
+        return self._features
+
+    @features.setter
+    def features(self, features):
+        self._features = features
+
+    def initialize_from_bucket(self):
+        """These datasets are not in tfds' bucket; its look-up leaves a temporary folder behind."""
+
+
+@contextlib.contextmanager
+def _replaced(folder):
+    """Context in which `folder` is out of the way. Afterwards it is deleted, or after an error back
+    in its place."""
+    folder = pathlib.Path(folder)
+    old = folder.with_name(f'.{folder.name}.replaced')
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)  # of a build that was killed
+        folder.rename(old)
+    try:
+        yield
+    except BaseException:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 class AnyName(dict):

@@ -55,6 +55,7 @@ def test_test_episodes_are_those_of_an_evaluation_in_any_order_and_batch(dataset
         np.testing.assert_array_equal(np.concatenate([b[key] for b in batches]), whole[key])
     names = [[dataset.class_names[label] for label in row] for row in drawn.classes]
     assert [episode['class_names'] for episode in single] == names
+    np.testing.assert_array_equal([episode['classes'] for episode in single], drawn.classes)
     assert sum((batch['class_names'] for batch in batches), []) == names
     np.testing.assert_array_equal(source[-1]['query'], whole['query'][6])
     for beyond in (7, -8):
@@ -94,11 +95,28 @@ def test_a_built_dataset_by_name(tmp_path, monkeypatch):
         ({'num_episodes': 0}, 'num_episodes=0 must be at least 1'),
         ({'frames': 0}, 'frames=0'),
         ({'seed': -1}, 'seed=-1 must be at least 0'),
+        ({'seed': 2**64}, 'seed=18446744073709551616 must be at most'),
+        ({'num_workers': -1}, 'num_workers=-1 must be at least 0'),
+        ({'query_classes': 6}, 'query_classes=6 must be at most 5'),
+        ({'crop': 'corner'}, "'corner'"),
         ({'data_dir': 'gs://bucket/data'}, 'data_dir=gs://bucket/data: gs:// addresses'),
         ({'resize': 20}, 'image_size=28 is larger than'),
         ({'sampling': 'odd'}, "'odd'"),
     ):
         with pytest.raises(ValueError, match=message):
             make(**changes)
-    with pytest.raises(ValueError, match='a batch of 0'):
+    for name, value in (('way', 2.0), ('seed', 1.5), ('num_episodes', 2.5), ('image_size', (9, 9))):
+        with pytest.raises(TypeError, match=f'{name}=.*must be a whole number'):
+            make(**{name: value})
+    with pytest.raises(ValueError, match='size of a batch=0 must be at least 1'):
         source.batch(0)
+    batch = next(source.batch(np.int64(2)))
+    assert batch['support'].shape == (2, 5, 1, 8, 28, 28, 3)
+    assert make(way=np.int32(2))[0]['labels'].shape == (2,)
+    # The settings that some presets change: frames drawn for each clip, one class asked for.
+    jittered = make(test_jitter=True, frames=4, sampling='segment')
+    same = make(test_jitter=False, frames=4, sampling='segment')
+    assert not np.array_equal(jittered[0]['support'], same[0]['support'])
+    np.testing.assert_array_equal(jittered[0]['support'], jittered[0]['support'])
+    assert make(query_classes=1)[0]['query'].shape == (1, 8, 28, 28, 3)
+    assert len(next(make(query_classes=1).batch(3))['labels'][0]) == 1

@@ -132,6 +132,24 @@ def test_decoders_keep_bytes_or_take_frames(tiny_data):
     np.testing.assert_array_equal(read(last()), frames[-1:])
 
 
+def test_take_frames_takes_what_numpy_takes():
+    mask = lambda n: np.arange(n) % 2 == 0
+    for which, expected in (
+        (np.int64(2), [0, 7]),
+        (slice(1, 6, 2), [1, 3, 5]),
+        (np.array([3, 1], np.uint8), [3, 1]),
+        (mask, [0, 2, 4, 6]),
+        (mask(8).tolist(), [0, 2, 4, 6]),
+        ([], []),
+    ):
+        assert TakeFrames(which).indices(8).tolist() == expected
+    for wrong in (0, np.int64(0), '8', [1.7], 2.0, [[1]]):
+        with pytest.raises(ValueError, match='TakeFrames'):
+            TakeFrames(wrong)
+    with pytest.raises(ValueError, match='a list of indices, not'):
+        TakeFrames(lambda n: [0.5]).indices(8)
+
+
 @pytest.mark.parametrize('build_of', ('tiny_data', 'old_data'))
 def test_partial_decoding(build_of, request):
     builder = tfds.builder('video_folder/tiny', data_dir=request.getfixturevalue(build_of))
@@ -176,6 +194,70 @@ def test_a_build_by_download_and_prepare(clips, tmp_path):
     assert build.build(build.parse(args)) == builder.data_path, 'one build, for both commands'
     again = tfds.builder('video_folder/mine', data_dir=tmp_path)
     assert again.info.splits['train'].num_examples == builder.info.splits['train'].num_examples
+
+
+OVERWRITE = tfds.download.DownloadConfig(
+    download_mode=tfds.download.GenerateMode.REUSE_CACHE_IF_EXISTS
+)
+
+
+@pytest.mark.slow
+def test_tfds_may_replace_a_dataset(clips, tmp_path, capsys):
+    """With other classes than before, by a builder that had failed, and over one of an older
+    version; a build that fails leaves the old dataset there."""
+    mine, data = tmp_path / 'clips', tmp_path / 'data'
+    make = lambda: tfds.builder('video_folder/mine', data_dir=data, videos=mine, processes=0)
+    for split in ('train', 'val', 'test'):
+        (mine / split / f'{split} a').mkdir(parents=True)
+        (mine / split / f'{split} a' / 'x.mp4').write_bytes(b'no video')
+    builder = make()
+    with pytest.raises(ValueError, match='all 3 were skipped'):
+        builder.download_and_prepare()
+    assert 'x.mp4' in capsys.readouterr().out
+    shutil.rmtree(mine)
+    shutil.copytree(clips, mine)
+    builder.download_and_prepare()
+    names = builder.info.features['label'].names
+    shutil.copytree(next((mine / 'train').iterdir()), mine / 'train' / 'one more')
+
+    directory = data / 'video_folder' / 'mine' / '1.0.0'
+    described = json.loads((directory / 'features.json').read_text())
+    del described['featuresDict']['features']['decode_errors']  # as older versions
+    (directory / 'features.json').write_text(json.dumps(described))
+    shutil.move(mine, tmp_path / 'away')
+    with pytest.raises((OSError, ValueError)):
+        make().download_and_prepare(download_config=OVERWRITE)
+    assert make().info.features['label'].names == names  # still there
+    shutil.move(tmp_path / 'away', mine)
+    make().download_and_prepare(download_config=OVERWRITE)
+    again = make()
+    assert again.info.features['label'].names == sorted([*names, 'one more'])
+    assert 'decode_errors' in again.as_data_source('train')[0]
+    assert [path.name for path in directory.parent.iterdir()] == ['1.0.0']
+    assert verify.examine('video_folder/mine', data)[1]
+
+
+def test_tfds_may_update_the_description(tiny_data, tmp_path):
+    """The checksum of what it wrote is renewed, and no other."""
+    shutil.copytree(tiny_data / 'video_folder', tmp_path / 'video_folder')
+    mode = tfds.download.GenerateMode.UPDATE_DATASET_INFO
+    update = tfds.download.DownloadConfig(download_mode=mode)
+    tfds.builder('video_folder/tiny', data_dir=tmp_path).download_and_prepare(
+        download_config=update
+    )
+    assert verify.examine('video_folder/tiny', tmp_path)[1]
+    [damaged] = (tmp_path / 'video_folder/tiny/1.0.0').glob('*-test.*-00000-of-00001')
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b'?')
+    tfds.builder('video_folder/tiny', data_dir=tmp_path).download_and_prepare(
+        download_config=update
+    )
+    assert not verify.examine('video_folder/tiny', tmp_path)[1]
+
+
+def test_a_builder_leaves_nothing_in_the_temporary_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
+    tfds.builder('video_folder/none', data_dir=tmp_path / 'data')
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_build_from_manual_dir(clips, tmp_path):
