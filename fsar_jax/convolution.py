@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 # Places of y, of all images together, that a part of the gradient of a kernel sums over.
@@ -35,8 +36,9 @@ def convolution(
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:-1], kernel.shape[:-2], strides, padding)
     strides, padding = tuple(strides), tuple((int(p), int(q)) for p, q in padding)
-    compute = _convolution_of_clips if x.ndim == 5 else _convolution
-    return compute(x, kernel, strides, padding)
+    if x.ndim == 5:
+        return _convolution_of_clips(x, kernel, strides, padding)
+    return _convolution_of_frames(x, kernel, strides, padding)
 
 
 def _convolution_of_clips(
@@ -51,8 +53,38 @@ def _convolution_of_clips(
     around = [padded[:, t : t + strides[0] * (length - 1) + 1 : strides[0]] for t in range(m)]
     frames = jnp.concatenate(around, -1).reshape(-1, *x.shape[2:4], m * x.shape[-1])
     space = jnp.moveaxis(kernel, 0, 2).reshape(*kernel.shape[1:3], -1, kernel.shape[-1])
-    y = _convolution(frames, space, strides[1:], padding[1:])
+    y = _convolution_of_frames(frames, space, strides[1:], padding[1:])
     return y.reshape(len(x), length, *y.shape[1:])
+
+
+def _convolution_of_frames(x, kernel, strides, padding):
+    small = math.prod(x.shape[1:-1]) < math.prod(kernel.shape[:-2])
+    return (_product_of_places if small else _convolution)(x, kernel, strides, padding)
+
+
+def _product_of_places(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Pairs
+) -> jax.Array:
+    """For maps [N, h, w, C] of fewer places than the kernel has taps: a product of matrices,
+    between all places of x and all of y.
+
+    XLA exchanges map and kernel of such a convolution, and its CPU backend then takes 100 times as
+    long.
+    """
+    size, taps = x.shape[1:-1], kernel.shape[:-2]
+    tap_of = [
+        _tap_between(n, m, s, *around) for n, m, s, around in zip(size, taps, strides, padding)
+    ]
+    between = jnp.einsum('hkm,wln,mncf->hwcklf', *(t.astype(kernel.dtype) for t in tap_of), kernel)
+    y = x.reshape(len(x), -1) @ between.reshape(math.prod(size) * x.shape[-1], -1)
+    return y.reshape(len(x), *(t.shape[1] for t in tap_of), kernel.shape[-1])
+
+
+def _tap_between(places, taps, stride, before, behind):
+    """[places of x, places of y, taps], 1 where that tap joins the two."""
+    length = (places + before + behind - taps) // stride + 1
+    i, o, t = np.ogrid[:places, :length, :taps]
+    return (i == stride * o - before + t).astype(np.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

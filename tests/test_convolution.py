@@ -24,6 +24,11 @@ CASES = {
     'clips, every second frame': ((5, 4, 6), (3, 2, 1), (2, 1, 2), ((1, 0), (0, 1), (0, 0))),
     'clips, frames that no window sees': ((7, 4, 4), (2, 3, 3), (4, 2, 1), 'VALID'),
     'a last column that no window sees': ((8, 8), (3, 2), (2, 3), ((0, 0), (1, 0))),
+    'fewer places than taps': ((2, 2), (3, 3), (1, 1), ((1, 1), (1, 1))),
+    'one place': ((1, 1), (3, 3), (2, 2), ((1, 1), (1, 1))),
+    'fewer places than taps, as TensorFlow pads': ((3, 2), (5, 3), (2, 1), 'SAME'),
+    'clips of few places': ((4, 2, 2), (3, 3, 3), (1, 1, 1), ((1, 1),) * 3),
+    'clips of few places, strides': ((5, 1, 2), (3, 3, 3), (2, 1, 2), ((0, 1), (1, 1), (2, 0))),
     'more padding than kernel': ((4, 3), (2, 2), (1, 2), ((3, 2), (2, 4))),
 }
 
@@ -75,6 +80,13 @@ def test_finite_differences_in_float64():
         x, kernel = rng.normal(size=(2, 5, 5, 2)), rng.normal(size=(3, 3, 2, 3))
         f = lambda x, k: jnp.sin(convolution(x, k, (2, 1), ((1, 1), (0, 1)))).sum()
         check_grads(f, (x, kernel), order=1, modes=['rev'], eps=1e-5, atol=1e-7, rtol=1e-7)
+
+
+def test_maps_of_few_places_are_products():
+    """XLA would exchange map and kernel, which its CPU backend is slow at."""
+    x, kernel = jnp.ones((6, 2, 2, 3)), jnp.ones((3, 3, 3, 5))
+    both = jax.grad(lambda *z: convolution(*z, (1, 1), ((1, 1),) * 2).sum(), (0, 1))
+    assert 'conv_general_dilated' not in str(jax.make_jaxpr(both)(x, kernel))
 
 
 def test_episodes_apart_and_a_narrow_dtype():
