@@ -11,7 +11,6 @@ record is not an error: it is listed in skipped.tsv, in the metadata, and in the
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import itertools
 import os
@@ -401,11 +400,25 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
         )
 
     def download_and_prepare(self, *, download_config: Any = None, **kwargs: Any) -> None:
-        """As tfds does it. A dataset that `download_config` says to replace is there again if the
-        build fails; tfds deletes it first."""
-        overwrite = download_config and download_config.download_mode.overwrite_dataset
-        with _replaced(self.data_path) if overwrite else contextlib.nullcontext():
+        """As tfds does it. A dataset that `download_config` says to replace, which tfds would
+        delete first, is there again if the build fails, or at the next call if it is killed."""
+        folder = pathlib.Path(self.data_path)
+        old = folder.with_name(f'.{folder.name}.replaced')
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+        if download_config and download_config.download_mode.overwrite_dataset and folder.exists():
+            folder.rename(old)
+        try:
             super().download_and_prepare(download_config=download_config, **kwargs)
+        except BaseException:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+                self.info.features = stored_features(folder)
+                self.info.metadata.clear()
+                self.info.read_from_directory(folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
 
     def as_data_source(self, split=None, *, decoders=None, **kwargs):
         if isinstance(decoders, tfds.decode.PartialDecoding):
@@ -460,24 +473,6 @@ class _Info(tfds.core.DatasetInfo):
 
     def initialize_from_bucket(self):
         """These datasets are not in tfds' bucket; its look-up leaves a temporary folder behind."""
-
-
-@contextlib.contextmanager
-def _replaced(folder):
-    """Context in which `folder` is out of the way. Afterwards it is deleted, or after an error back
-    in its place."""
-    folder = pathlib.Path(folder)
-    old = folder.with_name(f'.{folder.name}.replaced')
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)  # of a build that was killed
-        folder.rename(old)
-    try:
-        yield
-    except BaseException:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 class AnyName(dict):

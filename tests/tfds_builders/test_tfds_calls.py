@@ -228,6 +228,20 @@ def test_tfds_may_replace_a_dataset(clips, tmp_path, capsys):
     with pytest.raises((OSError, ValueError)):
         make().download_and_prepare(download_config=OVERWRITE)
     assert make().info.features['label'].names == names  # still there
+    shutil.copytree(tmp_path / 'away', mine)
+    for path in mine.rglob('*.mp4'):
+        path.write_bytes(b'no video')
+    builder = make()
+    with pytest.raises(ValueError, match='could be used'):
+        builder.download_and_prepare(download_config=OVERWRITE)
+    for old in (builder, make()):  # with its own classes, fields and index
+        assert old.info.features['label'].names == names
+        assert old.info.metadata['videos']['train']['video_id']
+        assert old.as_data_source('train')[0].keys() == make().info.features.keys()
+    directory.rename(directory.with_name('.1.0.0.replaced'))  # as a build that was killed leaves it
+    make().download_and_prepare()
+    assert make().info.features['label'].names == names
+    shutil.rmtree(mine)
     shutil.move(tmp_path / 'away', mine)
     make().download_and_prepare(download_config=OVERWRITE)
     again = make()
