@@ -1,5 +1,5 @@
-"""How a command ends before its time. Ctrl-C and SIGTERM: one line, exit status 130 or 143, and
-nothing that was finished is lost. Wrong input: one line, status 1.
+"""How a command ends before its time. Ctrl-C, SIGTERM and a closed terminal: one line, exit status
+130, 143 or 129, and nothing that was finished is lost. Wrong input: one line, status 1.
 
 It imports nothing slow, so that a command can call `on_signals` before it imports the rest.
 """
@@ -18,7 +18,7 @@ from typing import NoReturn, TextIO
 
 from fsar_jax.messages import is_out_of_memory, one_line
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What a run in a workdir prints, see `on_signals`.
 RUN_STOPPED = 'what was finished is kept, the same command goes on from there'
 PATIENCE = 15.0  # seconds for what is to be finished first; schedulers kill after 30
@@ -27,8 +27,8 @@ _listening: list[int] = []  # once there is one, the end of a pipe that Python w
 
 
 def on_signals(message: str) -> None:
-    """From now on SIGINT and SIGTERM end the process with a line that contains `message`, and with
-    status 130 and 143.
+    """From now on SIGINT, SIGTERM and SIGHUP end the process with a line that contains `message`,
+    and with status 130, 143 and 129.
 
     To be called in the main thread, and again after a library that takes the signals for itself. A
     signal that is ignored (nohup, a shell's background jobs) stays ignored. A second signal ends
@@ -41,7 +41,7 @@ def on_signals(message: str) -> None:
     still run use what is gone already, which now and then is a segmentation fault. So files must be
     whole at every moment, as for a kill.
 
-    After the last line of the program, while the interpreter shuts down, both signals are ignored,
+    After the last line of the program, while the interpreter shuts down, the signals are ignored,
     because everything is done and the exit status should say so.
     """
     safe_streams()

@@ -56,7 +56,7 @@ from fsar_jax.config import (
     with_newer_settings,
 )
 from fsar_jax.evaluation.paper_tables import Row, read_tables, rows_of
-from fsar_jax.evaluation.results import FILE, read_results
+from fsar_jax.evaluation.results import FILE, PUBLISHED, read_results
 from fsar_jax.evaluation.table import as_markdown, table
 from fsar_jax.files import local_path, write_whole
 from fsar_jax.machine import file_lock
@@ -74,6 +74,7 @@ PROGRAM = sys.executable, '-m', 'fsar_jax.train'
 STARTED = '$ python -m fsar_jax.train'  # in log.txt, the first line of each try
 STARTS = keys_that_affect('start')
 FILES = (*STARTS, *keys_that_affect('list'))  # compared by name, wherever they lie
+COUNTED = 'model.classifier.classes'  # by the run, in its data
 
 
 class Run(NamedTuple):
@@ -191,20 +192,36 @@ def is_finished(run: Run) -> bool:
         source = read_results(run.source)
         if source.get('params_hash') != results.get('params_hash'):
             return False
+    elif run.row.mode == 'evaluate' and not _is_of_weights(results, run):
+        return False
     return not differing(results, run)
+
+
+def _is_of_weights(results, run):
+    """Whether results of published weights are of the method and of the file that a run names, and
+    the file has not changed since."""
+    given = dict(flag.lstrip('-').partition('=')[::2] for flag in run.flags)
+    method = pathlib.Path(given.get('config', '').partition(':')[0]).stem
+    weights, said = pathlib.Path(given['weights']), str(results.get('selected_on'))
+    if method not in ('', results['method']):
+        return False
+    if said.startswith(PUBLISHED) and said != PUBLISHED + weights.name:
+        return False
+    written = (run.folder / FILE).stat().st_mtime
+    return not weights.exists() or weights.stat().st_mtime <= written
 
 
 def differing(results: dict, run: Run, only: Collection[str] = ()) -> list[str]:
     """The settings in which results are not those of a run, in words; where `only` names some,
     among these.
 
-    What a run finds out for itself (a setting that is None) is not compared. An evaluation has the
-    settings of its run, so only those that it gives are compared.
+    The number of classes, which a run counts itself, is not compared where it is not given. An
+    evaluation has the settings of its run, so only those that it gives are compared.
     """
     config = with_features(config_of(run.flags))
     ignored = keys_that_affect('cost')
     now, there = settings_by_key(config), with_newer_settings(flatten(results.get('config') or {}))
-    keys = [key for key, value in now.items() if value is not None or key in FILES]
+    keys = [key for key, value in now.items() if value is not None or key != COUNTED]
     if run.row.mode == 'evaluate':
         given = {flag.partition('=')[0].removeprefix('--config.') for flag in run.flags}
         keys = [key for key in keys if key in given]
@@ -244,6 +261,8 @@ def state_of(run: Run) -> str:
             try:
                 with file_lock(run.folder / name, 'busy'):
                     pass
+            except OSError:  # a folder of somebody else's
+                continue
             except ValueError:
                 return f'running, step {steps_done(run.folder)} of {num_steps}'
     failed = last_error(run.folder / LOG)

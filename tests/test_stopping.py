@@ -29,6 +29,7 @@ with finish_first(saved.wait):
 LINE = {
     signal.SIGINT: 'stopped (Ctrl-C): work is kept\n',
     signal.SIGTERM: 'stopped (SIGTERM): work is kept\n',
+    signal.SIGHUP: 'stopped (SIGHUP): work is kept\n',
 }
 
 
@@ -52,7 +53,9 @@ def stop(number, work, before='', times=1):
     return process.returncode, said + out, err
 
 
-@pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    'number, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_one_line_and_the_status_after_the_save_in_progress(number, status):
     work = "time.sleep(0.3); print('saved', flush=True); saved.set(); time.sleep(60)"
     assert stop(number, work) == (status, 'ready\nsaved\n', LINE[number])

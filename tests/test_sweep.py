@@ -141,6 +141,16 @@ def test_published_weights_are_evaluated_in_a_folder_of_their_own(folder):
     assert calls(folder) == ['trm-weights=x.pth-evaluated/seed0']
     assert workdir.parent.name == 'trm-weights=x.pth-evaluated'
     assert read_results(workdir)['method'] == 'trm'
+    # The same folder, with a file that has changed since, or another method.
+    (folder / 'x.pth').touch()
+    assert start('--seeds=0') == 0
+    assert len(calls(folder)) == 2
+    (folder / 'rows.txt').write_text(
+        'fsar-jax evaluate --config=otam --weights=x.pth --workdir=trm-weights=x.pth-evaluated'
+    )
+    for _ in range(2):
+        assert start('--seeds=0') == 0
+    assert len(calls(folder)) == 3 and read_results(workdir)['method'] == 'otam'
 
 
 def test_a_pattern_takes_the_runs_that_its_evaluations_are_of(folder):
@@ -155,6 +165,35 @@ def test_a_run_that_began_from_other_weights_is_refused(folder, capsys):
         "results.json is of other settings (model.backbone.weights=None there, 'resnet.pth' here): "
         'use another --root'
     ) in capsys.readouterr().out
+
+
+def test_a_setting_that_is_not_given_any_more_counts(folder):
+    assert start('--only=mine', '--seeds=0', '--config.data.train_clips_per_class=5') == 0
+    runs = sweep.runs_of(sweep.rows_of(['rows.txt']), [0], folder / 'out')
+    assert [sweep.is_finished(run) for run in runs if run.row.name == 'mine'] == [False]
+
+
+def test_rows_are_split_as_a_shell_splits_them(folder):
+    (folder / 'rows.txt').write_text(
+        '\ufeff--config=otam --config.data.dir=/d/run#3 --config.seed=1  # it\'s "the third\n'
+        '# two methods \\\n'
+        "--config=trm --config.data.dir='#a b'\n"
+        '--config=strm \\\n    --config.seed=2 \\',
+        encoding='utf-8',
+    )
+    assert [row.flags for row in sweep.rows_of(['rows.txt'])] == [
+        ('--config=otam', '--config.data.dir=/d/run#3', '--config.seed=1'),
+        ('--config=trm', '--config.data.dir=#a b'),
+        ('--config=strm', '--config.seed=2'),
+    ]
+
+
+def test_an_evaluation_of_what_does_not_train_is_one_line(folder):
+    (folder / 'rows.md').write_text(
+        '| row | command |\n|---|---|\n| strm | `fsar-jax evaluate --config=strm` |\n'
+    )
+    with pytest.raises(ValueError, match="row 'strm' evaluates 'strm', which does not train"):
+        sweep.rows_of(['rows.md'])
 
 
 def test_results_on_another_list_of_episodes_are_not_taken_for_finished(folder):

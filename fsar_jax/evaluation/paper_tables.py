@@ -7,6 +7,7 @@ have one command on each line.
 """
 
 import hashlib
+import io
 import os
 import pathlib
 import re
@@ -78,7 +79,7 @@ def read_tables(path: str | os.PathLike[str] = TABLES) -> list[Table]:
     path = local_path(path, 'the file of rows')
     shown = printable(path, 1000)
     try:
-        text = path.read_text(encoding='utf-8')
+        text = path.read_text(encoding='utf-8-sig')
     except UnicodeDecodeError:
         raise ValueError(f'{shown} is no text in UTF-8: it should hold rows or commands') from None
     lines = text.splitlines()
@@ -125,6 +126,11 @@ def rows_of(names: Sequence[str]) -> list[Row]:
             raise ValueError(
                 f"row '{row.name}' evaluates '{printable(row.evaluates)}', and no row has this "
                 'name: let --workdir name the row that trains'
+            )
+        if row.evaluates and by_name[row.evaluates].mode != 'train':
+            raise ValueError(
+                f"row '{row.name}' evaluates '{row.evaluates}', which does not train: let "
+                '--workdir name the row that trains'
             )
         needed += [by_name[row.evaluates]] if row.evaluates else []
     # Trainings first, so that whoever has trained a row comes to its evaluations later.
@@ -173,12 +179,13 @@ def _of_commands(lines: Sequence[str], shown: str) -> Table:
     number, begun = 0, ''
     for at, line in enumerate(lines, 1):
         number = number if begun else at
-        if line.rstrip().endswith('\\'):
+        comment = line.strip().startswith('#') and not begun
+        if line.rstrip().endswith('\\') and not comment and at < len(lines):
             begun += line.strip()[:-1].rstrip() + ' '
             continue
-        command, begun = begun + line.strip(), ''
-        if command and not command.startswith('#'):
-            table.rows.append(row(command, f'{shown} line {number}'))
+        command, begun = begun + line.strip().removesuffix('\\'), ''
+        if command.strip() and not comment:
+            table.rows.append(row(command.strip(), f'{shown} line {number}'))
     return table
 
 
@@ -194,7 +201,7 @@ def row(command: str, where: str, name: str = '', paper: str = '', here: str = '
       ValueError: no words, or a name that no folder should have; one line.
     """
     try:
-        words = shlex.split(command, comments=True)
+        words = _words(command)
     except ValueError as error:
         raise ValueError(f'{where}: {printable(command)}: {error}') from None
     mode, flags = _flags_of(words)
@@ -212,6 +219,18 @@ def row(command: str, where: str, name: str = '', paper: str = '', here: str = '
             '. _ + = -, at most 120'
         )
     return Row(name, paper, here, command, mode, rest, evaluates)
+
+
+def _words(command: str) -> list[str]:
+    """The words of a command as a shell splits them, up to a word that begins with '#'. (The
+    comments of `shlex.split` begin inside words, too.)"""
+    text = io.StringIO(command)
+    lexer = shlex.shlex(text, posix=True)
+    lexer.whitespace_split, lexer.commenters = True, ''
+    words: list[str] = []
+    while (rest := command[text.tell() :].lstrip()) and not rest.startswith('#'):
+        words.append(lexer.get_token() or '')
+    return words
 
 
 def _flags_of(words: list[str]) -> tuple[str, list[str]]:

@@ -25,6 +25,7 @@ from fsar_jax.mesh import float32_products
 from fsar_jax.messages import listed, printable
 
 FILE = 'results.json'
+PUBLISHED = 'published weights, '  # 'selected_on' begins so, and ends with the file's name
 
 
 def accuracy_with_interval(

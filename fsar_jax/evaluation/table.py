@@ -6,12 +6,13 @@ episodes how far another draw of test episodes would.
 """
 
 import json
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from fsar_jax.config import SETTINGS, flatten, with_newer_settings
+from fsar_jax.config import SETTINGS, flatten, keys_that_affect, with_newer_settings
 from fsar_jax.evaluation.compare import PairedDifference, paired_difference
 from fsar_jax.evaluation.results import accuracy_with_interval, short_key
 from fsar_jax.messages import listed, printable
@@ -126,6 +127,8 @@ def _settings(results: dict) -> dict:
     episodes holds is in episodes_hash."""
     ignored = {key for key, known in SETTINGS.items() if known.affects in ('cost', 'list')}
     settings = with_newer_settings(_config(results))
+    for key in settings.keys() & set(keys_that_affect('start')):  # wherever the file lay
+        settings[key] = settings[key] and pathlib.Path(settings[key]).name
     return {key: value for key, value in settings.items() if key not in {'seed', *ignored}}
 
 

@@ -271,7 +271,7 @@ def evaluate_only(
             variables, how = exported_variables(published, config), exported['selected_on']
         else:
             variables = weights.load(published, config.model)
-            how = f'published weights, {pathlib.Path(published).name}'
+            how = results.PUBLISHED + pathlib.Path(published).name
         check_logits(learner, variables, config)
         before = with_newer_settings(flatten(exported['config'])) if exported else {}
         changed = departures_of_published(config, given or {}, dataset, published, before)

@@ -40,7 +40,7 @@ def convert(
       ValueError: one line that lists all missing, unknown and mis-shaped arrays, or all with values
         that no weight has.
     """
-    _check_names(arrays, entries, unused, place)
+    check_names(arrays, entries, unused, place)
     _check_values(arrays, entries, place)
     for note in notes:
         logging.warning('fsar_jax.weights: %s', note)
@@ -68,9 +68,11 @@ def is_array(value: object) -> TypeGuard[np.ndarray | jax.Array]:
     )
 
 
-def _check_names(
+def check_names(
     arrays: Mapping[str, Any], entries: Mapping[str, Entry], unused: str, place: str
 ) -> None:
+    """ValueError, one line, unless the arrays have the names and shapes of the entries, and besides
+    these only names that match `unused`."""
     unknown = [name for name in arrays if name not in entries and not name_matches(unused, name)]
     missing = [name for name in entries if name not in arrays]
     wrong = [

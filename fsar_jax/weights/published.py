@@ -49,7 +49,7 @@ from fsar_jax.weights import (
     vim,
     vit,
 )
-from fsar_jax.weights.convert import convert, name_matches
+from fsar_jax.weights.convert import check_names, convert, name_matches
 from fsar_jax.weights.entries import Entry, Shape, entries_of, network_entries, torchvision_layer
 from fsar_jax.weights.parameters import head_entries, shapes_of
 from fsar_jax.weights.state_dicts import Names, StateDicts, find_names
@@ -247,7 +247,9 @@ def classifier_from(candidates: StateDicts, config: ConfigDict) -> dict[str, jax
     """The classifier beside the backbone in the one of several state dicts whose names fit:
     {'kernel': [C, classes], 'bias': [classes]}."""
     table, channels = backbone_table(config)
-    found = find_names(candidates, _expected(table, f'{COUNTER}|{CLASSIFIER}'))
+    unused = f'{COUNTER}|{CLASSIFIER}'
+    found = find_names(candidates, _expected(table, unused))
+    check_names(found.arrays, table, unused, found.place)
     names = sorted(name for name in found.arrays if name_matches(CLASSIFIER, name))
     shapes = [np.shape(found.arrays[name]) for name in names]
     if len(names) != 2 or len(shapes[1]) != 2 or shapes[1] != (*shapes[0], channels):

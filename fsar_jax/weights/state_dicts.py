@@ -268,6 +268,8 @@ def _plain(state_dict, names):
         if found and all(map(names.known, found.arrays)):
             return found, True, None
     twice = None
+    # A larger network of the family has all names, and more blocks before the ends of some.
+    whole = [p for p in whole if all(p + name in arrays for name in names.required)]
     if len(whole) > 1 and names.required:
         after = listed(repr(prefix) for prefix in whole)
         twice = (

@@ -248,7 +248,10 @@ def read_legacy(file: io.BufferedReader, size: int) -> Any:
         if key not in storages:
             total += entries * dtype.itemsize
             if total > size:
-                raise Refused('damaged: its storages together are larger than the file')
+                raise Refused(
+                    'truncated or damaged: its storages together are larger than the file: '
+                    'download or copy it again'
+                )
             storages[key] = np.empty(entries, dtype)  # filled below, after the object
         whole = storages[key]
         if whole.nbytes != entries * dtype.itemsize or foreign and whole.dtype != dtype:
@@ -309,8 +312,8 @@ def _storages(find, limit):
             raise Refused(f"damaged: the storage '{printable(key)}' does not say its size")
         if not are_sizes(entries) or entries * dtype.itemsize > limit:
             raise Refused(
-                f"damaged: the storage '{printable(key)}' of {printable(entries)} entries is "
-                "larger than the file"
+                f"truncated or damaged: the storage '{printable(key)}' of {printable(entries)} "
+                'entries is larger than the file: download or copy it again'
             )
         array = find(key, dtype, entries)
         if not part or part[0] is None:

@@ -86,6 +86,14 @@ def test_seeds_that_draw_other_training_clips_are_averaged():
     assert [row.seeds for row in table(found)[0]] == [(0, 1), (2,)]
 
 
+def test_seeds_that_started_from_one_file_in_two_places_are_averaged():
+    start = lambda folder: {'settings': {'model.backbone.weights': f'{folder}/resnet50.pth'}}
+    found = {f: run('protonet', i, [2, 3], **start(f)) for i, f in enumerate(('/a', '/b'))}
+    assert [row.seeds for row in table(found)[0]] == [(0, 1)]
+    found['/c'] = run('protonet', 2, [2, 3], settings={'model.backbone.weights': '/a/other.pth'})
+    assert [row.seeds for row in table(found)[0]] == [(0, 1), (2,)]
+
+
 def test_the_order_of_the_files_does_not_matter_within_a_row():
     backwards = dict(reversed(list(runs().items())))
     rows, _ = table(backwards, against='protonet')

@@ -598,3 +598,20 @@ def test_backbone_from_a_file_in_half_precision(tmp_path):
     assert {leaf.dtype for leaf in jax.tree.leaves(load_backbone(path, config))} == {
         jnp.dtype('float32')
     }
+
+
+@pytest.mark.parametrize('other', ['resnet34', 'resnet50'])
+def test_the_file_of_a_larger_network_of_the_family_lists_what_is_too_much(other):
+    """It has all names of the smaller one, and more blocks."""
+    config = model_config('protonet', 'resnet18').backbone
+    with config.unlocked():
+        config.width = 4
+    weights = drawn(torchvision_shapes(*ARCHITECTURES[other], width=4))
+    with pytest.raises(ValueError, match=r'\d+ unknown: .*layer1') as error:
+        backbone_from_torch(weights, config)
+    assert 'times, after' not in str(error.value)
+    classifier = {'fc.weight': np.zeros((10, 32), np.float32), 'fc.bias': np.zeros(10, np.float32)}
+    with pytest.raises(ValueError, match='unknown: .*layer1'):  # its features are others
+        published.classifier_from({(): weights | classifier}, config)
+    right = drawn(torchvision_shapes(*ARCHITECTURES['resnet18'], width=4)) | classifier
+    assert published.classifier_from({(): right}, config)['kernel'].shape == (32, 10)
