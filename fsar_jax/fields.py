@@ -77,6 +77,7 @@ class Setting:
         'sampler.scan_network'.
       names_file: whether the name of a results file begins with the value, and so does not repeat
         it.
+      counted: whether a run finds the value for itself in its data, where it is None.
       formerly: key that had this meaning in runs from before this setting existed.
       saving: how another value saves memory of a device; None if it does not.
       why: reason that ends the error message about a value outside the range.
@@ -99,6 +100,7 @@ class Setting:
     factor: str = ''
     starts: str = ''
     names_file: bool = False
+    counted: bool = False
     formerly: str = ''
     saving: Saving | None = None
     why: str = ''

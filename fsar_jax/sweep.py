@@ -49,6 +49,7 @@ import tqdm
 from fsar_jax import train
 from fsar_jax.arguments import Parser, slice_of
 from fsar_jax.config import (
+    SETTINGS,
     flatten,
     keys_that_affect,
     resolve_paths,
@@ -74,7 +75,6 @@ PROGRAM = sys.executable, '-m', 'fsar_jax.train'
 STARTED = '$ python -m fsar_jax.train'  # in log.txt, the first line of each try
 STARTS = keys_that_affect('start')
 FILES = (*STARTS, *keys_that_affect('list'))  # compared by name, wherever they lie
-COUNTED = 'model.classifier.classes'  # by the run, in its data
 
 
 class Run(NamedTuple):
@@ -221,7 +221,7 @@ def differing(results: dict, run: Run, only: Collection[str] = ()) -> list[str]:
     config = with_features(config_of(run.flags))
     ignored = keys_that_affect('cost')
     now, there = settings_by_key(config), with_newer_settings(flatten(results.get('config') or {}))
-    keys = [key for key, value in now.items() if value is not None or key != COUNTED]
+    keys = [key for key, value in now.items() if value is not None or not SETTINGS[key].counted]
     if run.row.mode == 'evaluate':
         given = {flag.partition('=')[0].removeprefix('--config.') for flag in run.flags}
         keys = [key for key in keys if key in given]

@@ -15,6 +15,7 @@ class Classifier:
         None,
         at_least=1,
         affects='model',
+        counted=True,
         help="number of training classes; None: counted from the split 'train' in training, "
         'elsewhere no classifier',
     )
