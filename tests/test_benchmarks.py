@@ -170,13 +170,14 @@ def test_a_replaced_part_of_ta2n_acts_as_its_row_says(name):
         replaced = run()
     if name == 'offsets zero':
         assert np.abs(trained['offsets']).max() > 0 and np.abs(replaced['offsets']).max() == 0
-        np.testing.assert_array_equal(replaced['evolution'], trained['evolution'])
+        # Two programs, which XLA may compute in another order.
+        np.testing.assert_allclose(replaced['evolution'], trained['evolution'], rtol=1e-5)
     else:
         np.testing.assert_array_equal(
             replaced['evolution'], np.broadcast_to(np.eye(4), (2, 2, 4, 4))
         )
         assert np.abs(trained['evolution'] - replaced['evolution']).max() > 0.1
-    np.testing.assert_array_equal(replaced['query_window'], trained['query_window'])
+    np.testing.assert_allclose(replaced['query_window'], trained['query_window'], rtol=1e-5)
 
 
 @pytest.mark.slow
