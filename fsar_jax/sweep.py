@@ -56,7 +56,7 @@ from fsar_jax.config import (
     settings_by_key,
     with_newer_settings,
 )
-from fsar_jax.evaluation.paper_tables import Row, read_tables, rows_of
+from fsar_jax.evaluation.paper_tables import Row, given_by, method_and_preset, read_tables, rows_of
 from fsar_jax.evaluation.results import FILE, PUBLISHED, read_results
 from fsar_jax.evaluation.table import as_markdown, table
 from fsar_jax.files import local_path, write_whole
@@ -200,8 +200,8 @@ def is_finished(run: Run) -> bool:
 def _is_of_weights(results, run):
     """Whether results of published weights are of the method and of the file that a run names, and
     the file has not changed since."""
-    given = dict(flag.lstrip('-').partition('=')[::2] for flag in run.flags)
-    method = pathlib.Path(given.get('config', '').partition(':')[0]).stem
+    given = given_by(run.flags)
+    method, _ = method_and_preset(given.get('config', ''))
     weights, said = pathlib.Path(given['weights']), str(results.get('selected_on'))
     if method not in ('', results['method']):
         return False

@@ -50,8 +50,8 @@ def episodes(
 
     They are the episodes of `python main.py` with the same settings: of an evaluation, or with
     `training` of a training run. The source has a length and can be indexed, so Grain's
-    `MapDataset.source` and PyTorch's `DataLoader` take it. Where they make the batches,
-    'class_names' is [way] lists of one name for each episode: they batch the items of a list apart.
+    `MapDataset.source` and PyTorch's `DataLoader` take it. In the batches that these make,
+    'class_names' has a list for each row, with one name per episode.
 
     Args:
       dataset: as for `python -m fsar_jax.build --dataset`, in the folder `data_dir`.

@@ -205,7 +205,7 @@ def row(command: str, where: str, name: str = '', paper: str = '', here: str = '
     except ValueError as error:
         raise ValueError(f'{where}: {printable(command)}: {error}') from None
     mode, flags = _flags_of(words)
-    given = {_key(flag): flag.partition('=')[2] for flag in flags}
+    given = given_by(flags)
     mode = given.get('mode', mode)
     rest = tuple(flag for flag in flags if _key(flag) not in ('workdir', 'mode'))
     folder = pathlib.Path(given.get('workdir', '')).name
@@ -258,11 +258,20 @@ def _key(flag: str) -> str:
     return flag.lstrip('-').partition('=')[0]
 
 
-def _method(config: str) -> str:
-    """'strm-ssv2' of 'strm:ssv2' or 'configs/strm.py:ssv2', as a run's folder is called by
-    default."""
+def given_by(flags: Iterable[str]) -> dict[str, str]:
+    """{'config': 'strm:ssv2', 'config.seed': '1', …} of flags ('--config=strm:ssv2', …)."""
+    return {_key(flag): flag.partition('=')[2] for flag in flags}
+
+
+def method_and_preset(config: str) -> tuple[str, str]:
+    """('strm', 'ssv2') of 'strm:ssv2' or 'configs/strm.py:ssv2'."""
     method, _, preset = config.rpartition('/')[2].replace('.py', '').partition(':')
-    return f'{method}-{preset}'.rstrip('-')
+    return method, preset
+
+
+def _method(config: str) -> str:
+    """'strm-ssv2' of 'strm:ssv2', as a run's folder is called by default."""
+    return '-'.join(method_and_preset(config)).rstrip('-')
 
 
 def _name(mode: str, flags: Sequence[str], command: str) -> str:
