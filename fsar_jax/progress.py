@@ -3,6 +3,7 @@
 Only process 0 prints and writes.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -13,8 +14,10 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 import jax
-import tensorboardX
 import tqdm
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from fsar_jax.files import naming, write_whole
 from fsar_jax.messages import printable
@@ -92,7 +95,7 @@ class MetricWriter:
     """Writes scalars by step: to `<directory>/metrics.jsonl`, to TensorBoard event files beside it,
     and as log lines.
 
-    Use it as a context manager.
+    Use it as a context manager. A file that cannot be written raises OSError, with its path.
 
     Args:
       directory: made when absent.
@@ -115,13 +118,17 @@ class MetricWriter:
         self._file: TextIO | None = None
         self._events: Any = None
         if jax.process_index() == 0:
-            directory = pathlib.Path(directory)
-            directory.mkdir(parents=True, exist_ok=True)
-            self._path = directory / METRICS_FILE
+            self._directory = pathlib.Path(directory)
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._path = self._directory / METRICS_FILE
             for damaged in _drop_lines_after(self._path, resume_step):
                 print(f'note: {damaged}: left out', file=self._stream or sys.stdout, flush=True)
             self._file = self._path.open('a', encoding='utf-8')
-            self._events = tensorboardX.SummaryWriter(str(directory), purge_step=resume_step + 1)
+            # Not tensorboardX.SummaryWriter: where its thread fails, as on a full disk, it waits
+            # for the thread for ever.
+            self._events = EventsWriter(str(self._directory / 'events'))
+            started = SessionLog(status=SessionLog.START)  # later steps are hidden
+            self._write_event(Event(step=resume_step + 1, session_log=started))
 
     def __enter__(self) -> 'MetricWriter':
         return self
@@ -140,25 +147,34 @@ class MetricWriter:
             self._file.write(json.dumps({'step': step, **strict}, allow_nan=False) + '\n')
             self._file.flush()
         for name, value in scalars.items():
-            self._events.add_scalar(name, value, step)
+            self._write_event(Event(step=step, summary=scalar(name, value)))
         if step % self._log_steps == 0:
             shown = '  '.join(f'{name} {value:.4g}' for name, value in scalars.items())
             tqdm.tqdm.write(f'step {step}  {shown}', file=self._stream)  # above a bar
 
     def flush(self) -> None:
-        """Puts on disk what was written. TensorBoard would wait up to two minutes."""
+        """Puts on disk what was written."""
         if self._file is not None:
             with naming(self._path):
                 self._file.flush()
                 os.fsync(self._file.fileno())
-            self._events.flush()
 
     def close(self) -> None:
-        """Flushes and closes the files."""
-        if self._file is not None:
-            self._file.close()
-            self._events.close()
-            self._file = None
+        """Closes the files."""
+        file, self._file = self._file, None
+        if file is None:
+            return
+        with contextlib.ExitStack() as both:
+            both.enter_context(naming(self._directory))
+            both.callback(self._events.close)
+            both.enter_context(naming(self._path))
+            both.callback(file.close)
+
+    def _write_event(self, event):
+        event.wall_time = time.time()
+        with naming(self._directory):
+            self._events.write_event(event)
+            self._events.flush()
 
 
 def read_metrics(directory: str | os.PathLike[str]) -> list[dict]:

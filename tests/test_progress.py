@@ -95,7 +95,21 @@ def test_a_full_disk_names_the_file(tmp_path):
     with pytest.raises(OSError) as error:
         writer.write(1, {'loss': 1.0})
     assert one_line(error.value) == f'{tmp_path}/metrics.jsonl: No space left on device'
-    writer._events.close()
+    with pytest.raises(OSError, match='No space left') as error:
+        writer.close()  # it writes again what the file did not take
+    assert error.value.filename == str(tmp_path / 'metrics.jsonl')
+
+
+def test_a_full_disk_under_the_events_stops_the_run(tmp_path):
+    writer = MetricWriter(tmp_path, stream=io.StringIO())
+    writer._events._py_recordio_writer._writer.close()
+    writer._events._py_recordio_writer._writer = open('/dev/full', 'wb')
+    with pytest.raises(OSError) as error:
+        writer.write(1, {'loss': 1.0})
+    assert one_line(error.value) == f'{tmp_path}: No space left on device'
+    with pytest.raises(OSError, match='No space left'):
+        writer.close()
+    assert writer._file is None
 
 
 def test_without_a_terminal_a_line_now_and_then(tmp_path):
