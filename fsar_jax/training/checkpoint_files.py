@@ -173,6 +173,7 @@ def reason(error: BaseException) -> str:
     """What went wrong, for a message: the operating system's words where they are in the error,
     else the beginning of what Orbax or TensorStore says."""
     text = one_line(error)
+    said = f'{text} {error}'  # TensorStore's words may have hundreds of characters before them
     for code in (
         errno.ENOSPC,
         errno.EDQUOT,
@@ -183,7 +184,7 @@ def reason(error: BaseException) -> str:
         errno.EIO,
         errno.EMFILE,
     ):
-        if os.strerror(code) in text:
+        if os.strerror(code) in said:
             return os.strerror(code)
     text = text.partition(' [tensorstore_spec=')[0]
     return printable(text if len(text) < 200 else '…' + text[-199:])

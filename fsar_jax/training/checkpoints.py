@@ -32,7 +32,7 @@ from fsar_jax.training.checkpoint_files import CONFIG_FILE, DamagedCheckpoint
 
 SELECTION_METRIC = 'val_accuracy'
 _UNFINISHED = '.unfinished'  # <step>.unfinished-1 is a save that is going on, or was killed
-_REPLACED = '.damaged'  # <step>.damaged is a damaged checkpoint until its step is saved again
+_REPLACED = '.damaged'  # <step>.damaged is a checkpoint until its replacement has its name
 _LISTED = 5  # differing leaves that an error message names
 _FAILED_ELSEWHERE = 'another process cannot read or write a checkpoint, and says why'
 
@@ -78,6 +78,7 @@ class Checkpoints:
         if not read_only:
             if jax.process_index() == 0:
                 self.directory.mkdir(parents=True, exist_ok=True)
+                self._put_back()
                 self._remove_unfinished()
                 files.check_writable(self.directory)
             wait_for_all('checkpoints are opened')
@@ -141,7 +142,8 @@ class Checkpoints:
         return SELECTION_METRIC not in (self._saved[step] or {})
 
     def save(self, step: int, state: ArrayTree, metrics: dict | None = None) -> bool:
-        """Starts writing a checkpoint and returns. Waits only for the save before it.
+        """Starts writing a checkpoint and returns. Waits only for the save before it. If that one
+        failed, it also waits for this one, which takes its place.
 
         Args:
           step: number of finished steps.
@@ -155,7 +157,8 @@ class Checkpoints:
 
         Raises:
           ValueError: `metrics` is not strict JSON.
-          OSError: this save or the one before it failed. The earlier checkpoints are whole.
+          OSError: this save failed at once, or both it and the one before it did. The earlier
+            checkpoints are whole.
         """
         if step in self._saved and not (
             self.is_unscored(step) and SELECTION_METRIC in (metrics or {})
@@ -168,7 +171,16 @@ class Checkpoints:
                 f'metrics of step {step} cannot be written as JSON ({error}): pass Python '
                 'numbers, strings and lists, without NaN'
             ) from None
-        self.wait()
+        before, failed = self._saving, False
+        try:
+            self.wait()
+        except OSError as error:
+            failed = True
+            assert before and error.__cause__
+            print_once(
+                f'note: the checkpoint of step {before[0]} could not be written '
+                f'({files.reason(error.__cause__)}): step {step} takes its place'
+            )
         state = jax.tree.map(without_key, state)
         arrays = {name: on_host(leaf) for name, leaf in by_name(state).items()}
         # Its own name: threads of a save that failed may still make files under the one before.
@@ -184,6 +196,8 @@ class Checkpoints:
             self._writer.submit(self._finish, step, response, draft, arrays, metrics),
         )
         self._saved[step] = metrics
+        if failed:  # the disk may be as full as before: better known now than an interval later
+            self.wait()
         return True
 
     def restore(self, abstract_state: ArrayTree, step: int | None = None) -> tuple:
@@ -365,6 +379,13 @@ class Checkpoints:
                     path.with_name(f'{name.removesuffix(_REPLACED)}{_UNFINISHED}-dropped')
                 )
                 files.delete(path)
+
+    def _put_back(self):
+        """Gives a checkpoint its name again whose replacement was about to get it at a kill."""
+        for path in self.directory.glob(f'*{_REPLACED}'):
+            named = path.with_name(path.name.removesuffix(_REPLACED))
+            if not os.path.lexists(named):
+                path.rename(named)
 
     def _remove_unfinished(self):
         unfinished = rf'\d+({re.escape(_UNFINISHED)}|{re.escape(orbax_files.UNFINISHED)})'

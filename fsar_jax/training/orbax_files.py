@@ -43,6 +43,10 @@ def check_directory(directory: str | os.PathLike[str], read_only: bool = False) 
         size = len(path.encode())
     except UnicodeEncodeError:
         raise ValueError(f'{shown} is no UTF-8, checkpoints cannot lie there: {advice}') from None
+    if not read_only and os.path.lexists(path) and not os.path.isdir(path):
+        raise ValueError(
+            f'{shown} is a file, or a link to nothing: move it away, or use another --workdir'
+        )
     odd = sorted(set(path) & set('\\' if read_only else '*?[\\'))
     if odd or re.search(r'[A-Za-z]\w*:/', path):
         what = ' and '.join(map(repr, odd)) or "':/'"

@@ -365,6 +365,63 @@ def test_a_save_that_fails_is_one_line_and_the_next_succeeds(copy, capfd):
         assert_same(checkpoints.restore(like)[0], large)
 
 
+@pytest.mark.parametrize('again', [False, True])
+def test_a_save_that_failed_gives_its_place_to_the_next(again, copy, monkeypatch, capfd):
+    write, failing = checkpoint_files.write_manifest, [4, 5] if again else [4]
+
+    def full(path, *args):
+        if int(path.name.partition('.')[0]) in failing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, *args)
+
+    monkeypatch.setattr(checkpoint_files, 'write_manifest', full)
+    with Checkpoints(copy) as checkpoints:
+        checkpoints.save(4, make_state(4))  # fails while the next steps are trained
+        if again:
+            with pytest.raises(OSError, match=r'of step 5 cannot be written .*No space left'):
+                checkpoints.save(5, make_state(5))
+        else:
+            assert checkpoints.save(5, make_state(5))
+            assert checkpoint_files.read_manifest(copy / '5')  # it is waited for
+        assert checkpoints.steps == [1, 2, 3] + [5] * (not again)
+    assert capfd.readouterr().out == (
+        'note: the checkpoint of step 4 could not be written (No space left on device): step 5 '
+        'takes its place\n'
+    )
+
+
+def test_a_full_disk_is_named_whatever_surrounds_its_words():
+    words = 'RESOURCE_EXHAUSTED: Error writing "' + 300 * 'x' + '": No space left on device [errno]'
+    for kind in (ValueError, RuntimeError, OSError):
+        assert checkpoint_files.reason(kind(words)) == 'No space left on device'
+
+
+def test_a_kill_between_two_renames_loses_nothing(copy, monkeypatch):
+    rename = pathlib.Path.rename
+
+    class Kill(BaseException):
+        pass
+
+    def killed(path, to):
+        if '.unfinished-' in path.name and to.name == '3':
+            raise Kill
+        return rename(path, to)
+
+    # As when its accuracy is added to a step.
+    manifest = checkpoint_files.read_manifest(copy / '3')
+    monkeypatch.setattr(Checkpoints, 'is_unscored', lambda self, step: step == 3)
+    monkeypatch.setattr(pathlib.Path, 'rename', killed)
+    with pytest.raises(Kill), Checkpoints(copy) as checkpoints:
+        checkpoints.save(3, make_state(3), {'val_accuracy': 1.0})
+        checkpoints.wait()
+    monkeypatch.undo()
+    assert not (copy / '3').exists()
+    with Checkpoints(copy) as checkpoints:
+        assert checkpoints.latest_step == 3
+        assert_same(checkpoints.restore(LIKE)[0], make_state(3))
+    assert checkpoint_files.read_manifest(copy / '3') == manifest
+
+
 def test_late_threads_of_a_failed_save_do_not_stop_the_next(copy, monkeypatch):
     save_async, drafts = orbax_files.save_async, []
 
@@ -473,6 +530,14 @@ def test_names_to_which_orbax_cannot_write_are_refused_before_training(name, mes
             refuse(tmp_path / name / 'checkpoints')
         assert '\n' not in str(error.value) and str(error.value).isprintable()
     assert os.listdir(tmp_path) == []
+
+
+def test_a_file_in_the_place_of_the_directory_is_one_line(tmp_path):
+    (tmp_path / 'file').write_text('')
+    (tmp_path / 'link').symlink_to(tmp_path / 'absent')
+    for name in ('file', 'link'):
+        with pytest.raises(ValueError, match='is a file, or a link to nothing: move it away'):
+            check_directory(tmp_path / name)
 
 
 def test_a_run_that_was_moved_to_an_odd_name_is_still_read(saved, tmp_path):
