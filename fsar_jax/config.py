@@ -90,7 +90,7 @@ class Episode:
         64,
         at_least=1,
         affects='model',
-        saving=Saving(2, ('training',)),
+        saving=Saving(2, ('training',), where=lambda _, config: not config.data.features),
         help='pixels per side of the square crop that the model sees',
     )
 
@@ -374,7 +374,13 @@ class Eval:
         8.0,
         at_least=0,
         affects='cost',
-        saving=Saving(0, ('evaluation',)),
+        saving=Saving(
+            0,
+            ('evaluation',),
+            where=lambda stages, _: (
+                stages['sampler'].per_episode and stages['sampler'].frames_look_alike
+            ),
+        ),
         help='for a sampler that adapts to the episode: if the embeddings of all frames of the '
         'split take at most this many GB of each device, they are computed once; otherwise each '
         'episode embeds the frames that it chooses (docs/costs.md)',

@@ -171,7 +171,7 @@ def main(argv: list[str]) -> None:
     if given.ray:
         jax.config.update('jax_platforms', 'cpu')  # the accelerators are for the slices
     prepare(config.keep_programs)
-    if given.dataset:
+    if given.dataset is not None:
         config = config.copy_and_resolve_references()
         config.data.dataset = given.dataset
     folder = local_path(given.dir, '--dir')

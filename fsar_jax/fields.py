@@ -45,6 +45,7 @@ class Saving:
       value: the value that needs least; None: half of what it is.
       up_to: key of another setting, of which this one is a divisor; the next larger needs less.
       devices: with fewer than so many it saves nothing.
+      where: (stages by name, config) → whether it saves anything there; None: everywhere.
     """
 
     harm: int
@@ -52,6 +53,7 @@ class Saving:
     value: Any = None
     up_to: str = ''
     devices: int = 1
+    where: Callable[[Any, Any], bool] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +224,8 @@ def complaint(known: Setting, value: Any) -> str:
     if not isinstance(value, allowed) or isinstance(value, bool) != (known.kind is bool):
         return f'must be {described(known)}'
     if known.kind in (str, 'path'):
-        return '' if value or known.optional else 'must not be empty'
+        empty = 'must not be empty' + ('; None for none' if known.optional else '')
+        return '' if value else empty
     if known.kind is bool:
         return ''
     most = LARGEST[known.kind] if known.at_most is None else known.at_most

@@ -20,9 +20,12 @@ def local_path(given: str | os.PathLike, flag: str) -> pathlib.Path:
 
     Raises:
       ValueError: an address such as gs://bucket/runs, which a pathlib.Path would turn into a local
-        folder 'gs:/bucket/runs'; or a user that does not exist.
+        folder 'gs:/bucket/runs'; a user that does not exist; or '', as of a shell variable that is
+        not set.
     """
     text = os.fspath(given)
+    if not text:
+        raise ValueError(f'{flag} is empty: give a path, or leave it out')
     scheme = re.match(r'([A-Za-z][\w+.-]*):/', text)
     if scheme:
         raise ValueError(

@@ -1,6 +1,7 @@
 """What a training step needs of a device's memory, and what to change where that is too much."""
 
 import contextlib
+import copy
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -9,13 +10,14 @@ from typing import Any
 import jax
 import ml_collections
 
-from fsar_jax.config import SETTINGS, setting_of
+from fsar_jax.config import SETTINGS, setting_of, validate
 from fsar_jax.fields import Setting
 from fsar_jax.machine import give_back_freed_memory
 from fsar_jax.messages import first_line, is_out_of_memory
 from fsar_jax.plan import has_effect
 from fsar_jax.processes import print_once
 from fsar_jax.stage import ArrayTree
+from fsar_jax.stages import build_stages
 
 KEEP_UP_TO = 1 / 4  # of a CPU's memory, by a step; freed memory that is kept may double it
 HARMS = ('', ' (results move by rounding)', ' (with other results)')  # of a `Saving`
@@ -122,14 +124,17 @@ def named_out_of_memory(config: ml_collections.ConfigDict, phase: str) -> Iterat
 
 def out_of_memory(config: ml_collections.ConfigDict, phase: str) -> str:
     """The line of `named_out_of_memory`: what still can be changed, the least harmful first."""
+    stages = build_stages(config.model)
     able = [
-        (known.saving.harm, f'--config.{key}={less}{HARMS[known.saving.harm]}')
+        (known.saving.harm, f'--config.{key}={shown(less)}{HARMS[known.saving.harm]}')
         for key, known in SETTINGS.items()
         if known.saving
         and phase in (known.saving.phases or [phase])
         and known.saving.devices <= jax.device_count()
         and has_effect(config, key)
-        and (less := smaller(known, setting_of(config, key), config, phase))
+        and (known.saving.where is None or known.saving.where(stages, config))
+        and (less := smaller(known, setting_of(config, key), config, phase)) is not None
+        and is_allowed(config, key, less)
     ]
     found = [text for _, text in sorted(able, key=lambda item: item[0])]
     if phase == 'training' and not config.data.features:
@@ -141,19 +146,36 @@ def out_of_memory(config: ml_collections.ConfigDict, phase: str) -> str:
     )
 
 
-def smaller(known: Setting, value: Any, config: ml_collections.ConfigDict, phase: str) -> str:
-    """The value to try in the place of `value`; '' where there is none that needs less."""
+def is_allowed(config: ml_collections.ConfigDict, key: str, value: Any) -> bool:
+    """Whether the config may have this value."""
+    config = copy.deepcopy(config)
+    with config.unlocked():
+        config.update_from_flattened_dict({key: value})
+    try:
+        validate(config)
+    except ValueError:
+        return False
+    return True
+
+
+def smaller(known: Setting, value: Any, config: ml_collections.ConfigDict, phase: str) -> Any:
+    """The value to try in the place of `value`; None where there is none that needs less."""
     saving = known.saving
     assert saving
     if saving.up_to:  # a divisor of another setting, from which on there is no more to split
         most = setting_of(config, saving.up_to)
         devices = max(n for n in range(1, jax.device_count() + 1) if most % n == 0)
         able = (n for n in range(value + 1, most + 1) if most % (n * devices) == 0)
-        return str(next(able, ''))
+        return next(able, None)
     if saving.value is not None:
-        return '' if value == saving.value else f'{saving.value}'
+        return None if value == saving.value else saving.value
     half = value // 2 if isinstance(value, int) else value / 2
     lowest = known.at_least or 0
     if isinstance(value, int) and phase == 'evaluation':  # rounded up to the devices
         lowest = max(lowest, jax.device_count())
-    return f'{half:g}' if value and half >= lowest and half != value else ''
+    return half if value and half >= lowest and half != value else None
+
+
+def shown(value: Any) -> str:
+    """As on the command line."""
+    return f'{value:g}' if isinstance(value, float) else f'{value}'

@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     window, stride = seconds(args.window, '--window'), seconds(args.stride, '--stride')
     examples = [local_path(path, '--examples') for path in args.examples or []]
-    workdir = local_path(args.workdir, '--workdir') if args.workdir else None
+    workdir = None if args.workdir is None else local_path(args.workdir, '--workdir')
     outputs = output_paths(args)
 
     from fsar_jax.ingest.clip_folders import list_clips, list_examples
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     for clip, reason in left_out:
         print(f'note: {printable(clip, 1000)} is left out: {reason}', file=sys.stderr)
     given: list[tuple[str, Any]] = [('--clips', clip) for clip in clips]
-    load = local_path(args.load, '--load') if args.load else None
+    load = None if args.load is None else local_path(args.load, '--load')
     given += [(flag, path) for flag, path in (('--load', load), ('--workdir', workdir)) if path]
     existing = {flag: path for flag, path in outputs.items() if path and path.exists()}
     for folder in examples if existing else []:
@@ -313,7 +313,7 @@ def output_paths(args: argparse.Namespace) -> dict[str, pathlib.Path | None]:
     paths: dict[str, pathlib.Path | None] = {}
     for flag in ('out', 'json', 'save'):
         given = getattr(args, flag)
-        paths[flag] = path = local_path(given, f'--{flag}') if given else None
+        paths[flag] = path = None if given is None else local_path(given, f'--{flag}')
         if path is None:
             continue
         suffix = {'out': ('.html', '.htm'), 'save': ('.safetensors',)}.get(flag)

@@ -67,8 +67,8 @@ def main(arguments: list[str] | None = None) -> None:
     asked = parse_episodes(args.episodes)
     check_extra()
     workdir = local_path(args.workdir, '--workdir')
-    out = local_path(args.out, '--out') if args.out else workdir / 'report'
-    other = local_path(args.against, '--against') if args.against else None
+    out = workdir / 'report' if args.out is None else local_path(args.out, '--out')
+    other = None if args.against is None else local_path(args.against, '--against')
     if args.out or workdir.is_dir():  # else there is no such run, which is said below
         check_output_folder(out, '--out')
 

@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
             'set --pictures=0'
         )
     workdir = local_path(args.workdir, '--workdir')
-    out = local_path(args.out, '--out') if args.out else workdir / 'selection'
+    out = workdir / 'selection' if args.out is None else local_path(args.out, '--out')
     if args.out or workdir.is_dir():  # else there is no such run, which is said below
         check_output_folder(out, '--out')
 

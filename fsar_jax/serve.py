@@ -94,7 +94,7 @@ def serve(args: argparse.Namespace) -> None:
         listening = stack.enter_context(listen(args.host, args.port))
         # A clip that is left out is said by the page, or below.
         warnings.filterwarnings('ignore', message='.* is left out: ')
-        workdir = local_path(args.workdir, '--workdir') if args.workdir else None
+        workdir = None if args.workdir is None else local_path(args.workdir, '--workdir')
         recognizer = Recognizer(workdir)
         if args.examples:
             recognizer.fit(local_path(args.examples, '--examples'))

@@ -40,7 +40,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from fsar_jax.files import local_path
-from fsar_jax.messages import one_line, printable
+from fsar_jax.messages import first_line, one_line, printable
 
 CONFIGS = pathlib.Path(__file__).parent / 'configs'
 
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
         return
     if given.config is None:
         raise ValueError(f'no --config given: try --config=strm; the methods are {_methods()}')
-    if given.weights and given.mode == 'train':
+    if given.weights is not None and given.mode == 'train':
         from fsar_jax.config import keys_that_affect
 
         starts = ' or '.join(f'--config.{key}' for key in keys_that_affect('start'))
@@ -73,10 +73,11 @@ def main(argv: list[str]) -> None:
     config_flag: Any = given['config']
     path, _, preset = config_flag.config_filename.partition('.py:')
     method = pathlib.Path(path).stem
-    workdir = local_path(given.workdir or f'runs/{method}-{preset}'.rstrip('-'), '--workdir')
-    published = local_path(given.weights, '--weights') if given.weights else None
+    named = f'runs/{method}-{preset}'.rstrip('-') if given.workdir is None else given.workdir
+    workdir = local_path(named, '--workdir')
+    published = None if given.weights is None else local_path(given.weights, '--weights')
 
-    if given.distributed:
+    if given.distributed is not None:
         start_distributed(given.distributed)
     from fsar_jax.programs import prepare
 
@@ -106,20 +107,26 @@ def start_distributed(spec: str) -> None:
     """Joins the other processes of the run. Call it before any other use of JAX."""
     import jax
 
-    if spec == 'auto':
-        jax.distributed.initialize()
-    else:
+    place: tuple = ()
+    if spec != 'auto':
         try:
             address, *numbers = spec.split(',')
             count, index = map(int, numbers)
-            if not re.fullmatch(r'.+:\d{1,5}', address):
-                raise ValueError('no port')
+            if not re.fullmatch(r'.+:\d{1,5}', address) or not 0 <= index < count:
+                raise ValueError
         except ValueError:
             raise ValueError(
                 f"--distributed={printable(spec)} should be 'auto' or 'host:port,count,index', "
-                "e.g. 10.0.0.1:1234,2,0"
+                'the index from 0 on, e.g. 10.0.0.1:1234,2,0'
             ) from None
-        jax.distributed.initialize(address, count, index)
+        place = address, count, index
+    try:
+        jax.distributed.initialize(*place)
+    except (ValueError, RuntimeError) as error:
+        advice = '' if place else "; where JAX finds no cluster, give 'host:port,count,index'"
+        raise ValueError(
+            f'--distributed={printable(spec)} does not work ({first_line(error)}){advice}'
+        ) from None
     on_signals(RUN_STOPPED)  # it takes SIGTERM for itself
 
 

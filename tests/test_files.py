@@ -18,6 +18,11 @@ def test_an_address_is_refused_and_not_made_a_local_folder(address):
         files.local_path(address, '--workdir')
 
 
+def test_an_empty_path_is_refused():
+    with pytest.raises(ValueError, match='^--workdir is empty: give a path, or leave it out$'):
+        files.local_path('', '--workdir')
+
+
 @pytest.mark.parametrize('path', ['runs/a:b', 'a:b/c', '/x/[y] z', './gs:x'])
 def test_other_paths_are_left_as_they_are(path):
     assert files.local_path(path, '--workdir') == pathlib.Path(path)

@@ -360,6 +360,14 @@ BAD = {
         '--workdir',
     ),
     'absent weights': (['--mode=evaluate', '--weights=absent.pth'], 'absent.pth'),
+    'weights of a shell variable that is not set': (
+        ['--mode=evaluate', '--weights='],
+        '--weights is empty: give a path, or leave it out',
+    ),
+    'a start of such a variable': (
+        ['--config.model.backbone.weights='],
+        "config.model.backbone.weights='' must not be empty; None for none",
+    ),
     'weights without a sampler': (
         ['--config=configs/vim.py:otam', '--mode=evaluate', '--weights=otam.pth'],
         "otam.pth: no published checkpoint has the learned sampler of "
@@ -372,6 +380,11 @@ BAD = {
     'cluster without a port': (
         ['--distributed=localhost,1,0'],
         "--distributed=localhost,1,0 should be 'auto' or 'host:port,count,index'",
+    ),
+    'a place beyond the cluster': (
+        ['--distributed=localhost:1234,2,5'],
+        "--distributed=localhost:1234,2,5 should be 'auto' or 'host:port,count,index', the index "
+        'from 0 on',
     ),
     'unknown matcher': (
         ['--config.model.matcher.name=dtw'],

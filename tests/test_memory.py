@@ -55,6 +55,21 @@ def test_out_of_memory_in_an_extraction_names_what_an_extraction_reads(monkeypat
         assert not re.search('chunk|embeddings|frame_cache|train|remat', line)
 
 
+@pytest.mark.parametrize('phase', ['training', 'evaluation'])
+def test_what_is_named_is_allowed_and_has_an_effect(phase):
+    config = get_config('trx')
+    config.episode.frames = 4  # tuples of 3 of them
+    assert 'episode.frames' not in memory.out_of_memory(config, phase)
+    assert 'frame_cache' not in memory.out_of_memory(config, phase)
+    adaptive = get_config('vim')
+    adaptive.model.sampler.spatial = 'none'
+    line = memory.out_of_memory(adaptive, phase)
+    assert ('--config.eval.frame_cache_gb=4' in line) == (phase == 'evaluation')
+    features = get_config('trm')
+    features.data.features, features.model.backbone.name = '/x', 'features'
+    assert 'image_size' not in memory.out_of_memory(features, phase)
+
+
 def test_parts_of_the_embeddings_are_named_where_there_are_several_devices(monkeypatch):
     config = get_config('strm')
     assert 'embeddings' not in memory.out_of_memory(config, 'evaluation')
