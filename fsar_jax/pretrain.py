@@ -56,13 +56,14 @@ from fsar_jax.named_arrays import by_name
 from fsar_jax.programs import prepare
 from fsar_jax.progress import MetricWriter, Progress
 from fsar_jax.samplers.task_adaptive import TaskAdaptiveSampler
+from fsar_jax.training.checkpoint_files import step_directories
 from fsar_jax.training.checkpoints import Checkpoints
 from fsar_jax.training.inputs import open_training_split
 from fsar_jax.training.run_settings import MAY_CHANGE_ON_RESUME, check_settings
 from fsar_jax.training.start import with_pretrained_weights
 from fsar_jax.training.state import TrainState, create_optimizer, create_train_state, flip_clips
 from fsar_jax.training.train import wait_until_saved
-from fsar_jax.training.workdir import CLASSIFIERS, lock_workdir
+from fsar_jax.training.workdir import CLASSIFIERS, METHOD, lock_workdir
 
 CLIPS = 16  # in a step
 RECENT = 20  # steps, of the accuracies that are printed at the end
@@ -161,7 +162,7 @@ def pretrain(
         finish_first(lambda: wait_until_saved(checkpoints, saving)),
     ):
         step_of, answer_of, heads = make_step(config, learner, shapes, dataset)
-        if not checkpoints.steps:
+        if not step_directories(directory) and not (workdir / METHOD).exists():
             state, heads, accuracies = train_on_clips(
                 config, state, heads, step_of, dataset, workdir
             )
@@ -212,14 +213,13 @@ def train_on_clips(
             carried, metrics = step_of(*carried, clips, flip, labels)
             numbers = {name: float(value) for name, value in metrics.items()}
             if not np.isfinite(numbers['loss']):
-                raise FloatingPointError(
-                    f'the loss of step {step} is not finite: lower config.train.learning_rate or '
-                    'set config.train.clip_norm'
-                )
+                raise _diverged(f'the loss of step {step}')
             writer.write(step, numbers)
             accuracies.append({name: numbers[name] for name in numbers if name != 'loss'})
             progress.advance()
     trained, batch_stats, _ = carried
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves((trained, batch_stats))):
+        raise _diverged('what the last step has left')  # each loss is of the step before
     state = TrainState(
         step=jnp.asarray(steps, jnp.int32),
         params=trained['learner'],
@@ -231,6 +231,12 @@ def train_on_clips(
         name.removesuffix(' accuracy'): float(np.mean([a[name] for a in last])) for name in last[0]
     }
     return state, trained['heads'], means
+
+
+def _diverged(what):
+    return FloatingPointError(
+        f'{what} is not finite: lower config.train.learning_rate or set config.train.clip_norm'
+    )
 
 
 def _read_heads(path, heads):

@@ -121,6 +121,16 @@ def test_what_cannot_be_pretrained_is_one_line(tiny_data, tmp_path):
     with pytest.raises(ValueError, match='learns nothing here') as error:
         pretrain.pretrain(config, tmp_path / 'no')
     assert '\n' not in str(error.value) and not (tmp_path / 'no').exists()
+    run = tmp_path / 'run'  # with a checkpoint that is damaged
+    (run / 'checkpoints' / '8').mkdir(parents=True)
+    (run / 'metrics.jsonl').write_text('{"step": 8}\n')
+    with pytest.raises(ValueError, match='holds a run already: name a new folder'):
+        pretrain.pretrain(config_of(tiny_data, 1), run)
+    assert (run / 'metrics.jsonl').read_text() == '{"step": 8}\n'
+    config = config_of(tiny_data, 1, **{'train.learning_rate': 1e38, 'train.optimizer': 'sgd'})
+    with pytest.raises(FloatingPointError, match='what the last step has left is not finite'):
+        pretrain.pretrain(config, tmp_path / 'diverged')
+    assert not list((tmp_path / 'diverged' / 'checkpoints').glob('1*'))
     config = config_of(tiny_data, 1, **{'model.backbone.name': 'resnet3d50'})
     with pytest.raises(ValueError, match='leaves 1 of 4: choose one that keeps them all'):
         pretrain.pretrain(config, tmp_path / 'no', evolution=True)

@@ -99,8 +99,9 @@ def evaluate_episodes(
     if not finite.all():
         raise ValueError(
             f'the logits of {np.sum(~finite)} of {len(finite)} episodes are not finite, first '
-            f'in episode {np.argmin(finite)}: the parameters have diverged (evaluate an '
-            f'earlier checkpoint), or a setting of config.model does not suit them'
+            f'in episode {np.argmin(finite)}: the parameters have diverged (train in another '
+            f'--workdir with a lower config.train.learning_rate), or a setting of config.model '
+            f'does not suit them'
         )
     answers = logits.argmax(-1)
     labels = np.asarray(episodes.labels)

@@ -15,6 +15,7 @@ from fsar_jax.config import (
     settings_by_key,
     with_newer_settings,
 )
+from fsar_jax.fields import complaint
 from fsar_jax.learner import create_learner
 from fsar_jax.matchers.classifier import classes_as_counted
 from fsar_jax.messages import differences, one_line, printable
@@ -170,6 +171,11 @@ def check_resumable(
     before, now = saved_settings(directory).get(NUM_STEPS), config.train.num_steps
     if before in (None, now):
         return
+    if wrong := complaint(SETTINGS[NUM_STEPS], before):
+        raise ValueError(
+            f'{printable(pathlib.Path(directory) / CONFIG_FILE, 1000)} is damaged: '
+            f'{NUM_STEPS}={before!r} {wrong}; put back a copy of it'
+        )
     done = max(int(path.name) for path in step_directories(pathlib.Path(directory)))
     if now < done:
         raise ValueError(

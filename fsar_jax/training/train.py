@@ -32,7 +32,7 @@ from fsar_jax.stopping import finish_first
 from fsar_jax.training.checkpoints import Checkpoints
 from fsar_jax.training.departures import departures, departures_of_published, hash_of_list
 from fsar_jax.training.export import exported_variables, read_about
-from fsar_jax.training.finite import check_logits
+from fsar_jax.training.finite import AGAINST_DIVERGENCE, check_logits
 from fsar_jax.training.inputs import (
     fit_accumulation,
     open_split,
@@ -196,16 +196,16 @@ def train_and_evaluate(
 
         # ── Selection on val, then the only look at test ──────────────────────────────────────────
         selected = select(checkpoints, state)
-    changed = {}
-    if start == train.num_steps:  # nothing was trained: the run may have its results already
-        changed = departures(workdir, config, test_set) | selected.changed
-    return evaluate_and_write(
-        TrainedModel(learner, selected.state.variables, config, mesh),
-        test_set,
-        workdir,
-        Description(method, selected.how, changed),
-        read_note(workdir / TRAINED_ON),
-    )
+        changed = {}
+        if start == train.num_steps:  # nothing was trained: the run may have its results already
+            changed = departures(workdir, config, test_set) | selected.changed
+        return evaluate_and_write(
+            TrainedModel(learner, selected.state.variables, config, mesh),
+            test_set,
+            workdir,
+            Description(method, selected.how, changed),
+            read_note(workdir / TRAINED_ON),
+        )
 
 
 def evaluate_only(
@@ -335,8 +335,8 @@ def log_step(writer: MetricWriter, step: int, metrics: dict, checkpoints: Checkp
         last = checkpoints.latest_step
         raise FloatingPointError(
             f'the {what} of step {step} is not finite, in training episodes {bad.tolist()}; last '
-            f'good checkpoint: {checkpoints.directory / str(last) if last else "none yet"}. Lower '
-            'config.train.learning_rate or set config.train.clip_norm'
+            f'good checkpoint: {checkpoints.directory / str(last) if last else "none yet"}. '
+            f'{AGAINST_DIVERGENCE}'
         )
     writer.write(step, {name: metrics[name] for name in ('loss', 'accuracy', 'gradient_norm')})
 

@@ -39,6 +39,7 @@ from fsar_jax.training.checkpoints import Checkpoints
 from fsar_jax.training.departures import departures
 from fsar_jax.training.run_settings import (
     MAY_CHANGE_ON_RESUME,
+    check_resumable,
     check_settings,
     evaluation_config,
     run_config,
@@ -281,7 +282,7 @@ def test_episode_lists_count_by_content(tiny_data, unbroken, tmp_path):
     )
 
 
-def test_what_may_change_and_what_may_not(tiny_data, unbroken):
+def test_what_may_change_and_what_may_not(tiny_data, unbroken, tmp_path):
     workdir, _ = unbroken
     error = error_of(
         *tiny_flags('protonet', tiny_data, workdir, {**SETTINGS, 'episode.query': 1, 'seed': 7})
@@ -296,6 +297,12 @@ def test_what_may_change_and_what_may_not(tiny_data, unbroken):
         *tiny_flags('protonet', tiny_data, workdir, {**SETTINGS, 'train.num_steps': STEPS + 2})
     )
     assert f'(train.num_steps={STEPS} there, {STEPS + 2} here)' in error
+    damaged = shutil.copytree(workdir / 'checkpoints', tmp_path / 'checkpoints') / CONFIG_FILE
+    damaged.write_text(
+        damaged.read_text().replace(f'"num_steps": {STEPS}', f'"num_steps": "{STEPS}"')
+    )
+    with pytest.raises(ValueError, match='is damaged: train.num_steps=.* must be a whole number'):
+        check_resumable(damaged.parent, tiny_config('protonet', SETTINGS))
     free = {
         **SETTINGS,
         'data.num_threads': 1,
