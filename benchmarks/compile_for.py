@@ -1,12 +1,15 @@
 """Compiles a method for TPUs that are not there: python benchmarks/compile_for.py
 --topology=v5e:2x2 --config=strm:ssv2[,protonet:ssv2…] [--dtype=bfloat16] [--of=train,match]
+[--level=O1]
 
 Needs the extra tpu-compile (PyPI's libtpu). For each config, the training step and the matching of
 a chunk of test episodes: seconds to trace and to compile, the latter in CPU time too, GiB of each
 chip (arguments and outputs + temporaries) beside what it has, TFLOP and GB moved of each chip by
-the compiler's count, and the seconds that these take at the chip's peak (the larger of the two).
-The loop over the parts of a step (train.accumulation_steps) is counted once by the compiler, so the
-counts are of one part.
+the compiler's count, the seconds that these take at the chip's peak (the larger of the two), and
+the millions of cycles that the compiler estimates for its operations one after another. The loop
+over the parts of a step (train.accumulation_steps) is counted once by the compiler, so the counts
+are of one part. --level is the compiler's level of effort, which a run takes from
+JAX_OPTIMIZATION_LEVEL; without it, XLA's default.
 """
 
 import os
@@ -20,6 +23,7 @@ os.environ.update(
 )
 
 import functools
+import re
 import time
 from unittest import mock
 
@@ -41,6 +45,7 @@ from fsar_jax.training.state import make_train_step, train_state_shapes
 TOPOLOGY = flags.DEFINE_string('topology', 'v5e:2x2', 'Chip and shape, as libtpu names them.')
 CONFIGS = flags.DEFINE_list('config', ['strm:ssv2'], 'Methods, with or without a preset.')
 OF_STEP = flags.DEFINE_list('of', ['train', 'match'], 'Which steps to compile.')
+LEVEL = flags.DEFINE_enum('level', None, ['O0', 'O1', 'O2', 'O3'], "XLA's level of effort.")
 # GiB, bfloat16 TFLOP/s and GB/s of a chip (cloud.google.com/tpu/docs).
 CHIPS = {'v5e': (16, 197, 819), 'v5p': (95, 459, 2765), 'v6e': (32, 918, 1640)}
 
@@ -78,7 +83,7 @@ def lowered_match(config, learner, mesh):
     )
 
 
-def row(name, lower, chip):
+def row(name, lower, chip, level):
     """Compiles what `lower()` gives and prints a line about it."""
     has, teraflops, gigabytes = CHIPS[chip]
     started = time.perf_counter()
@@ -87,7 +92,7 @@ def row(name, lower, chip):
         lowered = lower()
     traced, busy = time.perf_counter(), time.process_time()
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile({'optimization_level': level} if level else None)
     except jax.errors.JaxRuntimeError as error:
         print(f'{name:<28} does not compile: {first_line(error)}', flush=True)
         return
@@ -100,9 +105,12 @@ def row(name, lower, chip):
     roofline = max(tera / teraflops, giga / gigabytes)
     text = compiled.as_text()
     double = ' FLOAT64' if 'f64[' in text else ''
+    # a time that is not known is written as a huge number
+    cycles = [int(n) for n in re.findall(r'"estimated_cycles":"(\d+)"', text) if len(n) < 16]
     print(
         f'{name:<28} {traced - started:>7.0f} {seconds:>9.0f} {busy:>6.0f} {fixed:>6.2f} '
-        f'{temporary:>6.2f} {has:>4} {tera:>7.2f} {giga:>7.1f} {roofline:>8.3f}'
+        f'{temporary:>6.2f} {has:>4} {tera:>7.2f} {giga:>7.1f} {roofline:>10.3f} '
+        f'{sum(cycles) / 1e6:>7.1f}'
         f'{double}{" TOO LARGE" if fixed + temporary > has else ""}',
         flush=True,
     )
@@ -113,10 +121,12 @@ def main(_):
     devices = topologies.get_topology_desc(TOPOLOGY.value, 'tpu').devices
     chip = TOPOLOGY.value.partition(':')[0]
     mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
-    print(f'{len(devices)} x {devices[0].device_kind}, jax {jax.__version__}')
+    effort = f', level {LEVEL.value}' if LEVEL.value else ''
+    print(f'{len(devices)} x {devices[0].device_kind}, jax {jax.__version__}{effort}')
     print(
         f"{'':<28} {'trace s':>7} {'compile s':>9} {'CPU s':>6} {'GiB':>6} {'temp.':>6} {'of':>4} "
-        f"{'TFLOP':>7} {'GB':>7} {'roofline s':>8}"
+        f"{'TFLOP':>7} {'GB':>7} {'roofline s':>10} "
+        f"{'Mcycles':>7}"
     )
     for given in CONFIGS.value:
         method, _, preset = given.partition(':')
@@ -128,7 +138,7 @@ def main(_):
         for name, lower in (('train', lowered_train), ('match', lowered_match)):
             if name in OF_STEP.value:
                 start = functools.partial(lower, config, learner, mesh)
-                row(f'{given} {name}', start, chip)
+                row(f'{given} {name}', start, chip, LEVEL.value)
 
 
 if __name__ == '__main__':
