@@ -21,8 +21,10 @@ from fsar_jax.messages import is_out_of_memory, one_line
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What a run in a workdir prints, see `on_signals`.
 RUN_STOPPED = 'what was finished is kept, the same command goes on from there'
+TEST_STOPPED = 'no results were written, the same command tests from the start'
 PATIENCE = 15.0  # seconds for what is to be finished first; schedulers kill after 30
 _finish_first: list[Callable[[], None]] = []
+_message = ['']  # of `on_signals`
 _listening: list[int] = []  # once there is one, the end of a pipe that Python writes signals to
 
 
@@ -45,6 +47,7 @@ def on_signals(message: str) -> None:
     because everything is done and the exit status should say so.
     """
     safe_streams()
+    say_on_signals(message)
     reading = None
     if not _listening:
         reading, writing = os.pipe()  # neither is inherited by other processes
@@ -56,7 +59,12 @@ def on_signals(message: str) -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda number, frame: None)
     if reading is not None:  # last: a signal that comes before the thread waits in the pipe for it
-        threading.Thread(target=_wait_for_signal, args=(reading, message), daemon=True).start()
+        threading.Thread(target=_wait_for_signal, args=(reading,), daemon=True).start()
+
+
+def say_on_signals(message: str) -> None:
+    """From now on this is the message of `on_signals`."""
+    _message[0] = message
 
 
 @contextlib.contextmanager
@@ -135,7 +143,7 @@ def _ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _wait_for_signal(pipe: int, message: str) -> None:
+def _wait_for_signal(pipe: int) -> None:
     number = _next_signal(pipe)
     over = threading.Event()
 
@@ -146,7 +154,7 @@ def _wait_for_signal(pipe: int, message: str) -> None:
     for target in (lambda: _finish(over), at_next_signal):
         threading.Thread(target=target, daemon=True).start()
     over.wait(PATIENCE)
-    _leave(number, message)
+    _leave(number, _message[0])
 
 
 def _next_signal(pipe: int) -> int:

@@ -23,7 +23,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from fsar_jax.stopping import RUN_STOPPED, errors_in_one_line, on_signals
+from fsar_jax.stopping import (
+    RUN_STOPPED,
+    TEST_STOPPED,
+    errors_in_one_line,
+    on_signals,
+    say_on_signals,
+)
 
 # What takes seconds to import, JAX above all, is imported in `main`: Ctrl-C is one line from the
 # start, and the processes that read videos, which import this file again, do without.
@@ -89,6 +95,7 @@ def main(argv: list[str]) -> None:
     if given.mode == 'train':
         train_and_evaluate(given.config, workdir, method, preset)
         return
+    say_on_signals(TEST_STOPPED)
     overrides = config_flags.get_override_values(given['config'])
     if published:
         exported = read_about(published)

@@ -61,6 +61,15 @@ def test_one_line_and_the_status_after_the_save_in_progress(number, status):
     assert stop(number, work) == (status, 'ready\nsaved\n', LINE[number])
 
 
+def test_the_last_message_counts():
+    work = (
+        'import fsar_jax.stopping as s; s.say_on_signals("nothing is kept"); saved.set(); '
+        'time.sleep(60)'
+    )
+    status, _, err = stop(signal.SIGINT, work)
+    assert (status, err) == (130, 'stopped (Ctrl-C): nothing is kept\n')
+
+
 def test_code_that_swallows_exceptions_does_not_keep_the_process():
     work = """saved.set()
     while True:
