@@ -402,12 +402,13 @@ class FewShotLearner(nn.Module):
         window = patches = enriched = None
         if self.temporal_transform is not None:
             maps, window = self.temporal_transform(maps, train)
+        maps = computed(maps)  # a stage may average what it is given
         if self.patch_enrichment is None:
-            patch_level = computed(maps).mean((-3, -2))
+            patch_level = maps.mean((-3, -2))
         else:
-            patches = adaptive_max_pool(maps, self.patches)
-            enriched = self.patch_enrichment(patches, train)
-            patch_level = computed(enriched).mean(-2)
+            patches = computed(adaptive_max_pool(maps, self.patches))
+            enriched = computed(self.patch_enrichment(patches, train))
+            patch_level = enriched.mean(-2)
         frames = (
             patch_level
             if self.frame_enrichment is None
@@ -416,7 +417,7 @@ class FewShotLearner(nn.Module):
         return VideoFeatures(
             maps=maps,
             patch_level=patch_level,
-            frames=frames,
+            frames=computed(frames),
             window=window,
             patches=patches,
             enriched_patches=enriched,

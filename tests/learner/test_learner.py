@@ -1,6 +1,8 @@
 """The learner against the published heads, through the public API and published state dicts; and
 its own invariants."""
 
+import functools
+
 import chex
 import flax.linen as nn
 import jax
@@ -14,6 +16,7 @@ from fsar_jax.backbones import BatchNorm
 from fsar_jax.backbones.resnet import FrameNetwork
 from fsar_jax.backbones.resnet3d import ResNet3D
 from fsar_jax.backbones.resnet_small import ResNetSmall
+from fsar_jax.matchers.matcher import Matcher
 from fsar_jax.stage import Stage
 from fsar_jax.training.losses import episode_loss
 
@@ -147,6 +150,30 @@ def test_bfloat16_embeddings_are_numbers_when_compiled(method, full_optimisation
         variables
     )
     assert all(jnp.isfinite(x.astype(jnp.float32)).all() for x in jax.tree.leaves(embeddings))
+
+
+@pytest.mark.parametrize('of', ['maps', 'frames'])
+def test_in_bfloat16_a_stage_may_average_what_it_is_given(of):
+    """As in the test above, for a matcher and an enrichment that a user writes."""
+
+    class Means(Matcher):
+        def project(self, features, train=False):
+            x = getattr(features, of)
+            return x.mean(tuple(range(1, x.ndim - 1)))
+
+    class Gate(nn.Module):
+        @nn.compact
+        def __call__(self, tokens, train=False):
+            return tokens + tokens.mean(-2, keepdims=True)
+
+    learner = fsar_jax.create_learner(tiny_config('protonet', {'model.dtype': 'bfloat16'}).model)
+    gate = Gate() if of == 'frames' else None
+    learner = learner.clone(matcher=Means(), patch_enrichment=gate, frame_enrichment=gate)
+    videos = jax.random.randint(jax.random.key(0), (8, 4, 32, 32, 3), 0, 256).astype(jnp.uint8)
+    embed = functools.partial(learner.apply, method='embed')
+    variables = learner.init(jax.random.key(0), videos, method='embed')
+    (mean,) = jax.tree.leaves(jax.jit(embed)(variables, videos))
+    assert jnp.isfinite(mean.astype(jnp.float32)).all()
 
 
 @pytest.fixture(scope='module')
