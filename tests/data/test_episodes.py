@@ -7,9 +7,11 @@ import os
 import numpy as np
 import pytest
 from memory_videos import MemoryVideos, small_config
+from tiny_run import get_config
 
 from fsar_jax.data import episodes as lists
 from fsar_jax.data import loader
+from fsar_jax.training import inputs
 
 FIELDS = ('support', 'query', 'labels', 'classes')
 WAY, SHOT, QUERY = 5, 2, 3
@@ -211,6 +213,18 @@ def test_too_few_classes_or_clips_is_named():
         lists.check_dataset(MemoryVideos([9, 9]), 1, 1, 1)
     with pytest.raises(ValueError, match="class 'class 01'"):
         lists.draw_episodes(MemoryVideos([9, 4]), 2, 3, 2, seed=0, count=1)
+
+
+def test_a_list_of_episodes_says_itself_what_it_takes(monkeypatch):
+    config = get_config('protonet')
+    config.episode.update(way=2, shot=2, frames=4)
+    monkeypatch.setattr(inputs, 'open_videos', lambda *_: MemoryVideos([9, 4, 2]))
+    with pytest.raises(ValueError, match="class 'class 02' of memory train has 2 clips"):
+        inputs.open_split(config, 'test', 1)
+    config.eval.episodes_file = 'list.jsonl'  # it may leave the third class out
+    assert len(inputs.open_split(config, 'test', 1)) == 15
+    with pytest.raises(ValueError, match="class 'class 02' of memory train has 2 clips"):
+        inputs.open_split(config, 'val', 1)
 
 
 def test_dropped_clips_are_part_of_the_message():
