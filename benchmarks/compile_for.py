@@ -68,7 +68,11 @@ def lowered_match(config, learner, mesh):
     videos = jax.ShapeDtypeStruct((1000, frames_read(config), size, size, 3), np.uint8)
     embed = functools.partial(learner.apply, train=False, method='embed')
     embeddings = jax.eval_shape(embed, state.variables, videos)
-    count = -(-config.eval.episodes_per_chunk // mesh.size) * mesh.size
+    count = config.eval.episodes_per_chunk
+    if learner.encodes_in_match:  # as many clips as in embedding
+        clips = episode.way * (episode.shot + config.eval.query)
+        count = max(1, config.eval.videos_per_batch // clips)
+    count = -(-count // mesh.size) * mesh.size
     support = jax.ShapeDtypeStruct((count, episode.way, episode.shot), np.int32)
     query = jax.ShapeDtypeStruct((count, episode.way * config.eval.query), np.int32)
     whole, split = replicated(mesh), along(mesh, 0)
