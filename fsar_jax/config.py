@@ -13,7 +13,8 @@ which docs/paper_vs_code.md discusses it.
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -405,7 +406,7 @@ class Section(NamedTuple):
     """
 
     plain: type | None = None
-    stages: dict = {}
+    stages: Mapping = {}
     users: dict = {}
     prefix: str = ''
 
@@ -440,7 +441,9 @@ SECTIONS = {  # in order; '' is the config itself
     'model.backbone': Section(backbones.BackboneChoice, backbones.BACKBONES),
     'model.enrichment': Section(
         enrichment.EnrichmentChoice,
-        enrichment.PATCH_ENRICHMENTS | {'temporal_transform': enrichment.TemporalTransform},
+        ChainMap(
+            {'temporal_transform': enrichment.TemporalTransform}, enrichment.PATCH_ENRICHMENTS
+        ),
     ),
     'model.matcher': Section(
         matchers.MatcherChoice,
@@ -453,16 +456,26 @@ SECTIONS = {  # in order; '' is the config itself
     'train': Section(Train),
     'eval': Section(Eval),
 }
-SETTINGS = {
-    f'{section}.{name}'.removeprefix('.'): known
-    for section, part in SECTIONS.items()
-    for name, known in part.settings().items()
-}
+
+
+def settings_of_sections() -> dict[str, Setting]:
+    """{'model.matcher.name': Setting, …} of all sections, of the stages that are listed now."""
+    return {
+        f'{section}.{name}'.removeprefix('.'): known
+        for section, part in SECTIONS.items()
+        for name, known in part.settings().items()
+    }
+
+
+SETTINGS = settings_of_sections()
 
 
 def default_config() -> ml_collections.ConfigDict:
     """The embedded default: 5-way 1-shot on synthetic_actions/misaligned, small enough for two CPU
-    cores."""
+    cores. A stage that a session has put into its table, or replaced there, counts from now on."""
+    if (now := settings_of_sections()) != SETTINGS:
+        SETTINGS.clear()
+        SETTINGS.update(now)
     config = ml_collections.ConfigDict()
     for key, known in SETTINGS.items():
         *sections, name = key.split('.')

@@ -117,9 +117,10 @@ def setting(default: Any, kw_only: bool = False, **line: Any) -> Any:
       kw_only: as for `dataclasses.field`.
       line: further attributes of `Setting`. The annotation gives kind, optional and length.
     """
-    return dataclasses.field(
-        default=default, metadata={'setting': Setting(default, **line)}, kw_only=kw_only
-    )
+    known = Setting(default, **line)
+    if known.affects not in AFFECTS:
+        raise TypeError(f'affects={known.affects!r} is not one of {", ".join(AFFECTS)}')
+    return dataclasses.field(default=default, metadata={'setting': known}, kw_only=kw_only)
 
 
 def settings_of(module: Callable) -> dict[str, Setting]:
@@ -304,4 +305,13 @@ def _with_type(field, owner) -> Setting:
             f'{owner.__name__}.{field.name} is a setting of type {field.type}: give it one of '
             'bool, int, float, str, Path, or a tuple of these, with "| None" where it may be None'
         )
-    return dataclasses.replace(known, kind=kind, optional=optional, length=length)
+    default = known.default
+    if kind is float:  # 0 too: ml_collections takes the kind of a flag from it
+        default = _floats(default)
+    return dataclasses.replace(known, default=default, kind=kind, optional=optional, length=length)
+
+
+def _floats(value):
+    if isinstance(value, tuple):
+        return tuple(map(_floats, value))
+    return float(value) if isinstance(value, int) else value

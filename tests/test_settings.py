@@ -20,6 +20,8 @@ from fsar_jax import settings
 from fsar_jax.config import SECTIONS, SETTINGS, default_config, validate, with_newer_settings
 from fsar_jax.fields import Path, build, check_section, setting, settings_of, union
 from fsar_jax.learner import create_learner
+from fsar_jax.matchers import MATCHERS
+from fsar_jax.matchers.matcher import Matcher
 from fsar_jax.plan import same
 from fsar_jax.stages import chosen
 from fsar_jax.training import run_settings
@@ -67,6 +69,49 @@ def test_the_annotation_gives_the_type():
         settings_of(
             dataclasses.make_dataclass('Wrong', [('x', dict, setting(None, affects='model'))])
         )
+
+
+def test_a_number_may_be_whole_by_default_and_takes_fractions_all_the_same():
+    Part = dataclasses.make_dataclass(
+        'Part', [('x', float, setting(0)), ('pair', tuple[float, float], setting((1, 2)))]
+    )
+    defaults = {name: known.default for name, known in settings_of(Part).items()}
+    assert defaults == {'x': 0, 'pair': (1, 2)} and isinstance(defaults['x'], float)
+    assert all(isinstance(x, float) for x in defaults['pair'])
+
+
+def test_what_a_setting_affects_is_one_of_a_few():
+    with pytest.raises(TypeError, match="affects='modle' is not one of model, result, training"):
+        setting(1, affects='modle')
+
+
+def test_a_matcher_of_a_session_counts_at_once(monkeypatch):
+    """Written in a cell of a notebook, and then written anew with another default."""
+
+    def own(default):
+        class Own(Matcher):
+            strength: float = setting(default, help='how strong')
+
+            def compare_pairs(self, support, query):
+                return support, query
+
+        return Own
+
+    matchers = dict(MATCHERS)
+    try:
+        for default in (1.0, 2.0):
+            MATCHERS['own'] = own(default)
+            config = default_config()
+            config.model.matcher.name = 'own'
+            assert config.model.matcher.strength == default
+            assert create_learner(config.model).matcher.strength == default
+            config.model.matcher.update(name='action_coordination', metric='own')
+            validate(config)
+        assert SETTINGS['model.matcher.strength'].help == 'how strong'
+    finally:
+        MATCHERS.pop('own')
+        default_config()
+    assert MATCHERS == matchers and 'model.matcher.strength' not in SETTINGS
 
 
 def test_one_name_with_two_lines_is_an_error():

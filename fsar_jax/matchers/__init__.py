@@ -5,6 +5,7 @@ and add a line here. Its fields become keys of config.model.matcher (fsar_jax.fi
 """
 
 import dataclasses
+from collections.abc import Collection
 
 from ml_collections import ConfigDict
 
@@ -32,7 +33,22 @@ MATCHERS = {
     'attention_fusion': AttentionFusion,
     'attentive_relation': AttentiveRelation,
 }
-METRICS = tuple(name for name, matcher in MATCHERS.items() if hasattr(matcher, 'compare_pairs'))
+
+
+class _Metrics(Collection):
+    """The names of the matchers that compare aligned pairs, those of MATCHERS at any time."""
+
+    def __iter__(self):
+        return (name for name, matcher in MATCHERS.items() if hasattr(matcher, 'compare_pairs'))
+
+    def __contains__(self, name):
+        return any(name == own for own in self)
+
+    def __len__(self):
+        return sum(1 for _ in self)
+
+
+METRICS = _Metrics()
 
 
 @dataclasses.dataclass(frozen=True)
