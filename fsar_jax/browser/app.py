@@ -29,6 +29,7 @@ import shutil
 import sys
 import threading
 import traceback
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
@@ -117,6 +118,8 @@ class Browsers:
     def __init__(self, start: Recognizer, most: int) -> None:
         self.start, self._most = start, most
         self._own: collections.OrderedDict[str, Examples] = collections.OrderedDict()
+        # of requests that may still be refused
+        self._tried: weakref.WeakValueDictionary[str, Examples] = weakref.WeakValueDictionary()
 
     def of(self, key: str) -> Recognizer:
         """The recogniser that a browser sees."""
@@ -126,12 +129,16 @@ class Browsers:
         return self.start
 
     def own(self, key: str) -> Examples:
-        """The examples that a browser may change."""
-        examples = self._own.setdefault(key, Examples(self.start))
+        """The examples that a browser may change. They are its own after `keep`."""
+        fresh = Examples(self.start)
+        return self._own.get(key) or self._tried.setdefault(key, fresh)
+
+    def keep(self, key: str, examples: Examples) -> None:
+        """They have been changed."""
+        self._own[key] = examples
         self._own.move_to_end(key)
         while len(self._own) > self._most:
             self._own.popitem(last=False)
-        return examples
 
     def reset(self, key: str) -> None:
         self._own.pop(key, None)
@@ -173,6 +180,7 @@ def web_app(
         async with _received(request, folder, limits) as path:
             await in_thread(_check_length, path, limits)
             await in_thread(examples.add, class_name, path, limits.clips)
+        browsers.keep(_key(request), examples)
         return JSONResponse(await in_thread(listing, examples.recognizer))
 
     async def remove_class(request: Request) -> Response:
@@ -183,6 +191,7 @@ def web_app(
         number = None if number is None else int(number)
         class_name = _class_name(request, examples.recognizer.classes)
         await in_thread(examples.remove, class_name, number)
+        browsers.keep(_key(request), examples)
         return JSONResponse(await in_thread(listing, examples.recognizer))
 
     async def reset(request: Request) -> Response:

@@ -29,6 +29,7 @@ from fsar_jax.machine import usable_cores
 Clip = str | os.PathLike | np.ndarray
 
 THUMBNAIL_HEIGHT, THUMBNAIL_QUALITY = 128, 85
+WIDEST_THUMBNAIL = 16  # times as long as wide; JPEG has a limit, and pages have a width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +166,12 @@ def _stored(frame, records):
 
 
 def thumbnail(frame: np.ndarray) -> bytes:
-    """uint8 [H, W, 3] → JPEG bytes of a picture whose short side is THUMBNAIL_HEIGHT."""
+    """uint8 [H, W, 3] → JPEG bytes of a picture whose short side is THUMBNAIL_HEIGHT, of the middle
+    of one that is more than WIDEST_THUMBNAIL times as long as it is wide."""
+    height, width = frame.shape[:2]
+    most = WIDEST_THUMBNAIL * min(height, width)
+    top, left = max(0, (height - most) // 2), max(0, (width - most) // 2)
+    frame = frame[top : top + most, left : left + most]
     return encode_jpeg(resize_short_side(frame, THUMBNAIL_HEIGHT), THUMBNAIL_QUALITY)
 
 

@@ -333,17 +333,17 @@ def write_video(
 
 
 def seconds_of(path: str | os.PathLike) -> float:
-    """How long a file lasts, for a limit: what its header or time stamps say, but at least its
-    number of pictures at FASTEST_RATE, which no header can hide. Decodes nothing.
+    """How long the pictures of a file last, for a limit: by their time stamps, or where it has none
+    by their usual rate; but at least their number at FASTEST_RATE, which nothing can hide. Decodes
+    nothing.
 
     Raises:
       VideoError: it is no video, or cannot be read.
     """
     path = pathlib.Path(os.path.abspath(path))
     end = _check_file(path)
-    with _open(path) as container:
-        told = (container.duration or 0) / av.time_base
-    return max(told, _count(path, end).packets / FASTEST_RATE)
+    counted = _count(path, end)
+    return max(counted.seconds, counted.packets / FASTEST_RATE)
 
 
 def _check_file(path) -> End:

@@ -87,6 +87,14 @@ def test_a_browser_that_was_idle_longest_makes_room(started, clips):
     assert other.classes()[-1] == 'blue' and one.classes() == ['red', 'green']
 
 
+def test_requests_that_are_refused_make_no_room(started, clips):
+    port, _ = started(browsers=1)
+    one = Client(port)
+    assert one.add('blue', clips('blue'))[0] == 200
+    assert Client(port).send('POST', '/remove?class=nowhere')[0] == 422
+    assert one.classes()[-1] == 'blue'
+
+
 def test_two_gigabytes_are_refused_before_they_are_read(started):
     port, folder = started()
     with socket.create_connection(('127.0.0.1', port), timeout=10) as connection:

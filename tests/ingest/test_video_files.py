@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from fsar_jax.ingest import video_files
-from fsar_jax.ingest.video_files import REASONS, VideoError, kept_frames, read_video, write_video
+from fsar_jax.ingest.video_files import (
+    REASONS,
+    VideoError,
+    kept_frames,
+    read_video,
+    seconds_of,
+    write_video,
+)
 
 SUFFIXES = ('.mp4', '.avi', '.webm', '.mkv')
 
@@ -246,6 +253,21 @@ def test_damage_is_counted_and_too_much_of_it_is_an_error(tmp_path):
         data[i] ^= 0xFF
     (tmp_path / 'many.avi').write_bytes(data)
     assert reason_of(tmp_path / 'many.avi') == 'decode errors'
+
+
+def test_a_late_start_does_not_make_a_file_longer(tmp_path):
+    """As a recorder writes that goes by the time of the day."""
+    write_video(tmp_path / 'now.mkv', moving_bar(36), fps=12, codec='mpeg4')  # in order
+    with av.open(tmp_path / 'now.mkv') as now, av.open(tmp_path / 'late.mkv', 'w') as late:
+        stream = late.add_stream_from_template(now.streams.video[0])
+        for packet in now.demux(now.streams.video[0]):
+            if packet.size:
+                packet.pts += int(3600 / packet.time_base)
+                packet.dts = packet.pts
+                packet.stream = stream
+                late.mux(packet)
+    for name in ('now.mkv', 'late.mkv'):
+        assert seconds_of(tmp_path / name) == pytest.approx(3, abs=0.1)
 
 
 def test_a_clip_below_the_asked_length(tmp_path):
