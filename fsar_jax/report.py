@@ -77,6 +77,8 @@ def main(arguments: list[str] | None = None) -> None:
     run, against = read_run(workdir), read_run(other) if other else None
     if against is not None and against.name == run.name:
         run, against = run._replace(name=str(workdir)), against._replace(name=str(other))
+    if run.results:  # before the first picture is drawn
+        check_asked(asked, len(run.results['correct']), workdir)
     first = ('Training and test', run_pictures(run, against))
     rest = episode_parts(workdir, run, other, against, asked, args.dir)
     page, notes = write_report(
@@ -102,6 +104,15 @@ def parse_episodes(given: str) -> int | list[int]:
     if len(numbers) == 1:
         return int(numbers[0])
     return list(dict.fromkeys(int(number) for number in numbers if number))
+
+
+def check_asked(asked: int | list[int], count: int, workdir: pathlib.Path) -> None:
+    """ValueError where an episode is asked for by number that is not one of `count`."""
+    if isinstance(asked, list) and max(asked) >= count:
+        raise ValueError(
+            f'--episodes={",".join(map(str, asked))}: the test episodes of '
+            f'{printable(workdir, 1000)} are 0 to {count - 1}'
+        )
 
 
 def episode_parts(
@@ -132,11 +143,7 @@ def episode_parts(
     count = len(subject.episodes)
     if isinstance(asked, list):
         numbers = asked
-        if max(numbers) >= count:
-            raise ValueError(
-                f'--episodes={",".join(map(str, numbers))}: the test episodes of '
-                f'{printable(workdir, 1000)} are 0 to {count - 1}'
-            )
+        check_asked(asked, count, workdir)
     else:
         correct = run.results['correct'] if run.results else [0] * count
         numbers = hardest(correct, asked)

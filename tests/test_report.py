@@ -106,6 +106,13 @@ def test_runs_on_other_episodes_are_not_compared(tmp_path, capsys):
     assert all(line.startswith('note: left out: ') for line in said)
 
 
+def test_an_episode_that_is_not_there_is_refused_before_anything_is_drawn(tmp_path):
+    run = make_run(tmp_path / 'run')
+    with pytest.raises(ValueError, match='--episodes=0,99999: the test episodes of .* are 0 to '):
+        report.main([f'--workdir={run}', '--episodes=0,99999'])
+    assert not (run / 'report').exists()
+
+
 def test_what_a_run_lacks_is_left_out_with_a_line(tmp_path, capsys):
     trained = make_run(tmp_path / 'trained', correct=None)
     report.main([f'--workdir={trained}'])
