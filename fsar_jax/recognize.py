@@ -27,9 +27,10 @@ if __name__ == '__main__':
 
 from fsar_jax.arguments import Parser
 from fsar_jax.files import check_output, local_path, write_whole
-from fsar_jax.messages import printable
+from fsar_jax.messages import listed, printable
 
 WIDEST = 48  # characters of a clip's name in the table
+NOTED = 5  # files that a note names
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -47,13 +48,18 @@ def main(arguments: list[str] | None = None) -> None:
     from fsar_jax.ingest.clip_folders import list_clips, list_examples
     from fsar_jax.ingest.frame_files import is_frame
     from fsar_jax.machine import usable_cores
+    from fsar_jax.recognition.saved import is_saved
 
     clips: list[str] = []
     left_out: list[tuple[str, str]] = []
     if args.clips:
         clips, left_out = list_clips(local_path(path, '--clips') for path in args.clips)
+    of_reason: dict[str, list[str]] = {}
     for clip, reason in left_out:
-        print(f'note: {printable(clip, 1000)} is left out: {reason}', file=sys.stderr)
+        of_reason.setdefault(reason, []).append(clip)
+    for reason, names in of_reason.items():
+        are = 'is' if len(names) == 1 else 'are'
+        print(f'note: {listed(names, NOTED)} {are} left out: {reason}', file=sys.stderr)
     given: list[tuple[str, Any]] = [('--clips', clip) for clip in clips]
     load = None if args.load is None else local_path(args.load, '--load')
     given += [(flag, path) for flag, path in (('--load', load), ('--workdir', workdir)) if path]
@@ -69,6 +75,10 @@ def main(arguments: list[str] | None = None) -> None:
                 raise ValueError(
                     f'--{flag}={printable(path, 1000)} is a frame of {source}: name another file'
                 )
+    if (path := existing.get('save')) and not is_saved(path):
+        raise ValueError(
+            f'--save={printable(path, 1000)} exists and holds something else: name another file'
+        )
     processes = usable_cores() if args.processes is None else args.processes
 
     from absl import logging

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tiny_run import random_variables, tiny_config
 
 from fsar_jax import recognize
@@ -110,6 +110,27 @@ def test_saved_examples_are_taken_up_and_added_to(folder, tmp_path, capsys):
     )  # fmt: skip
     assert 'examples: blue 2, green 2, red 2, grey 1' in printed.out
     assert any(line.split()[:2] == ['of_red.avi', 'red'] for line in printed.out.splitlines())
+
+
+def test_only_saved_examples_are_written_over(folder, tmp_path, capsys):
+    exported = tmp_path / 'model.safetensors'
+    save_file({'x': np.zeros(3, np.float32)}, exported)
+    before = exported.read_bytes()
+    with pytest.raises(ValueError, match='exists and holds something else: name another file'):
+        run(f'--examples={folder}/examples', f'--save={exported}', capsys=capsys)
+    assert exported.read_bytes() == before
+    for _ in range(2):
+        run(f'--examples={folder}/examples', f'--save={tmp_path}/mine.safetensors', capsys=capsys)
+
+
+def test_files_that_are_no_clips_are_one_note(folder, tmp_path, capsys):
+    (tmp_path / 'new').mkdir()
+    for number in range(30):
+        (tmp_path / 'new' / f'{number:02}.txt').write_text('')
+    write_video(tmp_path / 'new' / 'red.mp4', frames_of('red', 9, 0))
+    printed = run(f'--examples={folder}/examples', f'--clips={tmp_path}/new', capsys=capsys)
+    (line,) = [line for line in printed.err.splitlines() if '.txt' in line]
+    assert line.startswith('note: ') and "and 25 more are left out: a '.txt' file" in line
 
 
 # ── Long recordings ───────────────────────────────────────────────────────────────────────────────

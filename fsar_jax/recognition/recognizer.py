@@ -114,6 +114,7 @@ class Recognizer:
         """
         given, left_out = _of_folder(examples)
         _check_way(len(given))
+        _check_names(given)
         found, skipped = self._embedded(given, [])
         self._classes, self._examples, self.skipped = list(given), found, left_out + skipped
         self._forget()
@@ -123,6 +124,7 @@ class Recognizer:
     def add(self, examples: Mapping[str, Clips] | str | os.PathLike) -> Recognizer:
         """Takes more examples, of classes that are there or of new ones. Embeds only these."""
         given, left_out = _of_folder(examples)
+        _check_names([*self._classes, *given])
         found, skipped = self._embedded(given, self._examples)
         new = [name for name in given if name not in self._classes]
         self._classes = self._classes + new
@@ -279,7 +281,7 @@ class Recognizer:
         write_examples(
             path,
             {
-                'source': self.model.source,
+                'source': os.path.abspath(self.model.source) if self.model.source else '',
                 'identity': self.model.identity,
                 'preprocessing': self.model.preprocessing,
             },
@@ -312,7 +314,13 @@ class Recognizer:
             the embeddings.
         """
         saved = read_examples(path)
-        recognizer = cls(workdir or saved.model['source'] or None, processes=processes)
+        source = saved.model['source']
+        if workdir is None and source and not os.path.exists(source):
+            raise ValueError(
+                f'{printable(path, 1000)} was made with the run in {printable(source, 1000)}, '
+                'which is not there: say with --workdir where it is'
+            )
+        recognizer = cls(workdir or source or None, processes=processes)
         model = recognizer.model
         for what, now in (('identity', model.identity), ('preprocessing', model.preprocessing)):
             if saved.model[what] != now:
@@ -540,6 +548,17 @@ def _of_folder(examples):
                 'leave the class out'
             )
     return given, left_out
+
+
+def _check_names(names):
+    first = {}
+    for name in names:
+        other = first.setdefault(name.casefold(), name)
+        if other != name:
+            raise ValueError(
+                f"classes '{printable(other)}' and '{printable(name)}' differ only in case: give "
+                'them one name, or quite other ones'
+            )
 
 
 def _check_way(way):

@@ -80,6 +80,11 @@ def _checksum(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
     return hashlib.sha256(f'{text}\n{state_hash(arrays)}'.encode()).hexdigest()
 
 
+def is_saved(path: str | os.PathLike[str]) -> bool:
+    """Whether `write_examples` wrote a file, as far as its first lines tell."""
+    return FORMAT in read_metadata(path)
+
+
 def read_examples(path: str | os.PathLike[str]) -> Saved:
     """Reads a file that `write_examples` wrote.
 
@@ -87,10 +92,14 @@ def read_examples(path: str | os.PathLike[str]) -> Saved:
       OSError, ValueError: one line: there is no such file, it is another, or it is damaged.
     """
     shown = printable(path, 1000)
+    other = f'{shown} is not a file of python -m fsar_jax.recognize --save (Recognizer.save)'
+    if os.path.isdir(path) or os.path.splitext(os.fspath(path))[1] != '.safetensors':
+        os.stat(path)  # it may not exist
+        raise ValueError(other)
     text = read_metadata(path).get(FORMAT)
     arrays = read_torch(path)  # also says what is wrong with a file that has no such text
     if text is None:
-        raise ValueError(f'{shown} is not a file that Recognizer.save wrote')
+        raise ValueError(other)
     try:
         about = json.loads(text)
         if about['version'] != VERSION:

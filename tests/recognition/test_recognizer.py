@@ -324,6 +324,38 @@ def test_a_file_of_another_model_or_a_damaged_one_is_refused(
         assert '\n' not in one_line(raised.value)
     with pytest.raises(FileNotFoundError):
         fsar_jax.Recognizer.load(tmp_path / 'nowhere.safetensors')
+    (tmp_path / 'answers.json').write_text('{}')
+    for other in (tmp_path, tmp_path / 'answers.json'):
+        with pytest.raises(
+            ValueError, match='is not a file of python -m fsar_jax.recognize --save'
+        ):
+            fsar_jax.Recognizer.load(other)
+
+
+def test_a_run_that_is_not_where_it_was_is_asked_for(fitted, tmp_path, monkeypatch):
+    path = tmp_path / 'mine.safetensors'
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'run').mkdir()
+    run = dataclasses.replace(fitted.model, source='run')
+    with monkeypatch.context() as patch:
+        patch.setattr(fitted, 'model', run)
+        fitted.save(path)
+    monkeypatch.chdir('/')
+    assert fsar_jax.Recognizer.load(path).classes == fitted.classes
+    (tmp_path / 'run').rmdir()
+    with pytest.raises(ValueError, match=f'was made with the run in {tmp_path}/run, which is not '):
+        fsar_jax.Recognizer.load(path)
+
+
+def test_classes_that_differ_only_in_case_are_refused(features, monkeypatch):
+    monkeypatch.setattr(recognizer, 'load_model', lambda workdir: features)
+    clips = {name: [clip_of(name, 0)] for name in COLOURS}
+    with pytest.raises(ValueError, match="classes 'red' and 'Red' differ only in case"):
+        fsar_jax.Recognizer().fit(clips | {'Red': [clip_of('blue', 1)]})
+    fitted = fsar_jax.Recognizer().fit(clips)
+    with pytest.raises(ValueError, match="classes 'red' and 'Red' differ only in case"):
+        fitted.add({'Red': [clip_of('blue', 1)]})
+    assert sorted(fitted.classes) == sorted(COLOURS)
 
 
 # ── Probabilities ─────────────────────────────────────────────────────────────────────────────────
