@@ -56,19 +56,20 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 
 def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
     """Writes a file under another name, then renames it. So a kill or a full disk leaves the old
-    file or the new one, never half of one.
+    file or the new one, never half of one. A link stays one, to the new file.
 
     Raises:
       OSError: with the path; the old file is as it was.
     """
     path = pathlib.Path(path)
-    draft = _draft(path)
+    written = pathlib.Path(os.path.realpath(path)) if path.is_symlink() else path
+    draft = _draft(written)
     try:
         with open(draft, 'wb') as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        draft.replace(path)
+        draft.replace(written)
     except BaseException as error:
         with contextlib.suppress(OSError):
             draft.unlink()

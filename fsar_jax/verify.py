@@ -83,7 +83,8 @@ def record_damage(dataset: VideoDataset, position: int) -> list[tuple[str, str]]
     try:
         record = dataset.read(position)
     except OSError as error:
-        return [('records cannot be read', one_line(error))]
+        line = one_line(error).removesuffix(f': {dataset.advice}')  # that is what runs
+        return [('records cannot be read', line)]
     except ValueError as error:
         return [('records are not those of the index', one_line(error))]
     file, number = dataset.file_of(position)

@@ -52,6 +52,15 @@ def test_a_failed_write_leaves_the_old_file_and_names_it(tmp_path, monkeypatch):
     assert path.read_text() == 'before' and os.listdir(tmp_path) == ['trained_on.json']
 
 
+def test_a_link_stays_a_link(tmp_path):
+    target, link = tmp_path / 'target', tmp_path / 'link'
+    target.write_text('before')
+    link.symlink_to(target)
+    files.write_whole(link, 'after')
+    assert link.is_symlink() and target.read_text() == 'after'
+    assert sorted(os.listdir(tmp_path)) == ['link', 'target']
+
+
 @pytest.mark.parametrize(
     'content, where',
     [('', 'line 1, column 1'), ('{"a": 1,\n"b": ', 'line 2, column 6'), ('\udcff', 'decode')],

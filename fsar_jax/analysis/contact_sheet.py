@@ -69,7 +69,7 @@ def _draw_row(dataset, label, record, length, height):
             ImageDraw.Draw(frame).rectangle(
                 [float(v) for v in record['boxes'][index]], outline=BOX_COLOUR
             )
-        frames.append(frame.resize((round(frame.width * height / frame.height), height)))
+        frames.append(frame.resize((max(1, round(frame.width * height / frame.height)), height)))
     row = Image.new('RGB', (LABEL_WIDTH + sum(f.width for f in frames), height))
     truth = (
         f"\naction: frames {record['action_start']} to {record['action_end']}"

@@ -283,7 +283,7 @@ class VideoDataset(Videos):
 
     def lost_files(self) -> dict[str, str]:
         """{name: reason} of the split's record files that do not exist or hold another number of
-        records than they should. Opens each file."""
+        records than they should. Opens each file; PermissionError where that is not allowed."""
         from array_record.python import array_record_module  # has no wheel for some platforms
 
         start_reader_threads()
@@ -293,6 +293,7 @@ class VideoDataset(Videos):
             if not path.is_file():
                 lost[name] = 'is not there'
                 continue
+            path.open('rb').close()  # a file that only others may read is not lost
             try:
                 reader = array_record_module.ArrayRecordReader(str(path))
                 try:
