@@ -62,7 +62,7 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
       OSError: with the path; the old file is as it was.
     """
     path = pathlib.Path(path)
-    written = pathlib.Path(os.path.realpath(path)) if path.is_symlink() else path
+    written = _behind_links(path)
     draft = _draft(written)
     try:
         with open(draft, 'wb') as file:
@@ -76,6 +76,10 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
         if isinstance(error, OSError) and error.errno is not None:  # it names the draft, or nothing
             raise type(error)(error.errno, error.strerror, os.fspath(path)) from error
         raise
+
+
+def _behind_links(path):
+    return pathlib.Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def _draft(path):
@@ -93,6 +97,7 @@ def check_output(path: pathlib.Path, flag: str) -> None:
         disk is full or read-only.
     """
     shown = f'{flag}={printable(path, 1000)}'
+    path = _behind_links(path)
     if path.is_dir() or not path.parent.is_dir():
         wrong = 'is a folder' if path.is_dir() else 'lies in a folder that does not exist'
         raise ValueError(f'{shown} {wrong}: name a file')

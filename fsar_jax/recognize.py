@@ -75,9 +75,9 @@ def main(arguments: list[str] | None = None) -> None:
                 raise ValueError(
                     f'--{flag}={printable(path, 1000)} is a frame of {source}: name another file'
                 )
-    if (path := existing.get('save')) and not is_saved(path):
+    if (save := existing.get('save')) and not is_saved(save):
         raise ValueError(
-            f'--save={printable(path, 1000)} exists and holds something else: name another file'
+            f'--save={printable(save, 1000)} exists and holds something else: name another file'
         )
     processes = usable_cores() if args.processes is None else args.processes
 

@@ -59,6 +59,11 @@ def test_a_link_stays_a_link(tmp_path):
     files.write_whole(link, 'after')
     assert link.is_symlink() and target.read_text() == 'after'
     assert sorted(os.listdir(tmp_path)) == ['link', 'target']
+    files.check_output(link, '--out')
+    link.unlink()
+    link.symlink_to(tmp_path / 'nowhere' / 'file')
+    with pytest.raises(ValueError, match='--out=.* lies in a folder that does not exist'):
+        files.check_output(link, '--out')
 
 
 @pytest.mark.parametrize(

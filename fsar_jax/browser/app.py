@@ -81,6 +81,7 @@ class Examples:
 
     def __init__(self, recognizer: Recognizer) -> None:
         self.recognizer = recognizer
+        self.let_go = False  # reset while a change was under way
         self._changing = threading.Lock()
 
     def add(self, class_name: str, path: pathlib.Path, most: int) -> None:
@@ -135,13 +136,18 @@ class Browsers:
 
     def keep(self, key: str, examples: Examples) -> None:
         """They have been changed."""
+        if examples.let_go:
+            return
+        self._tried.pop(key, None)
         self._own[key] = examples
         self._own.move_to_end(key)
         while len(self._own) > self._most:
             self._own.popitem(last=False)
 
     def reset(self, key: str) -> None:
-        self._own.pop(key, None)
+        for entries in (self._own, self._tried):
+            if (examples := entries.pop(key, None)) is not None:
+                examples.let_go = True
 
 
 def web_app(

@@ -124,7 +124,7 @@ class Recognizer:
     def add(self, examples: Mapping[str, Clips] | str | os.PathLike) -> Recognizer:
         """Takes more examples, of classes that are there or of new ones. Embeds only these."""
         given, left_out = _of_folder(examples)
-        _check_names([*self._classes, *given])
+        _check_names([n for n in given if n not in self._classes], self._classes)
         found, skipped = self._embedded(given, self._examples)
         new = [name for name in given if name not in self._classes]
         self._classes = self._classes + new
@@ -550,8 +550,8 @@ def _of_folder(examples):
     return given, left_out
 
 
-def _check_names(names):
-    first = {}
+def _check_names(names, known=()):
+    first = {name.casefold(): name for name in known}
     for name in names:
         other = first.setdefault(name.casefold(), name)
         if other != name:

@@ -142,8 +142,7 @@ class Checkpoints:
         return SELECTION_METRIC not in (self._saved[step] or {})
 
     def save(self, step: int, state: ArrayTree, metrics: dict | None = None) -> bool:
-        """Starts writing a checkpoint and returns. Waits only for the save before it. If that one
-        failed, it also waits for this one, which takes its place.
+        """Starts writing a checkpoint and returns. Waits only for the save before it.
 
         Args:
           step: number of finished steps.
@@ -157,8 +156,7 @@ class Checkpoints:
 
         Raises:
           ValueError: `metrics` is not strict JSON.
-          OSError: this save failed at once, or both it and the one before it did. The earlier
-            checkpoints are whole.
+          OSError: this save or the one before it failed. The earlier checkpoints are whole.
         """
         if step in self._saved and not (
             self.is_unscored(step) and SELECTION_METRIC in (metrics or {})
@@ -171,16 +169,7 @@ class Checkpoints:
                 f'metrics of step {step} cannot be written as JSON ({error}): pass Python '
                 'numbers, strings and lists, without NaN'
             ) from None
-        before, failed = self._saving, False
-        try:
-            self.wait()
-        except OSError as error:
-            failed = True
-            assert before and error.__cause__
-            print_once(
-                f'note: the checkpoint of step {before[0]} could not be written '
-                f'({files.reason(error.__cause__)}): step {step} takes its place'
-            )
+        self.wait()
         state = jax.tree.map(without_key, state)
         arrays = {name: on_host(leaf) for name, leaf in by_name(state).items()}
         # Its own name: threads of a save that failed may still make files under the one before.
@@ -196,8 +185,6 @@ class Checkpoints:
             self._writer.submit(self._finish, step, response, draft, arrays, metrics),
         )
         self._saved[step] = metrics
-        if failed:  # the disk may be as full as before: better known now than an interval later
-            self.wait()
         return True
 
     def restore(self, abstract_state: ArrayTree, step: int | None = None) -> tuple:

@@ -95,6 +95,16 @@ def test_requests_that_are_refused_make_no_room(started, clips):
     assert one.classes()[-1] == 'blue'
 
 
+def test_a_reset_holds_after_a_request_that_was_refused(started, clips):
+    port, _ = started()
+    client = Client(port)
+    assert client.add('blue', clips('blue'))[0] == 200
+    assert client.send('POST', '/remove?class=nowhere')[0] == 422
+    assert client.send('POST', '/reset')[0] == 200
+    assert client.add('grey', clips('green', 3))[0] == 200
+    assert client.classes() == ['red', 'green', 'grey']
+
+
 def test_two_gigabytes_are_refused_before_they_are_read(started):
     port, folder = started()
     with socket.create_connection(('127.0.0.1', port), timeout=10) as connection:

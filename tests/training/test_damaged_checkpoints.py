@@ -365,31 +365,6 @@ def test_a_save_that_fails_is_one_line_and_the_next_succeeds(copy, capfd):
         assert_same(checkpoints.restore(like)[0], large)
 
 
-@pytest.mark.parametrize('again', [False, True])
-def test_a_save_that_failed_gives_its_place_to_the_next(again, copy, monkeypatch, capfd):
-    write, failing = checkpoint_files.write_manifest, [4, 5] if again else [4]
-
-    def full(path, *args):
-        if int(path.name.partition('.')[0]) in failing:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(path, *args)
-
-    monkeypatch.setattr(checkpoint_files, 'write_manifest', full)
-    with Checkpoints(copy) as checkpoints:
-        checkpoints.save(4, make_state(4))  # fails while the next steps are trained
-        if again:
-            with pytest.raises(OSError, match=r'of step 5 cannot be written .*No space left'):
-                checkpoints.save(5, make_state(5))
-        else:
-            assert checkpoints.save(5, make_state(5))
-            assert checkpoint_files.read_manifest(copy / '5')  # it is waited for
-        assert checkpoints.steps == [1, 2, 3] + [5] * (not again)
-    assert capfd.readouterr().out == (
-        'note: the checkpoint of step 4 could not be written (No space left on device): step 5 '
-        'takes its place\n'
-    )
-
-
 def test_a_full_disk_is_named_whatever_surrounds_its_words():
     words = 'RESOURCE_EXHAUSTED: Error writing "' + 300 * 'x' + '": No space left on device [errno]'
     for kind in (ValueError, RuntimeError, OSError):
