@@ -4,6 +4,7 @@ import json
 
 import jax
 import numpy as np
+import optax
 import pytest
 from tiny_run import SAMPLER, largest_difference, tiny_config
 
@@ -110,7 +111,7 @@ def test_clips_are_measured_by_a_classifier_that_knows_them(
     assert 'temporal_shift=True there, False here' in capsys.readouterr().out
 
 
-def test_what_cannot_be_pretrained_is_one_line(tiny_data, tmp_path):
+def test_what_cannot_be_pretrained_is_one_line(tiny_data, tmp_path, monkeypatch):
     for argv, words in (
         (['--config=vim'], 'no --workdir given'),
         ([f'--workdir={tmp_path}'], 'no --config given'),
@@ -127,9 +128,10 @@ def test_what_cannot_be_pretrained_is_one_line(tiny_data, tmp_path):
     with pytest.raises(ValueError, match='holds a run already: name a new folder'):
         pretrain.pretrain(config_of(tiny_data, 1), run)
     assert (run / 'metrics.jsonl').read_text() == '{"step": 8}\n'
-    config = config_of(tiny_data, 1, **{'train.learning_rate': 1e38, 'train.optimizer': 'sgd'})
-    with pytest.raises(FloatingPointError, match='what the last step has left is not finite'):
-        pretrain.pretrain(config, tmp_path / 'diverged')
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, 'create_optimizer', lambda _: optax.sgd(float('inf')))
+        with pytest.raises(FloatingPointError, match='what the last step has left is not finite'):
+            pretrain.pretrain(config_of(tiny_data, 1), tmp_path / 'diverged')
     assert not list((tmp_path / 'diverged' / 'checkpoints').glob('1*'))
     config = config_of(tiny_data, 1, **{'model.backbone.name': 'resnet3d50'})
     with pytest.raises(ValueError, match='leaves 1 of 4: choose one that keeps them all'):
