@@ -36,7 +36,7 @@ from jax.sharding import AxisType, Mesh
 
 from fsar_jax import create_learner
 from fsar_jax.evaluation.evaluate import _match_chunk
-from fsar_jax.mesh import AXIS, along, replicated
+from fsar_jax.mesh import AXIS, along, replicated, round_up
 from fsar_jax.messages import first_line
 from fsar_jax.stages import frames_read
 from fsar_jax.training.inputs import fit_accumulation
@@ -72,7 +72,7 @@ def lowered_match(config, learner, mesh):
     if learner.encodes_in_match:  # as many clips as in embedding
         clips = episode.way * (episode.shot + config.eval.query)
         count = max(1, config.eval.videos_per_batch // clips)
-    count = -(-count // mesh.size) * mesh.size
+    count = round_up(count, mesh)
     support = jax.ShapeDtypeStruct((count, episode.way, episode.shot), np.int32)
     query = jax.ShapeDtypeStruct((count, episode.way * config.eval.query), np.int32)
     whole, split = replicated(mesh), along(mesh, 0)

@@ -371,7 +371,7 @@ class Checkpoints:
         """Gives a checkpoint its name again whose replacement was about to get it at a kill."""
         for path in self.directory.glob(f'*{_REPLACED}'):
             named = path.with_name(path.name.removesuffix(_REPLACED))
-            if not os.path.lexists(named):
+            if named.name.isdecimal() and not os.path.lexists(named):
                 path.rename(named)
 
     def _remove_unfinished(self):

@@ -14,11 +14,6 @@ from fsar_jax.messages import listed
 from fsar_jax.stages import chosen
 from fsar_jax.training.state import example_episode
 
-AGAINST_DIVERGENCE = (
-    'Lower config.train.learning_rate, or set or lower config.train.clip_norm, and train in '
-    'another --workdir'
-)
-
 
 def check_logits(learner: FewShotLearner, variables: dict[str, Any], config: ConfigDict) -> None:
     """Classifies one query of noise in an episode of noise, in evaluation mode.

@@ -32,7 +32,7 @@ from fsar_jax.stopping import finish_first
 from fsar_jax.training.checkpoints import Checkpoints
 from fsar_jax.training.departures import departures, departures_of_published, hash_of_list
 from fsar_jax.training.export import exported_variables, read_about
-from fsar_jax.training.finite import AGAINST_DIVERGENCE, check_logits
+from fsar_jax.training.finite import check_logits
 from fsar_jax.training.inputs import (
     fit_accumulation,
     open_split,
@@ -335,8 +335,9 @@ def log_step(writer: MetricWriter, step: int, metrics: dict, checkpoints: Checkp
         last = checkpoints.latest_step
         raise FloatingPointError(
             f'the {what} of step {step} is not finite, in training episodes {bad.tolist()}; last '
-            f'good checkpoint: {checkpoints.directory / str(last) if last else "none yet"}. '
-            f'{AGAINST_DIVERGENCE}'
+            f'good checkpoint: {checkpoints.directory / str(last) if last else "none yet"}. Lower '
+            'config.train.learning_rate, or set or lower config.train.clip_norm, and train in '
+            'another --workdir'
         )
     writer.write(step, {name: metrics[name] for name in ('loss', 'accuracy', 'gradient_norm')})
 

@@ -391,10 +391,12 @@ def test_a_kill_between_two_renames_loses_nothing(copy, monkeypatch):
         checkpoints.wait()
     monkeypatch.undo()
     assert not (copy / '3').exists()
+    (copy / 'mine.damaged').write_text('no step')
     with Checkpoints(copy) as checkpoints:
         assert checkpoints.latest_step == 3
         assert_same(checkpoints.restore(LIKE)[0], make_state(3))
     assert checkpoint_files.read_manifest(copy / '3') == manifest
+    assert (copy / 'mine.damaged').exists()
 
 
 def test_late_threads_of_a_failed_save_do_not_stop_the_next(copy, monkeypatch):
