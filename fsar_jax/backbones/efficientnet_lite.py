@@ -14,6 +14,7 @@ from fsar_jax.backbones.batch_norm import BatchNorm
 from fsar_jax.backbones.depthwise import DepthwiseConv
 from fsar_jax.backbones.pointwise import PointwiseConv
 from fsar_jax.backbones.resnet import KAIMING_FAN_OUT, NORMALIZE, FrameNetwork, normalize_frames
+from fsar_jax.backbones.scan_maps import ScanMaps
 from fsar_jax.convolution import convolution
 from fsar_jax.fields import setting
 
@@ -28,6 +29,7 @@ STAGES = (
     (3, 1, 6, 320, 1),
 )
 STEM, HEAD = 32, 1280  # channels; the same in every Lite
+SCANNED = (2, 4, 6)  # stages that end at strides 8, 16 and 32
 EPSILON = 1e-3  # of every batch norm
 # He et al. 2015 for the one input channel that a depthwise kernel has.
 DEPTHWISE_START = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
@@ -40,13 +42,21 @@ def rounded_width(channels: int, multiplier: float) -> int:
     return width + 8 if width < 0.9 * exact else width
 
 
-def blocks_of(width: float, depth: float) -> Iterator[tuple[int, int, int, int]]:
-    """(kernel, stride, expansion, output channels) of every block; the first and the last stage
-    keep their one block whatever the depth."""
+def blocks_of(width: float, depth: float) -> Iterator[tuple[int, int, int, int, bool]]:
+    """(kernel, stride, expansion, output channels, whether a scanned stage ends with it) of every
+    block; the first and the last stage keep their one block whatever the depth."""
     for stage, (kernel, stride, expansion, channels, count) in enumerate(STAGES):
         fixed = stage in (0, len(STAGES) - 1)
-        for i in range(count if fixed else math.ceil(count * depth)):
-            yield kernel, stride if i == 0 else 1, expansion, rounded_width(channels, width)
+        count = count if fixed else math.ceil(count * depth)
+        for i in range(count):
+            scanned = stage in SCANNED and i == count - 1
+            yield (
+                kernel,
+                stride if i == 0 else 1,
+                expansion,
+                rounded_width(channels, width),
+                scanned,
+            )
 
 
 def same_padding(x: jax.Array, kernel: int, stride: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -153,8 +163,13 @@ class EfficientNetLite(FrameNetwork):
         """Arguments of every BatchNorm."""
         return super().norm | {'epsilon': EPSILON, 'momentum': self.batch_norm_momentum}
 
+    def __call__(self, frames: jax.Array, train: bool = False) -> Any:
+        return self.maps(frames, train)[-1]
+
     @nn.compact
-    def __call__(self, frames: jax.Array, train: bool = False) -> jax.Array:
+    def maps(self, frames: jax.Array, train: bool) -> list[jax.Array]:
+        """Maps [B, h, w, C] at strides 8, 16 and 32, before the 1×1 convolution, and the output
+        after it."""
         normal = lambda name, y: nn.relu6(
             BatchNorm(**self.norm, dtype=self.dtype, name=name)(y, train)
         )
@@ -175,9 +190,21 @@ class EfficientNetLite(FrameNetwork):
         # 0 is the module, 1 x, 2 train
         block = nn.remat(InvertedResidual, static_argnums=(2,)) if self.remat else InvertedResidual
         blocks = list(blocks_of(self.width_multiplier, self.depth_multiplier))
-        for i, (kernel, stride, expansion, width) in enumerate(blocks):
+        maps = []
+        for i, (kernel, stride, expansion, width, scanned) in enumerate(blocks):
             drop = self.drop_connect * i / len(blocks)
             x = block(
                 width, kernel, stride, expansion, self.norm, drop, self.dtype, name=f'blocks_{i}'
             )(x, train)
-        return normal('bn1', pointwise(HEAD, self.dtype, 'conv_head')(x))
+            if scanned:
+                maps.append(x)
+        return [*maps, normal('bn1', pointwise(HEAD, self.dtype, 'conv_head')(x))]
+
+
+class ScanningEfficientNetLite(EfficientNetLite):
+    """The same as a scan network: `ScanMaps`, of Lite0 with 40, 112 and 320 channels. It scales
+    its input itself, as its pretrained weights expect."""
+
+    def __call__(self, frames: jax.Array, train: bool = False) -> ScanMaps:
+        *stages, last = self.maps(frames, train)
+        return ScanMaps.of(stages, last)

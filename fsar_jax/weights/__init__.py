@@ -119,10 +119,11 @@ def load_classifier(path: Path, config: ConfigDict) -> dict[str, Any]:
 
 def load_scan_network(path: Path, name: str) -> dict[str, Any]:
     """Variables of the scan network `name` (config.model.sampler.scan_network), from a file with
-    torchvision's names.
+    its published names; the path 'pretrained' as in `load_backbone`.
 
     Files and errors are as in `load`; returns what `scan_network_from_torch` returns.
     """
+    path = pretrained_file(name) if path == PRETRAINED else path
     return _converted(path, scan_network_from, name)
 
 

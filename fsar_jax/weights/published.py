@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fsar_jax import backbones
-from fsar_jax.backbones.efficientnet_lite import EfficientNetLite
+from fsar_jax.backbones.efficientnet_lite import EfficientNetLite, ScanningEfficientNetLite
 from fsar_jax.backbones.mobilenet_v1 import MobileNetV1
 from fsar_jax.backbones.mvit import MViT
 from fsar_jax.backbones.resnet_small import ResNetSmall
@@ -348,6 +348,7 @@ def _layer_name(network: Stage) -> Callable[[str], str]:
     """Our name of a layer of this network → the published one."""
     own: dict[type, Callable[[str], str]] = {
         EfficientNetLite: efficientnet_lite.published_layer,
+        ScanningEfficientNetLite: efficientnet_lite.published_layer,
         ShuffleNetV1: scan_networks.shufflenet_v1_layer,
         MobileNetV1: scan_networks.mobilenet_v1_layer,
     }

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from tiny_run import random_variables
 
 from fsar_jax import backbones, weights
-from fsar_jax.backbones.efficientnet_lite import InvertedResidual
+from fsar_jax.backbones.efficientnet_lite import InvertedResidual, ScanningEfficientNetLite
 from fsar_jax.weights import backbone_from_torch
 from fsar_jax.weights.published import backbone_table
 
@@ -91,6 +91,19 @@ def test_features_of_every_block_equal_the_reference(narrow):
 
 
 @pytest.mark.slow
+def test_as_a_scan_network_it_has_the_same_maps(narrow):
+    config, network, published, frames, _ = narrow
+    variables = backbone_from_torch(published, config)
+    maps, blocks = maps_and_blocks(network, variables, frames)
+    scanned = jax.jit(ScanningEfficientNetLite(width_multiplier=0.25).apply)(variables, frames)
+    for found, reference in zip(
+        (*scanned.stages, scanned.last), (blocks[4], blocks[10], blocks[15], maps), strict=True
+    ):
+        assert_close(found, reference, 1e-6, 'maps')
+    assert_close(scanned.features, maps.mean((1, 2)), 1e-6, 'features')
+
+
+@pytest.mark.slow
 def test_training_equals_the_reference(narrow):
     """Batch statistics, gradients and running statistics (momentum 0.99) after one step."""
     config, network, published, frames, reference = narrow
@@ -157,6 +170,9 @@ def test_the_published_network_equals_the_reference(size):
     np.testing.assert_array_equal(frames.sum((1, 2, 3), dtype=np.int64), reference['frames/sum'])
     config = lite_config(size)
     variables = weights.load_backbone('pretrained', config)
+    if size == 0:  # a scan network too
+        scanning = weights.load_scan_network('pretrained', 'efficientnet_lite0')
+        jax.tree.map(np.testing.assert_array_equal, scanning, variables)
     maps, blocks = maps_and_blocks(
         backbones.create(config), variables, frames.astype(np.float32) / 255
     )

@@ -184,6 +184,7 @@ EXPECTED = {
     'mobilenet_v2': (3_504_872 - 1_281_000, ((8, 32), (4, 96), (2, 320)), 1280),
     'shufflenet_v1_x2_0': (None, ((16, 480), (8, 960), (4, 1920)), 1920),
     'mobilenet_v1_x0_75': (None, ((8, 192), (4, 384), (2, 768)), 768),
+    'efficientnet_lite0': (4_652_008 - 1_281_000, ((8, 40), (4, 112), (2, 320)), 1280),
 }
 
 
@@ -221,7 +222,7 @@ def test_frozen_batch_norm_trains_with_the_running_statistics():
 def test_unknown_name_is_one_line():
     known = (
         'shufflenet_v2_small, shufflenet_v2_x0_5, shufflenet_v2_x1_0, shufflenet_v2_x1_5, '
-        'mobilenet_v2, shufflenet_v1_x2_0, mobilenet_v1_x0_75'
+        'mobilenet_v2, shufflenet_v1_x2_0, mobilenet_v1_x0_75, efficientnet_lite0'
     )
     with pytest.raises(ValueError, match=f"^the scan network 'vgg' is not one of {known}$"):
         create_scan_network('vgg')
