@@ -126,7 +126,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--dataset',
         required=True,
-        help='synthetic_actions/{aligned,misaligned,shifted,untrimmed,spliced,two_actions,small}, '
+        help='synthetic_actions/{aligned,misaligned,shifted,untrimmed,spliced,two_actions,'
+        'two_objects,small}, '
         f'video_folder/NAME with a name of your choice, or one of {", ".join(BENCHMARKS)}',
     )
     parser.add_argument(

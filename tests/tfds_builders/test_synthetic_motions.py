@@ -235,6 +235,26 @@ def test_the_other_of_two_actions_is_another_class_of_the_split(monkeypatch):
     assert 6 <= sum(firsts) <= 18 and len(set(others)) > 6
 
 
+def test_in_two_objects_each_action_is_shown_by_the_objects_of_its_class(monkeypatch):
+    """Those of one class look the same in every clip, whichever of the two actions is its own."""
+    played, looks = [], {}
+    monkeypatch.setattr(renderer, '_play', lambda *args: played.append(args[2:]))
+    for seed in range(40):
+        render_clip(motions.SPLITS['val'][seed % 6], seed, ClipSettings(config='two_objects'))
+        render_clip(motions.SPLITS['val'][seed % 6], seed, ClipSettings(config='two_actions'))
+        own, other, *plain = played[-4:]
+        assert [program for _, program in plain] == [own[1], other[1]], 'the same actions'
+        for scene, program in (own, other):
+            name = next(n for n, p in motions.PROGRAMS.items() if p is program)
+            outlines = [sprite.outline for sprite in scene.objects]
+            for found, expected in zip(outlines, looks.setdefault(name, outlines), strict=True):
+                np.testing.assert_array_equal(found, expected)
+        with pytest.raises(AssertionError):
+            for found, expected in zip(own[0].objects, other[0].objects, strict=True):
+                np.testing.assert_array_equal(found.outline, expected.outline)
+    assert len(looks) > 8
+
+
 def test_a_small_object_stays_in_its_place():
     homes = []
     for seed, name in enumerate(in_place.CLASSES):

@@ -14,7 +14,8 @@ import numpy as np
 
 from tfds_builders.synthetic_actions import in_place, motions
 
-CONFIGS = ('aligned', 'misaligned', 'shifted', 'untrimmed', 'spliced', 'two_actions', 'small')
+TWO = ('two_actions', 'two_objects')  # with two shots of two actions
+CONFIGS = ('aligned', 'misaligned', 'shifted', 'untrimmed', 'spliced', *TWO, 'small')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,8 @@ class ClipSettings:
     displaced by up to a quarter of the frame), 'untrimmed' (the action takes about 30% of the clip,
     other things move all the time), 'spliced' (the action takes about 30% of the clip, the camera
     shows other places before and after it), 'two_actions' (two shots of two actions, one of which
-    is the class's) or 'small' (a small object does something in its place).
+    is the class's), 'two_objects' (the same, and every class has objects of its own) or 'small' (a
+    small object does something in its place).
     """
 
     size: int = 64
@@ -282,7 +284,7 @@ def _timing(rng, settings):
         # Of the frames, as the shot has the action in all of its frames and in no other.
         duration = max(2, round(rng.uniform(0.25, 0.35) * num_frames) - 1) / last
         onset = rng.uniform(0.05, 0.95 - duration)
-    elif settings.config == 'two_actions':
+    elif settings.config in TWO:
         cut = round(rng.uniform(0.4, 0.6) * num_frames)
         first, stop = (0, cut) if rng.random() < 0.5 else (cut, num_frames)
         onset, duration = first / last, (stop - 1 - first) / last
@@ -290,7 +292,7 @@ def _timing(rng, settings):
         onset = rng.uniform(0, 0.04)
         duration = 1 - onset - rng.uniform(0, 0.04)
     start = int(round(onset * last))
-    shortest = 2 if settings.config in ('spliced', 'two_actions') else 4
+    shortest = 2 if settings.config in ('spliced', *TWO) else 4
     end = min(last, start + max(shortest, int(round(duration * last))))
     return start, end, _progress(start, end, num_frames, warp)
 
@@ -395,14 +397,14 @@ def _seed(seed, *more):
 
 
 def _another_class(class_name, seed, classes):
-    """The other class of a clip of 'two_actions': any of its split."""
+    """The other class of a clip with two actions: any of its split."""
     names = next(names for names in classes.SPLITS.values() if class_name in names)
     others = [name for name in names if name != class_name]
     return others[np.random.default_rng(_seed(seed, 2)).integers(len(others))]
 
 
 def _another_scene(scene, seed, settings):
-    """The scene of the other shot of a clip of 'two_actions', whose action takes the rest of the
+    """The scene of the other shot of a clip with two actions, whose action takes the rest of the
     clip."""
     last = settings.num_frames - 1
     start, end = (
@@ -414,6 +416,16 @@ def _another_scene(scene, seed, settings):
         action_end=end,
         progress=_progress(start, end, settings.num_frames, np.linspace(0, 1, 7)),
     )
+
+
+def _with_objects_of(class_name, scene, settings):
+    """In 'two_objects', the scene with the objects of a class, which look the same in all of its
+    clips."""
+    if settings.config != 'two_objects':
+        return scene
+    rng = np.random.default_rng((classes_of(settings.config).CLASSES.index(class_name), 4))
+    objects = tuple(_sprite(rng, sprite.diameter) for sprite in scene.objects)
+    return dataclasses.replace(scene, objects=objects)
 
 
 def render_clip(class_name, seed, settings):
@@ -428,7 +440,7 @@ def render_clip(class_name, seed, settings):
             f'{class_name!r} is not a class of the synthetic actions; see '
             f'{classes.__name__.rpartition(".")[2]}.CLASSES'
         )
-    scene = draw_scene(seed, settings)
+    scene = _with_objects_of(class_name, draw_scene(seed, settings), settings)
     frames = np.empty((settings.num_frames, settings.size, settings.size, 3), np.uint8)
     boxes = np.zeros((settings.num_frames, 4), np.float32)
     _play(frames, boxes, scene, classes.PROGRAMS[class_name])
@@ -436,13 +448,12 @@ def render_clip(class_name, seed, settings):
         boxes[first:stop] = 0
         for t in range(first, stop):
             frames[t] = _lit(_empty(place, t, settings.size), place, t)
-    if settings.config == 'two_actions':
-        other = _another_scene(scene, seed, settings)
+    if settings.config in TWO:
+        other_class = _another_class(class_name, seed, classes)
+        other = _with_objects_of(other_class, _another_scene(scene, seed, settings), settings)
         shot = slice(other.action_start, other.action_end + 1)
         shown = frames.copy()
-        _play(
-            shown, boxes.copy(), other, classes.PROGRAMS[_another_class(class_name, seed, classes)]
-        )
+        _play(shown, boxes.copy(), other, classes.PROGRAMS[other_class])
         frames[shot], boxes[shot] = shown[shot], 0
     return Clip(frames, scene.action_start, scene.action_end, boxes)
 

@@ -75,6 +75,10 @@ class Builder(VideoBuilder):
             description='Two shots of two actions, of which one is of the class.',
         ),
         SyntheticActionsConfig(
+            name='two_objects',
+            description='As two_actions, and every class has objects of its own.',
+        ),
+        SyntheticActionsConfig(
             name='small',
             description='A small object does two things in its place, anywhere in the frame.',
             size=96,
