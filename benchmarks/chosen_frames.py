@@ -1,10 +1,16 @@
-"""Clips with some of their frames alone, for benchmarks that choose frames in a sampler's place."""
+"""Clips with some of their frames alone, and which frames show the action, for benchmarks that
+choose frames in a sampler's place."""
 
 import copy
 
 import numpy as np
 
 from fsar_jax.analysis.selection import share_inside
+from fsar_jax.data import loader
+from fsar_jax.data.frame_sampling import frame_indices
+from fsar_jax.stages import frames_read
+
+AT_ONCE = 16  # clips that are read together
 
 
 def with_frames(dataset, records, chosen):
@@ -19,3 +25,16 @@ def with_frames(dataset, records, chosen):
         np.array([int(record[key]) for record in records]) for key in ('action_start', 'action_end')
     )
     return short, share_inside(chosen, start, end)
+
+
+def clips_and_labels(dataset, config):
+    """All clips uint8 [N, M, s, s, 3], and whether each frame shows the action, bool [N, M]."""
+    dense = frames_read(config)
+    batches = loader.video_batches(dataset, config, np.arange(len(dataset)), AT_ONCE, dense)
+    clips = np.concatenate(list(batches))[: len(dataset)]
+    labels = []
+    for position in range(len(dataset)):
+        record = dataset.read(position)
+        read = np.asarray(frame_indices(len(record['frames']), dense, config.data.sampling))
+        labels.append((read >= int(record['action_start'])) & (read <= int(record['action_end'])))
+    return clips, np.stack(labels)

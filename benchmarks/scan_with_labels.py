@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import app, flags, logging
-from chosen_frames import with_frames
+from chosen_frames import clips_and_labels, with_frames
 
-from fsar_jax.data import loader
 from fsar_jax.data.frame_sampling import frame_indices
 from fsar_jax.evaluation.evaluate import TrainedModel, episodes_of, evaluate_episodes
 from fsar_jax.evaluation.results import accuracy_with_interval
@@ -56,19 +55,6 @@ class FrameScorer(nn.Module):
         guide = jnp.broadcast_to(features.mean(1, keepdims=True), features.shape)
         hidden = nn.relu(nn.Dense(self.hidden)(jnp.concatenate([features, guide], -1)))
         return nn.Dense(1)(hidden)[..., 0]
-
-
-def clips_and_labels(dataset, config):
-    """All clips uint8 [N, M, s, s, 3], and whether each frame shows the action, bool [N, M]."""
-    dense = frames_read(config)
-    batches = loader.video_batches(dataset, config, np.arange(len(dataset)), CLIPS, dense)
-    clips = np.concatenate(list(batches))[: len(dataset)]
-    labels = []
-    for position in range(len(dataset)):
-        record = dataset.read(position)
-        read = np.asarray(frame_indices(len(record['frames']), dense, config.data.sampling))
-        labels.append((read >= int(record['action_start'])) & (read <= int(record['action_end'])))
-    return clips, np.stack(labels)
 
 
 def trained(scorer, clips, labels, steps, seed=0):

@@ -88,6 +88,54 @@ def test_a_scan_network_with_labels_finds_the_frames():
     np.testing.assert_array_equal(chosen, [np.flatnonzero(row) for row in labels[20:]])
 
 
+def test_cut_at_truth_enlarges_the_square_around_the_boxes(tiny_data):
+    benchmark = definitions('cut_at_truth')
+    boxes = np.array([[20.0, 30, 30, 36], [22, 30, 40, 40], [0, 0, 0, 0]])
+    assert benchmark['square_around'](boxes, 2) == (10, 15, 40)
+    for seed in range(20):
+        x, y, side = benchmark['square_around'](boxes, 2, np.random.default_rng(seed))
+        assert side == 40 and x <= 20 and y <= 30 and x + side >= 40 and y + side >= 40
+    frame = np.zeros((64, 64, 3), np.uint8)
+    frame[30:40, 20:40] = 255
+    enlarged = benchmark['cut'](frame, (10, 15, 40))
+    rows, columns = (np.flatnonzero(enlarged[..., 0].max(axis) > 127) for axis in (1, 0))
+    assert abs(len(rows) - 16) <= 1 and abs(len(columns) - 32) <= 1
+    assert abs(rows.mean() - 31.5) < 1.1 and abs(columns.mean() - 31.5) < 1.1
+    dataset = open_dataset('video_folder/tiny', tiny_data, 'test')
+    height = int(dataset.read(0)['height'])
+    box = np.array([height / 4, height / 4, height / 2, height / 2], np.float32)
+    dataset.read = lambda position, read=dataset.read: (
+        (record := read(position))
+        | {'boxes': np.tile(box, (len(record['frames']), 1)), 'action_start': 0, 'action_end': 3}
+    )
+    short = benchmark['evenly'](dataset, 4)
+    clips, share = benchmark['cut_clips'](short, 2)
+    assert share == 0.25 and len(clips.read(1)['frames']) == 4
+
+
+@pytest.mark.slow
+def test_adaptation_with_labels_finds_what_the_support_shows():
+    """Features with the class in them, so that frames of the query's own class are those that the
+    support has: each form finds them on the classes that it trains on."""
+    benchmark = definitions('adapt_with_labels')
+    rng = np.random.default_rng(0)
+
+    def episodes(step):
+        rng = np.random.default_rng(step)
+        labels = rng.permuted(np.tile([True, False], (4, 4, 8)), axis=2)
+        classes = np.stack([rng.permutation(12)[:6] for _ in range(4)])
+        own = np.concatenate([classes[:, :2]] * 2, 1)[..., None]
+        other = np.concatenate([classes[:, 2:4], classes[:, 4:]], 1)[..., None]
+        return looks[np.where(labels, own, other)], labels
+
+    looks = rng.normal(size=(12, 16)).astype(np.float32)
+    for form in benchmark['FORMS']:
+        scorer = benchmark['Scorer'](form, 2, 32)
+        params = benchmark['trained'](scorer, episodes, 400)
+        share = float(benchmark['inside'](scorer, params, *episodes(1000)).split()[0])
+        assert share > 0.65, form
+
+
 def test_the_rules_of_frames_by_rule(tiny_data):
     """Which frames they take of a clip whose action is known, and that the clips they make hold
     those."""

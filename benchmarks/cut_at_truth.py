@@ -1,0 +1,113 @@
+"""What it is worth to enlarge the right part of a frame: python benchmarks/cut_at_truth.py
+--workdir=runs/protonet [--dataset=synthetic_actions/small]
+
+Cuts the clips at test around the true box (one square for all frames of a clip, a factor times the
+longest side of what all its boxes cover) and enlarges them to the size of the frame; episodes,
+backbone and matcher stay as they are, and a sampler of the run is replaced by evenly spaced frames.
+An amplifier that finds the object could gain what these rows gain: with the object in the middle,
+and with the object anywhere in the square, which is enlarging alone. Needs a dataset whose records
+have boxes.
+"""
+
+import copy
+
+import cv2
+import numpy as np
+from absl import app, flags, logging
+from chosen_frames import with_frames
+
+from fsar_jax.data.frame_sampling import frame_indices
+from fsar_jax.evaluation.evaluate import TrainedModel, episodes_of, evaluate_episodes
+from fsar_jax.evaluation.results import accuracy_with_interval
+from fsar_jax.learner import create_learner
+from fsar_jax.mesh import episode_mesh
+from fsar_jax.training.inputs import open_split
+from fsar_jax.training.run_settings import run_config
+from fsar_jax.training.selected import best_of_run
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'The workdir of a run.', required=True)
+DATASET = flags.DEFINE_string('dataset', None, 'Another dataset than that of the run.')
+DATA = flags.DEFINE_string('dir', 'data', 'Where datasets are kept.')
+EPISODES = flags.DEFINE_integer('num_episodes', 2000, 'Test episodes, the same for every factor.')
+FACTORS = (6, 4, 3, 2, 1.3)
+QUALITY = 98  # of the JPEGs that are written again
+LEAST = 1.15  # factor that keeps the boxes inside, where the square is moved
+
+
+def square_around(boxes, factor, rng=None):
+    """(x, y, side) of the square of `factor` times the longest side of what the visible ones of
+    the boxes float [N, 4] cover; x and y are its corner. They are in its middle, or with `rng`
+    anywhere in it."""
+    seen = boxes[boxes[:, 2] > boxes[:, 0]]
+    low, high = seen[:, :2].min(0), seen[:, 2:].max(0)
+    side = factor * (high - low).max()
+    room = (1 - LEAST / factor) * side / 2
+    moved = rng.uniform(-room, room, 2) if rng else 0
+    return (*((low + high - side) / 2 + moved), side)
+
+
+def cut(frame, square):
+    """The square of a frame [H, W, 3], enlarged to [H, W, 3]; mirrored where it leaves the
+    frame."""
+    x, y, side = square
+    height, width = frame.shape[:2]
+    zoom = height / side
+    return cv2.warpAffine(
+        frame,
+        np.array([[zoom, 0, -zoom * x], [0, zoom, -zoom * y]]),
+        (width, height),
+        borderMode=cv2.BORDER_REFLECT,
+    )
+
+
+def cut_clips(dataset, factor, rng=None):
+    """The dataset with all clips cut, and the mean share of the frame's area that the box has."""
+    records = [dataset.read(position) for position in range(len(dataset))]
+    clips, shares = [], []
+    for record in records:
+        boxes = np.asarray(record['boxes'], np.float64)
+        square = square_around(boxes, factor, rng)
+        sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
+        shares.append((sides.prod(1) / square[2] ** 2).mean())
+        frames = [cv2.imdecode(np.frombuffer(frame, np.uint8), 1) for frame in record['frames']]
+        quality = [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
+        frames = [cv2.imencode('.jpg', cut(frame, square), quality)[1] for frame in frames]
+        clips.append(record | {'frames': [frame.tobytes() for frame in frames]})
+    enlarged = copy.copy(dataset)
+    enlarged.read = clips.__getitem__
+    return enlarged, float(np.mean(shares))
+
+
+def evenly(dataset, length):
+    """The dataset with evenly spaced frames alone, so that no others are cut."""
+    records = [dataset.read(position) for position in range(len(dataset))]
+    chosen = np.stack([frame_indices(len(r['frames']), length, 'trx') for r in records])
+    return with_frames(dataset, records, chosen)[0]
+
+
+def main(_):
+    logging.set_verbosity(logging.WARNING)
+    config, mesh = run_config(WORKDIR.value), episode_mesh()
+    variables = best_of_run(WORKDIR.value, mesh).state.variables
+    config.data.dir, config.model.sampler.name = DATA.value, 'uniform'
+    config.data.dataset = DATASET.value or config.data.dataset
+    dataset = evenly(open_split(config, 'test', config.eval.query), config.episode.frames)
+    episodes = episodes_of(dataset, config, EPISODES.value)
+    model = TrainedModel(create_learner(config.model), variables, config, mesh)
+
+    def accuracy(clips):
+        correct = evaluate_episodes(model, clips, episodes).correct
+        found = accuracy_with_interval(correct, episodes.labels.shape[1])
+        return '{:.1f} ± {:.1f} %'.format(*(100 * x for x in found))
+
+    print(f'{"square, in sides of the boxes":<30} {"box in it":>9} {"in the middle":>14} anywhere')
+    print(f'{"the whole frame":<30} {"":>9} {"":>14} {accuracy(dataset)}', flush=True)
+    for factor in FACTORS:
+        middle, share = cut_clips(dataset, factor)
+        anywhere, _ = cut_clips(dataset, factor, np.random.default_rng(0))
+        shown = f'{share:>9.3f} {accuracy(middle):>14} {accuracy(anywhere)}'
+        print(f'{factor:<30} {shown}', flush=True)
+
+
+if __name__ == '__main__':
+    app.run(main)
