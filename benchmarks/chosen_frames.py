@@ -27,6 +27,18 @@ def with_frames(dataset, records, chosen):
     return short, share_inside(chosen, start, end)
 
 
+def doubled(first, second):
+    """The clips of `first`, then those of `second`, which are the same ones with other frames."""
+    both, count = copy.copy(first), len(first.labels)
+    both.labels = np.concatenate([first.labels, second.labels])
+    both.num_frames = np.concatenate([first.num_frames, second.num_frames])
+    both.video_ids = [*first.video_ids, *(f'{name} again' for name in second.video_ids)]
+    both.read = lambda position: (
+        first.read(position) if position < count else second.read(position - count)
+    )
+    return both
+
+
 def clips_and_labels(dataset, config):
     """All clips uint8 [N, M, s, s, 3], and whether each frame shows the action, bool [N, M]."""
     dense = frames_read(config)

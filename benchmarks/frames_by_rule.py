@@ -4,13 +4,16 @@
 Replaces the run's sampler at test by rules, most of which know when the action happens; episodes,
 backbone and matcher stay as they are. A sampler that chooses among M frames (--dense_frames) and
 looks at the content could gain what "of M: all of the action" gains. A sampler that takes the same
-places in every clip gains what the last three rows gain. Needs a dataset whose records say when the
-action happens (synthetic_actions).
+places in every clip gains what the rows after that gain. The last two have right frames in the
+support or in the queries alone, evenly spaced ones in the others. Needs a dataset whose records say
+when the action happens (synthetic_actions).
 """
+
+import dataclasses
 
 import numpy as np
 from absl import app, flags, logging
-from chosen_frames import with_frames
+from chosen_frames import doubled, with_frames
 
 from fsar_jax.data.frame_sampling import frame_indices
 from fsar_jax.evaluation.evaluate import TrainedModel, episodes_of, evaluate_episodes
@@ -25,6 +28,7 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'The workdir of a run.', required
 DATA = flags.DEFINE_string('dir', 'data', 'Where datasets are kept.')
 DENSE = flags.DEFINE_integer('dense_frames', 20, 'M, frames that a sampler would choose among.')
 EPISODES = flags.DEFINE_integer('num_episodes', 3000, 'Test episodes, the same for every rule.')
+EVENLY, INSIDE = 'evenly over the clip', 'evenly inside the action'
 
 
 def rules(length, dense=20):
@@ -44,8 +48,8 @@ def rules(length, dense=20):
     fixed = lambda chosen: lambda n, start, end: frame_indices(n, dense, 'trx')[chosen]
     late = 3 * length // 8
     return {
-        'evenly over the clip': lambda n, start, end: frame_indices(n, length, 'trx'),
-        'evenly inside the action': lambda n, start, end: between(start, end, length),
+        EVENLY: lambda n, start, end: frame_indices(n, length, 'trx'),
+        INSIDE: lambda n, start, end: between(start, end, length),
         f'of {dense}: all of the action': around,
         'from 2 before it to 2 after it': lambda n, start, end: between(
             max(start - 2, 0), min(end + 2, n - 1), length
@@ -91,17 +95,24 @@ def main(_):
     interval = lambda correct: '{:.2f} ± {:.2f}'.format(
         *(100 * x for x in accuracy_with_interval(correct, queries))
     )
-    print(f"{'frames':<32} {'inside':>7} {'accuracy':>16} {'minus evenly spaced':>20}")
+    print(f"{'frames':<40} {'inside':>7} {'accuracy':>16} {'minus evenly spaced':>20}")
+
+    def show(name, clips, episodes, inside, evenly=None):
+        """Prints a row; returns which episodes were right."""
+        correct = evaluate_episodes(model, clips, episodes).correct
+        gain = interval(correct - (correct if evenly is None else evenly))
+        print(f'{name:<40} {inside:>7} {interval(correct):>16} {gain:>20}', flush=True)
+        return correct
+
+    evenly, clips_of = None, {}
     for name, rule in rules(config.episode.frames, DENSE.value).items():
-        clips, inside = by_rule(dataset, records, rule, config.episode.frames)
-        found = evaluate_episodes(model, clips, episodes)
-        if name == 'evenly over the clip':
-            evenly = found.correct
-        print(
-            f'{name:<32} {inside:>7.3f} {interval(found.correct):>16} '
-            f'{interval(found.correct - evenly):>20}',
-            flush=True,
-        )
+        clips_of[name], inside = by_rule(dataset, records, rule, config.episode.frames)
+        correct = show(name, clips_of[name], episodes, f'{inside:.3f}', evenly)
+        evenly = correct if evenly is None else evenly
+    both, count = doubled(clips_of[EVENLY], clips_of[INSIDE]), len(dataset)
+    for part in ('support', 'query'):
+        of_part = dataclasses.replace(episodes, **{part: getattr(episodes, part) + count})
+        show(f'{INSIDE}, {part} alone', both, of_part, '', evenly)
 
 
 if __name__ == '__main__':
