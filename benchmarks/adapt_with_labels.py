@@ -56,8 +56,8 @@ class Scorer(nn.Module):
         if self.form == 'generated':
             both = [features, jnp.broadcast_to(guide[:, None], features.shape)]
             generate = TaskGenerator(self.hidden, self.hidden, 'paper')
-            weights = unit(generate(guide[: self.support])['frames'])
-            scores = nn.relu(embed(jnp.concatenate(both, -1))) @ weights
+            w2 = unit(generate(guide[: self.support])['frames'])
+            scores = nn.relu(embed(jnp.concatenate(both, -1))) @ w2
         elif self.form == 'mean':
             keys = embed(features)
             scores = keys @ keys[: self.support].mean((0, 1))
