@@ -558,13 +558,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def chosen_rows(args: argparse.Namespace) -> list[Row]:
-    """The rows that --only names, with those that they evaluate. ValueError if there are none."""
+    """The rows that --only names, with those that they evaluate. ValueError if there are none, or
+    one has a seed of its own."""
     everything = rows_of(args.tables)
     chosen = [row for row in everything if fnmatch.fnmatch(row.name, args.only)]
     needed = {row.name for row in chosen} | {row.evaluates for row in chosen}
     rows = [row for row in everything if row.name in needed]
     if not rows:
         raise ValueError(f"no row's name is like --only={printable(args.only)}: --list has them")
+    for row in rows:
+        if (seed := given_by(row.flags).get('config.seed')) is not None:
+            raise ValueError(
+                f"row '{row.name}' has --config.seed={printable(seed)}: take it out, --seeds gives "
+                'every run its seed'
+            )
     return rows
 
 

@@ -188,6 +188,19 @@ def test_rows_are_split_as_a_shell_splits_them(folder):
     ]
 
 
+def test_a_row_with_a_seed_of_its_own_is_refused(folder):
+    (folder / 'rows.txt').write_text('--config=otam\n--config=trm --config.seed 7\n')
+    with pytest.raises(ValueError, match=r"^row 'trm-seed=7' has --config\.seed=7: take it out"):
+        start('--seeds=0')
+    assert start('--seeds=0', '--only=otam', '--list') == 0
+
+
+def test_a_line_that_is_no_training_is_refused(folder):
+    (folder / 'rows.txt').write_text('--config=otam\n\npython -m fsar_jax.trian --config=trm\n')
+    with pytest.raises(ValueError, match=r'line 3: python -m fsar_jax\.trian .* neither trains'):
+        start('--seeds=0')
+
+
 def test_an_evaluation_of_what_does_not_train_is_one_line(folder):
     (folder / 'rows.md').write_text(
         '| row | command |\n|---|---|\n| strm | `fsar-jax evaluate --config=strm` |\n'

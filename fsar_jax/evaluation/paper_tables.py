@@ -73,8 +73,8 @@ def read_tables(path: str | os.PathLike[str] = TABLES) -> list[Table]:
 
     Raises:
       OSError: the file cannot be read.
-      ValueError: it has no rows, a command that cannot be split into words, or two commands under
-        one name; one line.
+      ValueError: it has no rows, a command that cannot be split into words, two commands under one
+        name, or as a file of commands one that neither trains nor evaluates; one line.
     """
     path = local_path(path, 'the file of rows')
     shown = printable(path, 1000)
@@ -185,8 +185,18 @@ def _of_commands(lines: Sequence[str], shown: str) -> Table:
             continue
         command, begun = begun + line.strip().removesuffix('\\'), ''
         if command.strip() and not comment:
-            table.rows.append(row(command.strip(), f'{shown} line {number}'))
+            table.rows.append(_training_or_evaluation(command.strip(), f'{shown} line {number}'))
     return table
+
+
+def _training_or_evaluation(command: str, where: str) -> Row:
+    found = row(command, where)
+    if not found.mode:
+        raise ValueError(
+            f'{where}: {printable(command)} neither trains nor evaluates: begin it with '
+            'python -m fsar_jax.train'
+        )
+    return found
 
 
 def row(command: str, where: str, name: str = '', paper: str = '', here: str = '') -> Row:
