@@ -150,11 +150,14 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):  # type: ignore[ca
             raise FileNotFoundError(
                 f'none of the videos of {self.name} is in {printable(root, 1000)} ({files.unused} '
                 'other videos are; a .zip must hold frames as .jpg): give --videos=PATH, see '
-                f'{self.name}/README.md for what it may be'
+                f'{self._readme()} for what it may be'
             )
         if files.unused:
             notes.append(f'{files.unused} videos of {printable(root, 1000)} are not in the lists')
         return VideoList(class_names, splits, skipped, expected, notes)
+
+    def _readme(self):
+        return printable(self.code_path.parent / 'README.md', 1000)
 
     def record_maker(self) -> Callable[..., dict]:
         return functools.partial(source_record, settings=self.builder_config.record_settings())
@@ -169,7 +172,7 @@ class BenchmarkBuilder(VideoBuilder, skip_registration=True):  # type: ignore[ca
         if root is None or not root.exists():
             raise FileNotFoundError(
                 f'no videos of {self.name} in {printable(root or "manual_dir", 1000)}: give '
-                f'--videos=PATH, see {self.name}/README.md for what it may be'
+                f'--videos=PATH, see {self._readme()} for what it may be'
             )
         class_names = [name for split in self.published().values() for name in split['classes']]
         return extracted(

@@ -8,6 +8,7 @@ import http.server
 import json
 import os
 import pathlib
+import re
 import shutil
 import threading
 import zipfile
@@ -460,9 +461,11 @@ def test_where_the_videos_are_not(small, tmp_path):
             copies.build_copy(dataset, tmp_path / 'data', tmp_path / 'wrong', lists)
         assert '\n' not in str(caught.value) and not list((tmp_path / 'data' / dataset).glob('*/*'))
     with pytest.raises(
-        FileNotFoundError, match='no videos of ucf101_arn in .*: give --videos=PATH'
-    ):
+        FileNotFoundError, match='no videos of ucf101_arn in .*: give --videos=PATH, see (.*) for'
+    ) as caught:
         build.build(build.parse(['--dataset=ucf101_arn', f'--dir={tmp_path}']))
+    (readme,) = re.findall(r'see (.*README\.md) for what it may be', str(caught.value))
+    assert pathlib.Path(readme).is_file()
     with pytest.raises(ValueError, match='after ucf101_arn/ comes nothing or a name'):
         build.build(build.parse(['--dataset=ucf101_arn/../x', f'--dir={tmp_path}']))
     with pytest.raises(
