@@ -203,10 +203,14 @@ def make_config(
         config = _benchmark_config(args, name, config_name)
     else:
         config = _synthetic_config(args, name, config_name)
-    given = {flag: getattr(args, flag) for flag in CONFIG_FLAGS if getattr(args, flag) is not None}
+    given = _given(args)
     for flag in given.keys() - {field.name for field in dataclasses.fields(config)}:
         raise ValueError(f'--{flag} is not a setting of {name}')
     return BUILDERS[name], dataclasses.replace(config, **given)
+
+
+def _given(args):
+    return {flag: getattr(args, flag) for flag in CONFIG_FLAGS if getattr(args, flag) is not None}
 
 
 def _folder_config(args, config_name):
@@ -306,6 +310,7 @@ def _builder(args, builder_class, config) -> video_builder.VideoBuilder:
         processes=args.processes,
         strict=args.strict,
         file_format=args.file_format,
+        flags=_given(args),
     )
 
 

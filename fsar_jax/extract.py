@@ -49,7 +49,7 @@ from fsar_jax import mesh as meshes
 from fsar_jax import train
 from fsar_jax.arguments import slice_of
 from fsar_jax.backbones import ON_FEATURES, extractor
-from fsar_jax.checksums import write_sums
+from fsar_jax.checksums import SUMS, write_sums
 from fsar_jax.config import check_values, flatten, resolve_paths, validate
 from fsar_jax.data.clips import Clips
 from fsar_jax.data.dataset import (
@@ -237,6 +237,8 @@ def extract(
         mine = shards[i::n]
         todo = [(split, shard) for split, shard in mine if shard.file not in header.done]
         if len(header.done) == len(shards) and not read_notes(folder):
+            if not (folder / SUMS).exists():  # killed before it, or lost
+                write_sums(folder, header.done)
             print(f'{header.dataset} is extracted already: {printable(folder, 1000)}')
             return header
         if todo:

@@ -254,8 +254,11 @@ def test_a_killed_extraction_goes_on_with_the_files_that_are_missing(
     # The same bytes as in one go, and nothing to do in a third call.
     first, second = (read_header(folder).done for folder in (tmp_path / 'f', folders['pooled']))
     assert first == second and len(first) == 10
+    sums = (tmp_path / 'f' / 'SHA256SUMS').read_bytes()
+    (tmp_path / 'f' / 'SHA256SUMS').unlink()  # as after a kill at the end
     extract.extract(config, tmp_path / 'f', videos_per_shard=5)
     assert 'is extracted already' in capsys.readouterr().out
+    assert (tmp_path / 'f' / 'SHA256SUMS').read_bytes() == sums
 
 
 @pytest.mark.slow

@@ -376,8 +376,18 @@ def check_format(builder, directory, name):
 
 
 def _repair(directory, name):
-    build = command('build', name, data_dir_of(directory, name), '--overwrite')
+    flags = _build_flags(directory)
+    build = command('build', name, data_dir_of(directory, name), *flags, '--overwrite')
     return f'copy the dataset again, or build it again: {build}'
+
+
+def _build_flags(directory):
+    """['--size=32', …]: those that the dataset was built with; [] where that is not known."""
+    try:
+        flags = read_json(directory / 'metadata.json', '')['flags']
+        return [f'--{printable(flag)}={int(value)}' for flag, value in flags.items()]
+    except (OSError, AttributeError, LookupError, TypeError, ValueError):
+        return []  # damaged, or of an older version
 
 
 def open_dataset(name: str, data_dir: str | os.PathLike, split: str) -> VideoDataset:
@@ -489,7 +499,8 @@ def version_directory(name: str, data_dir: str | os.PathLike) -> pathlib.Path | 
       ValueError: `name` cannot be the name of a folder in data_dir.
     """
     parts = pathlib.PurePath(name).parts
-    if not parts or pathlib.PurePath(name).is_absolute() or '..' in parts or '\0' in name:
+    plain = parts and pathlib.PurePath(name).as_posix() == name  # no slash at the end
+    if not plain or pathlib.PurePath(name).is_absolute() or '..' in parts or '\0' in name:
         raise ValueError(
             f"dataset '{printable(name)}' is not the name of a dataset: give one such as "
             'synthetic_actions/misaligned or video_folder/my_clips'

@@ -68,7 +68,8 @@ def episodes(
       sampling, flip, short_videos, crop, test_jitter: as config.data.sampling, .flip,
         .short_videos, .crop and .test_jitter, which some presets change (HyRSM, MASTAF).
       query_classes: as config.episode.query_classes: so many of the classes are asked for.
-      num_workers: processes that read `batch`; 0 for threads of this one.
+      num_workers: processes that read `batch`; 0 for threads of this one. They import the script
+        that calls this: let it do so under `if __name__ == '__main__':`.
 
     Raises:
       FileNotFoundError, OSError, ValueError: as `fsar_jax.data.dataset.open_dataset`; too few

@@ -295,7 +295,7 @@ class FeatureVideos(Videos):
         N - 1).
 
         Raises:
-          OSError: the file cannot be opened. ValueError: it is another one.
+          OSError: the file cannot be opened. ValueError: it has another shape or dtype.
         """
         if not 0 <= position < len(self):
             raise IndexError(

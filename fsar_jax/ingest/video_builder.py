@@ -17,7 +17,7 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -132,6 +132,8 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
       processes: how many decode; 0 decodes in this process; None: one per usable core.
       strict: the first file that cannot be used is a ValueError instead of a line in the table.
       file_format: one of shards.FILE_FORMATS; None for that of the build, else array_record.
+      flags: {flag: value} of `python -m fsar_jax.build` that the config has its values from. The
+        metadata keep them, for whoever must build the same again.
     """
 
     USUAL_FRAMES = 300
@@ -144,6 +146,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
         processes: int | None = None,
         strict: bool = False,
         file_format: Any = None,
+        flags: Mapping[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
         if videos is not None and self.VIDEOS_FIELD is None:
@@ -161,6 +164,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
         }
         self.processes = usable_cores() if processes is None else processes
         self.strict = strict
+        self.flags = dict(flags or {})
         self.skipped: list[Skipped] = []
         self.notes: list[str] = []
         self.downloads: Any = None
@@ -206,6 +210,7 @@ class VideoBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
         self.info.metadata.update(
             videos={split: {'video_id': [], 'label': [], 'num_frames': []} for split in splits},
             settings=config.settings(),
+            flags=self.flags,
             failed={skip.path: skip.reason for skip in self.skipped},
             expected=videos.expected,
         )
@@ -542,8 +547,8 @@ def _finished_notes(folder, shards):
 
 
 def _is_to_do(shard, note, overwrite):
-    """Whether to write a shard: it is not finished, it skipped a video that may be readable now, or
-    its files have changed since.
+    """Whether to write a shard: it is not finished, it skipped a video that may be readable now
+    (with `overwrite` any video), or its files have other sizes since.
 
     Somebody may have replaced a broken file, or named another copy of the dataset: a build from two
     copies would be like neither. The same is true of two decoders, but only the user knows which of
@@ -564,7 +569,7 @@ def _is_to_do(shard, note, overwrite):
         note is None
         or 'made_with' not in note  # an older version wrote it
         or decoder not in (None, installed)
-        or any(reason in AGAIN for _, _, _, _, reason, _ in note['skipped'])
+        or any(overwrite or reason in AGAIN for _, _, _, _, reason, _ in note['skipped'])
         or note.get('source_bytes') != _source_bytes(shard)
     )
 

@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import pathlib
+import shlex
 import shutil
 import signal
 import subprocess
@@ -126,6 +127,29 @@ def test_a_damaged_dataset_names_the_file(file, damage, built, clips, tmp_path):
         run(clips, tmp_path)
     assert '\n' not in str(caught.value)
     assert run(clips, tmp_path, '--overwrite') == directory
+    assert len(open_dataset(NAME, tmp_path, 'train')) == 1
+
+
+def test_the_advice_for_a_damaged_dataset_builds_the_same_again(built, clips, tmp_path):
+    directory = shutil.copytree(built, tmp_path / NAME / '1.0.0')
+    sums = (directory / 'SHA256SUMS').read_bytes()
+    (directory / 'features.json').unlink()
+    with pytest.raises(OSError, match='build it again: python -m fsar_jax.build ') as caught:
+        open_dataset(NAME, tmp_path, 'train')
+    flags = shlex.split(str(caught.value).partition('fsar_jax.build ')[2])
+    build.build(build.parse([flag.replace('=FOLDER', f'={clips}') for flag in flags]))
+    assert (directory / 'SHA256SUMS').read_bytes() == sums
+
+
+def test_overwriting_tries_skipped_files_of_an_unfinished_build_again(clips, tmp_path):
+    """A file that is replaced by one of the same size, such as a download that began as zeros."""
+    videos = shutil.copytree(clips, tmp_path / 'videos')
+    path = videos / 'train' / 'jump' / 'a.mp4'
+    content = path.read_bytes()
+    path.write_bytes(bytes(len(content)))
+    run(videos, tmp_path, '--shards=0/1')
+    path.write_bytes(content)
+    run(videos, tmp_path, '--overwrite')
     assert len(open_dataset(NAME, tmp_path, 'train')) == 1
 
 
