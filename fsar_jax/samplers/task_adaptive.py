@@ -24,6 +24,7 @@ from fsar_jax.stage import VARIANTS, Loss
 SPATIAL = ('amplify', 'crop', 'learned_crop', 'none')
 BY_MAP = ('amplify', 'crop')  # those that a saliency map decides
 SPATIAL_PER = ('frame', 'clip')
+WARPS = ('variant', 'paper', 'code')
 TASK_DRAWS = 7  # of ε, for the picture of w₂; as many as in VIM, Fig. 13
 
 
@@ -58,6 +59,8 @@ class TaskAdaptiveSampler(Sampler):
       temporal: choose frames; else they are evenly spaced among the M.
       spatial: 'amplify'; 'crop', a window around the centre of mass (Table 10); 'learned_crop', a
         window whose place is learned (`WindowPolicy`, row V24); 'none'.
+      warp: whose places 'amplify' reads: 'paper' (Eq. 9 to 11), 'code' (row V13), or those of
+        `variant`, which decides the map and whether it has a gradient.
       adaptive: generate the weights from the support set; False learns one set for all tasks.
       hidden: d, output width of W₁.
       task_dim: width of the task feature.
@@ -106,6 +109,14 @@ class TaskAdaptiveSampler(Sampler):
         affects='model',
         help="resample each chosen frame by a map of its own ('frame', published), or all of them "
         "by the mean of their maps ('clip'), which keeps how things move",
+    )
+    warp: str = setting(
+        'variant',
+        choices=WARPS,
+        affects='model',
+        help="how spatial='amplify' makes places of a map: Eq. 9 to 11 ('paper'), the released "
+        "inverse whose first row and column lie outside the frame, so black ('code'), or as "
+        "variant; published: 'variant'",
     )
     adaptive: bool = setting(
         True,
@@ -511,7 +522,10 @@ class TaskAdaptiveSampler(Sampler):
     def positions(self, maps: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:
         """Where a frame is read that these maps [..., h, w], or places [..., 2], resample: (rows
         [..., height], columns [..., width])."""
-        return amplifier.positions(maps, height, width, self.spatial, self.variant)
+        if self.spatial == 'amplify' and self.variant == 'code':
+            maps = jax.lax.stop_gradient(maps)  # with either warp (V13)
+        warp = self.variant if self.warp == 'variant' else self.warp
+        return amplifier.positions(maps, height, width, self.spatial, warp)
 
     def render(
         self,

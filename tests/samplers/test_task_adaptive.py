@@ -377,6 +377,20 @@ def test_without_a_choice_in_time_it_amplifies_evenly_spaced_frames():
     np.testing.assert_allclose(frames, expected(auxiliary['query_saliency']), atol=1e-5)
 
 
+def test_the_warp_of_the_paper_reads_no_black_line_and_leaves_the_published_map_as_it_is():
+    maps = jax.random.uniform(jax.random.key(3), (2, 5, 5)) ** 4
+    sampler = tiny(warp='paper')
+    assert sampler.variant == 'code'
+    places = jnp.stack(sampler.positions(maps, 20, 20))
+    expected = jnp.stack(amplifier.amplified_positions(maps, 20, 20, 'paper'))
+    np.testing.assert_array_equal(places, expected)
+    assert places.min() == 0 and jnp.stack(tiny().positions(maps, 20, 20)).min() == -1
+    total = lambda sampler, maps: jnp.stack(sampler.positions(maps, 20, 20)).sum()
+    moved = lambda sampler: np.abs(jax.grad(lambda maps: total(sampler, maps))(maps)).max()
+    assert moved(sampler) == 0 and moved(tiny(variant='paper')) > 0
+    assert moved(tiny(variant='paper', warp='code')) == 0
+
+
 def test_one_warp_for_the_clip_is_by_the_mean_of_the_maps_of_its_frames():
     support, query = episode()
     frame, clip = (tiny(adaptive=False, spatial_per=per) for per in ('frame', 'clip'))
