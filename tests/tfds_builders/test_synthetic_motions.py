@@ -267,6 +267,24 @@ def test_a_small_object_stays_in_its_place():
     assert (np.ptp(homes, axis=0) > 0.55).all(), 'anywhere in the frame'
 
 
+def test_small_plain_shows_the_clips_of_small_on_ground_of_one_colour():
+    for seed, name in enumerate(in_place.CLASSES[::8]):
+        plain, small = (
+            render_clip(name, seed, ClipSettings(size=96, config=config))
+            for config in ('small_plain', 'small')
+        )
+        np.testing.assert_array_equal(plain.boxes, small.boxes)
+        seen = plain.boxes.any(1)
+        for frame, other, box in zip(plain.frames[seen], small.frames[seen], plain.boxes[seen]):
+            outside = np.ones((96, 96), bool)
+            x0, y0, x1, y1 = box
+            outside[max(0, int(y0) - 9) : int(y1) + 9, max(0, int(x0) - 9) : int(x1) + 9] = False
+            assert np.ptp(frame[outside], axis=0).max() == 0
+            assert np.ptp(other[outside], axis=0).max() > 5
+            mean = frame[outside][0] - other[outside].mean(0)
+            assert np.abs(mean).max() < 25, 'the mean colour of the ground that it replaces'
+
+
 def test_shifted_moves_the_action():
     def spread(config):
         settings = ClipSettings(config=config)

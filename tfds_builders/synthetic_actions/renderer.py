@@ -15,7 +15,8 @@ import numpy as np
 from tfds_builders.synthetic_actions import in_place, motions
 
 TWO = ('two_actions', 'two_objects')  # with two shots of two actions
-CONFIGS = ('aligned', 'misaligned', 'shifted', 'untrimmed', 'spliced', *TWO, 'small')
+SMALL = ('small', 'small_plain')  # with a small object that acts in its place
+CONFIGS = ('aligned', 'misaligned', 'shifted', 'untrimmed', 'spliced', *TWO, *SMALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +29,8 @@ class ClipSettings:
     displaced by up to a quarter of the frame), 'untrimmed' (the action takes about 30% of the clip,
     other things move all the time), 'spliced' (the action takes about 30% of the clip, the camera
     shows other places before and after it), 'two_actions' (two shots of two actions, one of which
-    is the class's), 'two_objects' (the same, and every class has objects of its own) or 'small' (a
-    small object does something in its place).
+    is the class's), 'two_objects' (the same, and every class has objects of its own), 'small' (a
+    small object does something in its place) or 'small_plain' (the same on ground of one colour).
     """
 
     size: int = 64
@@ -340,8 +341,8 @@ def draw_scene(seed, settings):
     size, num_frames, config = settings.size, settings.num_frames, settings.config
     start, end, progress = _timing(rng, settings)
     # Of the reach and diameter of the other configs, and where home may lie, of the frame.
-    reach_share, size_share, spread = {'shifted': (0.75, 0.85, 0.25), 'small': (1, 0.4, 0.35)}.get(
-        config, (1, 1, 0.05)
+    reach_share, size_share, spread = {'shifted': (0.75, 0.85, 0.25)}.get(
+        config, (1, 0.4, 0.35) if config in SMALL else (1, 1, 0.05)
     )
     reach = size * rng.uniform(0.28, 0.35) * reach_share
     diameter = size * rng.uniform(0.2, 0.3) * size_share
@@ -352,6 +353,8 @@ def draw_scene(seed, settings):
     camera = size / 64 * rng.uniform(0, 0.8) * _smooth_walk(rng, num_frames, 2, step=4)
     light = 1 + rng.uniform(0, 0.12) * _smooth_walk(rng, num_frames, 1, step=12)[:, 0]
     background = _background(rng, size, margin)
+    if config == 'small_plain':
+        background[:] = background.mean((0, 1))
     drift = np.zeros((num_frames, 2))
     movers, mover_states, other_shots = (), np.zeros((num_frames, 0, 3)), ()
     if config == 'untrimmed':
@@ -389,7 +392,7 @@ def draw_scene(seed, settings):
 
 def classes_of(config: str) -> types.ModuleType:
     """The module with the PROGRAMS, REVERSALS, SPLITS and CLASSES of a config."""
-    return in_place if config == 'small' else motions
+    return in_place if config in SMALL else motions
 
 
 def _seed(seed, *more):

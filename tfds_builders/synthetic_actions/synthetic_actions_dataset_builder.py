@@ -83,6 +83,9 @@ class Builder(VideoBuilder):
             description='A small object does two things in its place, anywhere in the frame.',
             size=96,
         ),
+        SyntheticActionsConfig(
+            name='small_plain', description='As small, on ground of one colour.', size=96
+        ),
     ]
 
     def truth_features(self):
