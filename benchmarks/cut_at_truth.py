@@ -5,13 +5,16 @@ Cuts the clips at test around the true box (one square for all frames of a clip,
 longest side of what all its boxes cover) and enlarges them to the size of the frame; episodes,
 backbone and matcher stay as they are, and a sampler of the run is replaced by evenly spaced frames.
 An amplifier that finds the object could gain what these rows gain: with the object in the middle,
-and with the object anywhere in the square, which is enlarging alone. Needs a dataset whose records
-have boxes.
+and with the object anywhere in the square, which is enlarging alone. The last rows amplify a clip
+as VIM's sampler does, with the places of the paper and of the released code, by the mean over its
+frames of a map that is 1 in the true box and 0 outside. Needs a dataset whose records have boxes.
 """
 
 import copy
+import functools
 
 import cv2
+import jax
 import numpy as np
 from absl import app, flags, logging
 from chosen_frames import with_frames
@@ -21,6 +24,7 @@ from fsar_jax.evaluation.evaluate import TrainedModel, episodes_of, evaluate_epi
 from fsar_jax.evaluation.results import accuracy_with_interval
 from fsar_jax.learner import create_learner
 from fsar_jax.mesh import episode_mesh
+from fsar_jax.samplers.amplifier import amplified_positions, resample
 from fsar_jax.training.inputs import open_split
 from fsar_jax.training.run_settings import run_config
 from fsar_jax.training.selected import best_of_run
@@ -62,17 +66,50 @@ def cut(frame, square):
 
 def cut_clips(dataset, factor, rng=None):
     """The dataset with all clips cut, and the mean share of the frame's area that the box has."""
-    records = [dataset.read(position) for position in range(len(dataset))]
-    clips, shares = [], []
-    for record in records:
-        boxes = np.asarray(record['boxes'], np.float64)
+
+    def cut_one(frames, boxes):
         square = square_around(boxes, factor, rng)
         sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
-        shares.append((sides.prod(1) / square[2] ** 2).mean())
+        share = (sides.prod(1) / square[2] ** 2).mean()
+        return [cut(frame, square) for frame in frames], share
+
+    return changed(dataset, cut_one)
+
+
+@functools.partial(jax.jit, static_argnames='variant')
+def amplified(frames, inside, variant):
+    """Frames [N, H, W, C] and maps [N, H, W] amplified by the mean of the maps."""
+    rows, columns = amplified_positions(inside.mean(0), *inside.shape[1:], variant)
+    return resample(frames, rows, columns), resample(inside[..., None], rows, columns)
+
+
+def amplified_clips(dataset, variant):
+    """As `cut_clips`, with all clips amplified; `variant` is 'paper' or 'code'."""
+
+    def amplify(frames, boxes):
+        y, x = (np.arange(size) + 0.5 for size in frames[0].shape[:2])
+        x0, y0, x1, y1 = boxes.T[..., None]
+        inside = ((y > y0) & (y < y1))[:, :, None] & ((x > x0) & (x < x1))[:, None]
+        large, share = amplified(
+            np.stack(frames).astype(np.float32), inside.astype(np.float32), variant
+        )
+        return np.asarray(large).round().astype(np.uint8), float(share.mean())
+
+    return changed(dataset, amplify)
+
+
+def changed(dataset, change):
+    """The dataset with the frames of each clip changed, and the mean of the shares;
+    `change(frames, boxes)` gives (frames, the box's share of the area)."""
+    clips, shares = [], []
+    for position in range(len(dataset)):
+        record = dataset.read(position)
         frames = [cv2.imdecode(np.frombuffer(frame, np.uint8), 1) for frame in record['frames']]
+        frames, share = change(frames, np.asarray(record['boxes'], np.float64))
         quality = [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
-        frames = [cv2.imencode('.jpg', cut(frame, square), quality)[1] for frame in frames]
-        clips.append(record | {'frames': [frame.tobytes() for frame in frames]})
+        frames = [cv2.imencode('.jpg', frame, quality)[1].tobytes() for frame in frames]
+        clips.append(record | {'frames': frames})
+        shares.append(share)
     enlarged = copy.copy(dataset)
     enlarged.read = clips.__getitem__
     return enlarged, float(np.mean(shares))
@@ -107,6 +144,9 @@ def main(_):
         anywhere, _ = cut_clips(dataset, factor, np.random.default_rng(0))
         shown = f'{share:>9.3f} {accuracy(middle):>14} {accuracy(anywhere)}'
         print(f'{factor:<30} {shown}', flush=True)
+    for variant in ('paper', 'code'):
+        clips, share = amplified_clips(dataset, variant)
+        print(f'{"amplified: " + variant:<30} {share:>9.3f} {"":>14} {accuracy(clips)}', flush=True)
 
 
 if __name__ == '__main__':

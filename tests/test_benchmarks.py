@@ -5,6 +5,7 @@ import re
 import runpy
 from types import SimpleNamespace
 
+import cv2
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -111,6 +112,13 @@ def test_cut_at_truth_enlarges_the_square_around_the_boxes(tiny_data):
     short = benchmark['evenly'](dataset, 4)
     clips, share = benchmark['cut_clips'](short, 2)
     assert share == 0.25 and len(clips.read(1)['frames']) == 4
+    first_row = lambda clips: cv2.imdecode(np.frombuffer(clips.read(1)['frames'][0], np.uint8), 1)[
+        0
+    ]
+    for variant, black in (('paper', False), ('code', True)):
+        clips, share = benchmark['amplified_clips'](short, variant)
+        assert share > 2 * 0.25**2 and len(clips.read(1)['frames']) == 4
+        assert (first_row(clips).mean() < 0.3 * first_row(short).mean()) == black
 
 
 @pytest.mark.slow
