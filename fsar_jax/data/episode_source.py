@@ -152,7 +152,10 @@ class EpisodeSource(Sequence):
 
     def __getitem__(self, index):
         """Episode `index`; negative ones count from the end. A slice is not taken."""
-        return self._named(self.arrays(range(self._count)[operator.index(index)]))
+        index = operator.index(index)
+        if not -self._count <= index < self._count:
+            raise IndexError(f'there is no episode {index}: there are {self._count}, from 0')
+        return self._named(self.arrays(index % self._count))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self.batch(1):

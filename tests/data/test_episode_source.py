@@ -59,7 +59,7 @@ def test_test_episodes_are_those_of_an_evaluation_in_any_order_and_batch(dataset
     assert sum((batch['class_names'] for batch in batches), []) == names
     np.testing.assert_array_equal(source[-1]['query'], whole['query'][6])
     for beyond in (7, -8):
-        with pytest.raises(IndexError):
+        with pytest.raises(IndexError, match=f'no episode {beyond}: there are 7, from 0'):
             source[beyond]
 
 
