@@ -20,6 +20,7 @@ from absl import app, flags, logging
 from chosen_frames import with_frames
 
 from fsar_jax.data.frame_sampling import frame_indices
+from fsar_jax.data.frames import resize_short_side
 from fsar_jax.evaluation.evaluate import TrainedModel, episodes_of, evaluate_episodes
 from fsar_jax.evaluation.results import accuracy_with_interval
 from fsar_jax.learner import create_learner
@@ -83,16 +84,17 @@ def amplified(frames, inside, variant):
     return resample(frames, rows, columns), resample(inside[..., None], rows, columns)
 
 
-def amplified_clips(dataset, variant):
-    """As `cut_clips`, with all clips amplified; `variant` is 'paper' or 'code'."""
+def amplified_clips(dataset, variant, short_side):
+    """As `cut_clips`, with all clips resized as a run reads them, and then amplified; `variant` is
+    'paper' or 'code'."""
 
     def amplify(frames, boxes):
+        boxes = boxes * short_side / min(frames[0].shape[:2])
+        frames = resize_short_side(np.stack(frames), short_side)
         y, x = (np.arange(size) + 0.5 for size in frames[0].shape[:2])
         x0, y0, x1, y1 = boxes.T[..., None]
         inside = ((y > y0) & (y < y1))[:, :, None] & ((x > x0) & (x < x1))[:, None]
-        large, share = amplified(
-            np.stack(frames).astype(np.float32), inside.astype(np.float32), variant
-        )
+        large, share = amplified(frames.astype(np.float32), inside.astype(np.float32), variant)
         return np.asarray(large).round().astype(np.uint8), float(share.mean())
 
     return changed(dataset, amplify)
@@ -145,7 +147,7 @@ def main(_):
         shown = f'{share:>9.3f} {accuracy(middle):>14} {accuracy(anywhere)}'
         print(f'{factor:<30} {shown}', flush=True)
     for variant in ('paper', 'code'):
-        clips, share = amplified_clips(dataset, variant)
+        clips, share = amplified_clips(dataset, variant, config.data.resize)
         print(f'{"amplified: " + variant:<30} {share:>9.3f} {"":>14} {accuracy(clips)}', flush=True)
 
 

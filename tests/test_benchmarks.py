@@ -116,7 +116,7 @@ def test_cut_at_truth_enlarges_the_square_around_the_boxes(tiny_data):
         0
     ]
     for variant, black in (('paper', False), ('code', True)):
-        clips, share = benchmark['amplified_clips'](short, variant)
+        clips, share = benchmark['amplified_clips'](short, variant, height // 2)
         assert share > 2 * 0.25**2 and len(clips.read(1)['frames']) == 4
         assert (first_row(clips).mean() < 0.3 * first_row(short).mean()) == black
 
