@@ -37,9 +37,9 @@ from fsar_jax.data.dataset import (
     NoSplitError,
     VideoDataset,
     check_format,
-    command,
     described,
     not_built,
+    repair_advice,
     version_directory,
     videos_present,
 )
@@ -199,10 +199,7 @@ def examine(
         )
     lines += notes + _listed(damage)
     if damage:
-        lines.append(
-            '\nDAMAGED: copy the dataset again, or build it again: '
-            f'{command("build", name, data_dir, "--overwrite")}'
-        )
+        lines.append(f'\nDAMAGED: {repair_advice(directory, name)}')
     else:
         lines.append('nothing is lost' if fast else 'nothing is damaged')
     return '\n'.join(lines), not damage

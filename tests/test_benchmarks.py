@@ -112,9 +112,8 @@ def test_cut_at_truth_enlarges_the_square_around_the_boxes(tiny_data):
     short = benchmark['evenly'](dataset, 4)
     clips, share = benchmark['cut_clips'](short, 2)
     assert share == 0.25 and len(clips.read(1)['frames']) == 4
-    first_row = lambda clips: cv2.imdecode(np.frombuffer(clips.read(1)['frames'][0], np.uint8), 1)[
-        0
-    ]
+    first = lambda clips: np.frombuffer(clips.read(1)['frames'][0], np.uint8)
+    first_row = lambda clips: cv2.imdecode(first(clips), 1)[0]
     for variant, black in (('paper', False), ('code', True)):
         clips, share = benchmark['amplified_clips'](short, variant, height // 2)
         assert share > 2 * 0.25**2 and len(clips.read(1)['frames']) == 4

@@ -199,7 +199,7 @@ class VideoDataset(Videos):
         if wrong:
             raise ValueError(
                 f'split {self.split!r} in {printable(self.directory, 1000)} is damaged: {wrong}: '
-                f'{_repair(self.directory, self.name)}'
+                f'{repair_advice(self.directory, self.name)}'
             )
 
     def __repr__(self) -> str:
@@ -332,7 +332,7 @@ def described(directory: pathlib.Path, name: str) -> tuple[tfds.core.DatasetBuil
       FileNotFoundError, ValueError: the message names the lost or damaged file, the line, and how
         to repair it.
     """
-    repair = _repair(directory, name)
+    repair = repair_advice(directory, name)
     # The last file's content is the metadata.
     for file in ('dataset_info.json', 'features.json', 'metadata.json'):
         try:
@@ -375,7 +375,8 @@ def check_format(builder, directory, name):
         )
 
 
-def _repair(directory, name):
+def repair_advice(directory: pathlib.Path, name: str) -> str:
+    """What to do about a damaged dataset, with the command that builds the same again."""
     flags = _build_flags(directory)
     build = command('build', name, data_dir_of(directory, name), *flags, '--overwrite')
     return f'copy the dataset again, or build it again: {build}'

@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 
-from fsar_jax import build, machine, stopping
+from fsar_jax import build, machine, stopping, verify
 from fsar_jax.data.dataset import open_dataset
 from fsar_jax.ingest import archives, video_builder, workers
 from fsar_jax.ingest.video_files import write_video
@@ -133,10 +133,12 @@ def test_a_damaged_dataset_names_the_file(file, damage, built, clips, tmp_path):
 def test_the_advice_for_a_damaged_dataset_builds_the_same_again(built, clips, tmp_path):
     directory = shutil.copytree(built, tmp_path / NAME / '1.0.0')
     sums = (directory / 'SHA256SUMS').read_bytes()
-    (directory / 'features.json').unlink()
-    with pytest.raises(OSError, match='build it again: python -m fsar_jax.build ') as caught:
+    (directory / 'features.json').write_text('{')
+    with pytest.raises(ValueError, match='build it again: python -m fsar_jax.build ') as caught:
         open_dataset(NAME, tmp_path, 'train')
-    flags = shlex.split(str(caught.value).partition('fsar_jax.build ')[2])
+    advice = str(caught.value).partition('build it again: ')[2]
+    assert advice in verify.examine(NAME, tmp_path)[0]
+    flags = shlex.split(advice.partition('fsar_jax.build ')[2])
     build.build(build.parse([flag.replace('=FOLDER', f'={clips}') for flag in flags]))
     assert (directory / 'SHA256SUMS').read_bytes() == sums
 
