@@ -436,10 +436,19 @@ def _check_class_names(directory, advice):
 
 
 def not_built(name: str, data_dir: str | os.PathLike) -> str:
-    """The error message for a dataset that `version_directory` does not find."""
+    """The error message for a dataset that `version_directory` does not find. It names those of the
+    same builder that are there: the name may be a slip of the pen."""
+    builder = name.split('/')[0]
+    try:
+        folders = sorted(path.name for path in (pathlib.Path(data_dir) / builder).iterdir())
+        names = [f'{builder}/{folder}' for folder in folders]
+        built = [printable(other) for other in names if version_directory(other, data_dir)]
+    except (OSError, ValueError):
+        built = []
     return (
         f"dataset '{printable(name)}' is not in {printable(data_dir, 1000)}: build it with "
         f'{command("build", name, data_dir)}'
+        + (f', or choose one that is there: {listed(built)}' if built else '')
     )
 
 

@@ -193,8 +193,13 @@ def test_absent_datasets_and_splits_say_what_to_do(data, tmp_path):
         f"dataset 'synthetic_actions/misaligned' is not in {tmp_path}: build it with python -m "
         f'fsar_jax.build --dataset=synthetic_actions/misaligned --dir={tmp_path}'
     )
-    with pytest.raises(FileNotFoundError, match='--videos=FOLDER'):
+    with pytest.raises(FileNotFoundError, match='--videos=FOLDER$'):
         open_dataset('video_folder/none', tmp_path, 'train')
+    slip = f'{NAME}s'
+    with pytest.raises(
+        FileNotFoundError, match=f'{slip}.*, or choose one that is there: .*{NAME}$'
+    ):
+        open_dataset(slip, data[0], 'train')
     with pytest.raises(ValueError, match=f"'{NAME}' has no split 'dev': it has train, val, test"):
         open_dataset(NAME, data[0], 'dev')
 
