@@ -127,7 +127,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         '--dataset',
         required=True,
         help='synthetic_actions/{aligned,misaligned,shifted,untrimmed,spliced,two_actions,'
-        'two_objects,small,small_plain}, '
+        'two_objects,two_scenes,small,small_plain}, '
         f'video_folder/NAME with a name of your choice, or one of {", ".join(BENCHMARKS)}',
     )
     parser.add_argument(

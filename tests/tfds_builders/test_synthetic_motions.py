@@ -255,6 +255,32 @@ def test_in_two_objects_each_action_is_shown_by_the_objects_of_its_class(monkeyp
     assert len(looks) > 8
 
 
+def test_in_two_scenes_each_action_is_shown_in_the_scene_of_its_class(monkeypatch):
+    """Training and new classes share the scenes, and nothing else of the clips changes."""
+    played, grounds = [], {}
+    monkeypatch.setattr(renderer, '_play', lambda *args: played.append(args[2:]))
+    names = motions.SPLITS['train'][:20] + motions.SPLITS['test'][:20]
+    for seed, name in enumerate(names):
+        render_clip(name, seed, ClipSettings(config='two_scenes'))
+        render_clip(name, seed, ClipSettings(config='two_actions'))
+        own, other, plain, _ = played[-4:]
+        assert plain[1] is own[1] and np.array_equal(plain[0].home, own[0].home)
+        shown = []
+        for scene, program in (own, other):
+            shown.append(
+                renderer.scene_of(
+                    next(n for n in motions.CLASSES if motions.PROGRAMS[n] is program)
+                )
+            )
+            ground = scene.place.background
+            np.testing.assert_array_equal(ground, grounds.setdefault(shown[-1], ground))
+        assert shown[0] != shown[1] and shown[0] == renderer.scene_of(name)
+    assert len({ground.tobytes() for ground in grounds.values()}) == renderer.SCENES == len(grounds)
+    for names in motions.SPLITS.values():
+        found = {renderer.scene_of(name) for name in names}
+        assert len(found) == min(len(names), renderer.SCENES)
+
+
 def test_a_small_object_stays_in_its_place():
     homes = []
     for seed, name in enumerate(in_place.CLASSES):

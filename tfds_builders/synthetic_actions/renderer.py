@@ -14,9 +14,10 @@ import numpy as np
 
 from tfds_builders.synthetic_actions import in_place, motions
 
-TWO = ('two_actions', 'two_objects')  # with two shots of two actions
+TWO = ('two_actions', 'two_objects', 'two_scenes')  # with two shots of two actions
 SMALL = ('small', 'small_plain')  # with a small object that acts in its place
 CONFIGS = ('aligned', 'misaligned', 'shifted', 'untrimmed', 'spliced', *TWO, *SMALL)
+SCENES = 16  # of 'two_scenes'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +30,10 @@ class ClipSettings:
     displaced by up to a quarter of the frame), 'untrimmed' (the action takes about 30% of the clip,
     other things move all the time), 'spliced' (the action takes about 30% of the clip, the camera
     shows other places before and after it), 'two_actions' (two shots of two actions, one of which
-    is the class's), 'two_objects' (the same, and every class has objects of its own), 'small' (a
-    small object does something in its place) or 'small_plain' (the same on ground of one colour).
+    is the class's), 'two_objects' (the same, and every class has objects of its own), 'two_scenes'
+    (as two_actions, and every class has one of 16 scenes, which training and new classes share),
+    'small' (a small object does something in its place) or 'small_plain' (the same on ground of one
+    colour).
     """
 
     size: int = 64
@@ -399,11 +402,22 @@ def _seed(seed, *more):
     return (*((seed,) if np.ndim(seed) == 0 else seed), *more)
 
 
-def _another_class(class_name, seed, classes):
-    """The other class of a clip with two actions: any of its split."""
-    names = next(names for names in classes.SPLITS.values() if class_name in names)
+def _another_class(class_name, seed, settings):
+    """The other class of a clip with two actions: any of its split, in 'two_scenes' any of another
+    scene."""
+    splits = classes_of(settings.config).SPLITS.values()
+    names = next(names for names in splits if class_name in names)
     others = [name for name in names if name != class_name]
+    if settings.config == 'two_scenes':
+        others = [name for name in others if scene_of(name) != scene_of(class_name)]
     return others[np.random.default_rng(_seed(seed, 2)).integers(len(others))]
+
+
+def scene_of(class_name: str) -> int:
+    """The scene in which a class of 'two_scenes' takes place, 0 to SCENES - 1: its place in its
+    split modulo SCENES, so every split has (nearly) all scenes."""
+    names = next(names for names in motions.SPLITS.values() if class_name in names)
+    return names.index(class_name) % SCENES
 
 
 def _another_scene(scene, seed, settings):
@@ -421,14 +435,19 @@ def _another_scene(scene, seed, settings):
     )
 
 
-def _with_objects_of(class_name, scene, settings):
-    """In 'two_objects', the scene with the objects of a class, which look the same in all of its
-    clips."""
-    if settings.config != 'two_objects':
-        return scene
-    rng = np.random.default_rng((classes_of(settings.config).CLASSES.index(class_name), 4))
-    objects = tuple(_sprite(rng, sprite.diameter) for sprite in scene.objects)
-    return dataclasses.replace(scene, objects=objects)
+def _with_look_of(class_name, scene, settings):
+    """The scene with what looks the same in all clips of a class: in 'two_objects' its objects, in
+    'two_scenes' its background."""
+    if settings.config == 'two_objects':
+        rng = np.random.default_rng((motions.CLASSES.index(class_name), 4))
+        objects = tuple(_sprite(rng, sprite.diameter) for sprite in scene.objects)
+        return dataclasses.replace(scene, objects=objects)
+    if settings.config == 'two_scenes':
+        margin = (len(scene.place.background) - settings.size) // 2
+        rng = np.random.default_rng((scene_of(class_name), 5))
+        place = dataclasses.replace(scene.place, background=_background(rng, settings.size, margin))
+        return dataclasses.replace(scene, place=place)
+    return scene
 
 
 def render_clip(class_name, seed, settings):
@@ -443,7 +462,7 @@ def render_clip(class_name, seed, settings):
             f'{class_name!r} is not a class of the synthetic actions; see '
             f'{classes.__name__.rpartition(".")[2]}.CLASSES'
         )
-    scene = _with_objects_of(class_name, draw_scene(seed, settings), settings)
+    scene = _with_look_of(class_name, draw_scene(seed, settings), settings)
     frames = np.empty((settings.num_frames, settings.size, settings.size, 3), np.uint8)
     boxes = np.zeros((settings.num_frames, 4), np.float32)
     _play(frames, boxes, scene, classes.PROGRAMS[class_name])
@@ -452,8 +471,8 @@ def render_clip(class_name, seed, settings):
         for t in range(first, stop):
             frames[t] = _lit(_empty(place, t, settings.size), place, t)
     if settings.config in TWO:
-        other_class = _another_class(class_name, seed, classes)
-        other = _with_objects_of(other_class, _another_scene(scene, seed, settings), settings)
+        other_class = _another_class(class_name, seed, settings)
+        other = _with_look_of(other_class, _another_scene(scene, seed, settings), settings)
         shot = slice(other.action_start, other.action_end + 1)
         shown = frames.copy()
         _play(shown, boxes.copy(), other, classes.PROGRAMS[other_class])

@@ -79,6 +79,10 @@ class Builder(VideoBuilder):
             description='As two_actions, and every class has objects of its own.',
         ),
         SyntheticActionsConfig(
+            name='two_scenes',
+            description='As two_actions, and every class takes place in one of 16 scenes.',
+        ),
+        SyntheticActionsConfig(
             name='small',
             description='A small object does two things in its place, anywhere in the frame.',
             size=96,
