@@ -1,5 +1,5 @@
 """What adaptation to the task can learn at best: python benchmarks/adapt_with_labels.py
---dataset=synthetic_actions/two_objects [--dir=data] [--shot=1] [--steps=600] [--size=64]
+--dataset=synthetic_actions/two_objects [--dir=data] [--shots=1,5] [--steps=600] [--size=64]
 
 Scores frames as VIM's sampler does with adaptation (Eq. 1 and 12 to 14), from the ImageNet features
 of EfficientNet-Lite0, but learns with the labels that a run does not have: which frames of a query
@@ -9,6 +9,7 @@ spaced frames have the first number. Needs a dataset whose records say when the 
 memory for all frames of a split (twice: at 224 px, 40 clips of 64 classes and M = 20 take 15 GB).
 """
 
+import itertools
 import pathlib
 import runpy
 
@@ -29,7 +30,7 @@ from fsar_jax.training.inputs import open_split
 
 DATASET = flags.DEFINE_string('dataset', 'synthetic_actions/two_objects', 'What to choose in.')
 DATA = flags.DEFINE_string('dir', 'data', 'Where datasets are kept.')
-SHOT = flags.DEFINE_integer('shot', 1, 'Support clips per class.')
+SHOTS = flags.DEFINE_list('shots', ['1', '5'], 'Support clips per class.')
 STEPS = flags.DEFINE_integer('steps', 600, 'Training steps of 16 episodes each.')
 DENSE = flags.DEFINE_integer('dense_frames', 16, 'M, frames of a clip.')
 SIZE = flags.DEFINE_integer('size', 64, 'Pixels per side of the frames that are scanned.')
@@ -132,21 +133,17 @@ def main(_):
     configs = pathlib.Path(__file__).parents[1] / 'configs'
     config = runpy.run_path(str(configs / 'vim.py'))['get_config']()
     config.data.dataset, config.data.dir = DATASET.value, DATA.value
-    config.data.image_size = config.data.resize = SIZE.value
+    config.episode.image_size = config.data.resize = SIZE.value
     config.model.sampler.dense_frames = DENSE.value
     sets = {split: split_with_features(config, split) for split in ('train', 'test')}
-    shot = SHOT.value
     print(f'evenly spaced: {sets["test"][2].mean():.3f}')
-    print(f'{"":<52} {"training classes":>16} {"new classes":>16}')
-    of_step = lambda i: episodes_of(*sets['train'], i, EPISODES, shot)
-    for form, text in FORMS.items():
+    print(f'{"":<50} {"shot":>4} {"training classes":>16} {"new classes":>16}')
+    for shot, form in itertools.product(map(int, SHOTS.value), FORMS):
         scorer = Scorer(form, 5 * shot)
+        of_step = lambda i, split='train', count=EPISODES: episodes_of(*sets[split], i, count, shot)
         params = trained(scorer, of_step, STEPS.value)
-        shares = [
-            inside(scorer, params, *episodes_of(*sets[split], STEPS.value, TESTS, shot))
-            for split in sets
-        ]
-        print(f'{text:<52} {shares[0]:>16} {shares[1]:>16}', flush=True)
+        shares = [inside(scorer, params, *of_step(STEPS.value, split, TESTS)) for split in sets]
+        print(f'{FORMS[form]:<50} {shot:>4} {shares[0]:>16} {shares[1]:>16}', flush=True)
 
 
 if __name__ == '__main__':
