@@ -33,6 +33,7 @@ from fsar_jax.files import check_output_folder, local_path
 from fsar_jax.learner import create_learner
 from fsar_jax.mesh import episode_mesh
 from fsar_jax.messages import one_line, printable
+from fsar_jax.named_arrays import params_hash
 from fsar_jax.progress import METRICS_FILE, Progress, read_metrics
 from fsar_jax.training.inputs import open_split
 from fsar_jax.training.run_settings import run_config
@@ -165,8 +166,8 @@ def open_subject(workdir: pathlib.Path, run: Run, data_dir: str | None) -> Subje
     """The best checkpoint of a run and its test episodes.
 
     Raises:
-      ValueError, OSError: no checkpoint, no dataset, or other episodes than those that were
-        evaluated; one line.
+      ValueError, OSError: no checkpoint, no dataset, or another checkpoint or other episodes than
+        those that were evaluated; one line.
     """
     from fsar_jax.analysis.looking import Subject
 
@@ -184,6 +185,17 @@ def open_subject(workdir: pathlib.Path, run: Run, data_dir: str | None) -> Subje
             'again, or give the folder of its data with --dir'
         )
     selected = best_of_run(workdir, mesh)
+    tested = run.results.get('params_hash') if run.results else None
+    if tested and tested != params_hash(selected.state.variables['params']):
+        advice = (
+            f'go on training to step {selected.to_come}, which tests it'
+            if selected.to_come
+            else 'evaluate the run again'
+        )
+        raise ValueError(
+            f'{printable(workdir / FILE, 1000)} is of step {run.selected}, the best checkpoint is '
+            f'now another, of step {selected.step}: {advice}'
+        )
     learner = create_learner(config.model)
     return Subject(
         run.name, TrainedModel(learner, selected.state.variables, config, mesh), dataset, episodes
@@ -237,7 +249,14 @@ def read_run(workdir: pathlib.Path) -> Run:
             values = np.array([float(at(step)) for step in range(count)])
             scheduled[name.partition(' (')[0]] = values
     name = results['method'] if results else workdir.name
-    return Run(name, results, metrics, scheduled, best_step(metrics))
+    selected = tested_step(results) if results else best_step(metrics)
+    return Run(name, results, metrics, scheduled, selected)
+
+
+def tested_step(results: dict) -> int | None:
+    """The step of the checkpoint that results are of, None where they do not say it."""
+    found = re.match(r'(val accuracy at step |last step \()(\d+)', str(results.get('selected_on')))
+    return int(found[2]) if found else None
 
 
 def best_step(metrics: list[dict]) -> int | None:

@@ -134,6 +134,23 @@ def test_the_marked_checkpoint_is_the_one_that_is_evaluated():
     assert report.best_step([*lines, {'step': 8, 'val_accuracy': None}]) == 4
 
 
+@pytest.mark.parametrize(
+    'said, step',
+    [
+        ('val accuracy at step 2', 2),
+        ('last step (3)', 3),
+        ('val accuracy at step 2 (damaged: step 6)', 2),
+        ('published weights, step 4.pth', None),
+    ],
+)
+def test_the_marked_checkpoint_is_that_of_results_json(tmp_path, said, step):
+    """metrics.jsonl, with its best at step 4, may be of a longer training."""
+    run = make_run(tmp_path / 'run', selected_on=said)
+    assert report.read_run(run).selected == step
+    (run / 'results.json').unlink()
+    assert report.read_run(run).selected == 4
+
+
 def test_names_from_outside_are_no_markup(tmp_path):
     run = make_run(tmp_path / 'run', method='<script>alert(1)</script>')
     report.main([f'--workdir={run}'])
@@ -190,6 +207,13 @@ def test_a_trained_run_is_looked_into(tiny_data, tmp_path, shallow):
     changed = known._replace(results=known.results | {'episodes_hash': 'another'})
     with pytest.raises(ValueError, match='are not those of results.json: evaluate the run again'):
         report.open_subject(run, changed, None)
+    longer = known._replace(results=known.results | {'params_hash': 'of another'}, selected=7)
+    with pytest.raises(ValueError, match='^.*results.json is of step 7, .* another, of step 1: ev'):
+        report.open_subject(run, longer, None)
+    path = run / 'checkpoints/config.json'  # a longer training has begun
+    path.write_text(path.read_text().replace('"num_steps": 1,', '"num_steps": 20,'))
+    with pytest.raises(ValueError, match='of step 1: go on training to step 20, which tests it$'):
+        report.open_subject(run, longer, None)
 
 
 @pytest.mark.slow
