@@ -1,6 +1,7 @@
 """Prints a table of many runs: python -m fsar_jax.table runs/*/results.json
 
-One row for each method, dataset, way and shot. Runs that differ in the seed alone are averaged.
+One row for each method, dataset, way and shot. Runs that differ in the seed alone are averaged;
+results of a run that was not over have a row of their own, named after their checkpoint.
 Each accuracy has two numbers beside it: the spread over seeds (the standard deviation of the runs),
 which says how far another training run would move it, and the 95% interval over episodes, which
 says how far another draw of test episodes would. The last column is the difference to the first

@@ -19,6 +19,7 @@ from fsar_jax.messages import listed, printable
 
 # What the test episodes are. Rows are paired only where all of it is equal.
 EPISODES = ('dataset', 'split', 'way', 'shot', 'queries', 'num_episodes', 'episodes_hash')
+CHECKPOINT = 'checkpoint'  # only in results of a checkpoint that another may be better than
 
 
 class Row(NamedTuple):
@@ -56,7 +57,8 @@ def table(runs: Mapping[str, dict], against: str | None = None) -> tuple[list[Ro
     """The rows of a table, and what a reader must know about them.
 
     Runs are averaged when nothing but config.seed differs: the same method, settings, training
-    videos and test episodes. Settings that cost time or memory alone may differ.
+    videos and test episodes. Settings that cost time or memory alone may differ. Results of a run
+    that was not over, or whose best checkpoint was damaged, have a row that names their checkpoint.
 
     Args:
       runs: {path: content of results.json}; in the order in which the rows are to stand.
@@ -123,13 +125,14 @@ def _config(results: dict) -> dict:
 
 
 def _settings(results: dict) -> dict:
-    """{key: value} of all settings that may change a number, but for the seed. What a list of
-    episodes holds is in episodes_hash."""
+    """{key: value} of all settings that may change a number, but for the seed; and the checkpoint
+    that another may be better than. What a list of episodes holds is in episodes_hash."""
     ignored = {key for key, known in SETTINGS.items() if known.affects in ('cost', 'list')}
     settings = with_newer_settings(_config(results))
     for key in settings.keys() & set(keys_that_affect('start')):  # wherever the file lay
         settings[key] = settings[key] and pathlib.Path(settings[key]).name
-    return {key: value for key, value in settings.items() if key not in {'seed', *ignored}}
+    checkpoint = {key: results[key] for key in [CHECKPOINT] if key in results}
+    return checkpoint | {k: value for k, value in settings.items() if k not in {'seed', *ignored}}
 
 
 def _identity(results: dict) -> tuple:
@@ -147,8 +150,8 @@ def _identity(results: dict) -> tuple:
 
 
 def _names(firsts: Sequence[dict]) -> list[str]:
-    """The methods' names; those that stand for several rows on the same episodes name the settings
-    in which they differ."""
+    """The methods' names, with the checkpoint of a run that was not over; those that stand for
+    several rows on the same episodes name the settings in which they differ."""
     names = []
     for results in firsts:
         twins = [
@@ -157,7 +160,11 @@ def _names(firsts: Sequence[dict]) -> list[str]:
             if (other['method'], _episodes(other)) == (results['method'], _episodes(results))
         ]
         own = _settings(results)
-        differing = [key for key in own if any(twin.get(key) != own[key] for twin in twins)]
+        differing = [
+            key
+            for key in own
+            if key == CHECKPOINT or any(twin.get(key) != own[key] for twin in twins)
+        ]
         words = [f'{short_key(key, own)}={own[key]}' for key in differing]
         names.append(results['method'] + (f' ({", ".join(words)})' if words else ''))
     return names

@@ -294,6 +294,7 @@ def evaluate_and_write(
     """Evaluates config.eval.num_episodes episodes, writes the results and prints the accuracy.
 
     The results go to results.json, or to a file beside it that is named after what has changed.
+    Those of a checkpoint that need not be the best of the whole run have its step as 'checkpoint'.
 
     trained_on: which videos the model is trained on, as in trained_on.json; {} if that is unknown.
 
@@ -316,6 +317,8 @@ def evaluate_and_write(
             print_once(f'note: not finite, so null in the results: {listed(undefined)}')
     if trained_on:
         found['trained_on'] = trained_on
+    if 'checkpoint' in changed:
+        found['checkpoint'] = changed['checkpoint'][1]
     path = results.write_results(workdir, found, {key: here for key, (_, here) in changed.items()})
     print_once(f'{path}')
     return found

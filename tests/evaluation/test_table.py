@@ -94,6 +94,18 @@ def test_seeds_that_started_from_one_file_in_two_places_are_averaged():
     assert [row.seeds for row in table(found)[0]] == [(0, 1), (2,)]
 
 
+def test_a_run_that_was_not_over_is_not_averaged_with_finished_ones():
+    found = {str(seed): run('protonet', seed, [2, 3]) for seed in range(3)}
+    found['2']['checkpoint'] = 4
+    rows, _ = table(found)
+    assert [(row.method, row.seeds) for row in rows] == [
+        ('protonet', (0, 1)),
+        ('protonet (checkpoint=4)', (2,)),
+    ]
+    alone, _ = table({'2': found['2']})
+    assert [row.method for row in alone] == ['protonet (checkpoint=4)']
+
+
 def test_the_order_of_the_files_does_not_matter_within_a_row():
     backwards = dict(reversed(list(runs().items())))
     rows, _ = table(backwards, against='protonet')

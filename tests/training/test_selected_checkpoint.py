@@ -93,7 +93,8 @@ def test_a_look_at_a_run_that_is_not_over_is_not_its_result(tiny_data, tmp_path,
     whole = train.train_and_evaluate(config, tmp_path, 'protonet')
     shutil.rmtree(tmp_path / 'checkpoints' / '3')  # as if it had been stopped before that
     (tmp_path / 'results.json').unlink()
-    train.evaluate_only(config, tmp_path, 'protonet')
+    looked_at = train.evaluate_only(config, tmp_path, 'protonet')
+    assert looked_at['checkpoint'] in (1, 2) and 'checkpoint' not in whole
     assert [path.name for path in tmp_path.glob('results*.json')] in (
         ['results.checkpoint=1.json'],
         ['results.checkpoint=2.json'],
