@@ -30,7 +30,10 @@ def main(arguments: list[str] | None = None) -> None:
     """
     parser = Parser(prog='python -m fsar_jax.table', description=__doc__)
     parser.add_argument('results', nargs='+', help='results.json files, or the workdirs of runs')
-    parser.add_argument('--against', help='the method to compare with; default: the first row')
+    parser.add_argument(
+        '--against',
+        help='the method to compare with, or the whole name of a row; default: the first row',
+    )
     parser.add_argument('--latex', action='store_true', help='LaTeX in place of Markdown')
     args = parser.parse(arguments)
     rows, notes = table({path: read_results(path) for path in args.results}, args.against)

@@ -62,13 +62,15 @@ def table(runs: Mapping[str, dict], against: str | None = None) -> tuple[list[Ro
 
     Args:
       runs: {path: content of results.json}; in the order in which the rows are to stand.
-      against: the method that the others are compared with; None for that of the first row.
+      against: the method that the others are compared with, or a row's whole name; None for that
+        of the first row.
 
     Returns:
       The rows, and notes of one line each, such as which rows have other episodes.
 
     Raises:
-      ValueError: a seed twice in one row, one that is no number, or an unknown `against`; one line.
+      ValueError: a seed twice in one row, one that is no number, or an `against` that is unknown or
+        stands for several rows; one line.
     """
     groups: dict[tuple, dict[int, str]] = {}
     for path, results in runs.items():
@@ -97,15 +99,31 @@ def table(runs: Mapping[str, dict], against: str | None = None) -> tuple[list[Ro
         choices = listed(list(dict.fromkeys(names)))
         raise ValueError(f"no row is '{printable(against)}': compare with one of {choices}")
     base = against or (names[0] if names else None)
-    bases = [mean for name, mean in zip(names, means) if base in (name, mean['method'])]
+
+    def bases_for(row: int) -> list[int]:
+        """The rows on the episodes of `row` that `base` names, those of its method where none has
+        this very name."""
+        twins = [i for i, mean in enumerate(means) if _episodes(mean) == _episodes(means[row])]
+        named = [i for i in twins if names[i] == base]
+        return named or [i for i in twins if methods[i] == base]
+
+    bases = [bases_for(row) for row in range(len(names))]
+    for of_row in bases:
+        several = list(dict.fromkeys(names[i] for i in of_row))
+        if against is not None and len(several) > 1:
+            raise ValueError(
+                f"'{printable(against)}' stands for {len(several)} rows: compare with one of "
+                f'{listed(several)}'
+            )
 
     rows, notes = [], []
-    for name, seeds, group, mean in zip(names, seeds_of, members, means):
+    if against is not None and all(row in of_row for row, of_row in enumerate(bases)):
+        notes.append(f'nothing is compared: there is no other row than {printable(against)}')
+    for row, (name, seeds, group, mean) in enumerate(zip(names, seeds_of, members, means)):
         episodes, difference = _episodes(mean), None
-        if base not in (name, mean['method']):
-            twins = [other for other in bases if _episodes(other) == episodes]
-            if twins:
-                difference = paired_difference(twins[0], mean)
+        if row not in bases[row]:
+            if bases[row]:
+                difference = paired_difference(means[bases[row][0]], mean)
             else:
                 notes.append(f'{name} on {_shown(episodes)}: no run of {base} on these episodes')
         each = [run['accuracy'] for run in group]

@@ -180,6 +180,31 @@ def test_an_unknown_method_to_compare_with():
         table(runs(), against='otam')
 
 
+def test_a_name_of_several_rows_is_refused_and_each_of_them_can_be_named():
+    dim = lambda d, answers: run('trx', 0, answers, {'model.matcher.dim': d})
+    found = {'a': dim(64, [1, 2]), 'b': dim(32, [2, 2]), 'c': run('strm', 0, [3, 3])}
+    names = r'trx \(matcher.dim=64\), trx \(matcher.dim=32\)'
+    with pytest.raises(ValueError, match=f"^'trx' stands for 2 rows: compare with one of {names}$"):
+        table(found, against='trx')
+    rows, notes = table(found, against='trx (matcher.dim=32)')
+    differences = [row.difference and row.difference.difference for row in rows]
+    assert differences == pytest.approx([-0.1, None, 0.2]) and not notes
+
+
+def test_where_every_row_is_the_one_to_compare_with_it_says_so():
+    found = {'a': run('trx', 0, [1, 2]), 'b': run('trx', 0, [1, 2], shot=5, episodes_hash='other')}
+    rows, notes = table(found, against='trx')
+    assert notes == ['nothing is compared: there is no other row than trx']
+    assert not table(found)[1]
+
+
+def test_a_finished_run_is_what_one_that_was_not_over_is_compared_with():
+    found = {'a': run('trx', 0, [1, 1]), 'b': run('trx', 1, [2, 2], checkpoint=4)}
+    rows, _ = table(found)
+    assert rows[0].difference is None and rows[1].difference.difference == pytest.approx(0.2)
+    assert table(found, against='trx')[0] == rows
+
+
 def test_markdown_and_latex():
     rows, _ = table(runs() | {'c': run('a|b_c%', 0, [1, 2, 0, 1, 1, 1])})
     lines = as_markdown(rows).splitlines()
