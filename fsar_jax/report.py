@@ -146,8 +146,9 @@ def episode_parts(
         numbers = asked
         check_asked(asked, count, workdir)
     else:
-        correct = run.results['correct'] if run.results else [0] * count
-        numbers = hardest(correct, asked)
+        numbers = hardest(run.results['correct'] if run.results else [0] * count, asked)
+        if not run.results:
+            yield 'Episodes', ['the hardest episodes: nothing was tested, so the first are shown']
     beside = None
     if against is not None and other is not None:
         try:
@@ -176,7 +177,7 @@ def open_subject(workdir: pathlib.Path, run: Run, data_dir: str | None) -> Subje
         config.data.dir = data_dir
     config = resolve_paths(config)
     dataset = open_split(config, config.eval.split, config.eval.query)
-    count = run.results['num_episodes'] if run.results else 1000
+    count = run.results['num_episodes'] if run.results else config.eval.num_episodes
     episodes = episodes_of(dataset, config, count)
     if run.results and episodes_hash(dataset, episodes) != run.results['episodes_hash']:
         raise ValueError(
@@ -212,7 +213,7 @@ def check_same_episodes(subject: Subject, other: Subject) -> None:
         and np.array_equal(one.query, two.query)
     )
     if not same:
-        raise ValueError('the two were not tested on the same episodes')
+        raise ValueError('the two do not have the same test episodes')
 
 
 def check_extra() -> None:

@@ -119,6 +119,10 @@ def test_what_a_run_lacks_is_left_out_with_a_line(tmp_path, capsys):
     assert written(trained / 'report') == {'training_curves'}
     assert 'the run has no results.json' in capsys.readouterr().err
 
+    other = make_run(tmp_path / 'other')
+    report.main([f'--workdir={trained}', f'--against={other}'])
+    assert written(trained / 'report') == {'training_curves'}  # no accuracy of the other alone
+
     tested = make_run(tmp_path / 'tested', steps=0, confusion=[], per_class={'a': None, 'b': None})
     report.main([f'--workdir={tested}'])
     assert written(tested / 'report') == {'accuracy'}
@@ -214,6 +218,23 @@ def test_a_trained_run_is_looked_into(tiny_data, tmp_path, shallow):
     path.write_text(path.read_text().replace('"num_steps": 1,', '"num_steps": 20,'))
     with pytest.raises(ValueError, match='of step 1: go on training to step 20, which tests it$'):
         report.open_subject(run, longer, None)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_not_tested_shows_its_first_episodes_beside_those_of_another(
+    tiny_data, tmp_path, shallow
+):
+    small = {'train.num_steps': 1, 'eval.num_episodes': 10, 'eval.val_episodes': 0}
+    config = tiny_config('protonet', {'data.dir': str(tiny_data), **small}, width=8)
+    for name in ('run', 'other'):
+        train_and_evaluate(config, tmp_path / name, 'protonet')
+    (tmp_path / 'run/results.json').unlink()
+    run, other = (report.read_run(tmp_path / name) for name in ('run', 'other'))
+    asked = [tmp_path / 'run', run, tmp_path / 'other', other, 2, None]
+    (_, said), *sections = report.episode_parts(*asked)
+    assert said == ['the hardest episodes: nothing was tested, so the first are shown']
+    headings = [heading.split(':')[0] for heading, _ in sections]
+    assert headings == ['Episode 0', 'Episode 1', 'Over the episodes above', 'Features']
 
 
 @pytest.mark.slow

@@ -79,22 +79,21 @@ def run_pictures(run: Run, against: Run | None = None) -> Iterator[Picture | str
     else:
         yield 'training curves: the run has no metrics.jsonl with a finished step'
 
-    tested = [r for r in (run, against) if r is not None and r.results is not None]
-    if tested:
-        yield Picture(
-            'accuracy',
-            'Test accuracy',
-            'With the 95% interval over episodes. It says how far other test episodes would move '
-            'the number, not how far another training run would.',
-            figures.accuracies(
-                {r.name: (r.results['accuracy'], r.results['ci95']) for r in tested if r.results},
-                (tested[0].results or {}).get('chance', 0.0),
-            ),
-        )
     if run.results is None:
         yield 'test accuracy, confusion matrix and classes: the run has no results.json'
         return
     results = run.results
+    tested = [r for r in (run, against) if r is not None and r.results is not None]
+    yield Picture(
+        'accuracy',
+        'Test accuracy',
+        'With the 95% interval over episodes. It says how far other test episodes would move '
+        'the number, not how far another training run would.',
+        figures.accuracies(
+            {r.name: (r.results['accuracy'], r.results['ci95']) for r in tested if r.results},
+            results.get('chance', 0.0),
+        ),
+    )
     classes, confusion = results.get('classes'), results.get('confusion')
     if not classes or not confusion:
         yield 'confusion matrix: results.json has none'
