@@ -11,6 +11,7 @@ from tiny_run import tiny_config
 
 from fsar_jax import extract, report
 from fsar_jax.analysis.episode_pictures import episode_sections
+from fsar_jax.analysis.run_report import run_pictures
 from fsar_jax.evaluation.results import accuracy_with_interval, confusion_matrix, write_results
 from fsar_jax.progress import MetricWriter
 from fsar_jax.training.train import train_and_evaluate
@@ -104,6 +105,24 @@ def test_runs_on_other_episodes_are_not_compared(tmp_path, capsys):
     said = capsys.readouterr().err.splitlines()
     assert [line for line in said if 'not the same episodes: episodes_hash' in line]
     assert all(line.startswith('note: left out: ') for line in said)
+
+
+def test_an_accuracy_stands_beside_no_accuracy_on_other_episodes(tmp_path):
+    """The line of chance would be wrong for a run of another way."""
+    pictures = lambda path, **changes: run_pictures(
+        report.read_run(make_run(tmp_path / 'a', steps=0)),
+        report.read_run(make_run(tmp_path / path, steps=0, method='trm', **changes)),
+    )
+    labels = lambda picture: [tick.get_text() for tick in picture.figure.axes[0].get_yticklabels()]
+    _, accuracy, *_ = pictures('b')
+    assert labels(accuracy) == ['strm', 'trm']
+    _, accuracy, *_, why = pictures('c', way=5, episodes_hash='another')
+    assert labels(accuracy) == ['strm']
+    assert why == (
+        'accuracy of trm, and comparison with it: not the same episodes: way is 5 in one and 2 in '
+        'the other; evaluate both with the same dataset, split, seed, way, shot and num_episodes, '
+        'or with one episodes_file'
+    )
 
 
 def test_an_episode_that_is_not_there_is_refused_before_anything_is_drawn(tmp_path):

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from fsar_jax.analysis import figures
 from fsar_jax.analysis.html_page import document, table, text
-from fsar_jax.evaluation.compare import paired_difference
+from fsar_jax.evaluation.compare import PairedDifference, paired_difference
 from fsar_jax.files import write_whole
 from fsar_jax.messages import one_line, printable
 
@@ -83,14 +83,17 @@ def run_pictures(run: Run, against: Run | None = None) -> Iterator[Picture | str
         yield 'test accuracy, confusion matrix and classes: the run has no results.json'
         return
     results = run.results
-    tested = [r for r in (run, against) if r is not None and r.results is not None]
+    paired = None if against is None else pairing(run, against)
+    tested = {run.name: results}
+    if against is not None and against.results is not None and not isinstance(paired, str):
+        tested[against.name] = against.results
     yield Picture(
         'accuracy',
         'Test accuracy',
         'With the 95% interval over episodes. It says how far other test episodes would move '
         'the number, not how far another training run would.',
         figures.accuracies(
-            {r.name: (r.results['accuracy'], r.results['ci95']) for r in tested if r.results},
+            {name: (found['accuracy'], found['ci95']) for name, found in tested.items()},
             results.get('chance', 0.0),
         ),
     )
@@ -118,21 +121,27 @@ def run_pictures(run: Run, against: Run | None = None) -> Iterator[Picture | str
         )
     else:
         yield 'accuracy of each class: results.json has none'
-    if against is not None:
-        yield from comparison(run, against)
+    if isinstance(paired, str):
+        yield paired
+    elif against is not None and paired is not None:
+        yield from comparison(run, against, paired)
 
 
-def comparison(run: Run, against: Run) -> Iterator[Picture | str]:
-    """The pictures of `run` minus `against`, where both were tested on the same episodes."""
+def pairing(run: Run, against: Run) -> PairedDifference | str:
+    """The difference of two runs that were tested on the same episodes; else a line that says what
+    is left out, and why."""
     if run.results is None or against.results is None:
-        yield f'comparison: {against.name} has no results.json'
-        return
+        return f'comparison: {against.name} has no results.json'
     try:
-        paired = paired_difference(against.results, run.results)
+        return paired_difference(against.results, run.results)
     except ValueError as error:
-        yield f'comparison with {against.name}: {one_line(error)}'
-        return
-    first, second = (np.array(r.results['correct'], float) for r in (against, run) if r.results)
+        return f'accuracy of {against.name}, and comparison with it: {one_line(error)}'
+
+
+def comparison(run: Run, against: Run, paired: PairedDifference) -> Iterator[Picture | str]:
+    """The pictures of `run` minus `against`, whose difference `paired` is."""
+    assert run.results is not None and against.results is not None
+    first, second = (np.array(r['correct'], float) for r in (against.results, run.results))
     queries = run.results['queries']
     verdict = 'excludes' if abs(paired.difference) > paired.ci95 else 'includes'
     yield Picture(

@@ -30,8 +30,8 @@ def paired_difference(first: dict, second: dict) -> PairedDifference:
     Raises:
       ValueError: they were not measured on the same episodes; one line that says how they differ.
     """
-    for key in ('dataset', 'split', 'num_episodes', 'queries', 'episodes_hash'):
-        if first[key] != second[key]:
+    for key in ('dataset', 'split', 'way', 'shot', 'num_episodes', 'queries', 'episodes_hash'):
+        if key in first and key in second and first[key] != second[key]:  # old files have no way
             raise ValueError(
                 f'not the same episodes: {key} is {printable(first[key])} in one and '
                 f'{printable(second[key])} in the other; evaluate both with the same dataset, '
