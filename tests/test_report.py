@@ -7,11 +7,12 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from tiny_run import tiny_config
 
 from fsar_jax import extract, report
 from fsar_jax.analysis.episode_pictures import episode_sections
-from fsar_jax.analysis.run_report import run_pictures
+from fsar_jax.analysis.run_report import Picture, run_pictures, write_report
 from fsar_jax.evaluation.results import accuracy_with_interval, confusion_matrix, write_results
 from fsar_jax.progress import MetricWriter
 from fsar_jax.training.train import train_and_evaluate
@@ -86,6 +87,21 @@ def test_a_later_report_takes_the_pictures_of_an_earlier_one_away_and_nothing_el
     report.main([f'--workdir={run}'])
     assert written(run / 'report') == {'training_curves', 'mine'}
     assert {path.stem for path in (run / 'report').glob('*.pdf')} == {'training_curves'}
+
+
+def test_pictures_of_a_report_that_was_killed_are_taken_away_too(tmp_path):
+    def killed():
+        yield Picture('places', 'Places', '', Figure())
+        raise KeyboardInterrupt
+
+    run = make_run(tmp_path / 'run', correct=None)
+    with pytest.raises(KeyboardInterrupt):
+        write_report(run / 'report', 'Report', {}, [('Episodes', killed())])
+    (run / 'report/mine.png').write_bytes(b'of someone else')
+    assert written(run / 'report') == {'places', 'mine'}
+    report.main([f'--workdir={run}'])
+    names = {path.name for path in (run / 'report').iterdir()}
+    assert names == {'index.html', 'training_curves.png', 'training_curves.pdf', 'mine.png'}
 
 
 def test_against_another_run_it_shows_the_paired_difference_and_gains(tmp_path, capsys):

@@ -20,6 +20,7 @@ from fsar_jax.files import write_whole
 from fsar_jax.messages import one_line, printable
 
 PAGE = 'index.html'
+BEGUN = '.begun'  # names of the pictures of a report whose page is not written yet, one a line
 FILES = '.png, .pdf)</figcaption>'  # after the name of a picture, on the page
 STYLE = 'img { max-width: 100%; height: auto; background: #fff; border-radius: .3rem; }'
 MOST_CLASSES = 150  # of a confusion matrix; beyond, its cells are smaller than a pixel's worth
@@ -228,7 +229,7 @@ def write_report(
 
     Args:
       folder: is made if it does not exist; files of these names in it are replaced. Pictures of an
-        earlier report there that this one does not have are removed.
+        earlier report there that this one does not have are removed, also where it was killed.
       title: of the page, plain text.
       about: {name: value} of a table at the top, plain text.
       sections: (heading, pictures or lines about those that are left out); drawn one after the
@@ -239,7 +240,7 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / PAGE
-    earlier, drawn = pictures_of(page), set()
+    earlier, drawn = pictures_of(folder), set()
     parts, notes = [f'<h1>{text(title)}</h1>', ''], []
     for heading, pictures in sections:
         shown = []
@@ -248,6 +249,8 @@ def write_report(
                 notes.append(picture)
                 shown.append(f'<p class="soft">Left out: {text(picture, 1000)}</p>')
                 continue
+            with open(folder / BEGUN, 'a') as begun:
+                begun.write(f'{picture.name}\n')
             png = figures.save(picture.figure, folder / picture.name)
             drawn.add(picture.name)
             address = f'data:image/png;base64,{base64.b64encode(png).decode()}'
@@ -261,17 +264,19 @@ def write_report(
             parts.append(f'<section><h2>{text(heading)}</h2>{"".join(shown)}</section>')
     rows = [[text(name), text(value, 500)] for name, value in about.items()]
     parts[1] = table(['', ''], rows)
-    write_whole(page, document(printable(title), parts, STYLE))
     for name in earlier - drawn:
         for ending in ('.png', '.pdf'):
             (folder / f'{name}{ending}').unlink(missing_ok=True)
+    write_whole(page, document(printable(title), parts, STYLE))
+    (folder / BEGUN).unlink(missing_ok=True)
     return page, notes
 
 
-def pictures_of(page: pathlib.Path) -> set[str]:
-    """Names of the pictures beside the page of a report; none where there is no such page."""
-    try:
-        written = page.read_text(errors='replace')
-    except FileNotFoundError:
-        return set()
-    return set(re.findall(rf'\((\w+){re.escape(FILES)}', written))
+def pictures_of(folder: pathlib.Path) -> set[str]:
+    """Names of the pictures in the folder of a report, also of one that was killed."""
+    written = {
+        name: (folder / name).read_text(errors='replace') if (folder / name).exists() else ''
+        for name in (PAGE, BEGUN)
+    }
+    on_page = re.findall(rf'\((\w+){re.escape(FILES)}', written[PAGE])
+    return {*on_page, *re.findall(r'^\w+$', written[BEGUN], re.MULTILINE)}
