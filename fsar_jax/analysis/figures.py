@@ -117,7 +117,9 @@ def accuracies(runs: Mapping[str, tuple[float, float]], chance: float) -> Figure
       runs: {name: (accuracy, half-width of the interval)}, fractions.
       chance: 1 / way.
     """
-    figure = Figure(figsize=(6, 0.9 + 0.4 * len(runs)), layout='constrained')
+    names = [printable(name, 60) for name in runs]
+    size = 4.5 + max(1.5, _inches(names)), 0.9 + 0.4 * len(runs)
+    figure = Figure(figsize=size, layout='constrained')
     axis = figure.subplots()
     height = -np.arange(len(runs))
     values, widths = np.array(list(runs.values())).T
@@ -135,7 +137,7 @@ def accuracies(runs: Mapping[str, tuple[float, float]], chance: float) -> Figure
     axis.annotate(
         'chance', (chance, 1), xycoords=('data', 'axes fraction'), ha='center', va='bottom'
     )
-    axis.set_yticks(height, [printable(name, 40) for name in runs])
+    axis.set_yticks(height, names)
     axis.set_xlim(0, 1.18)
     axis.set_xticks(np.linspace(0, 1, 6))
     axis.xaxis.set_major_formatter(PercentFormatter(1))
@@ -154,12 +156,12 @@ def confusion_matrix(confusion: ArrayLike, classes: Sequence[str]) -> Figure:
     asked = counts.sum(1, keepdims=True)
     share = np.divide(counts, asked, out=np.full(counts.shape, np.nan), where=asked > 0)
     count = len(classes)
-    side = min(3.5 + 0.28 * count, 14)
+    every = -(-count // 80)
+    ticks, names = range(0, count, every), [printable(name, 64) for name in classes[::every]]
+    side = min(2 + 0.28 * count, 12.5) + max(1.5, _inches(names))
     figure = Figure(figsize=(side + 1.2, side), layout='constrained')
     axis = figure.subplots()
     image = axis.imshow(share, cmap='Blues', vmin=0, vmax=1)
-    every = max(1, count // 60)
-    ticks, names = range(0, count, every), [printable(name, 64) for name in classes[::every]]
     axis.set_yticks(ticks, names)
     axis.set_xticks(ticks, names, rotation=90)
     axis.spines[:].set_visible(False)
@@ -215,8 +217,9 @@ def class_gains(gains: Mapping[str, float], names: tuple[str, str]) -> Figure:
     figure, axis = _bars(ordered, values, colours, '{:+.1f}')
     axis.axvline(0, color=BLACK, linewidth=0.8)
     axis.margins(x=0.2)
-    first, second = (printable(name, 40) for name in names)
-    axis.set_xlabel(f'accuracy of {second} minus {first}, in points')
+    first, second = (printable(name, 60) for name in names)
+    label = f'accuracy of {second} minus {first}, in points'
+    axis.set_xlabel(textwrap.fill(label, 75, break_on_hyphens=False), loc='right')
     return figure
 
 
@@ -344,10 +347,12 @@ def places_by_class(places: Mapping[str, ArrayLike]) -> Figure:
       places: {class: [M], of its clips}.
     """
     shares = np.stack([np.asarray(of_class, float) for of_class in places.values()])
-    figure = Figure(figsize=(8.5, 1.2 + 0.22 * len(shares)), layout='constrained')
+    names = [printable(name, 64) for name in places]
+    size = 5.5 + max(3, _inches(names)), max(2.4, 1.2 + 0.22 * len(shares))
+    figure = Figure(figsize=size, layout='constrained')
     axis = figure.subplots()
     image = axis.imshow(shares, cmap='Greens', vmin=0, vmax=1, aspect='auto')
-    axis.set_yticks(range(len(shares)), [printable(name, 64) for name in places])
+    axis.set_yticks(range(len(shares)), names)
     axis.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     axis.set_xlabel('frame of the clip')
     bar = figure.colorbar(image, ax=axis, aspect=30)
@@ -383,14 +388,21 @@ def tsne(features: ArrayLike, seed: int = 0) -> np.ndarray:
 
 def _bars(names, values, colours, pattern):
     """A figure with a horizontal bar and its value for each name, first on top."""
-    figure = Figure(figsize=(7, 0.8 + 0.21 * len(names)), layout='constrained')
+    names = [printable(name, 60) for name in names]
+    size = 4 + max(3, _inches(names)), 0.8 + 0.21 * len(names)
+    figure = Figure(figsize=size, layout='constrained')
     axis = figure.subplots()
     height = -np.arange(len(names))
     bars = axis.barh(height, values, color=colours)
     axis.bar_label(bars, [pattern.format(value) for value in values], padding=3, fontsize=8)
-    axis.set_yticks(height, [printable(name, 60) for name in names])
+    axis.set_yticks(height, names)
     axis.set_ylim(height[-1] - 0.6, 0.6)
     return figure, axis
+
+
+def _inches(names):
+    """About how long the longest of these names is."""
+    return 0.075 * max(map(len, names), default=0)
 
 
 def _varies(values):

@@ -3,6 +3,7 @@
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 
 from fsar_jax.analysis import figures
@@ -130,6 +131,32 @@ def test_names_of_classes_are_plain_text(tmp_path):
     names = labels(figure.axes[0].get_yticklabels())
     assert names[0] == '$x_1$\\n<b>' and len(names[2]) == 61
     assert (tmp_path / 'classes.png').read_bytes() == png and png.startswith(b'\x89PNG')
+
+
+@pytest.mark.parametrize('count', [2, 3, 8])
+def test_long_names_leave_room_for_what_they_name(count):
+    """Names as long as those of Something-Something, in figures of few classes."""
+    names = [
+        f'{i} pretending to put something underneath something, then not' for i in range(count)
+    ]
+    share = np.eye(count)
+    drawn = {
+        'confusion': figures.confusion_matrix(share, names),
+        'places': figures.places_by_class(dict(zip(names, share))),
+        'classes': figures.class_accuracies(dict(zip(names, share[0])), 0.2),
+        'gains': figures.class_gains(dict(zip(names, share[0])), (names[0], names[1])),
+        'runs': figures.accuracies({name: (0.5, 0.1) for name in names[:2]}, 0.2),
+    }
+    for name, figure in drawn.items():
+        FigureCanvasAgg(figure).draw()
+        axis = figure.axes[0]
+        assert axis.get_window_extent().width > 2.4 * figure.dpi, name
+        shown = figure.get_tightbbox()  # in inches
+        assert min(shown.x0, shown.y0) > -0.01, name
+        assert (shown.max <= figure.get_size_inches() + 0.01).all(), name
+        across = [tick.get_window_extent() for tick in axis.get_xticklabels()]
+        if name == 'confusion':
+            assert all(left.x1 < right.x0 for left, right in zip(across, across[1:]))
 
 
 def test_files_hold_no_date_and_their_fonts(tmp_path):
