@@ -4,11 +4,12 @@ Each row shows a class: its name and the frames of one clip that a model would s
 the object if the record has one.
 """
 
+import importlib.util
 import io
 import pathlib
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont, features
 
 from fsar_jax.data.dataset import VideoDataset
 from fsar_jax.data.frame_sampling import frame_indices
@@ -76,12 +77,23 @@ def _draw_row(dataset, label, record, length, height):
         if 'action_start' in record
         else ''
     )
-    ImageDraw.Draw(row).text((6, height // 2 - 12), name + truth, fill=BOX_COLOUR)
+    place = 6, height // 2 - 12
+    ImageDraw.Draw(row).text(place, name + truth, fill=BOX_COLOUR, font=_font())
     left = LABEL_WIDTH
     for frame in frames:
         row.paste(frame, (left, 0))
         left += frame.width
     return row
+
+
+def _font():
+    """The font of matplotlib where that is installed, which has letters with accents; else PIL's
+    own, None."""
+    found = importlib.util.find_spec('matplotlib')
+    if found is None or found.origin is None or not features.check('freetype2'):
+        return None
+    path = pathlib.Path(found.origin).parent / 'mpl-data/fonts/ttf/DejaVuSans.ttf'
+    return ImageFont.truetype(path, 10) if path.exists() else None
 
 
 def write_sheet(sheet: Image.Image, path: pathlib.Path) -> None:

@@ -36,6 +36,20 @@ def test_rows_are_classes_and_columns_the_test_frames():
     assert (sheet[:16, :LABEL_WIDTH] > 200).any()  # its name is written
 
 
+def test_letters_with_accents_are_no_boxes():
+    pytest.importorskip('matplotlib')
+
+    def drawn(name):
+        clips = ThreeClips()
+        clips.class_names = [name, '', '']
+        sheet = contact_sheet(clips, length=4, columns=1, height=32)
+        return np.asarray(sheet)[:16, :LABEL_WIDTH]  # without the line below the name
+
+    letters = [drawn(letter) for letter in 'üïéłğÆ']
+    assert all(letter.any() for letter in letters)
+    assert len({letter.tobytes() for letter in letters}) == len(letters)
+
+
 def run(*flags):
     """The command, in this process: the error that it ends with, None when all went well."""
     try:
