@@ -285,13 +285,16 @@ class FewShotLearner(nn.Module):
         return {name: stage for name in names if (stage := getattr(self, name)) is not None}
 
     @property
-    def rates(self) -> dict[str, float]:
-        """{stage: its learning rate, times that of the rest}, where that is not 1; 0 for one that
-        stays as it starts."""
-        rates = {name: stage.rate for name, stage in self.stages.items()}
+    def rates(self) -> dict[tuple[str, ...], float]:
+        """{keys of a part of the parameters: its learning rate, times that of the rest}, where
+        that is not 1; 0 for one that stays as it starts."""
+        rates: dict[tuple[str, ...], float]
+        rates = {(name,): stage.rate for name, stage in self.stages.items()}
         if not self.backbone_trained:
-            rates['backbone'] = 0.0
-        return {name: rate for name, rate in rates.items() if rate != 1}
+            rates['backbone',] = 0.0
+        for name, stage in self.stages.items():
+            rates |= {(name, part): 0.0 for part in stage.fixed_parts}
+        return {keys: rate for keys, rate in rates.items() if rate != 1}
 
     @property
     def stages_on_maps(self) -> list[str]:
@@ -349,16 +352,16 @@ class FewShotLearner(nn.Module):
 
     def batch_norm_passes(self, stages: Iterable[str], queries: int) -> dict[str, int]:
         """How often one training episode updates the running statistics of each of `stages`; {}
-        where they are frozen, and no entry for a backbone that is not trained. The matcher says it
-        for itself. For the others it is twice, for support and for query, or once with
-        `joint_batch`."""
+        where they are frozen, and no entry for a backbone that is not trained, or a stage of which
+        a part stays as it starts. The matcher says it for itself. For the others it is twice, for
+        support and for query, or once with `joint_batch`."""
         if self.frozen:
             return {}
         per_video = 1 if self.joint_batch else 2
         return {
             stage: self.matcher.batch_norm_passes(queries) if stage == 'matcher' else per_video
             for stage in stages
-            if stage != 'backbone' or self.backbone_trained
+            if (stage != 'backbone' or self.backbone_trained) and not self.stages[stage].fixed_parts
         }
 
     def feature_maps(

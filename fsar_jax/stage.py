@@ -84,6 +84,12 @@ class Stage(nn.Module):
         return False
 
     @property
+    def fixed_parts(self) -> tuple[str, ...]:
+        """Its submodules that stay as they start: parameters and running statistics. Where it has
+        some, no other has batch norm."""
+        return ()
+
+    @property
     def needs_maps(self) -> bool:
         """Whether it looks at places in a frame, so that features which are pooled over the frame
         will not do."""

@@ -93,6 +93,12 @@ class TaskAdaptiveSampler(Sampler):
         affects='model',
         help='side of the frames that the scan network sees, in pixels',
     )
+    scan_trained: bool = setting(
+        True,
+        affects='training',
+        help='False: the scan network stays as it starts (no gradient, running statistics of batch '
+        'norm), and scan_weights says from what; published: True',
+    )
     temporal: bool = setting(
         True, affects='model', help='temporal selection (TS); False: evenly spaced frames'
     )
@@ -154,6 +160,12 @@ class TaskAdaptiveSampler(Sampler):
         help='standardise the scan features of a frame before the position code is added, so that '
         'features of any scale count as much as the position; published: False',
     )
+    normalize_guide: bool = setting(
+        False,
+        affects='model',
+        help='standardise the scan features of a frame before their mean, the global feature g of '
+        'a clip, is taken, from which the weights of the task are generated, too; published: False',
+    )
     samples_per_chunk: int = setting(
         50, at_least=0, affects='cost', help='number of noise samples to compute at once; 0: all'
     )
@@ -202,6 +214,10 @@ class TaskAdaptiveSampler(Sampler):
     dtype: Any = jnp.float32
 
     has_weights = True
+
+    @property
+    def fixed_parts(self) -> tuple[str, ...]:
+        return () if self.scan_trained else ('scan_network',)
 
     def frames_read(self, frames: int) -> int:
         return self.dense_frames
@@ -269,7 +285,9 @@ class TaskAdaptiveSampler(Sampler):
                 f'the sampler is to choose {self.frames} frames of a video, but it is given '
                 f'{dense}: scan at least as many'
             )
-        scanned = self.scan_network(_shrink(videos, self.scan_size), train)
+        scanned = self.scan_network(_shrink(videos, self.scan_size), train and self.scan_trained)
+        if not self.scan_trained:
+            scanned = jax.lax.stop_gradient(scanned)
         per_video = lambda x: x.reshape(batch, dense, *x.shape[1:])
         kept = {'frames': videos, 'features': per_video(scanned.features).astype(jnp.float32)}
         if self.spatial == 'learned_crop':
@@ -345,11 +363,15 @@ class TaskAdaptiveSampler(Sampler):
         weights = self.task_weights(guide, noise)
         sampled = self.sample(support, guide, weights, train)
         support = jax.tree.map(lambda x: x.reshape(way, shot, *x.shape[1:]), sampled)
-        return support, self.sample(query, query['features'].mean(1), weights, train)
+        return support, self.sample(query, self.guide(query['features']), weights, train)
+
+    def guide(self, features: jax.Array) -> jax.Array:
+        """g of videos (Eq. 1): features [videos, M, c] → [videos, c]."""
+        return (nn.standardize(features) if self.normalize_guide else features).mean(1)
 
     def guides(self, features: jax.Array, way: int) -> jax.Array:
         """g of the support videos: features [videos, M, c], class-major → [videos, c]."""
-        guide = features.mean(1)
+        guide = self.guide(features)
         return tiled_class_means(guide, way) if self.variant == 'code' and self.adaptive else guide
 
     def explain(
@@ -372,7 +394,7 @@ class TaskAdaptiveSampler(Sampler):
         """Per video, for adaptive=False: videos [B, M, H, W, 3] → a dict as of `sample_episode`,
         leaves [B, …]."""
         scanned = self.scan(videos, train)
-        return self.sample(scanned, scanned['features'].mean(1), {}, train)
+        return self.sample(scanned, self.guide(scanned['features']), {}, train)
 
     def losses(
         self, outputs: Mapping[str, jax.Array], labels: jax.Array, classes: jax.Array | None = None

@@ -192,11 +192,8 @@ def make_train_step(
         (gradients, batch_stats), (losses, accuracies) = run_in_sequence(accumulate, start, parts)
         gradients = jax.tree.map(lambda g: g / losses.shape[0], gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        updates = updates | {  # at a rate of 0, weight decay does nothing either
-            stage: jax.tree.map(lambda update: rate * update, updates[stage])
-            for stage, rate in learner.rates.items()
-            if stage in updates
-        }
+        for keys, rate in learner.rates.items():  # at a rate of 0, weight decay does nothing either
+            updates = scaled(updates, keys, rate)
         state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
@@ -213,6 +210,15 @@ def make_train_step(
         }
 
     return train_step
+
+
+def scaled(updates: ArrayTree, keys: tuple[str, ...], rate: float) -> ArrayTree:
+    """Nested dicts with all arrays below `keys` times `rate`, as they are where there are none."""
+    if not keys:
+        return jax.tree.map(lambda update: rate * update, updates)
+    if keys[0] not in updates:
+        return updates
+    return updates | {keys[0]: scaled(updates[keys[0]], keys[1:], rate)}
 
 
 def for_each_episode(run_episode: Callable) -> Callable:

@@ -436,6 +436,22 @@ def test_normalized_features_count_the_same_at_any_scale():
     assert np.abs(scores(1e3, False) - scores(10.0, False)).max() > 0.03
 
 
+def test_normalized_guides_make_the_same_weights_at_any_scale():
+    """Of the support; and a query is scored beside a guide of the same kind."""
+    features = np.random.default_rng(0).normal(size=(4, 7, 8)).astype(np.float32)
+    drawn = variables(tiny(variant='paper'))
+
+    def weights(scale, normalize):
+        sampler = tiny(variant='paper', normalize_guide=normalize)
+        guides = sampler.apply(drawn, scale * features, 2, method='guides')
+        own = sampler.apply(drawn, scale * features, method='guide')
+        np.testing.assert_array_equal(own, guides)
+        return sampler.apply(drawn, guides, method='task_weights')['frames']
+
+    np.testing.assert_allclose(weights(1e3, True), weights(10.0, True), atol=1e-4)
+    assert np.abs(weights(10.0, False) - weights(0.1, False)).max() > 0.03
+
+
 def test_errors_are_one_line():
     with pytest.raises(ValueError, match='choose 8 frames of a video, but it is given 7'):
         tiny(frames=8).init(jax.random.key(0), *episode(), method=run)

@@ -43,6 +43,7 @@ TRAINING = {
     'model.backbone.drop_connect',
     'model.backbone.dropout',
     'model.sampler.rate',
+    'model.sampler.scan_trained',
     'model.matcher.relation_dropout',
     'model.matcher.relation_start',
     'model.matcher.kernel_start',

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_run import largest_difference, random_batch, shallow_networks, tiny_config
+from tiny_run import SAMPLER, largest_difference, random_batch, shallow_networks, tiny_config
 
 from fsar_jax.learner import create_learner
 from fsar_jax.matchers.cross_transformer import CrossTransformer
@@ -270,6 +270,31 @@ def test_a_stage_has_a_learning_rate_of_its_own(monkeypatch):
     for ours, theirs in zip(jax.tree.leaves(half['matcher']), jax.tree.leaves(usual['matcher'])):
         np.testing.assert_allclose(ours, theirs / 2, rtol=1e-3, atol=1e-7)
     assert any(np.any(x) for x in jax.tree.leaves(usual['matcher']))
+
+
+@pytest.mark.slow
+def test_a_scan_network_that_is_not_trained_stays_as_it_starts():
+    changes = {
+        **SAMPLER,
+        'model.sampler.name': 'task_adaptive',
+        'train.optimizer': 'adam',
+        'train.weight_decay': 0.1,
+        'train.episodes_per_step': 1,
+    }
+
+    def moved(trained):
+        run = Run('protonet', {**changes, 'model.sampler.scan_trained': trained})
+        batch = random_batch(run.config)
+        after, _ = run.step(batch)
+        moved = lambda a, b: np.abs(a - b).max() > 0
+        params = jax.tree.map(moved, after.params, run.start.params)
+        stats = jax.tree.map(moved, after.batch_stats, run.start.batch_stats)
+        return params['sampler'].pop('scan_network'), stats['sampler'], params
+
+    for trained in (True, False):
+        *of_scan, rest = moved(trained)
+        assert all(any(jax.tree.leaves(tree)) == trained for tree in of_scan)
+        assert any(jax.tree.leaves(rest['sampler'])) and any(jax.tree.leaves(rest['backbone']))
 
 
 def test_flips_mirror_the_width_of_flagged_clips_only():
