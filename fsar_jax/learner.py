@@ -19,7 +19,7 @@ from fsar_jax.layers import computed, frames_as_floats
 from fsar_jax.matchers.matcher import Matcher
 from fsar_jax.matchers.query_similarity import QueryClassSimilarity
 from fsar_jax.samplers import SAMPLERS
-from fsar_jax.stage import KINDS, ArrayTree, Loss, Stage
+from fsar_jax.stage import KINDS, ArrayTree, Loss, Stage, check_shape
 from fsar_jax.stages import build_stages, choice, shared_values
 
 
@@ -91,7 +91,7 @@ class FewShotLearner(nn.Module):
         that holds what `match` needs of each video."""
         if self.sampler.per_episode:
             return self.sampler.scan(videos, train)
-        return self.represent(self.sampler(videos, train), train)
+        return self.represent(self.sample_videos(videos, train), train)
 
     def sample(
         self, support: jax.Array, query: jax.Array, train: bool = False
@@ -99,10 +99,28 @@ class FewShotLearner(nn.Module):
         """The sampler's outputs {'frames': …} for the support, with leaves [way, shot, …], and for
         the queries, with leaves [Q, …]."""
         if self.sampler.per_episode:
-            return self.sampler.sample_episode(
+            return self.sample_episode(
                 *self.of_episode(self.sampler.scan, support, query, train), train
             )
-        return self.of_episode(self.sampler, support, query, train)
+        return self.of_episode(self.sample_videos, support, query, train)
+
+    def sample_videos(self, videos: jax.Array, train: bool = False) -> dict[str, jax.Array]:
+        """`sample` for videos [B, L, H, W, 3], with a sampler that looks at each of them alone."""
+        sampled = self.sampler(videos, train)
+        batch, read = videos.shape[:2]
+        self.sampler.check_sampled(sampled, read, B=batch)
+        return sampled
+
+    def sample_episode(
+        self, support: ArrayTree, query: ArrayTree, train: bool = False
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """`sample` from what the `scan` of a sampler that looks at the whole episode gave."""
+        way, shot = jax.tree.leaves(support)[0].shape[:2]
+        queries = len(jax.tree.leaves(query)[0])
+        support, query = self.sampler.sample_episode(support, query, train)
+        self.sampler.check_sampled(support, way=way, shot=shot)
+        self.sampler.check_sampled(query, Q=queries)
+        return support, query
 
     def represent(self, sampled: dict[str, jax.Array], train: bool = False) -> dict[str, Any]:
         """Turns a sampler's output for B videos, {'frames': [B, L, H, W, 3], …}, into what the
@@ -136,7 +154,15 @@ class FewShotLearner(nn.Module):
     ) -> dict[str, Any]:
         """The last part of `represent`: from the features of B videos and what else was `sampled`
         to what the matcher needs of each."""
-        embeddings = {'temporal_matching': self.matcher.project(features, train)}
+        projected = self.matcher.project(features, train)
+        clips, kept = len(features.frames), [jnp.shape(x)[:1] for x in jax.tree.leaves(projected)]
+        if not kept or set(kept) != {(clips,)}:
+            found = ', '.join(str(list(jnp.shape(x))) for x in jax.tree.leaves(projected))
+            raise ValueError(
+                f'matcher {type(self.matcher).__name__}.project returned {found or "no array"} for '
+                f'B = {clips} clips, expected B as the first axis of every array'
+            )
+        embeddings = {'temporal_matching': projected}
         if sampling := {k: x for k, x in sampled.items() if k not in ('frames', 'maps')}:
             embeddings['sampling'] = sampling
         if self.query_similarity is not None:
@@ -151,7 +177,7 @@ class FewShotLearner(nn.Module):
         """Predicts the queries of one episode from its embeddings: support leaves [way, shot, …]
         and query leaves [Q, …]."""
         if self.sampler.per_episode:
-            support, query = self.sampler.sample_episode(support, query, train)
+            support, query = self.sample_episode(support, query, train)
             support, query = self.represent_episode(support, query, train)
         return self.compare(support, query, train)
 
@@ -196,6 +222,8 @@ class FewShotLearner(nn.Module):
         `represent` → a Prediction."""
         logits = self.matcher(support['temporal_matching'], query['temporal_matching'], train)
         logits, auxiliary = logits if isinstance(logits, tuple) else (logits, {})
+        way, queries = (len(jax.tree.leaves(x['temporal_matching'])[0]) for x in (support, query))
+        check_shape('matcher', self.matcher, 'logits', logits, Q=queries, way=way)
         auxiliary = {'temporal_matching': logits, **auxiliary}
         if self.query_similarity is not None:
             similarity = self.query_similarity(
@@ -236,9 +264,9 @@ class FewShotLearner(nn.Module):
         if self.sampler.per_episode:
             scanned = self.of_episode(self.sampler.scan, support, query)
             shown |= self.sampler.explain(*scanned)
-            sampled = self.sampler.sample_episode(*scanned)
+            sampled = self.sample_episode(*scanned)
         else:
-            sampled = self.of_episode(self.sampler, support, query)
+            sampled = self.of_episode(self.sample_videos, support, query)
 
         def per_video(sampled, train):
             maps = self.feature_maps(sampled['frames'], train)
@@ -316,11 +344,11 @@ class FewShotLearner(nn.Module):
           outputs: `Prediction.auxiliary`.
           labels, classes: as for `Stage.losses`.
         """
-        losses = {
-            f'{name}/{loss}': value
-            for name, stage in self.stages.items()
-            for loss, value in stage.losses(outputs, labels, classes).items()
-        }
+        losses: dict[str, Loss] = {}
+        for name, stage in self.stages.items():
+            of_stage = stage.losses(outputs, labels, classes)
+            check_losses(name, stage, of_stage, labels.shape)
+            losses |= {f'{name}/{loss}': value for loss, value in of_stage.items()}
         return dict(sorted(losses.items(), key=lambda item: KINDS.index(item[1].kind)))
 
     def schedules(self, num_steps: int) -> dict[str, dict]:
@@ -373,6 +401,7 @@ class FewShotLearner(nn.Module):
         (`Stage.in_parts`); none: the batch is one.
         """
         videos, train = frames_as_floats(videos), train and self.backbone_trained
+        of_frame = {'h': None, 'w': None, 'C': None}
 
         def run(backbone, videos):
             if not parts:
@@ -384,8 +413,12 @@ class FewShotLearner(nn.Module):
 
         def run_once(backbone, videos):
             if backbone.takes_clips:
-                return backbone(videos, train)
-            maps = backbone(videos.reshape(-1, *videos.shape[2:]), train)
+                maps = backbone(videos, train)
+                check_shape('backbone', backbone, 'maps', maps, B=len(videos), l=None, **of_frame)
+                return maps
+            frames = videos.reshape(-1, *videos.shape[2:])
+            maps = backbone(frames, train)
+            check_shape('backbone', backbone, 'maps', maps, B=len(frames), **of_frame)
             return maps.reshape(*videos.shape[:2], *maps.shape[1:])
 
         if not self.backbone_trained and not self.is_initializing():
@@ -411,12 +444,12 @@ class FewShotLearner(nn.Module):
         else:
             patches = computed(adaptive_max_pool(maps, self.patches))
             enriched = computed(self.patch_enrichment(patches, train))
+            check_tokens('patch enrichment', self.patch_enrichment, patches, enriched)
             patch_level = enriched.mean(-2)
-        frames = (
-            patch_level
-            if self.frame_enrichment is None
-            else self.frame_enrichment(patch_level, train)
-        )
+        frames = patch_level
+        if self.frame_enrichment is not None:
+            frames = self.frame_enrichment(patch_level, train)
+            check_tokens('frame enrichment', self.frame_enrichment, patch_level, frames)
         return VideoFeatures(
             maps=maps,
             patch_level=patch_level,
@@ -425,6 +458,27 @@ class FewShotLearner(nn.Module):
             patches=patches,
             enriched_patches=enriched,
         )
+
+
+def check_tokens(part: str, stage: Stage, tokens: jax.Array, enriched: Any) -> None:
+    """Raises a one-line ValueError where a token enrichment does not keep [B, …, N, D]."""
+    letters = ('B', 'L', 'N', 'D') if tokens.ndim == 4 else ('B', 'N', 'D')
+    check_shape(part, stage, 'tokens', enriched, **dict(zip(letters, tokens.shape, strict=True)))
+
+
+def check_losses(part: str, stage: Stage, losses: Any, shape: tuple[int, ...]) -> None:
+    """Raises a one-line ValueError where `Stage.losses` did not return {name: Loss}, each of one
+    value for an episode or one for each of its [Q] queries."""
+    if not isinstance(losses, Mapping) or not all(isinstance(x, Loss) for x in losses.values()):
+        raise ValueError(
+            f'{part} {type(stage).__name__}.losses returned no dict of Loss(weight, value)'
+        )
+    for name, loss in losses.items():
+        if jnp.shape(loss.value) not in ((), shape):
+            raise ValueError(
+                f"{part} {type(stage).__name__}.losses returned '{name}' of shape "
+                f'{list(jnp.shape(loss.value))}, expected [Q] = {list(shape)} or one number'
+            )
 
 
 def as_one_batch(

@@ -137,6 +137,24 @@ class Stage(nn.Module):
         return {}
 
 
+def check_shape(part: str, stage: nn.Module, what: str, output: Any, **axes: int | None) -> None:
+    """Raises a one-line ValueError where an output of a stage is no array with these axes.
+
+    Args:
+      part, what: what the stage and the output are, in words: 'matcher', 'logits'.
+      axes: the size of each axis by its letter; None where any will do.
+    """
+    found = getattr(output, 'shape', ())
+    sizes = [size for size, wanted in zip(found, axes.values()) if wanted is not None]
+    if len(found) != len(axes) or sizes != [n for n in axes.values() if n is not None]:
+        shown = list(found) if hasattr(output, 'shape') else f'of {type(output)}'
+        expected = ', '.join(str(letter if n is None else n) for letter, n in axes.items())
+        raise ValueError(
+            f'{part} {type(stage).__name__} returned {what} {shown}, expected '
+            f'[{", ".join(axes)}] = [{expected}]'
+        )
+
+
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """logits [..., classes], integer labels that broadcast to [...] → float32 [...]."""
     labels = jnp.broadcast_to(labels, logits.shape[:-1])

@@ -1,6 +1,9 @@
 """The base class of all samplers."""
 
-from fsar_jax.stage import Stage
+from collections.abc import Mapping
+from typing import Any
+
+from fsar_jax.stage import Stage, check_shape
 
 
 class Sampler(Stage):
@@ -23,6 +26,29 @@ class Sampler(Stage):
     def frames_read(self, frames: int) -> int:
         """How many frames of a clip the loader hands over, so that the model sees L = `frames`."""
         return frames
+
+    def check_sampled(self, sampled: Any, read: int | None = None, **leading: int) -> None:
+        """Raises a one-line ValueError where a sampler did not return {'frames': …} with L frames
+        of each clip.
+
+        Args:
+          read: how many frames of a clip it was given; None where that is not known.
+          leading: the axes before L, by letter.
+        """
+        if not isinstance(sampled, Mapping) or 'frames' not in sampled:
+            axes = ', '.join((*leading, 'L', 'H', 'W', 'C'))
+            raise ValueError(
+                f"sampler {type(self).__name__} returned no dict with 'frames', expected "
+                f"{{'frames': [{axes}], …}}"
+            )
+
+        def check(length):
+            sizes = {**leading, 'L': length, 'H': None, 'W': None, 'C': None}
+            check_shape('sampler', self, 'frames', sampled['frames'], **sizes)
+
+        check(getattr(self, 'frames', None))  # the setting of those that choose
+        if read is not None and self.frames_read(sampled['frames'].shape[len(leading)]) != read:
+            check(read)
 
     def check_published(self) -> None:
         """Raises a one-line ValueError if nobody has published weights of this sampler."""

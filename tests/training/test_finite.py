@@ -9,6 +9,7 @@ import pytest
 from tiny_run import tiny_config
 
 from fsar_jax.learner import create_learner
+from fsar_jax.matchers.prototypes import Prototypes
 from fsar_jax.training.finite import check_logits
 from fsar_jax.training.state import example_episode
 from fsar_jax.training.train import train_and_evaluate
@@ -101,6 +102,21 @@ def test_the_first_stage_that_breaks_is_named():
         }
         with pytest.raises(ValueError, match=f'not finite as it starts, from {named}'):
             check_logits(learner, broken, config)
+
+
+class Transposed(Prototypes):
+    def __call__(self, *arguments):
+        return super().__call__(*arguments).T
+
+
+def test_logits_that_are_transposed_are_seen_where_they_are_square():
+    """As they are in the initialisation, and in training with one query of each class."""
+    learner, variables, config = made('protonet')
+    check_logits(learner, variables, config)
+    with pytest.raises(
+        ValueError, match=r'Transposed returned logits \[2, 1\], expected \[Q, way\]'
+    ):
+        check_logits(learner.clone(matcher=Transposed()), variables, config)
 
 
 @pytest.mark.slow
