@@ -77,6 +77,7 @@ class Stage(nn.Module):
     published_start = ''  # pretrained weights that the authors start from; '' for random weights
     batch_norm_momentum = 0.9  # of its running statistics (fsar_jax/backbones/batch_norm.py)
     rate = 1.0  # its learning rate, times that of the rest
+    looks_at = 0.5  # where in its square a cell of a map looks: 0 first pixel, 1 last; for pictures
 
     @property
     def takes_clips(self) -> bool:
@@ -94,6 +95,11 @@ class Stage(nn.Module):
         """Whether it looks at places in a frame, so that features which are pooled over the frame
         will not do."""
         return False
+
+    def input_scaling(self) -> dict[str, Any]:
+        """How a backbone scales a pixel x of 0 … 1, for who runs it elsewhere: {'name', 'mean',
+        'std'} of (x − mean) / std, per channel. By default it takes x."""
+        return {'name': 'unit', 'mean': (0.0,) * 3, 'std': (1.0,) * 3}
 
     @nn.nowrap
     def in_parts(self, parts: tuple[int, ...]) -> Stage | None:

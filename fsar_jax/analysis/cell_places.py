@@ -18,7 +18,7 @@ def cell_places(count: int, size: int, looks_at: float) -> np.ndarray:
     Args:
       count: cells along one side.
       size: pixels along it.
-      looks_at: `PixelNetwork.looks_at`, 0 for the first pixel of a cell's square, 1 for its last;
+      looks_at: `Stage.looks_at`, 0 for the first pixel of a cell's square, 1 for its last;
         0.5 is a transformer's patch.
 
     Returns:

@@ -204,7 +204,7 @@ class PixelNetwork(Stage):
       dtype: compute dtype; parameters are float32.
     """
 
-    looks_at = 0.0  # where in its square a cell looks: 0 the first pixel, 1 the last; for pictures
+    looks_at = 0.0  # its maps are padded on all sides
 
     normalize: str = setting('unit', kw_only=True, **NORMALIZE)
     remat: bool = setting(
@@ -216,8 +216,7 @@ class PixelNetwork(Stage):
     )
     dtype: Any = dataclasses.field(default=jnp.float32, kw_only=True)
 
-    def input_scaling(self) -> dict:
-        """{'name', 'mean', 'std'}: a pixel x of 0 … 1 becomes (x − mean) / std, per channel."""
+    def input_scaling(self) -> dict[str, Any]:
         mean, std = (x if isinstance(x, tuple) else (x,) * 3 for x in SCALINGS[self.normalize])
         return {'name': self.normalize, 'mean': mean, 'std': std}
 

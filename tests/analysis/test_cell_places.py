@@ -9,6 +9,7 @@ from tiny_run import random_variables
 from fsar_jax.analysis.cell_places import cell_places, over_frame, patch_places
 from fsar_jax.backbones.efficientnet_lite import EfficientNetLite, same_padding
 from fsar_jax.backbones.resnet_small import ResNetSmall
+from fsar_jax.stage import Stage
 
 
 @pytest.mark.slow
@@ -37,6 +38,7 @@ def test_what_is_padded_behind_looks_at_the_last_pixel(kernel):
 def test_places_of_cells_and_patches():
     np.testing.assert_array_equal(cell_places(4, 64, 0.0), [0.5, 16.5, 32.5, 48.5])
     np.testing.assert_array_equal(cell_places(2, 8, 0.5), [2, 6])  # patches: their middles
+    np.testing.assert_array_equal(cell_places(2, 8, Stage.looks_at), [2, 6])  # who does not say
     np.testing.assert_array_equal(cell_places(2, 8, 1.0), [3.5, 7.5])
     np.testing.assert_array_equal(cell_places(3, 84, 0.0), [0.5, 32.5, 64.5])  # ⌈84 / 32⌉
     cells = cell_places(7, 224, 0.0)

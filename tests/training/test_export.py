@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_run import tiny_config
 
 from fsar_jax import export, train
+from fsar_jax.backbones import BACKBONES
 from fsar_jax.config import resolve_paths
 from fsar_jax.data.dataset import content_hash, open_dataset
 from fsar_jax.evaluation.results import read_results
@@ -18,8 +19,9 @@ from fsar_jax.learner import create_learner
 from fsar_jax.mesh import episode_mesh
 from fsar_jax.messages import one_line
 from fsar_jax.named_arrays import by_name
+from fsar_jax.stage import Stage
 from fsar_jax.training.checkpoints import Checkpoints
-from fsar_jax.training.export import exported_config, exported_variables, read_about
+from fsar_jax.training.export import exported_config, exported_variables, input_of, read_about
 from fsar_jax.training.selected import best_of_run
 from fsar_jax.training.state import create_train_state
 from fsar_jax.training.workdir import METHOD, make_workdir, note_videos
@@ -96,6 +98,25 @@ def test_the_json_says_what_another_framework_must_know(run, exported, tiny_data
     assert about['versions']['jax'] == jax.__version__
     header = read_about(exported)  # the same, so that the one file is enough
     assert header == {key: about[key] for key in about if key not in ('arrays', 'file', 'sha256')}
+
+
+class OfAUser(Stage):
+    """A backbone that has what the docs ask for, and no more."""
+
+    def __call__(self, frames, train=False):
+        return frames[:, ::8, ::8]
+
+
+def test_a_backbone_of_a_user_is_described_too(monkeypatch):
+    monkeypatch.setitem(BACKBONES, 'mine', OfAUser)
+    config = tiny_config('protonet')
+    config.model.backbone.name = 'mine'
+    assert input_of(config)['scaling'] == {
+        'rule': '(x / 255 - mean) / std, per channel',
+        'name': 'unit',
+        'mean': (0, 0, 0),
+        'std': (1, 1, 1),
+    }
 
 
 def test_two_exports_are_the_same_bytes(run, exported, tmp_path):
