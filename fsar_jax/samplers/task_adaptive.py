@@ -219,6 +219,10 @@ class TaskAdaptiveSampler(Sampler):
     def fixed_parts(self) -> tuple[str, ...]:
         return () if self.scan_trained else ('scan_network',)
 
+    @property
+    def batch_norm_momentum(self) -> float:  # type: ignore[override]
+        return self.scan_network.batch_norm_momentum
+
     def frames_read(self, frames: int) -> int:
         return self.dense_frames
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny_run import SAMPLER, largest_difference, random_batch, shallow_networks, tiny_config
 
+from fsar_jax.backbones.scan import SCAN_NETWORKS
 from fsar_jax.learner import create_learner
 from fsar_jax.matchers.cross_transformer import CrossTransformer
 from fsar_jax.mesh import episode_mesh, replicate, shard
@@ -255,6 +256,13 @@ def test_folding_statistics_equals_a_loop():
     fold = lambda r, r_e: fold_running_statistics(r, r_e, decay)
     traced = jax.make_jaxpr(fold)(jnp.zeros(4), jnp.zeros((3, 4)))
     assert 'HIGHEST' in str(traced)
+
+
+def test_running_statistics_of_a_sampler_have_the_momentum_of_its_scan_network():
+    for name in SCAN_NETWORKS:
+        learner = create_learner(tiny_config('vim', {'model.sampler.scan_network': name}).model)
+        momentum = 0.99 if name.startswith('efficientnet') else 0.9
+        assert learner.sampler.batch_norm_momentum == momentum, name
 
 
 @pytest.mark.slow
