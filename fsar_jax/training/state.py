@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from fsar_jax.backbones import BatchNorm
 from fsar_jax.learner import FewShotLearner
 from fsar_jax.mesh import replicated
 from fsar_jax.stage import ArrayTree
@@ -147,14 +149,15 @@ def make_train_step(
             query = flip_clips(query, episode['query_flip'])
         key = jax.random.fold_in(jax.random.key(config.seed), episode['episode'])
         variables = {'params': params, 'batch_stats': batch_stats, 'schedule': schedule}
-        prediction, updated = learner.apply(
-            variables,
-            support,
-            query,
-            train=True,
-            mutable=['batch_stats'],
-            rngs={'dropout': key, 'sampler': jax.random.fold_in(key, 1)},
-        )
+        with nn.intercept_methods(partial(check_batch_norm, learner)):
+            prediction, updated = learner.apply(
+                variables,
+                support,
+                query,
+                train=True,
+                mutable=['batch_stats'],
+                rngs={'dropout': key, 'sampler': jax.random.fold_in(key, 1)},
+            )
         loss = episode_loss(prediction, episode['labels'], config, episode['classes'])
         accuracy = (prediction.logits.argmax(-1) == episode['labels']).mean()
         return loss, accuracy, updated.get('batch_stats', {})
@@ -219,6 +222,48 @@ def scaled(updates: ArrayTree, keys: tuple[str, ...], rate: float) -> ArrayTree:
     if keys[0] not in updates:
         return updates
     return updates | {keys[0]: scaled(updates[keys[0]], keys[1:], rate)}
+
+
+def check_batch_norm(
+    learner: FewShotLearner,
+    call: Callable[..., Any],
+    arguments: tuple,
+    named: dict[str, Any],
+    context: nn.module.InterceptorContext,
+) -> Any:
+    """Calls a method of a module of the learner, for `nn.intercept_methods` while a step is traced.
+
+    Raises:
+      ValueError: one line. It is a batch norm that normalises by the batch although the config
+        freezes it, or whose running statistics would not be folded with its own momentum.
+    """
+    norm = context.module
+    if isinstance(norm, (BatchNorm, nn.BatchNorm)) and context.method_name == '__call__':
+        part = norm.path[0]
+        stage = learner.stages[part]
+        where = f'the batch norm {norm.path[-1]} of {part.replace("_", " ")} {type(stage).__name__}'
+        if not _by_running_statistics(norm, *arguments, **named):
+            if learner.frozen:
+                raise ValueError(
+                    f"{where} normalises by the batch, although batch_norm='frozen': give the "
+                    'class a field `frozen: bool = False`, and its batch norms '
+                    '`frozen=self.frozen` (fsar_jax.backbones.BatchNorm)'
+                )
+            if norm.momentum != stage.batch_norm_momentum:
+                raise ValueError(
+                    f'{where} has momentum {norm.momentum}, and the class says '
+                    f'{stage.batch_norm_momentum}: use fsar_jax.backbones.BatchNorm, or give the '
+                    f'class `batch_norm_momentum = {norm.momentum}`'
+                )
+    return call(*arguments, **named)
+
+
+def _by_running_statistics(norm, x, *arguments, **named):
+    """Whether a batch norm, of this package or of Flax, leaves the batch alone in a call."""
+    if isinstance(norm, BatchNorm):
+        return norm.frozen or not (arguments[0] if arguments else named.get('train'))
+    given = arguments[0] if arguments else named.get('use_running_average')
+    return norm.use_running_average if given is None else given
 
 
 def for_each_episode(run_episode: Callable) -> Callable:

@@ -3,16 +3,19 @@ dropout keys."""
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_run import SAMPLER, largest_difference, random_batch, shallow_networks, tiny_config
 
+from fsar_jax.backbones import BatchNorm
 from fsar_jax.backbones.scan import SCAN_NETWORKS
 from fsar_jax.learner import create_learner
 from fsar_jax.matchers.cross_transformer import CrossTransformer
 from fsar_jax.mesh import episode_mesh, replicate, shard
+from fsar_jax.stage import Stage
 from fsar_jax.training.state import (
     create_optimizer,
     create_train_state,
@@ -263,6 +266,65 @@ def test_running_statistics_of_a_sampler_have_the_momentum_of_its_scan_network()
         learner = create_learner(tiny_config('vim', {'model.sampler.scan_network': name}).model)
         momentum = 0.99 if name.startswith('efficientnet') else 0.9
         assert learner.sampler.batch_norm_momentum == momentum, name
+
+
+class OfAUser(Stage):
+    """A backbone that is a batch norm."""
+
+    frozen: bool = False
+
+    @nn.compact
+    def __call__(self, frames, train=False):
+        return BatchNorm(name='bn')(frames, train)
+
+
+class Frozen(OfAUser):
+    @nn.compact
+    def __call__(self, frames, train=False):
+        return BatchNorm(frozen=self.frozen, name='bn')(frames, train)
+
+
+class OfFlax(OfAUser):
+    @nn.compact
+    def __call__(self, frames, train=False):
+        running = not train or self.frozen
+        return nn.BatchNorm(use_running_average=running, name='bn')(frames)
+
+
+class OfFlaxAtItsMomentum(OfFlax):
+    batch_norm_momentum = 0.99
+
+
+def traced_step(backbone, rule):
+    """The shapes of a step with this backbone and config.model.backbone.batch_norm."""
+    config = tiny_config('protonet', {**SMALL, 'model.backbone.batch_norm': rule})
+    frozen = {'frozen': True} if rule == 'frozen' else {}
+    learner = create_learner(config.model, backbone=backbone(**frozen))
+    state = train_state_shapes(config, learner)
+    step = make_train_step(learner, config, episode_mesh(1))
+    return jax.eval_shape(step, state, random_batch(config))
+
+
+@pytest.mark.parametrize(
+    'backbone, rule, message',
+    [
+        (OfAUser, 'frozen', "bn of backbone OfAUser normalises by the batch, although batch_norm"),
+        (OfFlax, 'split', 'bn of backbone OfFlax has momentum 0.99, and the class says 0.9: use'),
+        (OfFlax, 'joint', 'bn of backbone OfFlax has momentum 0.99, and the class says 0.9: use'),
+    ],
+)
+def test_a_batch_norm_that_would_not_do_as_the_config_says_is_one_line(backbone, rule, message):
+    with pytest.raises(ValueError, match=f'^the batch norm {message}'):
+        traced_step(backbone, rule)
+
+
+@pytest.mark.parametrize(
+    'backbone, rule',
+    [(OfAUser, 'split'), (Frozen, 'frozen'), (OfFlax, 'frozen'), (OfFlaxAtItsMomentum, 'split')],
+)
+def test_a_batch_norm_that_does_is_taken(backbone, rule):
+    state, _ = traced_step(backbone, rule)
+    assert set(state.batch_stats) == {'backbone'}
 
 
 @pytest.mark.slow
