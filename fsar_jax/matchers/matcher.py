@@ -43,6 +43,26 @@ class Matcher(Stage):
         help="weight of the matcher's cross entropy in the loss",
     )
 
+    def project(self, features: VideoFeatures, train: bool = False) -> Any:
+        raise ValueError(
+            f'matcher {type(self).__name__} has no `project(features, train)`: add it, as '
+            'fsar_jax/matchers/matcher.py says'
+        )
+
+    def __call__(self, support: Any, query: Any, train: bool = False) -> Any:
+        raise ValueError(
+            f'matcher {type(self).__name__} has no `__call__(support, query, train)`: add it, as '
+            'fsar_jax/matchers/matcher.py says'
+        )
+
+    def batch_norm_passes(self, queries: int) -> int:
+        """How often an episode updates the running statistics of batch norm."""
+        raise ValueError(
+            f'matcher {type(self).__name__} has batch norm, but no `batch_norm_passes(queries)`: '
+            'add it, to return how often an episode updates the running statistics (2 for a batch '
+            "norm in `project`, or 1 with batch_norm='joint')"
+        )
+
     def losses(
         self, outputs: Mapping[str, jax.Array], labels: jax.Array, classes: jax.Array | None = None
     ) -> dict[str, Loss]:

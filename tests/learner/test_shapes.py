@@ -1,4 +1,5 @@
-"""What a stage of a user returns has the documented shape, or one line says which it has."""
+"""A stage of a user has what the docs ask for and returns the documented shapes, or one line says
+what is wrong."""
 
 import re
 
@@ -22,6 +23,20 @@ class Mean(Matcher):
 
     def __call__(self, support, query, train=False):
         return jnp.einsum('qd,wsd->qws', query, support).mean(-1)
+
+
+class WithoutProject(Matcher):
+    def __call__(self, support, query, train=False):
+        return jnp.zeros((len(query), len(support)))
+
+
+class WithoutCall(Matcher):
+    def project(self, features, train=False):
+        return features.frames
+
+
+class NoMatcher(Stage):
+    project, __call__ = Mean.project, Mean.__call__
 
 
 class Transposed(Mean):
@@ -124,7 +139,11 @@ def run(**stages):
 
 CLIPS = 'B = 6 clips, expected B as the first axis of every array'
 MAPS = 'expected [B, L, H, W, C] ='
+ADD = 'add it, as fsar_jax/matchers/matcher.py says'
 WRONG = {
+    WithoutProject: f'matcher {{}} has no `project(features, train)`: {ADD}',
+    WithoutCall: f'matcher {{}} has no `__call__(support, query, train)`: {ADD}',
+    NoMatcher: 'matcher {} is no Matcher: derive the class from fsar_jax.matchers.matcher.Matcher',
     Transposed: 'matcher {} returned logits [3, 4], expected [Q, way] = [4, 3]',
     NoneOfThese: 'matcher {} returned logits [4, 4], expected [Q, way] = [4, 3]',
     OneForAll: f'matcher {{}}.project returned [8] for {CLIPS}',
@@ -143,7 +162,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize('stage', WRONG)
-def test_another_shape_is_one_line_that_names_the_stage(stage):
+def test_what_is_wrong_is_one_line_that_names_the_stage(stage):
     message = WRONG[stage].format(stage.__name__)
     part = next(x for x in PARTS if message.startswith(x.replace('_', ' ')))
     with pytest.raises(ValueError) as error:
@@ -170,3 +189,10 @@ def test_losses_that_are_none_are_one_line(matcher, message):
     outputs = {'temporal_matching': np.zeros((QUERIES, WAY), np.float32)}
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         learner_with(matcher=matcher).losses(outputs, np.zeros(QUERIES, np.int32))
+
+
+def test_a_matcher_with_batch_norm_says_how_often_it_updates_the_statistics():
+    learner = learner_with(matcher=Mean())
+    assert learner.batch_norm_passes(['backbone'], QUERIES) == {'backbone': 2}
+    with pytest.raises(ValueError, match=r'^matcher Mean has batch norm, but no `batch_norm_pas'):
+        learner.batch_norm_passes(['backbone', 'matcher'], QUERIES)
