@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dis
 import os
+import pathlib
 import select
 import signal
 import sys
+import sysconfig
 import threading
 from collections.abc import Callable, Iterator
 from typing import NoReturn, TextIO
 
-from fsar_jax.messages import is_out_of_memory, one_line
+from fsar_jax.messages import is_out_of_memory, one_line, printable
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What a run in a workdir prints, see `on_signals`.
 RUN_STOPPED = 'what was finished is kept, the same command goes on from there'
 TEST_STOPPED = 'no results were written, the same command tests from the start'
 PATIENCE = 15.0  # seconds for what is to be finished first; schedulers kill after 30
+PACKAGE = pathlib.Path(__file__).parent
+PYTHON = sysconfig.get_path('stdlib')
+LIBRARIES = {'site-packages', 'dist-packages'}  # the folders of installed packages
 _finish_first: list[Callable[[], None]] = []
 _message = ['']  # of `on_signals`
 _listening: list[int] = []  # once there is one, the end of a pipe that Python writes signals to
@@ -68,13 +74,16 @@ def say_on_signals(message: str) -> None:
 
 
 @contextlib.contextmanager
-def errors_in_one_line(unless: Callable[[], bool] = lambda: False) -> Iterator[None]:
+def errors_in_one_line(
+    unless: Callable[[], bool] = lambda: False, flag: str = ''
+) -> Iterator[None]:
     """In the block, what is wrong with the input ends the process with one line on stderr and
     status 1. Where nobody reads its output any more (`| head`), it ends without a word, with the
     status that a shell gives to such programs, 141.
 
     Other exceptions are faults of the code and keep their traceback, but for a device that has too
-    little memory. So does every one where `unless()` is true.
+    little memory. So does every one where `unless()` is true; `flag` is what makes it so. What a
+    library raises, such as JAX at a wrong shape in a stage, is a line that names the place.
     """
     safe_streams()
     try:
@@ -94,7 +103,28 @@ def errors_in_one_line(unless: Callable[[], bool] = lambda: False) -> Iterator[N
             _flush(sys.stdout)
         except OSError:  # a second error at the last flush would be a second line
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE if unread else f'error: {one_line(error)}')
+        if place := _call_of_library(error):
+            place = f' (at {place}' + (f'; {flag} shows the traceback)' if flag else ')')
+        sys.exit(128 + signal.SIGPIPE if unread else f'error: {one_line(error)}{place}')
+
+
+def _call_of_library(error: BaseException) -> str:
+    """'FILE:LINE', the innermost line of this package or of a user, where it called a library that
+    raised a ValueError. '' for other errors, whose words are meant for the user."""
+    place, raises, known = '', True, isinstance(error, ValueError) and not is_out_of_memory(error)
+    frames = error.__traceback__
+    while frames is not None and known:
+        code = frames.tb_frame.f_code
+        file = pathlib.Path(code.co_filename)
+        library = not file.is_relative_to(PACKAGE) and LIBRARIES & set(file.parts)
+        if not library and not file.is_relative_to(PYTHON) and file.is_absolute():
+            place = f'{printable(file, 1000)}:{frames.tb_lineno}'
+            # JAX takes its own frames away, so that the last one may be that of a call.
+            raises = 'RAISE' in dis.opname[code.co_code[frames.tb_lasti]]
+        else:
+            raises = not library
+        frames = frames.tb_next
+    return '' if raises else place
 
 
 def safe_streams() -> None:

@@ -309,6 +309,7 @@ def help_text(given: flags.FlagValues) -> str:
     """What the command does and its flags; with --config, every setting and its value too."""
     names = ('config', 'workdir', 'mode', 'weights', 'distributed', 'help')
     lines = [__doc__, 'Flags:', *(f'  --{name:<12} {given[name].help}' for name in names)]
+    lines += ['  --verbosity=1  Show the traceback of an error, and what libraries log.']
     lines += [f'\nMethods: {_methods()}.']
     if given.config is not None:
         from fsar_jax.config import SETTINGS, setting_of
@@ -327,7 +328,7 @@ def run(argv: list[str]) -> None:
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)  # Orbax and TFDS log every file that they touch
     flags.FLAGS.mark_as_parsed()  # its logging flags are parsed here with ours
-    with errors_in_one_line(unless=logging.level_debug):
+    with errors_in_one_line(unless=logging.level_debug, flag='--verbosity=1'):
         main(argv)
 
 

@@ -2,6 +2,7 @@
 readers of its output that go away."""
 
 import errno
+import json
 import os
 import re
 import signal
@@ -9,6 +10,9 @@ import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from tiny_run import REPOSITORY, start_main, tiny_flags
 
@@ -146,6 +150,32 @@ def test_wrong_input_is_one_line_and_a_fault_of_the_code_is_not():
             raise error
     with pytest.raises(KeyError), errors_in_one_line():
         raise KeyError('a')
+
+
+def of_numpy(x):
+    return np.ones((2, 3)) + np.ones((3, 2))
+
+
+def of_jax(x):
+    return jnp.broadcast_to(x, (7,))
+
+
+@pytest.mark.parametrize('fails', [of_numpy, of_jax])
+@pytest.mark.parametrize('compiled', [lambda fails: fails, jax.jit], ids=['eager', 'traced'])
+@pytest.mark.parametrize(
+    'flag, more', [('', ''), ('--verbosity=1', '; --verbosity=1 shows the traceback')]
+)
+def test_what_a_library_raises_names_the_line_that_called_it(fails, compiled, flag, more):
+    with pytest.raises(SystemExit) as ended, errors_in_one_line(flag=flag):
+        compiled(fails)(jnp.ones((3, 2)))
+    line = fails.__code__.co_firstlineno + 1
+    assert ended.value.code.endswith(f' (at {__file__}:{line}{more})')
+
+
+def test_what_python_raises_of_a_file_names_no_line():
+    with pytest.raises(SystemExit) as ended, errors_in_one_line():
+        json.loads('no json')
+    assert ended.value.code == 'error: Expecting value: line 1 column 1 (char 0)'
 
 
 def end_of(work, stdout):
