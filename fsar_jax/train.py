@@ -284,6 +284,8 @@ def in_one_line(error: Exception) -> str:
         # Of other exceptions, which are faults of the file, the kind is part of the message.
         return lines[-1].removeprefix('ValueError: ')
     message = ' '.join(line.strip() for line in lines)
+    # of a config file, with all other keys of the section
+    message = re.sub(r'Key (".*?") does not exist.*?Other fields present: .*\}"?', r'\1', message)
     a_section = 'a section of the settings: give one of its keys'
     message = re.sub(r'Failed to parse .* as a ConfigDict: .*', a_section, message)
     # the same of ml_collections before 1.1

@@ -445,6 +445,23 @@ def test_a_config_that_cannot_be_loaded_is_one_plain_line(flag, message, tmp_pat
         assert ended.value.code.endswith(': a section of the settings: give one of its keys')
 
 
+def test_a_wrong_key_in_a_config_file_is_as_short_as_in_a_flag(tmp_path):
+    file = tmp_path / 'mine.py'
+    for key, meant in (('shots', ' Did you mean "shot" instead of "shots"?'), ('zzz', '')):
+        file.write_text(
+            'from fsar_jax.config import default_config\n\n\n'
+            'def get_config(preset=""):\n'
+            '    config = default_config()\n'
+            f'    config.episode.{key} = 5\n'
+            '    return config\n'
+        )
+        with pytest.raises(SystemExit) as ended:
+            train.parse(['main.py', f'--config={file}'])
+        assert ended.value.code == (
+            f'error: no such config key: "{key}"{meant} (python -m fsar_jax.settings lists them)'
+        )
+
+
 def test_a_method_is_found_by_its_name_from_anywhere(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'strm').mkdir()  # a folder of the same name is not a config
