@@ -26,7 +26,7 @@ def tables():
 def test_every_backbone_has_a_row_in_both_tables(tables):
     assert list(tables) == ['`normalize`', 'frames/s']
     for rows in tables.values():
-        assert rows.keys() == BACKBONES.keys()
+        assert rows.keys() == BACKBONES.keys(), 'docs/backbones.md: a row for each, in both tables'
 
 
 def test_the_rows_of_the_packages_are_those_that_the_code_checks(tables):

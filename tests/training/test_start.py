@@ -105,4 +105,8 @@ def test_every_network_says_what_its_authors_start_it_from():
     }
     for name, network in {**BACKBONES, **SCAN_NETWORKS}.items():
         start = network().published_start
-        assert start == ('' if name in small else others.get(name, 'ImageNet')), name
+        expected = '' if name in small else others.get(name, 'ImageNet')
+        assert start == expected, (
+            f"{name} has published_start={start!r}: add it to `small` of this test for '', to "
+            "`others` for other weights than ImageNet's, or give its class published_start"
+        )
