@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import fsar_jax
+from fsar_jax.config import validate
+from fsar_jax.matchers import MATCHERS
 from fsar_jax.matchers.matcher import Matcher
 from fsar_jax.samplers.sampler import Sampler
 from fsar_jax.stage import Loss, Stage
@@ -143,7 +145,6 @@ ADD = 'add it, as fsar_jax/matchers/matcher.py says'
 WRONG = {
     WithoutProject: f'matcher {{}} has no `project(features, train)`: {ADD}',
     WithoutCall: f'matcher {{}} has no `__call__(support, query, train)`: {ADD}',
-    NoMatcher: 'matcher {} is no Matcher: derive the class from fsar_jax.matchers.matcher.Matcher',
     Transposed: 'matcher {} returned logits [3, 4], expected [Q, way] = [4, 3]',
     NoneOfThese: 'matcher {} returned logits [4, 4], expected [Q, way] = [4, 3]',
     OneForAll: f'matcher {{}}.project returned [8] for {CLIPS}',
@@ -168,6 +169,19 @@ def test_what_is_wrong_is_one_line_that_names_the_stage(stage):
     with pytest.raises(ValueError) as error:
         run(**{part: stage()})
     assert str(error.value) == message
+
+
+def test_a_stage_of_another_kind_is_one_line(monkeypatch):
+    monkeypatch.setitem(MATCHERS, 'mine', NoMatcher)
+    config = fsar_jax.default_config()
+    config.model.matcher.name = 'mine'
+    for asked in (lambda: fsar_jax.create_learner(config.model), lambda: validate(config)):
+        with pytest.raises(ValueError) as error:
+            asked()
+        assert str(error.value) == (
+            'matcher NoMatcher is no Matcher: derive the class from fsar_jax.matchers.matcher.'
+            'Matcher'
+        )
 
 
 def test_a_sampler_may_make_one_frame_of_two():
