@@ -60,16 +60,23 @@ def starts_of(config: ConfigDict, params: ArrayTree) -> list[Start]:
 
 def note_random_starts(config: ConfigDict, params: ArrayTree) -> None:
     """Prints a line for each part that starts from random weights, although its authors start it
-    from others, and for weights of a backbone that a run on stored features does not have."""
+    from others or it keeps them, and for weights of a backbone that a run on stored features does
+    not have."""
     key, unread = start_of_backbone(config)
     if config.data.features and unread:
         print_once(
             f'note: config.{key}={printable(unread, 1000)} is not read, because this run is on '
             'stored features: give it to python -m fsar_jax.extract, which makes them'
         )
+    rates = create_learner(config.model).rates
     for start in starts_of(config, params):
         published = start.network.published_start
-        if not start.path and published:
+        if not start.path and rates.get(start.part) == 0:
+            print_once(
+                f'note: the {start.name} keeps random weights, because it is not trained: set '
+                f'--config.{start.setting} to weights to start from, or train it'
+            )
+        elif not start.path and published:
             print_once(
                 f'note: the {start.name} starts from random weights, but published runs start it '
                 f'from {published}: set --config.{start.setting} to {_files_for(start)}'

@@ -50,6 +50,28 @@ def test_a_random_start_is_noted_where_the_published_one_is_not(
     assert len(notes) == len(expected) and all('from ImageNet' in note for note in notes)
 
 
+def test_a_part_that_keeps_random_weights_is_noted(capsys):
+    config = get_config('vim')
+    config.model.backbone.trained = config.model.sampler.scan_trained = False
+    note_random_starts(config, PARAMS)
+    notes = capsys.readouterr().out.splitlines()
+    for part, key in (
+        ('sampler scan network', 'sampler.scan_weights'),
+        ('backbone', 'backbone.weights'),
+    ):
+        assert (
+            sum(
+                f'the {part} keeps random weights' in note
+                and f'set --config.model.{key} to' in note
+                for note in notes
+            )
+            == 1
+        )
+    config.model.backbone.weights = config.model.sampler.scan_weights = 'a.pth'
+    note_random_starts(config, PARAMS)
+    assert len(notes) == 2 and not capsys.readouterr().out
+
+
 def test_only_parts_that_the_model_has_can_start():
     config = get_config('vim')
     assert [start.name for start in starts_of(config, PARAMS)] == [
