@@ -46,7 +46,10 @@ class Sampler(Stage):
             sizes = {**leading, 'L': length, 'H': None, 'W': None, 'C': None}
             check_shape('sampler', self, 'frames', sampled['frames'], **sizes)
 
-        check(getattr(self, 'frames', None))  # the setting of those that choose
+        if hasattr(self, 'frames'):  # the setting of those that choose, among any number
+            check(self.frames)
+            return
+        check(None)
         if read is not None and self.frames_read(sampled['frames'].shape[len(leading)]) != read:
             check(read)
 

@@ -98,6 +98,14 @@ class NotAsManyAsItsSetting(OfMaps):
         return {'frames': videos[:, :5]}
 
 
+class FirstFour(NotAsManyAsItsSetting):
+    def frames_read(self, frames):
+        return 20
+
+    def __call__(self, videos, train=False):
+        return {'frames': videos[:, : self.frames]}
+
+
 class FramesAlone(OfMaps):
     def __call__(self, videos, train=False):
         return videos
@@ -186,6 +194,11 @@ def test_a_stage_of_another_kind_is_one_line(monkeypatch):
 
 def test_a_sampler_may_make_one_frame_of_two():
     assert run(sampler=AverageOfTwo()).logits.shape == (QUERIES, WAY)
+
+
+def test_a_sampler_that_chooses_takes_any_number_of_frames():
+    assert FirstFour().frames_read(4) != LENGTH
+    assert run(sampler=FirstFour()).logits.shape == (QUERIES, WAY)
 
 
 @pytest.mark.parametrize(
