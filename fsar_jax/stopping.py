@@ -116,8 +116,9 @@ def _call_of_library(error: BaseException) -> str:
     while frames is not None and known:
         code = frames.tb_frame.f_code
         file = pathlib.Path(code.co_filename)
-        library = not file.is_relative_to(PACKAGE) and LIBRARIES & set(file.parts)
-        if not library and not file.is_relative_to(PYTHON) and file.is_absolute():
+        ours = file.is_relative_to(PACKAGE)  # in whichever folder it is installed
+        library = not ours and LIBRARIES & set(file.parts)
+        if ours or not (library or file.is_relative_to(PYTHON)) and file.is_absolute():
             place = f'{printable(file, 1000)}:{frames.tb_lineno}'
             # JAX takes its own frames away, so that the last one may be that of a call.
             raises = 'RAISE' in dis.opname[code.co_code[frames.tb_lasti]]

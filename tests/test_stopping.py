@@ -4,6 +4,7 @@ readers of its output that go away."""
 import errno
 import json
 import os
+import pathlib
 import re
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from tiny_run import REPOSITORY, start_main, tiny_flags
 
+from fsar_jax import stopping
 from fsar_jax.progress import METRICS_FILE
 from fsar_jax.stopping import errors_in_one_line
 from fsar_jax.training.checkpoints import Checkpoints
@@ -170,6 +172,16 @@ def test_what_a_library_raises_names_the_line_that_called_it(fails, compiled, fl
         compiled(fails)(jnp.ones((3, 2)))
     line = fails.__code__.co_firstlineno + 1
     assert ended.value.code.endswith(f' (at {__file__}:{line}{more})')
+
+
+def test_a_package_beside_the_libraries_of_python_names_its_lines(monkeypatch):
+    """As where it is installed in conda's base environment, without a virtual one."""
+    folder = pathlib.Path(__file__).parent
+    monkeypatch.setattr(stopping, 'PACKAGE', folder)
+    monkeypatch.setattr(stopping, 'PYTHON', str(folder.parent))
+    with pytest.raises(SystemExit) as ended, errors_in_one_line():
+        of_numpy(None)
+    assert ended.value.code.endswith(f'(at {__file__}:{of_numpy.__code__.co_firstlineno + 1})')
 
 
 def test_what_python_raises_of_a_file_names_no_line():
