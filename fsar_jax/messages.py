@@ -66,6 +66,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and named
 
 
+def is_lost_process(error: BaseException) -> bool:
+    """Whether another process of a run on several was gone, in the words of those that connect
+    them: Gloo on CPUs, NCCL on GPUs, and JAX's own service."""
+    words = ('Gloo ', 'ncclRemoteError', 'heartbeat', 'oordination service', 'Barrier ')
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
 def one_line(error: BaseException) -> str:
     """The message of an exception, on one line. Of an OSError: the path and the system's words,
     without the number. Of a device without enough memory: that, and what it was asked for."""

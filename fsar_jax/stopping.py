@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import NoReturn, TextIO
 
-from fsar_jax.messages import is_out_of_memory, one_line, printable
+from fsar_jax.messages import is_lost_process, is_out_of_memory, one_line, printable
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What a run in a workdir prints, see `on_signals`.
@@ -82,8 +82,9 @@ def errors_in_one_line(
     status that a shell gives to such programs, 141.
 
     Other exceptions are faults of the code and keep their traceback, but for a device that has too
-    little memory. So does every one where `unless()` is true; `flag` is what makes it so. What a
-    library raises, such as JAX at a wrong shape in a stage, is a line that names the place.
+    little memory, and for another process of the run that is gone. So does every one where
+    `unless()` is true; `flag` is what makes it so. What a library raises, such as JAX at a wrong
+    shape in a stage, is a line that names the place.
     """
     safe_streams()
     try:
@@ -94,6 +95,8 @@ def errors_in_one_line(
             raise
         _flush(sys.stdout)
     except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
+        if is_lost_process(error) and not unless():
+            _leave_the_others(error)
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
         unread = isinstance(error, BrokenPipeError) and not _is_read(sys.stdout)
@@ -106,6 +109,21 @@ def errors_in_one_line(
         if place := _call_of_library(error):
             place = f' (at {place}' + (f'; {flag} shows the traceback)' if flag else ')')
         sys.exit(128 + signal.SIGPIPE if unread else f'error: {one_line(error)}{place}')
+
+
+def _leave_the_others(error: BaseException) -> NoReturn:
+    """Ends a process that another one of its run has left. At the usual end JAX would wait a minute
+    for that one, and then abort."""
+    words = printable(one_line(error), 200)
+    with contextlib.suppress(OSError):
+        _flush(sys.stdout)
+    with contextlib.suppress(OSError):
+        os.write(
+            2,
+            f'error: another process of this run is gone ({words}): see what it printed, and start '
+            f'all of them again: {RUN_STOPPED}\n'.encode(),
+        )
+    os._exit(1)
 
 
 def _call_of_library(error: BaseException) -> str:

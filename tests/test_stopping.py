@@ -154,6 +154,26 @@ def test_wrong_input_is_one_line_and_a_fault_of_the_code_is_not():
         raise KeyError('a')
 
 
+@pytest.mark.parametrize(
+    'words',
+    [
+        'UNKNOWN: Gloo AllGather failed: [pair.cc:538] Read error: Connection reset by peer',
+        'INTERNAL: NCCL operation failed: ncclRemoteError',
+        'UNAVAILABLE: Task 1 heartbeat timeout',
+        'DEADLINE_EXCEEDED: Barrier timed out. Id: save',
+    ],
+)
+def test_a_process_that_another_one_has_left_ends_at_once_in_one_line(words):
+    """JAX would wait for that one at the usual end, and then abort."""
+    work = f"""import atexit; atexit.register(sys.stderr.write, 'late')
+    raise RuntimeError({words!r})"""
+    status, err = end_of(work, subprocess.PIPE)
+    assert status == 1 and err == (
+        f'error: another process of this run is gone ({words}): see what it printed, and start all '
+        'of them again: what was finished is kept, the same command goes on from there\n'
+    )
+
+
 def of_numpy(x):
     return np.ones((2, 3)) + np.ones((3, 2))
 
