@@ -19,7 +19,7 @@ from fsar_jax.layers import computed, frames_as_floats
 from fsar_jax.matchers.matcher import Matcher
 from fsar_jax.matchers.query_similarity import QueryClassSimilarity
 from fsar_jax.samplers import SAMPLERS
-from fsar_jax.stage import KINDS, ArrayTree, Loss, Stage, check_shape
+from fsar_jax.stage import KINDS, ArrayTree, Loss, Stage, check_losses, check_shape, check_tokens
 from fsar_jax.stages import build_stages, choice, shared_values
 
 
@@ -155,13 +155,7 @@ class FewShotLearner(nn.Module):
         """The last part of `represent`: from the features of B videos and what else was `sampled`
         to what the matcher needs of each."""
         projected = self.matcher.project(features, train)
-        clips, kept = len(features.frames), [jnp.shape(x)[:1] for x in jax.tree.leaves(projected)]
-        if not kept or set(kept) != {(clips,)}:
-            found = ', '.join(str(list(jnp.shape(x))) for x in jax.tree.leaves(projected))
-            raise ValueError(
-                f'matcher {type(self.matcher).__name__}.project returned {found or "no array"} for '
-                f'B = {clips} clips, expected B as the first axis of every array'
-            )
+        self.matcher.check_projected(projected, len(features.frames))
         embeddings = {'temporal_matching': projected}
         if sampling := {k: x for k, x in sampled.items() if k not in ('frames', 'maps')}:
             embeddings['sampling'] = sampling
@@ -458,27 +452,6 @@ class FewShotLearner(nn.Module):
             patches=patches,
             enriched_patches=enriched,
         )
-
-
-def check_tokens(part: str, stage: Stage, tokens: jax.Array, enriched: Any) -> None:
-    """Raises a one-line ValueError where a token enrichment does not keep [B, …, N, D]."""
-    letters = ('B', 'L', 'N', 'D') if tokens.ndim == 4 else ('B', 'N', 'D')
-    check_shape(part, stage, 'tokens', enriched, **dict(zip(letters, tokens.shape, strict=True)))
-
-
-def check_losses(part: str, stage: Stage, losses: Any, shape: tuple[int, ...]) -> None:
-    """Raises a one-line ValueError where `Stage.losses` did not return {name: Loss}, each of one
-    value for an episode or one for each of its [Q] queries."""
-    if not isinstance(losses, Mapping) or not all(isinstance(x, Loss) for x in losses.values()):
-        raise ValueError(
-            f'{part} {type(stage).__name__}.losses returned no dict of Loss(weight, value)'
-        )
-    for name, loss in losses.items():
-        if jnp.shape(loss.value) not in ((), shape):
-            raise ValueError(
-                f"{part} {type(stage).__name__}.losses returned '{name}' of shape "
-                f'{list(jnp.shape(loss.value))}, expected [Q] = {list(shape)} or one number'
-            )
 
 
 def as_one_batch(

@@ -161,6 +161,27 @@ def check_shape(part: str, stage: nn.Module, what: str, output: Any, **axes: int
         )
 
 
+def check_tokens(part: str, stage: Stage, tokens: jax.Array, enriched: Any) -> None:
+    """Raises a one-line ValueError where a token enrichment does not keep [B, …, N, D]."""
+    letters = ('B', 'L', 'N', 'D') if tokens.ndim == 4 else ('B', 'N', 'D')
+    check_shape(part, stage, 'tokens', enriched, **dict(zip(letters, tokens.shape, strict=True)))
+
+
+def check_losses(part: str, stage: Stage, losses: Any, shape: tuple[int, ...]) -> None:
+    """Raises a one-line ValueError where `Stage.losses` did not return {name: Loss}, each of one
+    value for an episode or one for each of its [Q] queries."""
+    if not isinstance(losses, Mapping) or not all(isinstance(x, Loss) for x in losses.values()):
+        raise ValueError(
+            f'{part} {type(stage).__name__}.losses returned no dict of Loss(weight, value)'
+        )
+    for name, loss in losses.items():
+        if jnp.shape(loss.value) not in ((), shape):
+            raise ValueError(
+                f"{part} {type(stage).__name__}.losses returned '{name}' of shape "
+                f'{list(jnp.shape(loss.value))}, expected [Q] = {list(shape)} or one number'
+            )
+
+
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """logits [..., classes], integer labels that broadcast to [...] → float32 [...]."""
     labels = jnp.broadcast_to(labels, logits.shape[:-1])

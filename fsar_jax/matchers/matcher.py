@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 
 from fsar_jax.enrichment import VideoFeatures
 from fsar_jax.fields import setting
@@ -54,6 +55,16 @@ class Matcher(Stage):
             f'matcher {type(self).__name__} has no `__call__(support, query, train)`: add it, as '
             'fsar_jax/matchers/matcher.py says'
         )
+
+    def check_projected(self, projected: Any, clips: int) -> None:
+        """Raises a one-line ValueError where `project` did not return arrays [B, …] of B clips."""
+        shapes = [list(jnp.shape(x)) for x in jax.tree.leaves(projected)]
+        if not shapes or any(shape[:1] != [clips] for shape in shapes):
+            found = ', '.join(map(str, shapes)) or 'no array'
+            raise ValueError(
+                f'matcher {type(self).__name__}.project returned {found} for B = {clips} clips, '
+                'expected B as the first axis of every array'
+            )
 
     def batch_norm_passes(self, queries: int) -> int:
         """How often an episode updates the running statistics of batch norm."""
