@@ -121,7 +121,7 @@ def _leave_the_others(error: BaseException) -> NoReturn:
         os.write(
             2,
             f'error: another process of this run is gone ({words}): see what it printed, and start '
-            f'all of them again: {RUN_STOPPED}\n'.encode(),
+            f'all of them again: {_message[0]}\n'.encode(),
         )
     os._exit(1)
 

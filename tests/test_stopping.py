@@ -165,12 +165,13 @@ def test_wrong_input_is_one_line_and_a_fault_of_the_code_is_not():
 )
 def test_a_process_that_another_one_has_left_ends_at_once_in_one_line(words):
     """JAX would wait for that one at the usual end, and then abort."""
-    work = f"""import atexit; atexit.register(sys.stderr.write, 'late')
+    work = f"""from fsar_jax.stopping import on_signals; on_signals('nothing was written')
+    import atexit; atexit.register(sys.stderr.write, 'late')
     raise RuntimeError({words!r})"""
     status, err = end_of(work, subprocess.PIPE)
     assert status == 1 and err == (
         f'error: another process of this run is gone ({words}): see what it printed, and start all '
-        'of them again: what was finished is kept, the same command goes on from there\n'
+        'of them again: nothing was written\n'
     )
 
 
