@@ -37,7 +37,7 @@ from fsar_jax.named_arrays import params_hash
 from fsar_jax.progress import METRICS_FILE, Progress, read_metrics
 from fsar_jax.training.inputs import open_split
 from fsar_jax.training.run_settings import run_config
-from fsar_jax.training.selected import best_of_run
+from fsar_jax.training.selected import best_of_run, step_in
 from fsar_jax.training.state import schedules
 
 if TYPE_CHECKING:  # they need the extra, which `main` checks first
@@ -250,14 +250,8 @@ def read_run(workdir: pathlib.Path) -> Run:
             values = np.array([float(at(step)) for step in range(count)])
             scheduled[name.partition(' (')[0]] = values
     name = results['method'] if results else workdir.name
-    selected = tested_step(results) if results else best_step(metrics)
+    selected = step_in(results.get('selected_on')) if results else best_step(metrics)
     return Run(name, results, metrics, scheduled, selected)
-
-
-def tested_step(results: dict) -> int | None:
-    """The step of the checkpoint that results are of, None where they do not say it."""
-    found = re.match(r'(val accuracy at step |last step \()(\d+)', str(results.get('selected_on')))
-    return int(found[2]) if found else None
 
 
 def best_step(metrics: list[dict]) -> int | None:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 from typing import NamedTuple
 
 import jax
@@ -74,3 +75,9 @@ def select(checkpoints: Checkpoints, like: ArrayTree) -> Selected:
     if damaged:
         how += f' (damaged: step {listed(damaged)})'
     return Selected(state, step, how, damaged, metrics)
+
+
+def step_in(how: object) -> int | None:
+    """The step that `Selected.how` names, which results keep as 'selected_on'; None for others."""
+    found = re.match(r'(val accuracy at step |last step \()(\d+)', str(how))
+    return int(found[2]) if found else None
