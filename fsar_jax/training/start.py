@@ -30,6 +30,7 @@ class Start(NamedTuple):
       path: the value of that setting: a file, the workdir of a run, 'pretrained', or None.
       network_name: the network's name in its table.
       network: the module.
+      kept: whether training leaves it as it starts.
     """
 
     part: tuple[str, ...]
@@ -37,6 +38,7 @@ class Start(NamedTuple):
     path: str | None
     network_name: str
     network: Stage
+    kept: bool
 
     @property
     def name(self) -> str:
@@ -54,7 +56,8 @@ def starts_of(config: ConfigDict, params: ArrayTree) -> list[Start]:
             chosen = setting_of(config, f'model.{known.starts}')  # a name, or a section with one
             network_name = chosen if isinstance(chosen, str) else chosen.name
             network = functools.reduce(getattr, part, learner)
-            starts.append(Start(part, key, setting_of(config, key), network_name, network))
+            path, kept = setting_of(config, key), learner.rates.get(part) == 0
+            starts.append(Start(part, key, path, network_name, network, kept))
     return starts
 
 
@@ -68,10 +71,9 @@ def note_random_starts(config: ConfigDict, params: ArrayTree) -> None:
             f'note: config.{key}={printable(unread, 1000)} is not read, because this run is on '
             'stored features: give it to python -m fsar_jax.extract, which makes them'
         )
-    rates = create_learner(config.model).rates
     for start in starts_of(config, params):
         published = start.network.published_start
-        if not start.path and rates.get(start.part) == 0:
+        if not start.path and start.kept:
             print_once(
                 f'note: the {start.name} keeps random weights, because it is not trained: set '
                 f'--config.{start.setting} to weights to start from, or train it'
