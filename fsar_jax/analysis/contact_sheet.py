@@ -4,6 +4,7 @@ Each row shows a class: its name and the frames of one clip that a model would s
 the object if the record has one.
 """
 
+import functools
 import importlib.util
 import io
 import pathlib
@@ -86,6 +87,7 @@ def _draw_row(dataset, label, record, length, height):
     return row
 
 
+@functools.cache
 def _font():
     """The font of matplotlib where that is installed, which has letters with accents; else PIL's
     own, None."""
